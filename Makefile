@@ -1,0 +1,45 @@
+# make compare   set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
+# make test      set up, run every test            make check   ruff and mypy
+#
+# ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit -k dpo".
+# PYTHON chooses the interpreter of the virtual environment: make compare PYTHON=python3.12.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+# A stamp carries its lock's hash in its name: a lock that changes is installed, one that does not is not.
+hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
+RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
+DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
+
+.PHONY: compare test check
+.DELETE_ON_ERROR:
+
+compare: $(RUNTIME)
+	@.venv/bin/python cluster/local_job.py recipes/quickstart.yaml --output outputs/quickstart $(ARGS)
+
+test: $(DEVELOPMENT)
+	@.venv/bin/python -m pytest -q --durations=10 $(ARGS)
+
+check: $(DEVELOPMENT)
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# torch comes first, and alone: its CPU build lives on an index of PyTorch's own, and asking that index for every
+# other package too would be slow, and slower still where it cannot be reached.
+$(RUNTIME):
+	@command -v $(PYTHON) > /dev/null || { echo "There is no $(PYTHON): apt install python3 python3-venv python3-dev g++" >&2; exit 1; }
+	@$(PYTHON) requirements/check_machine.py
+	@echo "Installing into .venv (about 4.5 GB; some minutes)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' requirements/cpu.txt) || \
+	  { echo "PyTorch's CPU build did not install: is $(TORCH_INDEX) reachable?" >&2; exit 1; }
+	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	@$(PIP) install --quiet --no-deps -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,118 @@
+"""The driver: connects to Ray, starts the fleet and the tracker, runs the comparison, and ends what it started."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+import yaml
+
+from actors.evaluator import HeldOut
+from actors.fleet import Fleet, start_fleet
+from rlhf_bench.comparison import Comparison, uses_reward_model
+from rlhf_bench.material import Cache, Material
+from rlhf_bench.progress import Display
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.report import render_text_table
+from rlhf_bench.report.verdict import notes, verdict
+from rlhf_bench.roles import Roles
+from rlhf_bench.stages import Start
+from rlhf_bench.tokenizer import decode_response
+from rlhf_bench.tracking import Tracker
+from rlhf_bench.types import RunFailed, Terminated
+
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+# Several processes share the same cores in turn: a thread that waits must not burn the core another one works on.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one."""
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+    ray.init(address=address or "local", runtime_env={"env_vars": QUIET | PATIENT}, log_to_driver=False, logging_level="error", **local)
+    signal.signal(signal.SIGTERM, _terminated)  # after ray.init, which sets a handler of its own
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def drive(recipe: Recipe, material: Material, cache: Cache, directory: Path, arms: Sequence[str], seeds: Sequence[int], began: float) -> str:
+    """Run the comparison; returns the text that ends it: table, verdict, where to look."""
+    display = Display(directory)
+    run_key, commit = _run_key(directory), _commit()
+    tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.say)
+    tags = {"run_key": run_key, "commit": commit, "ray_submission_id": os.environ.get("RAY_JOB_SUBMISSION_ID", ""), "recipe": recipe.name}
+    tracker.start_comparison(run_key, _flat(recipe.resolved()), tags)
+    fleet: Fleet | None = None
+    status = "failed"
+    try:
+        connect()
+        display.say(f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)")
+        scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
+        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer)
+        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
+        comparison = Comparison(
+            recipe, directory, material, roles, cache, tracker, display.say, display, run_key, commit, began,
+            functools.partial(_begin_evaluation, fleet, recipe, material),
+        )  # fmt: skip
+        summary = comparison.run(arms, seeds)
+        status = "done"
+    except ray.exceptions.RayActorError as error:
+        raise RunFailed(f"an engine's process died: {' '.join(str(error).split())[:300]}") from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        raise RunFailed(f"an engine failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
+    except (KeyboardInterrupt, Terminated):
+        status = "interrupted"
+        raise
+    finally:
+        if fleet is not None:
+            fleet.stop()
+        lost = tracker.finish(status)
+        for line in lost:
+            display.say(f"not in MLflow: {line}")
+        display.close()
+        ray.shutdown()
+    ends = [render_text_table(summary), "", verdict(summary), *notes(summary), "", f"report: {directory / 'report.html'}"]
+    return "\n".join(ends)
+
+
+def _begin_evaluation(fleet: Fleet, recipe: Recipe, material: Material, start: Start) -> None:
+    held_out = HeldOut(
+        prompts=material.held_out, pairs=start.held_out_pairs, settings=recipe.evaluation,
+        max_response_tokens=recipe.data.max_response_tokens, tokens_per_micro_batch=recipe.compute.tokens_per_micro_batch,
+        eos_id=material.eos_id, judge=material.task.judge, decode=functools.partial(decode_response, material.tokenizer),
+    )  # fmt: skip
+    fleet.evaluator.begin(held_out, str(start.base))
+
+
+def _run_key(directory: Path) -> str:
+    """One key per directory, so that a run that is carried on is the same run in MLflow."""
+    path = directory / "run_key"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12])
+    return path.read_text().strip()
+
+
+def _commit() -> str:
+    """The checkout's commit: given by the launcher where the job runs in a copy without its history."""
+    if "RLHF_BENCH_COMMIT" in os.environ:
+        return os.environ["RLHF_BENCH_COMMIT"]
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return found.stdout.strip()
+
+
+def _flat(data: dict, prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow params: section/key."""
+    out: dict[str, str] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()}
+    return out

@@ -1,0 +1,122 @@
+"""Starting the roles where the recipe's `placement` puts them, and ending them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.evaluator import Evaluator, EvaluatorActor
+from actors.learner_group import LearnerGroup, LearnerRank
+from actors.reward_scorer import RewardScorer, ScorerActor
+from actors.rollout_pool import RolloutActor, RolloutPool
+from actors.weight_sync import WeightSync, weight_sync
+from rlhf_bench.flops import ModelShape
+from rlhf_bench.recipe import Placement, Recipe, RolePlacement
+from rlhf_bench.types import RunFailed
+
+Bundle = dict[str, float]
+
+
+@dataclass
+class Fleet:
+    """Handles on all roles. They live until `stop`, across arms and seeds."""
+
+    pool: RolloutPool
+    scorer: RewardScorer | None
+    learner: LearnerGroup
+    evaluator: Evaluator
+    sync: WeightSync
+    group: PlacementGroup
+    actors: list[Any]
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        remove_placement_group(self.group)
+
+
+def roles_of(placement: Placement, scorer: bool) -> dict[str, RolePlacement]:
+    roles: dict[str, RolePlacement] = {"learner": placement.learner, "rollout": placement.rollout, "evaluator": placement.evaluator}
+    return roles | ({"scorer": placement.scorer} if scorer else {})
+
+
+def bundles(placement: Placement, scorer: bool = True) -> tuple[list[Bundle], dict[str, list[int]]]:
+    """What is asked of the cluster, and for each role the bundle of each of its actors.
+
+    Colocated: actor i of every role goes to bundle i, which is as large as the largest of them. Apart: a bundle each.
+    """
+    roles = roles_of(placement, scorer)
+    if placement.colocated:
+        count = max(r.actors for r in roles.values())
+        asked = [_bundle(*(r for r in roles.values() if r.actors > i)) for i in range(count)]
+        return asked, {name: list(range(r.actors)) for name, r in roles.items()}
+    asked, where = [], {}
+    for name, role in roles.items():
+        where[name] = list(range(len(asked), len(asked) + role.actors))
+        asked += [_bundle(role)] * role.actors
+    return asked, where
+
+
+def _bundle(*roles: RolePlacement) -> Bundle:
+    gpus = max(r.gpus for r in roles)
+    return {"CPU": float(max(r.cpus for r in roles))} | ({"GPU": float(gpus)} if gpus else {})
+
+
+def reserve(placement: Placement, scorer: bool = True) -> tuple[PlacementGroup, list[Bundle], dict[str, list[int]]]:
+    """A placement group, or RunFailed saying what was asked and what the cluster has."""
+    asked, where = bundles(placement, scorer)
+    group = placement_group(asked, strategy="PACK")
+    if not group.wait(placement.timeout_seconds):
+        remove_placement_group(group)
+        total, free = ray.cluster_resources(), ray.available_resources()
+        raise RunFailed(
+            f"placement: no room after {placement.timeout_seconds:.0f} s: asked for {' + '.join(_shown(b) for b in asked)}; "
+            f"the cluster has {_shown(total)}, of which {_shown(free)} free; make placement smaller or the cluster larger"
+        )
+    return group, asked, where
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or resources.get(k))
+
+
+def start_fleet(recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int, scorer: bool) -> Fleet:
+    """Start every role at once; calls wait for a role that is still starting."""
+    placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
+    group, asked, where = reserve(placement, scorer)
+    sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
+
+    def start(cls: type, role: str, i: int, *args: Any) -> Any:
+        bundle = where[role][i]
+        share = {key.lower(): amount / sharing[bundle] for key, amount in asked[bundle].items()}
+        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        remote = ray.remote(cls).options(
+            num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if roles_of(placement, True)[role].gpus else 0,
+            scheduling_strategy=place, name=None, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(roles_of(placement, True)[role].cpus)}},
+        )  # fmt: skip
+        return remote.remote(*args)
+
+    learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
+    ranks = [
+        start(LearnerRank, "learner", i, i, learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype)
+        for i in range(learner.actors)
+    ]
+    engines = [start(RolloutActor, "rollout", i, model_path, rollout, length, dtype, placement.weight_sync) for i in range(rollout.actors)]
+    looker = start(EvaluatorActor, "evaluator", 0, model_path, evaluator, length, dtype)
+    scorers = [start(ScorerActor, "scorer", i, placement.scorer.cpus, placement.scorer.gpus) for i in range(placement.scorer.actors)] if scorer else []
+    budget = recipe.compute.tokens_per_micro_batch
+    group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget)
+    group_handle.join()
+    return Fleet(
+        pool=RolloutPool(engines, rollout, shape, eos_id),
+        scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget) if scorer else None,
+        learner=group_handle,
+        evaluator=Evaluator(looker),
+        sync=weight_sync(placement.weight_sync, group_handle, engines),
+        group=group,
+        actors=[*ranks, *engines, looker, *scorers],
+    )

@@ -1,0 +1,277 @@
+"""The learner: N ranks of one DeepSpeed group, as Ray actors. The only file that imports deepspeed.
+
+Each rank holds up to three models: the policy, a frozen reference, and a critic (also the reward model in
+training). Models are loaded anew for every arm and seed; the processes stay.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from rlhf_bench.flops import ModelShape, forward_flops, training_flops
+from rlhf_bench.ledger import Cost
+from rlhf_bench.methods.base import Objective, PerResponse
+from rlhf_bench.models import load_model, scale_head
+from rlhf_bench.sequences import micro_batch, split_by_tokens
+from rlhf_bench.types import Row, RunFailed
+
+ModelName = Literal["policy", "reference", "critic"]
+KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "reference": "causal", "critic": "scalar"}
+
+
+def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's settings. Micro-batches are cut by tokens here, so DeepSpeed counts none of its own."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+class LearnerRank:
+    """One rank. Methods are called on all ranks at once: they hold collectives."""
+
+    def __init__(self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str):
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0" if gpus else str(rank), "LOCAL_SIZE": str(ranks)}
+        os.environ["DS_ACCELERATOR"] = "cuda" if gpus else "cpu"
+        import torch
+
+        torch.set_num_threads(cpus)
+        self.rank, self.ranks, self.zero_stage, self.dtype = rank, ranks, zero_stage, dtype
+        self.device = "cuda" if gpus else "cpu"
+        self.models: dict[ModelName, Any] = {}
+        self.source: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: its node and a port that is free on it."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return ray.util.get_node_ip_address(), s.getsockname()[1]
+
+    def join(self, address: str, port: int) -> None:
+        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        import logging
+
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        deepspeed.init_distributed("nccl" if self.device == "cuda" else "gloo", verbose=False)
+
+    def load(self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float) -> ModelShape:
+        """(Re)place a model by the weights at `path`. Without a learning rate it is frozen."""
+        import deepspeed
+        import torch
+
+        old = self.models.pop(name, None)
+        if hasattr(old, "destroy"):
+            old.destroy()
+        module = load_model(path, KIND[name], self.dtype, seed)
+        shape = ModelShape.of(module.lm)
+        module.to(self.device)
+        if learning_rate is None and self.zero_stage < 3:
+            self.models[name] = module.eval().requires_grad_(False)
+            return shape
+        optimizer = None
+        if learning_rate is not None:
+            optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+        config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self.models[name] = engine
+        return shape
+
+    def measure(self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float) -> dict[int, PerResponse]:
+        """Log-probs (causal) or values (scalar) per response token; `{row index: one array per response}`."""
+        import torch
+
+        model = self.models[name]
+        model.eval()
+        found: dict[int, PerResponse] = {}
+        with torch.no_grad():
+            for indices in plan:
+                part = [rows[i] for i in indices]
+                batch = micro_batch(part, pad_id=0).to(self.device)
+                numbers, _ = model(batch, temperature) if KIND[name] == "causal" else model(batch)
+                flat = np.split(numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1])
+                at = 0
+                for i, row in zip(indices, part, strict=True):
+                    found[i] = tuple(flat[at : at + len(row.responses)])
+                    at += len(row.responses)
+            for _ in range(idle):
+                model(micro_batch(rows[:1], pad_id=0).to(self.device))
+        return found
+
+    def step(self, objective: Objective, rows: Sequence[Row], plan: list[list[int]], idle: int, units: int, settings: Any, learning_rate: float, temperature: float) -> dict[str, float]:
+        """One optimizer step over this rank's share of `units` units. Sums of the loss and metrics, and the gradient norm."""
+        import torch
+
+        from rlhf_bench.learning import per_unit
+
+        name: ModelName = objective.model
+        engine = self.models[name]
+        engine.train()
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums: dict[str, torch.Tensor] = {}
+        batches = [micro_batch([rows[i] for i in part], 0) for part in plan] + [micro_batch(rows[:1], 0, weight=0.0)] * idle
+        for i, batch in enumerate(batches):
+            engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            loss, metrics = per_unit(objective, engine, batch.to(self.device), settings, temperature)
+            # DeepSpeed averages over ranks; × ranks / units makes that the mean over all units everywhere.
+            engine.backward(loss.sum() * (batch.weight * self.ranks / units))
+            for key, value in {"loss": loss.detach(), **metrics}.items():
+                sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.sum().cpu()
+        norm = self._gradient_norm(engine)
+        engine.step()
+        return {key: float(value) for key, value in sums.items()} | {"grad_norm": norm}
+
+    def _gradient_norm(self, engine: Any) -> float:
+        """Global norm before clipping. ZeRO's optimizers know it after their step; without ZeRO the full gradients are here."""
+        import torch
+
+        if self.zero_stage == 0 and self.dtype == "float32":
+            return float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        return float("nan")  # read after the step, see `gradient_norm`
+
+    def gradient_norm(self, name: ModelName) -> float | None:
+        norm = self.models[name].get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def weights(self, name: ModelName) -> dict[str, np.ndarray] | None:
+        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0."""
+        import torch
+
+        found = {}
+        for key, parameter in self._module(name).named_parameters():
+            with self._gathered([parameter]):
+                if self.rank == 0:
+                    value = parameter.detach().cpu()
+                    found[key] = value.clone() if value.dtype == torch.float32 else value.view(torch.uint16).clone()
+        return {k: v.numpy() for k, v in found.items()} if self.rank == 0 else None
+
+    def save(self, name: ModelName, path: str, score_scale: float) -> None:
+        """Write a Hugging Face folder from rank 0. A scalar head is multiplied by `score_scale` first."""
+        module = self._module(name)
+        with self._gathered(list(module.parameters())):
+            if self.rank == 0:
+                scale_head(module, score_scale)
+                module.save_pretrained(path, safe_serialization=True)
+
+    def _module(self, name: ModelName) -> Any:
+        model = self.models[name]
+        return getattr(model, "module", model).lm
+
+    def _gathered(self, parameters: list[Any]) -> Any:
+        import contextlib
+
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters) if self.zero_stage == 3 else contextlib.nullcontext()
+
+    def send_weights(self, name: ModelName, backend: str, engines: list[Any], address: str, port: int) -> None:
+        """Push weights GPU to GPU with vLLM's own trainer engine (nccl or ipc). See weight_sync.py."""
+        from actors.weight_sync import trainer_engine
+
+        if self.source is None:
+            self.source = trainer_engine(backend, self.rank, engines, address, port, self._module(name), self._gathered)
+        self.source.send_weights()
+
+    def free(self, name: ModelName) -> None:
+        old = self.models.pop(name, None)
+        if hasattr(old, "destroy"):
+            old.destroy()
+
+
+class LearnerGroup:
+    """The driver's handle on all ranks. Rows in, numbers and costs out."""
+
+    def __init__(self, actors: Sequence[Any], cpus: int, gpus: int, tokens_per_micro_batch: int):
+        self.ranks = list(actors)
+        self.devices = len(actors) * (gpus or cpus)
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.shapes: dict[ModelName, ModelShape] = {}
+
+    def join(self) -> None:
+        address, port = ray.get(self.ranks[0].address.remote())
+        ray.get([r.join.remote(address, port) for r in self.ranks])
+
+    def load(self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0) -> None:
+        shapes = ray.get([r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks])
+        self.shapes[name] = shapes[0]
+
+    def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
+        """Per row, one array per response with a number per response token; and what it cost."""
+        began = perf_counter()
+        plan, idle = self._plan(rows)
+        ref = ray.put(list(rows))
+        parts = ray.get([r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)])
+        merged: dict[int, PerResponse] = {k: v for part in parts for k, v in part.items()}
+        flops = self._planned_flops(name, rows, plan, forward_flops)
+        cost = Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows), device_seconds=self._device_seconds(began))
+        return [merged[i] for i in range(len(rows))], cost
+
+    def step(self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0) -> tuple[dict[str, float], Cost]:
+        """One optimizer step on `rows`: the means of loss and metrics over all units, the gradient norm, and what it cost."""
+        began = perf_counter()
+        plan, idle = self._plan(rows)
+        units = sum(len(r.responses) for r in rows) // 2 if objective.unit == "pair" else sum(r.response_tokens for r in rows)
+        ref = ray.put(list(rows))
+        sums = ray.get([
+            r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)
+            for r, p, i in zip(self.ranks, plan, idle, strict=True)
+        ])  # fmt: skip
+        means = {key: sum(s[key] for s in sums) / units for key in sums[0] if key != "grad_norm"}
+        means["grad_norm"] = sums[0]["grad_norm"]
+        if np.isnan(means["grad_norm"]):
+            means["grad_norm"] = ray.get([r.gradient_norm.remote(objective.model) for r in self.ranks])[0]
+        cost = self.step_cost(objective, rows)
+        return means, cost + Cost(device_seconds=self._device_seconds(began))
+
+    def step_cost(self, objective: Objective, rows: Sequence[Row]) -> Cost:
+        """What a step on these rows will cost, but for seconds: known before it is taken."""
+        plan, _ = self._plan(rows)
+        flops = self._planned_flops(objective.model, rows, plan, training_flops)
+        return Cost(flops=flops, trained_tokens=sum(r.response_tokens for r in rows))
+
+    def weights(self, name: ModelName) -> ray.ObjectRef:
+        """The full weights, as one object in Ray's store."""
+        refs = [r.weights.remote(name) for r in self.ranks]
+        ray.wait(refs, num_returns=len(refs))
+        ray.get(refs[1:])
+        return refs[0]
+
+    def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
+        ray.get([r.save.remote(name, str(path), score_scale) for r in self.ranks])
+
+    def free(self, name: ModelName) -> None:
+        ray.get([r.free.remote(name) for r in self.ranks])
+
+    def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
+        if not rows:
+            raise RunFailed("the learner was handed no rows: there was nothing to learn from in this update")
+        plan = split_by_tokens(rows, len(self.ranks), self.tokens_per_micro_batch)
+        longest = max(len(p) for p in plan)
+        return plan, [longest - len(p) for p in plan]  # every rank must take part in every collective
+
+    def _planned_flops(self, name: ModelName, rows: Sequence[Row], plan: list[list[list[int]]], formula: Any) -> float:
+        shape, scalar = self.shapes[name], KIND[name] == "scalar"
+        total = 0.0
+        for indices in (part for rank in plan for part in rank):
+            part = [rows[i] for i in indices]
+            heads = sum(r.response_tokens + (len(r.responses) if scalar else 0) for r in part)
+            total += formula(shape, len(part), max(r.tokens for r in part), heads)
+        return total
+
+    def _device_seconds(self, began: float) -> float:
+        return (perf_counter() - began) * self.devices

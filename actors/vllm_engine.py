@@ -1,0 +1,83 @@
+"""One vLLM engine inside the calling process. With weight_sync.py the only file that imports vllm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_bench.recipe import RolloutPlacement
+
+
+class VLLMEngine:
+    """Samples token ids from token ids. The engine runs in-process: no second process to lose, and a fast start."""
+
+    def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
+        os.environ |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        import torch
+
+        torch.set_num_threads(placement.cpus)
+        from vllm import LLM
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        from actors.weight_sync import register_object_store_engine
+
+        register_object_store_engine()
+        cpu_only = {} if placement.gpus else {"kv_cache_memory_bytes": placement.cache_mib * 2**20, "enforce_eager": True}
+        self.llm = LLM(
+            model=path, skip_tokenizer_init=True, dtype=dtype, max_model_len=max_length, seed=0,
+            max_num_seqs=placement.concurrent_requests, max_num_batched_tokens=max(2048, max_length),
+            gpu_memory_utilization=placement.gpu_memory_fraction, distributed_executor_backend="uni",
+            logprobs_mode="processed_logprobs", weight_transfer_config=WeightTransferConfig(backend=sync_backend),
+            generation_config="vllm", disable_log_stats=True, **cpu_only,
+        )  # fmt: skip
+        self.version = -1
+
+    def generate(self, requests: Sequence[tuple[tuple[int, ...], int]], max_tokens: int, temperature: float, eos_id: int) -> list[dict[str, Any]]:
+        """Each request is (prompt ids, seed). Per request: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                temperature=temperature, max_tokens=max_tokens, seed=seed if temperature else None, logprobs=0,
+                stop_token_ids=[eos_id], detokenize=False,
+            )
+            for _, seed in requests
+        ]  # fmt: skip
+        prompts = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
+        found = []
+        for output in self.llm.generate(prompts, params, use_tqdm=False):
+            completion = output.outputs[0]
+            ids = tuple(completion.token_ids)
+            found.append({
+                "ids": ids,
+                "logprobs": tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)),
+                "finished": completion.finish_reason == "stop",
+                "cached": output.num_cached_tokens or 0,
+            })  # fmt: skip
+        return found
+
+    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of a given response, from the engine's own forward pass: what a sync is checked with."""
+        from vllm import SamplingParams
+
+        ids = [*prompt_ids, *response_ids]
+        # One token must be sampled; the room for it is why a probe is one token shorter than max_length.
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        output = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)[0]
+        return [step[token].logprob for step, token in zip(output.prompt_logprobs[len(prompt_ids) :], response_ids, strict=True)]
+
+    def call_worker(self, method: str, **kwargs: Any) -> None:
+        """One step of vLLM's weight-transfer protocol."""
+        self.llm.collective_rpc(method, kwargs=kwargs)
+
+    def finish_sync(self, version: int) -> None:
+        """Cached keys and values belong to the old weights."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM would not reset its prefix cache after a weight sync: requests were still running")
+        self.version = version

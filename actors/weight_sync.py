@@ -1,0 +1,145 @@
+"""How the learner's weights reach the engines: one interface, three ways.
+
+object_store: rank 0 puts the gathered weights into Ray's object store, every engine maps them. CPU and GPU.
+nccl, ipc:    vLLM's own trainer engines broadcast or share GPU memory. Written to vLLM 0.32's API; not run so far,
+              for want of GPUs (docs/architecture.md says what has been run).
+
+On the engines' side all three are vLLM weight-transfer engines and follow its protocol:
+init_weight_transfer_engine, start_weight_update, update_weights, finish_weight_update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+OBJECT_STORE = "object_store"
+
+
+class WeightSync(Protocol):
+    def send(self, version: int) -> ray.ObjectRef | None:
+        """Bring every engine to the learner's current weights. Returns them where they exist as one object."""
+
+
+class ObjectStoreSync:
+    def __init__(self, learner: Any, engines: list[Any]):
+        self.learner, self.engines = learner, engines
+
+    def send(self, version: int) -> ray.ObjectRef:
+        weights = self.learner.weights("policy")
+        ray.get([e.load_weights.remote([weights], version) for e in self.engines])
+        return weights
+
+
+class DeviceSync:
+    """nccl or ipc: all learner ranks gather, rank 0 drives the engines through vLLM's protocol."""
+
+    def __init__(self, backend: str, learner: Any, engines: list[Any]):
+        self.backend, self.learner, self.engines = backend, learner, engines
+        self.address, self.port = ray.get(learner.ranks[0].address.remote())
+
+    def send(self, version: int) -> None:
+        ray.get([r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port) for r in self.learner.ranks])
+        ray.get([e.finish_sync.remote(version) for e in self.engines])
+
+
+def weight_sync(backend: str, learner: Any, engines: list[Any]) -> WeightSync:
+    return ObjectStoreSync(learner, engines) if backend == OBJECT_STORE else DeviceSync(backend, learner, engines)
+
+
+class EngineClient:
+    """What vLLM's trainer engines call: every step goes to all rollout actors at once."""
+
+    def __init__(self, engines: list[Any]):
+        self.engines = engines
+
+    def _all(self, method: str, **kwargs: Any) -> None:
+        ray.get([e.call_worker.remote(method, **kwargs) for e in self.engines])
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        offset = init_info.get("rank_offset")
+        infos = [init_info if offset is None else init_info | {"rank_offset": offset + i} for i in range(len(self.engines))]
+        ray.get([e.call_worker.remote("init_weight_transfer_engine", init_info=i) for e, i in zip(self.engines, infos, strict=True)])
+
+    def start_weight_update(self) -> None:
+        self._all("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._all("update_weights", update_info=update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._all("finish_weight_update")
+
+
+def trainer_engine(backend: str, rank: int, engines: list[Any], address: str, port: int, module: Any, gathered: Callable[[list[Any]], Any]) -> Any:
+    """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    class ShardedSource(WeightSource):
+        def metadata(self) -> list[ParamMeta]:
+            return [ParamMeta(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in module.named_parameters()]
+
+        def __iter__(self) -> Iterator[tuple[str, Any]]:
+            for name, parameter in module.named_parameters():
+                with gathered([parameter]):
+                    yield name, parameter.detach().clone()
+
+    info = IPCTrainerInitInfo(rank=rank) if backend == "ipc" else NCCLTrainerInitInfo(
+        master_address=address, master_port=port, world_size=1 + len(engines), rank=rank
+    )  # fmt: skip
+    return WeightTransferTrainerFactory.trainer_init(info, client=EngineClient(engines), source=ShardedSource())
+
+
+def register_object_store_engine() -> None:
+    """Teach this process's vLLM the object_store backend: weights arrive as a mapping of name to array."""
+    import torch
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    @dataclass
+    class Nothing(WeightTransferInitInfo):
+        pass
+
+    @dataclass
+    class Arrays(WeightTransferUpdateInfo):
+        arrays: dict[str, Any]
+
+    class ObjectStoreEngine(WeightTransferEngine[Nothing, Arrays]):
+        init_info_cls, update_info_cls = Nothing, Arrays
+
+        def init_transfer_engine(self, init_info: Nothing) -> None:
+            """There is no connection to make: the object store is there."""
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def receive_weights(self, update_info: Arrays) -> None:
+            def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+                for name, array in update_info.arrays.items():
+                    # Arrays in Ray's store are read-only; the copy also outlives the store's object.
+                    tensor = torch.from_numpy(array.copy())
+                    yield name, (tensor.view(torch.bfloat16) if array.dtype == "uint16" else tensor).to(self.device)
+
+            self.model.load_weights(tensors())
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+            # On CPU a head multiplies with a packed copy of its weight. One that is tied to the embedding receives no
+            # weight of its own, so the reload leaves that copy as it was.
+            for module in self.model.modules():
+                if isinstance(module, ParallelLMHead):
+                    module.quant_method.process_weights_after_loading(module)
+
+        def shutdown(self) -> None:
+            """Nothing is held."""
+
+    if OBJECT_STORE not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(OBJECT_STORE, ObjectStoreEngine)

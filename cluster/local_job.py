@@ -1,0 +1,234 @@
+"""Run a recipe through `ray job submit` on a Ray cluster of its own on this machine.
+
+Usage: python cluster/local_job.py RECIPE [key=value ...] --output DIR
+
+The cluster listens on loopback only, asks for a token made for this run, takes free ports, and ends with this
+command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM stops the job in good order: the same
+command carries on from there. The exit code is that of `rlhf-bench run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
+OBJECT_STORE_BYTES = 512 * 2**20
+START_WAIT_SECONDS = 120
+STOP_WAIT_SECONDS = 60  # for the driver to write its state; Ray's own default is 3
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; `number` says which."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to `rlhf-bench run`")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options, passed_on = parser.parse_known_intermixed_args(arguments)
+    # The job runs in a copy of the tree: paths to what stays outside the copy must be absolute.
+    output = options.output.resolve()
+    entrypoint = ["python", "-m", "rlhf_bench", "run", str(options.recipe.resolve()), *options.overrides, *passed_on]
+    code = run_on_local_cluster([*entrypoint, "--output", str(output)], ROOT)
+    print_where_to_look(output)
+    return code
+
+
+def run_on_local_cluster(entrypoint: Sequence[str], working_directory: Path) -> int:
+    """Start a cluster, run `entrypoint` as a job in a copy of `working_directory`, show its log, end the cluster.
+
+    Returns the entrypoint's exit code; 130 or 143 where it was stopped by SIGINT or SIGTERM; 1 where Ray could not
+    run it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        with local_cluster() as (address, folder):
+            code = _submit_and_follow(address, entrypoint, working_directory)
+            if code == 1:
+                print(f"Ray's own logs: {_keep_logs(folder)}", file=sys.stderr)
+            return code
+    except Interrupted as stop:
+        return 128 + stop.number
+
+
+def _keep_logs(folder: Path) -> str:
+    kept = tempfile.mkdtemp(prefix="rlhf-bench-ray-logs-")
+    shutil.copytree(folder / "session_latest" / "logs", kept, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    return kept
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def local_cluster() -> Iterator[tuple[str, Path]]:
+    """A Ray cluster with its dashboard on loopback. Yields the dashboard's address and the cluster's folder.
+
+    `ray start`, and not `ray.init`: only it can choose the port of the dashboard's agent, and only it leaves the
+    file by which a job finds its own cluster where several run on one machine. Raises RuntimeError where the
+    cluster does not come up.
+    """
+    # Every process of the cluster inherits these, and so does the client in this process.
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_USAGE_STATS_ENABLED="0",
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    )
+    folder = Path(tempfile.mkdtemp(prefix="rlhf-ray-"))
+    dashboard, client_server = _free_ports(2)
+    command = [RAY, "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
+               "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
+               f"--ray-client-server-port={client_server}", f"--object-store-memory={OBJECT_STORE_BYTES}"]  # fmt: skip
+    with open(folder / "start.log", "w") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_until_up(head, address, folder)
+        yield address, folder
+    finally:
+        head.terminate()  # `ray start --block` takes its own processes along
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=40)
+        with suppress(ProcessLookupError):  # nobody left, as it should be
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _die_with_parent() -> None:
+    """In the child: end the cluster even where this process is killed outright."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_up(head: subprocess.Popen, address: str, folder: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    deadline = time.monotonic() + START_WAIT_SECONDS
+    while head.poll() is None and time.monotonic() < deadline:
+        try:
+            JobSubmissionClient(address)  # asks for the version
+            return
+        except ConnectionError:  # not there yet
+            time.sleep(0.1)
+    said = (folder / "start.log").read_text().strip()
+    raise RuntimeError(f"Ray did not start within {START_WAIT_SECONDS} s; `ray start` said:\n{said}")
+
+
+def _submit_and_follow(address: str, entrypoint: Sequence[str], working_directory: Path) -> int:
+    from ray.job_submission import JobSubmissionClient
+
+    submission = f"rlhf-bench-{secrets.token_hex(4)}"
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS), "RLHF_BENCH_COMMIT": _commit(working_directory)}
+    command = [RAY, "job", "submit", "--no-wait", "--address", address, "--submission-id", submission,
+               "--working-dir", str(working_directory), "--runtime-env-json", json.dumps({"env_vars": environment}),
+               "--", *entrypoint]  # fmt: skip
+    submitted = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if submitted.returncode != 0:
+        print(f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
+        return 1
+    client = JobSubmissionClient(address)
+    logging.getLogger("ray").setLevel(logging.WARNING)  # no word about its web socket in the middle of the job's log
+    # In a thread, so that the main one can take a signal and stop the job while its last lines still come.
+    log = threading.Thread(target=lambda: asyncio.run(_print_log(client, submission)), daemon=True)
+    log.start()
+    stopped_by = None
+    while log.is_alive():
+        try:
+            log.join(timeout=1)
+        except Interrupted as interrupted:
+            if stopped_by is not None:  # asked twice: the cluster's end takes the job along
+                raise
+            stopped_by = interrupted.number
+            print("Stopping the job; once more to end it at once.", file=sys.stderr, flush=True)
+            client.stop_job(submission)
+    code = _exit_code(client, submission)
+    return code if stopped_by is None else 128 + stopped_by
+
+
+async def _print_log(client, submission: str) -> None:
+    async for lines in client.tail_job_logs(submission):
+        print(lines, end="", flush=True)
+
+
+def _exit_code(client, submission: str) -> int:
+    """The driver's own exit code, once the job has ended; 1 where the driver never ran."""
+    job = client.get_job_info(submission)
+    while job.status not in ENDED:  # the log's end may come before the status
+        time.sleep(0.1)
+        job = client.get_job_info(submission)
+    if job.status == "STOPPED":
+        return 128 + signal.SIGTERM
+    if job.driver_exit_code is None:
+        print(f"The job did not run: {job.message}", file=sys.stderr)
+        return 1
+    # A shell runs the driver: the end by a signal comes as 128 + n, or as -n where the shell gave way to the driver.
+    return job.driver_exit_code if job.driver_exit_code >= 0 else 128 - job.driver_exit_code
+
+
+def _commit(directory: Path) -> str:
+    """The commit that is checked out in `directory`, or "" where that is no git repository."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=directory, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def print_where_to_look(output: Path) -> None:
+    """Say where the report is, and how to open MLflow on the store that the run used."""
+    sys.path.insert(0, str(ROOT))
+    import yaml
+
+    from rlhf_bench.tracking import how_to_open, tracking_uri
+
+    report, recipe = output / "report.html", output / "recipe.yaml"
+    if not recipe.is_file():
+        return
+    tracking = (yaml.safe_load(recipe.read_text()) or {}).get("tracking") or {}
+    if report.is_file():
+        print(f"\nReport:  {report.as_uri()}")
+    print(f"MLflow:  {how_to_open(tracking_uri(tracking.get('uri'), output))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Write the locks cpu.txt, gpu.txt and dev.txt anew from pyproject.toml.
+
+Usage: python requirements/lock.py [cpu] [gpu] [dev]      (all three where none is named; a minute each)
+
+Each lock is the whole closure that pip resolves, installed with `pip install --no-deps -r LOCK`. Run it with
+the oldest supported Python. dev.txt holds only what cpu.txt does not, and is resolved against it. torchvision,
+torchaudio and torchcodec are left out: the project reads text only, and a build of theirs that does not match
+torch's makes the import of transformers fail. The CPU build of torch comes from PyTorch's own index; to lock gpu,
+pip must see PyPI's build of torch, so unset any setting that makes it prefer a CPU wheel.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+
+
+def pip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True)
+
+
+def closure(requirements: list[str], *options: str) -> dict[str, str]:
+    """Every package, by normalised name, and the version that `requirements` resolve to on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        pip("install", "--dry-run", "--ignore-installed", "--report", str(report), *options, *requirements)
+        packages = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    found = {re.sub(r"[-_.]+", "-", package["name"]).lower(): package["version"] for package in packages}
+    return {name: found[name] for name in sorted(found.keys() - LEFT_OUT)}
+
+
+def write(name: str, packages: dict[str, str]) -> None:
+    lines = [f"# Written by requirements/lock.py; install with --no-deps. Python {sys.version_info.major}."
+             f"{sys.version_info.minor}, Linux."]
+    lines += [f"{package}=={version}" for package, version in packages.items()]
+    (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    print(f"{name}.txt: {len(packages)} packages")
+
+
+def lock(name: str, project: dict) -> None:
+    """Resolve and write one lock."""
+    base, extras = project["dependencies"], project["optional-dependencies"]
+    if name == "gpu":
+        packages = closure([*base, *extras["gpu"]])
+        if packages["torch"].endswith("+cpu"):
+            sys.exit("gpu: pip found a CPU build of torch (see pip config list); nothing written")
+        return write("gpu", packages)
+    with tempfile.TemporaryDirectory() as folder:
+        torch = next(line for line in base if line.startswith("torch=="))
+        pip("download", "--no-deps", "--dest", folder, f"{torch}+cpu", "--extra-index-url", CPU_TORCH_INDEX)
+        if name == "cpu":
+            return write("cpu", closure([*base, *extras["cpu"]], "--find-links", folder))
+        runtime = {line for line in (HERE / "cpu.txt").read_text().splitlines() if not line.startswith("#")}
+        packages = closure([*base, *extras["dev"]], "--find-links", folder, "--constraint", str(HERE / "cpu.txt"))
+        write("dev", {key: version for key, version in packages.items() if f"{key}=={version}" not in runtime})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="cpu|gpu|dev")
+    names = parser.parse_args().names or ["cpu", "gpu", "dev"]
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    if unknown := set(names) - {"cpu", "gpu", "dev"}:
+        parser.error(f"no lock named {', '.join(sorted(unknown))}: choose from cpu, gpu, dev")
+    for name in names:
+        lock(name, project)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The command line: run, check, report. The one place that imports `actors`, inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+BEGAN = perf_counter()
+
+import typer  # noqa: E402
+import yaml  # noqa: E402
+
+from rlhf_bench.types import BadInput, RunFailed, Terminated  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
+    "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
+    "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
+))  # fmt: skip
+
+RecipePath = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="directory for all results; default outputs/NAME")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="run only this arm (repeatable)", show_default="all")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="run only this seed (repeatable)", show_default="the recipe's")] = None,
+) -> None:
+    """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
+
+    Example: rlhf-bench run recipes/quickstart.yaml seeds=[1] --output outputs/try
+    """
+    from rlhf_bench.material import prepare
+    from rlhf_bench.recipe import load_recipe
+    from rlhf_bench.records import open_directory
+
+    settings = load_recipe(recipe, overrides or [])
+    arms, seeds = _chosen("--arm", arm, list(settings.arms)), _chosen("--seed", seed, list(settings.seeds))
+    directory = (output or Path("outputs") / settings.name).resolve()
+    cache = _cache()
+    material = prepare(settings, cache)
+    _refuse_small_budget(settings, material)
+    open_directory(directory, settings)
+    _guard_local_cluster()
+
+    from actors.driver import drive
+
+    print(drive(settings, material, cache, directory, arms, seeds, BEGAN), flush=True)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Validate a recipe; print it in full with FLOPs, memory and placement. Nothing is started."""
+    from rlhf_bench.forecast import arm_forecast, lengths_of, memory_gib
+    from rlhf_bench.material import prepare
+    from rlhf_bench.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    material = prepare(settings, _cache())
+    _refuse_small_budget(settings, material)
+    print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
+    n, shape, limit = lengths_of(settings, material), material.shape, settings.compute.limit
+    print(f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens")
+    for note in material.task.notes:
+        print(f"data: {note}")
+    print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
+    for name, arm in settings.arms.items():
+        f = arm_forecast(settings, arm, shape, n)
+        before, update = (getattr(c, settings.compute.column) for c in (f.before, f.update))
+        print(f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more")
+    for role, gib in memory_gib(settings, shape).items():
+        place = getattr(settings.placement, role)
+        print(f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache")
+    print(f"{recipe}: valid")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="the --output of a run")]) -> None:
+    """Render report.html and summary.json again from what was recorded."""
+    from rlhf_bench.report import render_text_table, write_report
+
+    print(render_text_table(write_report(directory)))
+    print(f"report: {(directory / 'report.html').resolve()}")
+
+
+def _cache() -> Any:
+    """Where base models and reward models are kept between runs; every node of a cluster must see it."""
+    from rlhf_bench.material import Cache
+
+    return Cache(Path(os.environ.get("RLHF_BENCH_CACHE", Path.home() / ".cache" / "rlhf-bench")))
+
+
+def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]:
+    for one in asked or []:
+        if one not in known:
+            raise BadInput(f"{option} {one}: the recipe has {', '.join(map(str, known))}; choose among them")
+    return [k for k in known if not asked or k in asked]
+
+
+def _refuse_small_budget(settings: Any, material: Any) -> None:
+    from rlhf_bench.forecast import lengths_of, refuse_small_budget
+
+    refuse_small_budget(settings, material.shape, lengths_of(settings, material))
+
+
+def _guard_local_cluster() -> None:
+    """Close a cluster of our own to others by a token. Ray reads this as it is imported, so it must be set before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    """Run a command; its last line on failure names the cause."""
+    try:
+        command()
+    except BadInput as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command with the same --output goes on from the last finished arm", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("terminated: the same command with the same --output goes on from the last finished arm", file=sys.stderr)
+        return 143
+    return 0
+
+
+def main() -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(_exit_code(lambda: app(standalone_mode=False)))

@@ -1,0 +1,149 @@
+"""The whole experiment, top to bottom: start (base, pairs, reward model) → arms × seeds → report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from rlhf_bench.ledger import Cost, Ledger
+from rlhf_bench.loop import ArmRun, Look, Progress
+from rlhf_bench.material import Cache, Material
+from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.records import Part, copy_checkpoint, merge_parts, sample_rows, table, write_json
+from rlhf_bench.records import METRIC_KEYS, SAMPLE_KEYS
+from rlhf_bench.report import Summary, write_report
+from rlhf_bench.roles import Roles
+from rlhf_bench.stages import Start, make_start
+from rlhf_bench.tracking import Tracker
+from rlhf_bench.types import Evaluation
+
+BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
+
+
+def uses_reward_model(arm: MethodSettings) -> bool:
+    return getattr(arm, "data", None) != "offline" and getattr(arm, "feedback", None) == "reward_model"
+
+
+@dataclass
+class Comparison:
+    """One run of a recipe into one directory."""
+
+    recipe: Recipe
+    directory: Path
+    material: Material
+    roles: Roles
+    cache: Cache
+    tracker: Tracker
+    say: Callable[[str], None]
+    display: Any  # progress.Display
+    run_key: str
+    commit: str
+    began: float
+    begin_evaluation: Callable[[Start], None]
+
+    def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
+        start = make_start(self.recipe, self.material, self.roles, self.cache, self.say)
+        base = self._look_at_base(start)
+        first_update = None
+        todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
+        for done, (arm, seed) in enumerate(todo):
+            part = self._part(arm, seed)
+            if part.result is not None:
+                self.say(f"{arm} · seed {seed}: already done, kept")
+                continue
+            self.display.begin(arm, seed, done, len(todo))
+            seconds = self._run_arm(part, arm, seed, start, base)
+            first_update = first_update if first_update is not None else seconds
+        summary = self._report(start, base, first_update)
+        self.tracker.artifact(self.directory / "report.html")
+        for name in ("summary.json", "recipe.yaml", "metrics.parquet", "samples.parquet", "ledger.parquet"):
+            self.tracker.artifact(self.directory / name)
+        return summary
+
+    def _part(self, arm: str, seed: int) -> Part:
+        settings = self.recipe.arms[arm]
+        return Part(self.directory, arm, settings.method, settings.data, seed)
+
+    def _look_at_base(self, start: Start) -> Evaluation:
+        """Every arm's curve begins with the base policy: looked at once."""
+        self.begin_evaluation(start)
+        self.roles.learner.load("policy", start.base)
+        self.roles.evaluator.submit(self.roles.learner.weights("policy"), 0, BASE_LOOK)
+        ((_, evaluation),) = self.roles.evaluator.collect(wait=True)
+        self.say("base policy: " + ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items()))
+        return evaluation
+
+    def _run_arm(self, part: Part, arm: str, seed: int, start: Start, base: Evaluation) -> float:
+        """Run one arm with one seed; returns seconds from the program's start to its first update."""
+        recipe, settings = self.recipe, self.recipe.arms[arm]
+        ledger = Ledger(recipe.compute.column, recipe.compute.limit)
+        if uses_reward_model(settings):
+            ledger.charge("reward_model", start.reward_model_cost)
+        params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
+        self.tracker.start_arm(arm, seed, params, {"method": settings.method, "data": settings.data, "seed": str(seed)})
+        part.looked(BASE_LOOK, base)
+        self._track_look(arm, seed, BASE_LOOK, base)
+        first, began, last = [], perf_counter(), {}
+
+        def updated(update: int, numbers: Mapping[str, float], ledger: Ledger) -> None:
+            first.append(perf_counter() - self.began)
+            spent = ledger.total().as_dict()
+            part.update(update, numbers, spent, ledger.fraction, perf_counter() - began)
+            self.display.update(arm, seed, update, numbers, ledger.fraction)
+            self.tracker.log(arm, seed, update, _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": ledger.fraction})
+
+        def looked(look: Look, evaluation: Evaluation) -> None:
+            part.looked(look, evaluation)
+            self._track_look(arm, seed, look, evaluation)
+            self.display.looked(arm, seed, look, evaluation)
+            last["evaluation"] = evaluation
+
+        aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
+        run = ArmRun(
+            recipe, METHODS[settings.method], settings, seed, self.material, start, self.roles, ledger, Progress(updated, looked), base
+        )
+        status = run.run(aside)
+        copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
+        final: Evaluation = last["evaluation"]
+        score, kl = next(iter(final.splits.values())).score, final.numbers.get("kl", math.nan)
+        result = {"seed": seed, "status": status, "spent": ledger.total().as_dict(), "score": score, "kl": kl, "updates": run.version}
+        part.finish(ledger.by_phase, result)
+        self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
+        self.say(f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {perf_counter() - began:.0f} s")
+        return first[0]
+
+    def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
+        numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}
+        numbers |= _grouped("evaluation", evaluation.numbers) | {"evaluation/mark": look.mark, "budget/fraction": look.fraction}
+        self.tracker.log(arm, seed, look.update, numbers)
+
+    def _report(self, start: Start, base: Evaluation, first_update: float | None) -> Summary:
+        """Write what the report reads, and the report. All of DIR is reported, also arms and seeds of earlier runs."""
+        arms: dict[str, Any] = {}
+        for name, settings in self.recipe.arms.items():
+            results = [self._part(name, seed).result for seed in self.recipe.seeds]
+            arms[name] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
+        write_json(self.directory / "base.json", {
+            "score": {split: r.score for split, r in base.splits.items()},
+            "numbers": dict(base.numbers),
+            "reward_model": {"accuracy": start.reward_model_accuracy},
+            "setup": {"off_policy_pairs": len(start.pairs), "held_out_pairs": len(start.held_out_pairs), "notes": list(self.material.task.notes)},
+        })  # fmt: skip
+        wall = perf_counter() - self.began
+        timing = {"wall_seconds": wall, "driver_share": process_time() / wall, "first_update_seconds": first_update}
+        write_json(self.directory / "results.json", {"arms": arms, "timing": timing, "run_key": self.run_key, "commit": self.commit})
+        samples = sample_rows("base", 0, 0.0, base)
+        shared = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
+        merge_parts(self.directory, {a: self.recipe.seeds for a in self.recipe.arms}, table([], METRIC_KEYS), table(samples, SAMPLE_KEYS), table(shared, ()))
+        self.say(f"timing: {wall:.0f} s in all, first update after {first_update or 0:.0f} s, the driver's own work {timing['driver_share']:.1%} of wall time")
+        return write_report(self.directory)
+
+
+def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{key}": value for key, value in numbers.items()}

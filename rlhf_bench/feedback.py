@@ -1,0 +1,68 @@
+"""From samples to rewards and pairs: who scores them, and which two of a prompt's candidates make a pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rlhf_bench.ledger import Cost
+from rlhf_bench.methods.base import Feedback
+from rlhf_bench.roles import RewardScorer
+from rlhf_bench.tasks import Task
+from rlhf_bench.tokenizer import decode_response
+from rlhf_bench.types import Group, Pair, Row, RunFailed, Sample
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The task's judge over token ids. A response that did not end scores 0."""
+
+    task: Task
+    tokenizer: object
+
+    def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], Cost]:
+        judged = [replace(g, samples=tuple(self._one(g, s) for s in g.samples)) for g in groups]
+        return judged, Cost(judge_queries=sum(len(g.samples) for g in groups))
+
+    def _one(self, group: Group, sample: Sample) -> Sample:
+        text = decode_response(self.tokenizer, sample.response_ids)
+        gold = self.task.judge(group.prompt, text).score if sample.finished else 0.0
+        return replace(sample, text=text, gold=gold)
+
+
+def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> tuple[list[Group], Cost]:
+    """Fill in `reward`: the judge's gold (already there), or the reward model's score. A response without EOS gets nan."""
+    if feedback == "judge":
+        scores, cost = [[s.gold for s in g.samples] for g in groups], Cost()
+    else:
+        scores, cost = scorer.score([row_of(g) for g in groups])
+        bad = [s.id for g, row in zip(groups, scores, strict=True) for s, r in zip(g.samples, row, strict=True) if not math.isfinite(r)]
+        if bad:
+            raise RunFailed(f"the reward model's score of sample {bad[0]} (and {len(bad) - 1} more) is not a finite number")
+    out = [
+        replace(g, samples=tuple(replace(s, reward=float(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)))
+        for g, row in zip(groups, scores, strict=True)
+    ]
+    return out, cost
+
+
+def row_of(group: Group) -> Row:
+    return Row(group.prompt.id, group.prompt.token_ids, tuple(s.response_ids for s in group.samples))
+
+
+def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
+    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
+    candidates all score alike (all good, all bad) give none. An unfinished candidate is the worst there is; among
+    equals the first is taken, so that a pair does not hang on lengths."""
+    pairs = []
+    for group in groups:
+        scores = [s.reward if s.finished else -math.inf for s in group.samples]
+        best, worst = scores.index(max(scores)), scores.index(min(scores))
+        if scores[best] == scores[worst]:
+            continue
+        up, down = group.samples[best], group.samples[worst]
+        pairs.append(
+            Pair(up.id, group.prompt, up.response_ids, down.response_ids, scores[best], scores[worst], up.policy_version)
+        )
+    return pairs

@@ -1,0 +1,69 @@
+"""Floating-point operations, counted from shapes (a multiply-add is two). docs/compute.md derives each formula.
+
+What is counted is what is executed: padding inside a micro-batch, and the whole L×L square of masked attention, are
+work that the processor does. Element-wise work (norms, activations, softmax, optimizer) is left out, as in
+`torch.utils.flop_counter`, against which a test holds these formulas to 3 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the formulas need to know of a decoder."""
+
+    matmul_weights: int  # weights of the backbone's linear layers, all layers together
+    layers: int
+    attention_width: int  # query heads × head size
+    head_weights: int  # hidden × vocabulary, or hidden × 1
+    parameters: int  # all of them, shared ones once
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelShape:
+        """Read the shape off a Hugging Face model (it may live on the meta device)."""
+        config = model.config
+        head = model.get_output_embeddings() or model.score
+        linear = sum(m.weight.numel() for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head)
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            linear, config.num_hidden_layers, config.num_attention_heads * size, head.weight.numel(),
+            sum(p.numel() for p in model.parameters()),
+        )  # fmt: skip
+
+
+ATTENTION_BACKWARD = 2.5
+"""A fused attention kernel recomputes the scores in its backward pass: five products of the forward's size against two."""
+
+
+def forward_flops(shape: ModelShape, rows: int, length: int, head_positions: int) -> float:
+    """One forward pass over `rows` rows padded to `length` tokens, the head applied at `head_positions`."""
+    linear = 2.0 * shape.matmul_weights * rows * length
+    attention = 4.0 * shape.layers * shape.attention_width * rows * length**2
+    return linear + attention + 2.0 * shape.head_weights * head_positions
+
+
+def training_flops(shape: ModelShape, rows: int, length: int, head_positions: int) -> float:
+    """Forward and backward: products with weights cost twice the forward again, attention 2.5 times."""
+    linear = 2.0 * shape.matmul_weights * rows * length + 2.0 * shape.head_weights * head_positions
+    attention = 4.0 * shape.layers * shape.attention_width * rows * length**2
+    return 3.0 * linear + (1 + ATTENTION_BACKWARD) * attention
+
+
+def generation_flops(shape: ModelShape, requests: Iterable[tuple[int, int, int]]) -> float:
+    """Sampling with a key-value cache. Each request: (prompt tokens, of these taken from the prefix cache, response tokens).
+
+    Position t attends to t+1 keys; the head runs once for each response token; the last response token is never fed.
+    """
+    total = 0.0
+    for prompt, cached, response in requests:
+        end = prompt + max(response - 1, 0)
+        fed = end - cached
+        keys = (end * (end + 1) - cached * (cached + 1)) / 2
+        total += 2.0 * shape.matmul_weights * fed + 4.0 * shape.layers * shape.attention_width * keys
+        total += 2.0 * shape.head_weights * response
+    return total

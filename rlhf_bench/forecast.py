@@ -1,0 +1,111 @@
+"""What a recipe will cost and need, from shapes alone: for `check`, and to refuse a budget that no update fits into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_bench.comparison import uses_reward_model
+from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.ledger import Cost
+from rlhf_bench.material import Material
+from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.types import BadInput
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ArmForecast:
+    """`before`: spent before the first update (reward model, one-shot candidates). `update`: one update."""
+
+    before: Cost
+    update: Cost
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a typical prompt; responses are reckoned at their longest."""
+
+    prompt: int
+    response: int
+
+
+def lengths_of(recipe: Recipe, material: Material) -> Lengths:
+    return Lengths(round(float(np.mean([len(p.token_ids) for p in material.train]))), recipe.data.max_response_tokens)
+
+
+def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
+    flops = samples * generation_flops(shape, [(n.prompt, 0, n.response)])
+    return Cost(flops=flops, generated_tokens=samples * n.response, judge_queries=samples if judged else 0)
+
+
+def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Lengths) -> ArmForecast:
+    """Costs with every response at full length: an upper estimate. device_seconds are not forecast."""
+    method, data = METHODS[arm.method], recipe.data
+    judged = getattr(arm, "feedback", "judge") == "judge"
+    before = reward_model_forecast(recipe, shape, n) if uses_reward_model(arm) else Cost()
+    update, samples = Cost(), 0
+    if method.consumes == "samples":
+        rows, responses = arm.prompts_per_update, arm.samples_per_prompt
+        samples = rows * responses
+    else:
+        rows, responses = (arm.prompts_per_update if arm.data == "online" else arm.pairs_per_update), 2
+        samples = rows * data.candidates_per_prompt if arm.data == "online" else 0
+    if arm.data == "on_policy":
+        before += sampling(shape, n, data.on_policy_prompts * data.candidates_per_prompt, judged)
+    if samples:
+        update += sampling(shape, n, samples, judged)
+        if not judged:
+            tokens = samples * (n.prompt + n.response)
+            update += Cost(flops=forward_flops(shape, samples, n.prompt + n.response, samples), scored_tokens=tokens)
+    length, heads = n.prompt + responses * n.response, rows * responses * n.response
+    passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(arm, "epochs_per_update", 1)
+    update += Cost(flops=len(method.measures) * forward_flops(shape, rows, length, heads), scored_tokens=len(method.measures) * heads)
+    learning = passes * len(method.objectives)
+    update += Cost(flops=learning * training_flops(shape, rows, length, heads), trained_tokens=learning * heads)
+    return ArmForecast(before, update)
+
+
+def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost:
+    settings, data = recipe.reward_model, recipe.data
+    samples = settings.start_policy_prompts * data.candidates_per_prompt
+    total = sampling(shape, n, samples, settings.pairs != "off_policy")
+    per_step = settings.examples_per_step
+    learning = settings.steps * training_flops(shape, per_step, n.prompt + 2 * n.response, 2 * per_step)
+    return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
+
+
+def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
+    """BadInput, one line per arm whose first update does not fit into compute.limit."""
+    column, limit, problems = recipe.compute.column, recipe.compute.limit, []
+    for name, arm in recipe.arms.items():
+        forecast = arm_forecast(recipe, arm, shape, n)
+        before, update = getattr(forecast.before, column), getattr(forecast.update, column)
+        if before + update > limit:
+            problems.append(
+                f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "
+                f"for it ({update:.3g}); raise it to {before + update:.2g} at the very least"
+            )
+    if problems:
+        raise BadInput(*problems)
+
+
+def memory_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
+    """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries come on top."""
+    size, learner = shape.parameters * BYTES[recipe.model.dtype], recipe.placement.learner
+    master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
+    trained = sum(1 for _ in {o.model for a in recipe.arms.values() for o in METHODS[a.method].objectives})
+    share = {stage: learner.actors for stage in (1, 2, 3)}
+    weights = size / (share.get(3, 1) if learner.zero_stage == 3 else 1)
+    gradients = size / (learner.actors if learner.zero_stage >= 2 else 1)
+    optimizer = shape.parameters * (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
+    cache = recipe.placement.rollout.cache_mib * 2**20
+    bytes_by_role = {
+        "learner": trained * (weights + gradients + optimizer) + weights,
+        "rollout": size + cache, "evaluator": 3 * size + cache, "scorer": size,
+    }  # fmt: skip
+    return {role: b / 2**30 for role, b in bytes_by_role.items()}

@@ -1,0 +1,71 @@
+"""What each arm has spent, and when it stops. Every role's work is charged here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+Column = Literal["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
+
+Phase = Literal["reward_model", "rollout", "scoring", "judging", "measuring", "learning", "sync", "evaluation", "shared"]
+METERED_APART: tuple[Phase, ...] = ("evaluation", "shared")
+"""Charged to nobody: looking at a policy is not part of making it, and all arms start from the same base."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An amount of every column."""
+
+    flops: float = 0.0
+    generated_tokens: float = 0.0
+    trained_tokens: float = 0.0
+    scored_tokens: float = 0.0
+    judge_queries: float = 0.0
+    device_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def as_dict(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Ledger:
+    """One arm's account under one budget: `limit` units of `column`.
+
+    An arm stops before the first update that would pass the limit. What an update will cost is known before its
+    training starts (token counts are), except for sampling and seconds: there the dearest update so far is the forecast.
+    """
+
+    def __init__(self, column: Column, limit: float):
+        self.column, self.limit = column, limit
+        self.by_phase: dict[Phase, Cost] = {}
+        self._dearest_update = 0.0
+        self._update_began_at = 0.0
+
+    def charge(self, phase: Phase, cost: Cost) -> None:
+        self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
+
+    def total(self) -> Cost:
+        return sum((c for p, c in self.by_phase.items() if p not in METERED_APART), Cost())
+
+    @property
+    def spent(self) -> float:
+        return getattr(self.total(), self.column)
+
+    @property
+    def fraction(self) -> float:
+        return self.spent / self.limit
+
+    def begin_update(self) -> bool:
+        """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
+        self._update_began_at = self.spent
+        return self.spent + self._dearest_update <= self.limit
+
+    def has_room_for(self, cost: Cost) -> bool:
+        """Would the rest of this update, at this cost, stay within the limit?"""
+        return self.spent + getattr(cost, self.column) <= self.limit
+
+    def end_update(self) -> None:
+        self._dearest_update = max(self._dearest_update, self.spent - self._update_began_at)

@@ -1,0 +1,186 @@
+"""The one training loop. It knows roles and the method's record; it never asks for a method's name.
+
+    draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf_bench.ledger import Cost, Ledger
+from rlhf_bench.material import Material
+from rlhf_bench.methods.base import Measured, Method, MethodSettings, PerResponse
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.roles import Roles
+from rlhf_bench.sources import Drawn, Sampler, make_source
+from rlhf_bench.stages import Start
+from rlhf_bench.types import Evaluation, Row, RunFailed
+
+MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
+    "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
+}  # fmt: skip
+DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells the outside after every update and every look."""
+
+    update: Callable[[int, Mapping[str, float], Ledger], None]
+    looked: Callable[[Look, Evaluation], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """When a snapshot was taken: the nominal mark, the update, and what had been spent by then."""
+
+    mark: float
+    update: int
+    spent: Mapping[str, float]
+    fraction: float
+    wall_seconds: float
+
+
+@dataclass
+class ArmRun:
+    """One arm and one seed: everything that lives as long as it does."""
+
+    recipe: Recipe
+    method: Method
+    settings: MethodSettings
+    seed: int
+    material: Material
+    start: Start
+    roles: Roles
+    ledger: Ledger
+    progress: Progress
+    base: Evaluation  # the look at the start policy, shared by all arms
+    version: int = 0
+    state: dict[str, float] = field(default_factory=dict)
+    reference_cache: dict[str, PerResponse] = field(default_factory=dict)
+    began: float = field(default_factory=perf_counter)
+
+    def run(self, save_to: Path) -> Literal["done", "diverged"]:
+        """Train until the budget is spent. The finished policy is written to `save_to`."""
+        self._load()
+        rng = np.random.default_rng([self.seed, 3])
+        samples = self.settings.data != "offline"
+        if samples:
+            self._sync()
+        sampler = Sampler(self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed)
+        source = make_source(self.method, self.settings, sampler, self.start.pairs)
+        marks = [m for m in self.recipe.evaluation.marks if m < 1]
+        while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
+            self.progress.looked(self._now(marks.pop(0)), self.base)
+        status: Literal["done", "diverged"] = "done"
+        while self.ledger.begin_update():
+            drawn = source.draw(self.version)
+            metrics = dict(drawn.metrics)
+            if drawn.rows:
+                learned = self._update(drawn, rng)
+                if learned is None:
+                    break
+                metrics |= learned
+                self.version += 1
+            self.ledger.end_update()
+            self.progress.update(self.version, metrics, self.ledger)
+            if not math.isfinite(metrics.get("loss", 0.0)):
+                status = "diverged"
+                break
+            snapshot = self._sync() if self.settings.data == "online" and drawn.rows else None
+            while marks and self.ledger.fraction >= marks[0]:
+                self._look(marks.pop(0), snapshot)
+            self._collect(wait=False)
+        if self.version == 0:
+            raise RunFailed(f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit")
+        self._look(1.0, None)
+        self._collect(wait=True)
+        self.roles.learner.save("policy", save_to)
+        self.material.tokenizer.save_pretrained(save_to)
+        return status
+
+    def _load(self) -> None:
+        learner, settings = self.roles.learner, self.settings
+        learner.load("policy", self.start.base, self.seed, settings.learning_rate, settings.max_grad_norm)
+        if "reference_logprobs" in self.method.measures:
+            learner.load("reference", self.start.base)
+        if "values" in self.method.measures:
+            path = self.start.reward_model or self.start.base
+            learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
+
+    def _update(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, float] | None:
+        """One update on drawn data. None when it would pass the budget: then nothing was trained."""
+        measured = {name: self._measure(name, drawn) for name in self.method.measures}
+        prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, self.settings, self.state)
+        steps = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, self.settings, rng)]
+        learner, objectives = self.roles.learner, self.method.objectives
+        cost = sum((learner.step_cost(o, rows) for rows in steps for o in objectives), Cost())
+        if not self.ledger.has_room_for(cost):
+            return None
+        self.state = prepared.state
+        sums: dict[str, list[float]] = {}
+        for rows in steps:
+            for objective in objectives:
+                rate = self.settings.learning_rate if objective.model == "policy" else self.settings.critic_learning_rate
+                means, cost = learner.step(objective, rows, self.settings, rate, self.recipe.data.temperature)
+                self.ledger.charge("learning", cost)
+                prefix = "" if objective.model == "policy" else "critic_"
+                for key, value in means.items():
+                    sums.setdefault(prefix + key, []).append(value)
+        return {key: float(np.mean(values)) for key, values in sums.items()} | prepared.metrics | self._sample_logprob(measured)
+
+    def _measure(self, name: str, drawn: Drawn) -> list[PerResponse]:
+        """A forward pass over the rows; under the reference only over those of a fixed set that are new."""
+        keep = drawn.fixed and name == "reference_logprobs"
+        new = [r for r in drawn.rows if not (keep and r.id in self.reference_cache)]
+        found: list[PerResponse] = []
+        if new:
+            temperature = 1.0 if name == "values" else self.recipe.data.temperature
+            found, cost = self.roles.learner.measure(MEASURED_BY[name], new, temperature)
+            self.ledger.charge("measuring", cost)
+        if not keep:
+            return found
+        self.reference_cache |= {r.id: numbers for r, numbers in zip(new, found, strict=True)}
+        return [self.reference_cache[r.id] for r in drawn.rows]
+
+    def _sample_logprob(self, measured: Measured) -> dict[str, float]:
+        """Mean log-probability of the policy's own samples, where a method measures it."""
+        if "logprobs" not in measured:
+            return {}
+        return {"sample_logprob": float(np.mean([a.sum() for row in measured["logprobs"] for a in row]))}
+
+    def _sync(self) -> Any:
+        """Weights to the engines, then the check that they arrived: a fixed response's log-probs on both sides."""
+        began = perf_counter()
+        snapshot = self.roles.sync.send(self.version)
+        probe = self._probe()
+        ((expected,),), cost = self.roles.learner.measure("policy", [probe])
+        tolerance = self.recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[self.recipe.model.dtype]
+        self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, self.version)
+        self.ledger.charge("sync", cost + Cost(device_seconds=perf_counter() - began - cost.device_seconds))
+        return snapshot
+
+    def _probe(self) -> Row:
+        """The fixed prompt and response of the check: the first pair's chosen side, a token short of the context."""
+        pair = self.start.pairs[0]
+        room = self.recipe.model.max_length - len(pair.prompt.token_ids) - 1
+        return Row("probe", pair.prompt.token_ids, (pair.chosen_ids[:room],))
+
+    def _look(self, mark: float, snapshot: Any) -> None:
+        weights = snapshot if snapshot is not None else self.roles.learner.weights("policy")
+        self.roles.evaluator.submit(weights, self.version, self._now(mark))
+
+    def _now(self, mark: float) -> Look:
+        return Look(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, perf_counter() - self.began)
+
+    def _collect(self, wait: bool) -> None:
+        for look, evaluation in self.roles.evaluator.collect(wait):
+            self.ledger.charge("evaluation", Cost(**evaluation.cost))
+            self.progress.looked(look, evaluation)

@@ -1,0 +1,151 @@
+"""Everything a comparison needs before any process starts: task, tokenizer, encoded prompts and pairs, model folder.
+
+All of the user's data passes through here once, so that wrong data is refused before the first engine starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rlhf_bench.flops import ModelShape
+from rlhf_bench.models import shape_of, write_fresh_model
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.tasks import Task, build_task
+from rlhf_bench.tokenizer import build_tokenizer, encode_prompt, encode_response
+from rlhf_bench.types import BadInput, Pair, Prompt, Row, TextPair
+
+DATA_SEED = 0
+"""Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
+
+
+class Cache:
+    """Folders that are made once: `folder/KIND-HASH`, where HASH is of everything that determines the content."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def get(self, kind: str, key: Any, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
+        """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed."""
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        target = self.folder / f"{kind}-{digest}"
+        if not (target / "cache.json").exists():
+            aside = self.folder / f".{kind}-{digest}.{uuid4().hex[:8]}"
+            aside.mkdir(parents=True)
+            try:
+                (aside / "cache.json").write_text(json.dumps(dict(make(aside))))
+                shutil.rmtree(target, ignore_errors=True)
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+            return target, json.loads((target / "cache.json").read_text()), False
+        return target, json.loads((target / "cache.json").read_text()), True
+
+
+@dataclass(frozen=True)
+class Material:
+    task: Task
+    tokenizer: Any
+    model: Path
+    shape: ModelShape
+    train: list[Prompt]
+    held_out: dict[str, list[Prompt]]
+    demonstrations: list[Row]
+    pairs: list[Pair] | None  # that come with the data; None where the weaker policy makes them
+    held_out_pairs: list[Pair]
+    fingerprint: dict[str, str]  # hashes of model and data, for stage caches
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+
+def prepare(recipe: Recipe, cache: Cache) -> Material:
+    """Build and check all of it. Raises BadInput, naming key or row, before anything else has happened."""
+    task = build_task(recipe.task)
+    missing = [s for s in recipe.evaluation.splits if s not in task.splits]
+    if missing:
+        raise BadInput(f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it")
+    pretrained = recipe.model.name_or_path
+    settings = recipe.model.tokenizer
+    if pretrained and settings.kind != "pretrained":
+        raise BadInput(f"model.tokenizer.kind: {settings.kind} does not fit weights from {pretrained}; use {{kind: pretrained, name_or_path: {pretrained}}}")
+    tokenizer = build_tokenizer(settings, task.corpus())
+    encode = _Encoder(recipe, tokenizer)
+    train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
+    held_out = {s: [encode.prompt(p) for p in task.prompts(s, recipe.evaluation.prompts, DATA_SEED)] for s in recipe.evaluation.splits}
+    demonstrations = []
+    if recipe.sft:
+        demonstrations = [encode.row(d.prompt, d.response) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
+    pairs, looked_at = None, []
+    if task.pairs is not None:
+        wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
+        encoded = [encode.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
+        pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
+    model, shape, fingerprint = _model(recipe, tokenizer, cache)
+    data = [train, held_out, demonstrations, pairs, looked_at]
+    fingerprint |= {"data": hashlib.sha256(repr(data).encode()).hexdigest()}
+    return Material(task, tokenizer, model, shape, train, held_out, demonstrations, pairs, looked_at, fingerprint)
+
+
+def _model(recipe: Recipe, tokenizer: Any, cache: Cache) -> tuple[Path, ModelShape, dict[str, str]]:
+    settings = recipe.model
+    if settings.name_or_path:
+        try:
+            return Path(settings.name_or_path), shape_of(settings.name_or_path), {"model": settings.name_or_path}
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise BadInput(f"model.name_or_path: {settings.name_or_path} is no causal language model that can be read: {first}") from None
+    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    key = {"model": settings.model_dump(mode="json"), "tokenizer": vocabulary}
+
+    def make(folder: Path) -> dict[str, Any]:
+        write_fresh_model(settings, tokenizer, DATA_SEED, folder)
+        return asdict(shape_of(str(folder)))
+
+    path, shape, _ = cache.get("fresh", key, make)
+    return path, ModelShape(**shape), {"model": json.dumps(key, sort_keys=True)}
+
+
+class _Encoder:
+    """Text to token ids, with the context's length in mind."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any):
+        self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
+
+    def prompt(self, prompt: Prompt) -> Prompt:
+        ids = encode_prompt(self.tokenizer, prompt.text)
+        if not ids:
+            raise BadInput(f"prompt {prompt.id}: no tokens; remove it")
+        if len(ids) + self.room > self.longest:
+            raise BadInput(
+                f"prompt {prompt.id}: {len(ids)} tokens leave no room for data.max_response_tokens {self.room} within "
+                f"model.max_length {self.longest}; raise model.max_length, or leave the prompt out"
+            )
+        return replace(prompt, token_ids=ids)
+
+    def row(self, prompt: Prompt, *responses: str) -> Row:
+        ids = encode_prompt(self.tokenizer, prompt.text)
+        encoded = tuple(encode_response(self.tokenizer, r) for r in responses)
+        for response in encoded:
+            if len(ids) + len(response) > self.longest:
+                raise BadInput(
+                    f"prompt {prompt.id}: its response makes {len(ids) + len(response)} tokens, more than "
+                    f"model.max_length {self.longest}; raise it, or leave the row out"
+                )
+        return Row(prompt.id, ids, encoded)
+
+    def pair(self, index: int, pair: TextPair) -> Pair:
+        row = self.row(pair.prompt, pair.chosen, pair.rejected)
+        return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), *row.responses)
+
+
+def rows_of(pairs: Sequence[Pair]) -> list[Row]:
+    """One row a pair: the chosen response first."""
+    return [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]

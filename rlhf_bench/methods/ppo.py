@@ -1,0 +1,155 @@
+"""Proximal policy optimisation with a reward model and a critic (arXiv 1707.06347; for language models 2009.01325).
+
+    r_t = −k (log π_old(a_t) − log π0(a_t)) + [t last] score         per-token KL penalty, score at the end
+    A_t = Σ_l (γλ)^l δ_{t+l},  δ_t = r_t + γ V(s_{t+1}) − V(s_t)      generalised advantages (arXiv 1506.02438)
+    policy: −min( ρ A, clip(ρ, 1−ε, 1+ε) A ),  ρ = π/π_old
+    critic: ½ max( (V−R)², (clip(V, V_old−ε, V_old+ε)−R)² ),  R = A + V_old
+
+Scores and advantages are whitened over the update's batch; the critic starts from the reward model; a response
+that did not end earns `missing_eos_score` instead of a score; the KL coefficient follows a target when one is set
+(arXiv 1909.08593, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rlhf_bench.methods.base import (
+    Feedback, Measured, Method, MethodSettings, Objective, Outputs, PerUnit, Prepared,
+)  # fmt: skip
+from rlhf_bench.types import Row
+
+
+class PPOSettings(MethodSettings):
+    method: Literal["ppo"] = "ppo"
+    data: Literal["online"] = Field("online", description="PPO always learns from fresh samples of its own policy")
+    feedback: Feedback = Field("reward_model", description="where scores come from: the reward model, or the task's judge")
+    prompts_per_update: int = Field(64, ge=1, description="prompts sampled for one update")
+    samples_per_prompt: int = Field(4, ge=1, description="responses sampled for each prompt")
+    epochs_per_update: int = Field(4, ge=1, description="passes over an update's samples")
+    minibatches_per_epoch: int = Field(1, ge=1, description="optimizer steps in one pass")
+    critic_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the critic")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε of the clipped surrogate and of the clipped value loss")
+    value_coefficient: float = Field(0.1, gt=0, description="weight of the value loss")
+    discount: float = Field(1.0, gt=0, le=1, description="γ")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
+    kl_coefficient: float = Field(0.05, ge=0, description="k, the price of a nat of KL, in units of a whitened score")
+    kl_target: float | None = Field(None, gt=0, description="sequence KL (nats) that an adaptive k steers to; null keeps k fixed")
+    missing_eos_score: float = Field(-1.0, description="whitened score of a response without EOS")
+
+
+def gae(rewards: np.ndarray, values: np.ndarray, discount: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns of one response, both [n] (arXiv 1506.02438, eq. 16); the state after the end is worth 0."""
+    if rewards.shape != values.shape:
+        raise ValueError(f"rewards {rewards.shape} and values {values.shape} must have one entry per token")
+    advantages = np.zeros_like(rewards)
+    running = 0.0
+    for t in reversed(range(len(rewards))):
+        following = values[t + 1] if t + 1 < len(values) else 0.0
+        running = rewards[t] + discount * following - values[t] + discount * lam * running
+        advantages[t] = running
+    return advantages, advantages + values
+
+
+def whiten(x: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1; all zeros where every entry is the same (nothing to prefer)."""
+    deviation = x.std()
+    return (x - x.mean()) / deviation if deviation > 1e-8 else np.zeros_like(x)
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Clipped surrogate per token [T] (arXiv 1707.06347, eq. 7), as a loss."""
+    ratio = (logprobs - old_logprobs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Clipped squared error per token [T]."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def next_kl_coefficient(coefficient: float, kl: float, target: float | None, samples: int) -> float:
+    """Proportional controller of arXiv 1909.08593, section 2.2: error clipped to ±0.2, a gain of 0.1 per 1,000 samples."""
+    if target is None:
+        return coefficient
+    error = float(np.clip(kl / target - 1, -0.2, 0.2))
+    return coefficient * (1 + error * samples / 10_000)
+
+
+def prepare(
+    rows: Sequence[Row], rewards: Sequence[Sequence[float]], measured: Measured, settings: PPOSettings, state: Mapping[str, float]
+) -> Prepared:
+    """Rewards, advantages and returns per token. A reward of nan marks a response that did not end."""
+    coefficient = state.get("kl_coefficient", settings.kl_coefficient)
+    flat = np.array([score for row in rewards for score in row], dtype=np.float64)
+    ended = ~np.isnan(flat)
+    scores = np.full_like(flat, settings.missing_eos_score)
+    if ended.any():
+        scores[ended] = whiten(flat[ended])
+    penalties, kls, advantages, returns = [], [], [], []
+    tokens = [t for row in zip(measured["logprobs"], measured["reference_logprobs"], measured["values"], strict=True) for t in zip(*row, strict=True)]
+    for score, (logprobs, reference, values) in zip(scores, tokens, strict=True):
+        gap = logprobs.astype(np.float64) - reference
+        reward = -coefficient * gap
+        reward[-1] += score
+        advantage, target = gae(reward, values.astype(np.float64), settings.discount, settings.gae_lambda)
+        kls.append(gap.sum())
+        penalties.append(gap.sum() * coefficient)
+        advantages.append(advantage)
+        returns.append(target)
+    white = np.split(whiten(np.concatenate(advantages)), np.cumsum([len(a) for a in advantages])[:-1])
+    out, at = [], 0
+    for i, row in enumerate(rows):
+        k = len(row.responses)
+        extras = {
+            "old_logprobs": tuple(measured["logprobs"][i]), "old_values": tuple(measured["values"][i]),
+            "advantages": tuple(white[at : at + k]), "returns": tuple(returns[at : at + k]),
+        }  # fmt: skip
+        out.append(Row(row.id, row.prompt_ids, row.responses, extras))
+        at += k
+    kl = float(np.mean(kls))
+    following = next_kl_coefficient(coefficient, kl, settings.kl_target, len(flat))
+    metrics = {"kl": kl, "kl_coefficient": coefficient, "kl_penalty": float(np.mean(penalties)), "unfinished": float(1 - ended.mean())}
+    return Prepared(out, {"kl_coefficient": following}, metrics)
+
+
+def minibatches(rows: Sequence[Row], settings: PPOSettings, rng: np.random.Generator) -> list[list[int]]:
+    """A fresh shuffle in every epoch, cut into near-equal parts."""
+    parts = min(settings.minibatches_per_epoch, len(rows))
+    return [
+        sorted(part.tolist())
+        for _ in range(settings.epochs_per_update)
+        for part in np.array_split(rng.permutation(len(rows)), parts)
+    ]
+
+
+def actor_objective(out: Outputs, settings: PPOSettings) -> PerUnit:
+    old, advantages = out.extras["old_logprobs"], out.extras["advantages"]
+    per_token = policy_loss(out.logprobs, old, advantages, settings.clip)
+    gap = out.logprobs.detach() - old
+    clipped = ((gap.exp() - 1).abs() > settings.clip).float()
+    return per_token, {"entropy": out.entropy.detach(), "clip_fraction": clipped, "step_kl": gap.exp() - 1 - gap}
+
+
+def critic_objective(out: Outputs, settings: PPOSettings) -> PerUnit:
+    returns = out.extras["returns"]
+    per_token = settings.value_coefficient * value_loss(out.values, out.extras["old_values"], returns, settings.clip)
+    return per_token, {"value_error": (out.values.detach() - returns) ** 2, "value": out.values.detach()}
+
+
+METHOD = Method(
+    name="ppo",
+    settings=PPOSettings,
+    consumes="samples",
+    measures=("reference_logprobs", "logprobs", "values"),
+    objectives=(Objective("policy", "token", actor_objective), Objective("critic", "token", critic_objective)),
+    prepare=prepare,
+    minibatches=minibatches,
+)

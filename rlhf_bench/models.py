@@ -1,0 +1,59 @@
+"""Building and loading Hugging Face models in the two shapes that are needed: causal, and scalar (reward model, critic).
+
+transformers' model classes are imported inside the functions: they take seconds, and a driver whose model is in the
+cache never needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rlhf_bench.flops import ModelShape
+from rlhf_bench.recipe import ModelSettings
+from rlhf_bench.sequences import ResponseValues, TokenLogprobs
+
+
+def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
+    """A Llama with random weights, and its tokenizer, as a Hugging Face folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=settings.hidden_size, intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.max_length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype=settings.dtype,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).to(getattr(torch, settings.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
+    """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    if kind == "causal":
+        return TokenLogprobs(AutoModelForCausalLM.from_pretrained(path, **kwargs))
+    return ResponseValues(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **kwargs))
+
+
+def shape_of(path: str) -> ModelShape:
+    """The shape of the model at a folder or Hugging Face id, without its weights. Raises OSError or ValueError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        return ModelShape.of(AutoModelForCausalLM.from_config(config))
+
+
+def scale_head(classifier: nn.Module, scale: float) -> None:
+    """Multiply a scalar head, so that its scores have the spread one wants."""
+    if scale != 1.0:
+        with torch.no_grad():
+            classifier.score.weight.mul_(scale)

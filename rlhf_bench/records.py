@@ -1,0 +1,125 @@
+"""What a comparison writes into its directory: one part per arm and seed, merged into the tables that the report reads.
+
+A part is complete once its `result.json` is there: a comparison that is carried on keeps it and runs the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rlhf_bench.ledger import COLUMNS, Cost
+from rlhf_bench.loop import Look
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.types import BadInput, Evaluation
+
+TABLES = ("metrics", "samples", "ledger")
+METRIC_KEYS = ("arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", *COLUMNS, "wall_seconds", "score")
+SAMPLE_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
+
+
+class Part:
+    """The records of one arm and seed, kept in memory while it runs and written when it ends."""
+
+    def __init__(self, directory: Path, arm: str, method: str, data: str, seed: int):
+        self.folder = directory / "parts" / f"{arm}-seed{seed}"
+        self.key: dict[str, Any] = {"arm": arm, "method": method, "data": data, "seed": seed}
+        self.metrics: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What was written when this part ended, or None if it did not end yet."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def update(self, update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float, wall_seconds: float) -> None:
+        self.metrics.append(self.key | {"phase": "train", "split": None, "update": update, "fraction": fraction, "wall_seconds": wall_seconds, **spent, **numbers})
+
+    def looked(self, look: Look, evaluation: Evaluation) -> None:
+        for i, (split, result) in enumerate(evaluation.splits.items()):
+            row = self.key | {"phase": "evaluation", "split": split, "mark": look.mark, "update": look.update, "fraction": look.fraction}
+            row |= {"wall_seconds": look.wall_seconds, **look.spent, "score": result.score, "response_length": result.response_length}
+            row |= {f"part/{name}": value for name, value in result.parts.items()}
+            self.metrics.append(row | (dict(evaluation.numbers) if i == 0 else {}))
+        self.samples += sample_rows(self.key["arm"], self.key["seed"], look.mark, evaluation)
+
+    def finish(self, by_phase: Mapping[str, Cost], result: Mapping[str, Any]) -> None:
+        """Write the tables, then `result.json`, which makes the part complete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ledger = [{"arm": self.key["arm"], "seed": self.key["seed"], "phase": p, **c.as_dict()} for p, c in by_phase.items()]
+        for name, rows, keys in (("metrics", self.metrics, METRIC_KEYS), ("samples", self.samples, SAMPLE_KEYS), ("ledger", ledger, ())):
+            table(rows, keys).to_parquet(self.folder / f"{name}.parquet")
+        write_json(self.folder / "result.json", result)
+
+
+def table(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pd.DataFrame:
+    """Rows with at least the columns `keys`; numbers stay numbers where a row lacks them."""
+    frame = pd.DataFrame(list(rows))
+    return frame.reindex(columns=[*keys, *(c for c in frame.columns if c not in keys)])
+
+
+def sample_rows(arm: str, seed: int, mark: float, evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [
+        dict(zip(SAMPLE_KEYS, (arm, seed, mark, split, *sample), strict=True))
+        for split, result in evaluation.splits.items()
+        for sample in result.samples
+    ]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Not-a-number becomes null: JSON has no word for it. Written aside, then renamed."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(_finite(data), indent=1))
+    aside.rename(path)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _finite(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def open_directory(directory: Path, recipe: Recipe) -> None:
+    """Make DIR this recipe's, or check that it is. Raises BadInput where another recipe's results are in it.
+
+    Where a run is recorded (`tracking`), where it is placed, and more seeds or arms may differ: they change no result.
+    """
+    path = directory / "recipe.yaml"
+    new = recipe.resolved()
+    if path.exists():
+        old = yaml.safe_load(path.read_text())
+        differing = sorted(k for k in new if k not in ("tracking", "placement", "seeds", "arms", "description") and old.get(k) != new[k])
+        differing += [f"arms.{a}" for a in new["arms"] if a in old.get("arms", {}) and old["arms"][a] != new["arms"][a]]
+        if differing:
+            raise BadInput(f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+
+
+def merge_parts(directory: Path, arms: Mapping[str, Sequence[int]], base_metrics: pd.DataFrame, base_samples: pd.DataFrame, shared: pd.DataFrame) -> None:
+    """Merge what is complete into DIR's three tables."""
+    folders = [directory / "parts" / f"{arm}-seed{seed}" for arm, seeds in arms.items() for seed in seeds]
+    complete = [f for f in folders if (f / "result.json").exists()]
+    first = {"metrics": base_metrics, "samples": base_samples, "ledger": shared}
+    for name in TABLES:
+        frames = [f for f in (first[name], *(pd.read_parquet(c / f"{name}.parquet") for c in complete)) if len(f)]
+        merged = pd.concat(frames, ignore_index=True) if frames else first[name]
+        merged.to_parquet(directory / f"{name}.tmp")
+        (directory / f"{name}.tmp").rename(directory / f"{name}.parquet")
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Put a finished policy in place in one step."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)

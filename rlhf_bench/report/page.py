@@ -1,0 +1,102 @@
+"""Writes the report of a comparison: `summary.json` for scripts, `report.html` for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlhf_bench.diagnostics import stability
+from rlhf_bench.report import figures, tables
+from rlhf_bench.report.figures import Plots
+from rlhf_bench.report.recorded import Recorded, read_recorded
+from rlhf_bench.report.samples import shown_seed, side_by_side
+from rlhf_bench.report.summary import Summary, summarize
+from rlhf_bench.report.text import ABSENT, decimal, duration, quantity, visible
+from rlhf_bench.report.verdict import notes, verdict
+
+TEMPLATE = "report.html.j2"
+
+
+def write_report(directory: Path) -> Summary:
+    """Render the comparison recorded in `directory` into its `summary.json` and `report.html`.
+
+    The same records give the same bytes, and each file is replaced in one step. Raises BadInput where a record
+    is missing or contradicts itself, before anything is written.
+    """
+    recorded = read_recorded(directory)
+    summary = summarize(recorded)
+    page = render_page(recorded, summary, figures.draw(recorded, summary))
+    _replace(directory / "summary.json", json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
+    _replace(directory / "report.html", page)
+    return summary
+
+
+def render_page(recorded: Recorded, summary: Summary, plots: Plots) -> str:
+    """The HTML page: one file that loads nothing and runs nothing."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"decimal": decimal, "svg": Markup}
+    return environment.get_template(TEMPLATE).render(
+        absent=ABSENT,
+        name=summary.name,
+        verdict=verdict(summary),
+        notes=notes(summary),
+        budget=quantity(summary.limit, summary.unit),
+        comparison=tables.comparison_table(summary),
+        spike_factor=f"{stability.SPIKE_FACTOR:g}",
+        plots=plots,
+        splits=tables.split_table(recorded, summary),
+        split_names=tables.SPLIT_NAMES,
+        parts=tables.part_table(recorded, summary),
+        ledger=tables.ledger_table(recorded),
+        questions=side_by_side(recorded, summary),
+        shown_seeds={arm.name: shown_seed(arm) for arm in summary.arms},
+        details=run_details(recorded, summary),
+        recipe=visible(recorded.recipe_text).replace("↵\n", "\n"),
+    )
+
+
+def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:
+    """What a reader needs to repeat or to trust the run: label → value, `ABSENT` where it was not recorded."""
+    timing, reward_model = summary.timing, recorded.base.get("reward_model") or {}
+    seeds = sorted({seed.seed for arm in summary.arms for seed in arm.seeds})
+    return {
+        "Seeds": ", ".join(map(str, seeds)) or ABSENT,
+        "Wall time": duration(_number(timing.get("wall_seconds"))),
+        "Time to the first update": duration(_number(timing.get("first_update_seconds"))),
+        "Driver's own share of wall time": _percent(_number(timing.get("driver_share"))),
+        "Reward model's accuracy on held-out pairs": _percent(_number(reward_model.get("accuracy"))),
+        **_setup(recorded.base.get("setup") or {}),
+        "Run key": summary.run_key or ABSENT,
+        "Commit": summary.commit or ABSENT,
+    }
+
+
+def _setup(setup: Mapping[str, Any]) -> dict[str, str]:
+    return {f"Set-up: {key.replace('_', ' ')}": str(value) for key, value in setup.items()}
+
+
+def _percent(value: float) -> str:
+    return ABSENT if value != value else f"{value:.1%}"
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write in one step: a reader, or a crash, never meets half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

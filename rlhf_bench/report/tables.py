@@ -1,0 +1,160 @@
+"""The tables of the report, as rows of finished cells: the page and the terminal show the same ones."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rlhf_bench.diagnostics import statistics
+from rlhf_bench.diagnostics.statistics import Interval
+from rlhf_bench.report.recorded import EVALUATION, LEDGER_COLUMNS, MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
+from rlhf_bench.report.summary import ArmResult, Summary
+from rlhf_bench.report.text import ABSENT, UNIT_NAMES, decimal, quantity
+
+Row = dict[str, str]
+"""One row: column heading → finished cell. All rows of a table have the same headings."""
+
+SPLIT_NAMES = {
+    "in_distribution": "In distribution",
+    "out_of_distribution": "Out of distribution",
+    "unseen": "Unseen elements",
+}
+
+
+def comparison_table(summary: Summary) -> list[Row]:
+    """One row per arm, best mean score first, arms without a finished seed last; the base model's row ends it."""
+    ranked = sorted(summary.arms, key=lambda arm: -math.inf if math.isnan(arm.mean) else arm.mean, reverse=True)
+    return [_arm_row(arm, summary) for arm in ranked] + [_base_row(summary)]
+
+
+def render_text_table(summary: Summary) -> str:
+    """The comparison table as text for the end of a run, without colours, as wide as its cells need."""
+    rows = comparison_table(summary)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{summary.name}: held-out score at equal compute",
+        pad_edge=False,
+        title_justify="left",
+    )
+    for heading in rows[0]:
+        table.add_column(
+            heading.replace(" ", "\n", 1),
+            justify="left" if heading in ("Arm", "Method", "Data") else "right",
+            no_wrap=True,
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    out = io.StringIO()
+    # Wide enough for any table: a job log has no width, and wrapped cells are harder to read than long lines.
+    Console(file=out, width=400, color_system=None, markup=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+
+
+def _arm_row(arm: ArmResult, summary: Summary) -> Row:
+    return {
+        "Arm": arm.name,
+        "Method": arm.method,
+        "Data": arm.data or "",
+        "Score [95% interval]": score_cell(arm.mean, arm.interval),
+        "Against base": decimal(arm.mean - summary.base_score, sign=True),
+        "KL (nats)": decimal(arm.kl, 2),
+        "Seed spread": decimal(arm.seed_spread),
+        "Worst drop": decimal(arm.drawdown),
+        "Gradient spikes": ABSENT if arm.gradient_norm_spikes is None else str(arm.gradient_norm_spikes),
+        "Seeds finished": _seeds_cell(arm),
+        "Budget spent": _budget_cell(arm, summary),
+    }
+
+
+def _base_row(summary: Summary) -> Row:
+    row = dict.fromkeys(_arm_row(_NO_ARM, summary), "")
+    return row | {"Arm": "base", "Method": "starting point", "Score [95% interval]": decimal(summary.base_score)}
+
+
+_NO_ARM = ArmResult("", "", None, (), float("nan"), float("nan"), None)
+
+
+def score_cell(mean: float, interval: Interval | None) -> str:
+    if math.isnan(mean):
+        return ABSENT
+    return f"{mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else f"{mean:.3f}"
+
+
+def _seeds_cell(arm: ArmResult) -> str:
+    failed = sum(seed.status == "failed" for seed in arm.seeds)
+    losses = [f"{count} {what}" for count, what in ((arm.diverged, "diverged"), (failed, "failed")) if count]
+    return ", ".join([f"{len(arm.finished)} of {len(arm.seeds)}", *losses])
+
+
+def _budget_cell(arm: ArmResult, summary: Summary) -> str:
+    spent = arm.spent(summary.unit)
+    return ABSENT if math.isnan(spent) else f"{spent / summary.limit:.1%} = {quantity(spent, summary.unit)}"
+
+
+def final_evaluations(recorded: Recorded, summary: Summary) -> pd.DataFrame:
+    """The last evaluation rows of every finished seed, one per arm, seed and split."""
+    finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
+    evaluations = recorded.evaluations
+    own = [key in finished for key in zip(evaluations["arm"], evaluations["seed"], strict=True)]
+    return evaluations[own].groupby(["arm", "seed", "split"], sort=False).tail(1)
+
+
+def split_table(recorded: Recorded, summary: Summary) -> list[Row]:
+    """Final score of each arm on every held-out split, with intervals, and the base model's."""
+    final = final_evaluations(recorded, summary)
+    rows = []
+    for arm in summary.arms:
+        cells = {SPLIT_NAMES[split]: _over_seeds(final, arm.name, split, "score") for split in SPLITS}
+        rows.append({"Arm": arm.name, **cells})
+    base = {SPLIT_NAMES[split]: decimal(summary.base_scores.get(split, float("nan"))) for split in SPLITS}
+    return [*rows, {"Arm": "base", **base}]
+
+
+def part_table(recorded: Recorded, summary: Summary) -> list[Row]:
+    """The named parts of the judge's score on the in-distribution split; no rows where the judge has no parts."""
+    final = final_evaluations(recorded, summary)
+    parts = [c for c in final.columns if c.startswith("part/") and numbers(final, c).notna().any()]
+    if not parts:
+        return []
+    return [
+        {"Arm": arm.name}
+        | {part.removeprefix("part/"): _over_seeds(final, arm.name, MAIN_SPLIT, part) for part in parts}
+        for arm in summary.arms
+    ]
+
+
+def _over_seeds(final: pd.DataFrame, arm: str, split: str, column: str) -> str:
+    own = final[(final["arm"] == arm) & (final["split"] == split)]
+    values = numbers(own, column).dropna().tolist()
+    return score_cell(statistics.mean(values), statistics.confidence_interval(values))
+
+
+def phase_means(recorded: Recorded) -> pd.DataFrame:
+    """The ledger, mean per seed: one row per arm and phase, the columns of the ledger; first seen, first listed."""
+    per_seed = recorded.ledger.groupby(["arm", "seed", "phase"], sort=False, dropna=False)[list(LEDGER_COLUMNS)].sum()
+    seeds = recorded.ledger.groupby("arm", sort=False)["seed"].nunique(dropna=False)
+    totals = per_seed.groupby(["arm", "phase"], sort=False).sum()
+    return totals.div(seeds.reindex(totals.index.get_level_values("arm")).to_numpy(), axis=0).reset_index()
+
+
+def ledger_table(recorded: Recorded) -> list[Row]:
+    """What each phase of each arm cost, mean per seed, and whether the arm's budget paid for it."""
+    return [
+        {
+            "Arm": row["arm"],
+            "Phase": row["phase"],
+            "Charged": "yes" if is_charged(row["arm"], row["phase"]) else "no",
+            **{UNIT_NAMES[column].capitalize(): quantity(row[column]) for column in LEDGER_COLUMNS},
+        }
+        for row in phase_means(recorded).to_dict("records")
+    ]
+
+
+def is_charged(arm: str, phase: str) -> bool:
+    """False for evaluation, which is metered apart, and for the stages that all arms share."""
+    return phase != EVALUATION and arm != SHARED

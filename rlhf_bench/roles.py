@@ -1,0 +1,74 @@
+"""The four roles as the experiment sees them. `actors/` fills them with Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf_bench.ledger import Cost
+from rlhf_bench.methods.base import Objective, PerResponse
+from rlhf_bench.types import Evaluation, Group, Prompt, Row, Sampling
+
+Snapshot = Any
+"""A policy's weights at one moment; what it is made of is the roles' business."""
+
+
+class RolloutPool(Protocol):
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
+        """`sampling.count` samples for each prompt, in the prompts' order."""
+
+    def check(
+        self, prompt_ids: Sequence[int], response_ids: Sequence[int], expected: Sequence[float], tolerance: float, version: int
+    ) -> float:
+        """The largest gap between any engine's log-probs of a response and the learner's. RunFailed over the tolerance."""
+
+
+class RewardScorer(Protocol):
+    def load(self, path: Path, dtype: str) -> None: ...
+
+    def score(self, rows: Sequence[Row]) -> tuple[list[list[float]], Cost]:
+        """Per row, a score per response."""
+
+
+class LearnerGroup(Protocol):
+    def load(self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0) -> None:
+        """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
+
+    def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
+        """Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens."""
+
+    def step(
+        self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0
+    ) -> tuple[dict[str, float], Cost]:
+        """One optimizer step: means of loss and metrics over all units, and `grad_norm` before clipping."""
+
+    def step_cost(self, objective: Objective, rows: Sequence[Row]) -> Cost:
+        """What that step would cost, but for seconds."""
+
+    def weights(self, name: Any) -> Snapshot: ...
+
+    def save(self, name: Any, path: Path, score_scale: float = 1.0) -> None: ...
+
+    def free(self, name: Any) -> None: ...
+
+
+class Evaluator(Protocol):
+    def submit(self, weights: Snapshot, version: int, label: Any) -> None: ...
+
+    def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]: ...
+
+
+class WeightSync(Protocol):
+    def send(self, version: int) -> Snapshot | None:
+        """Bring every engine of the pool to the learner's current policy."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    pool: RolloutPool
+    scorer: RewardScorer | None
+    learner: LearnerGroup
+    evaluator: Evaluator
+    sync: WeightSync

@@ -1,0 +1,133 @@
+"""Where an update's data comes from: a fixed set of pairs, or fresh samples of the policy. One class per way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rlhf_bench.feedback import Judge, best_and_worst, row_of, with_rewards
+from rlhf_bench.ledger import Ledger
+from rlhf_bench.material import Material, rows_of
+from rlhf_bench.methods.base import Method, MethodSettings
+from rlhf_bench.recipe import DataSettings
+from rlhf_bench.roles import Roles
+from rlhf_bench.types import Group, Pair, Prompt, Row, Sampling
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One update's data. `rewards`: per row, one number per response. `lag`: updates since the samples' policy."""
+
+    rows: list[Row]
+    rewards: list[tuple[float, ...]]
+    metrics: dict[str, float]
+    fixed: bool  # the same rows come again: what was measured on them under the reference stays true
+
+
+class Source(Protocol):
+    def draw(self, version: int) -> Drawn: ...
+
+
+class Sampler:
+    """Samples prompts with the current policy, has them judged and rewarded, and charges for it."""
+
+    def __init__(self, roles: Roles, material: Material, data: DataSettings, settings: MethodSettings, ledger: Ledger, seed: int):
+        self.roles, self.data, self.settings, self.ledger, self.seed = roles, data, settings, ledger, seed
+        self.judge = Judge(material.task, material.tokenizer)
+        self.prompts, self.rng = material.train, np.random.default_rng([seed, 1])
+        self.queue: list[int] = []
+        self.drawn = 0
+
+    def sample(self, prompts: int, samples: int) -> list[Group]:
+        sampling = Sampling(samples, self.data.max_response_tokens, self.data.temperature, self.seed * 1009 + self.drawn)
+        self.drawn += 1
+        groups, cost = self.roles.pool.generate(self._next(prompts), sampling)
+        self.ledger.charge("rollout", cost)
+        judged, judging = self.judge(groups)
+        # A judge who teaches is paid for; one who only looks on belongs to evaluation.
+        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", judging)
+        rewarded, scoring = with_rewards(judged, self.settings.feedback, self.roles.scorer)
+        self.ledger.charge("scoring", scoring)
+        return rewarded
+
+    def _next(self, count: int) -> list[Prompt]:
+        """Every prompt once per epoch, each epoch in a new order."""
+        while len(self.queue) < count:
+            self.queue += self.rng.permutation(len(self.prompts)).tolist()
+        now, self.queue = self.queue[:count], self.queue[count:]
+        return [self.prompts[i] for i in now]
+
+
+class FixedPairs:
+    """Shuffled epochs over a set of pairs: offline, and on_policy once its candidates are drawn."""
+
+    def __init__(self, pairs: Sequence[Pair], per_update: int, seed: int, metrics: dict[str, float]):
+        self.pairs, self.size, self.rng, self.order = list(pairs), min(per_update, len(pairs)), np.random.default_rng([seed, 2]), []
+        self.metrics = metrics
+
+    def draw(self, version: int) -> Drawn:
+        while len(self.order) < self.size:
+            self.order += self.rng.permutation(len(self.pairs)).tolist()
+        now, self.order = [self.pairs[i] for i in self.order[: self.size]], self.order[self.size :]
+        lag = version - float(np.mean([p.policy_version for p in now]))
+        return Drawn(rows_of(now), _pair_rewards(now), {"policy_version_lag": lag, "pairs": len(now)} | self.metrics, fixed=True)
+
+
+class OnlinePairs:
+    """Fresh candidates in every update; the best and the worst of each prompt make its pair."""
+
+    def __init__(self, sampler: Sampler, prompts: int, candidates: int):
+        self.sampler, self.prompts, self.candidates = sampler, prompts, candidates
+
+    def draw(self, version: int) -> Drawn:
+        groups = self.sampler.sample(self.prompts, self.candidates)
+        pairs = best_and_worst(groups)
+        return Drawn(rows_of(pairs), _pair_rewards(pairs), sample_metrics(groups, version) | {"pairs": len(pairs)}, fixed=False)
+
+
+class OnlineSamples:
+    """Fresh samples in every update, all of them used."""
+
+    def __init__(self, sampler: Sampler, prompts: int, samples: int):
+        self.sampler, self.prompts, self.samples = sampler, prompts, samples
+
+    def draw(self, version: int) -> Drawn:
+        groups = self.sampler.sample(self.prompts, self.samples)
+        rewards = [tuple(s.reward for s in g.samples) for g in groups]
+        return Drawn([row_of(g) for g in groups], rewards, sample_metrics(groups, version), fixed=False)
+
+
+def make_source(method: Method, settings: MethodSettings, sampler: Sampler, offline: Sequence[Pair]) -> Source:
+    """The source that a method's `consumes` and its arm's `data` call for. on_policy draws its candidates here, once."""
+    data = sampler.data
+    if method.consumes == "samples":
+        return OnlineSamples(sampler, settings.prompts_per_update, settings.samples_per_prompt)
+    if settings.data == "online":
+        return OnlinePairs(sampler, settings.prompts_per_update, data.candidates_per_prompt)
+    if settings.data == "offline":
+        return FixedPairs(offline, settings.pairs_per_update, sampler.seed, {})
+    groups = sampler.sample(min(data.on_policy_prompts, len(sampler.prompts)), data.candidates_per_prompt)
+    metrics = {k: v for k, v in sample_metrics(groups, 0).items() if k in ("reward", "gold")}
+    return FixedPairs(best_and_worst(groups), settings.pairs_per_update, sampler.seed, metrics)
+
+
+def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """Means over all samples: reward (of finished ones), gold, length in tokens, share finished, lag in updates."""
+    samples = [s for g in groups for s in g.samples]
+    rewards = [s.reward for s in samples if s.finished]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else float("nan"),
+        "gold": float(np.mean([s.gold for s in samples])),
+        "response_length": float(np.mean([len(s.response_ids) for s in samples])),
+        "finished": float(np.mean([s.finished for s in samples])),
+        "policy_version_lag": version - float(np.mean([s.policy_version for s in samples])),
+    }
+
+
+def _pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
+    return [(p.chosen_score, p.rejected_score) for p in pairs]
+
+

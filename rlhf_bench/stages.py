@@ -1,0 +1,184 @@
+"""What comes before the arms: base policy, off-policy pairs, reward model. Each is made once and kept in the cache."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_bench.feedback import Judge, best_and_worst, row_of, with_rewards
+from rlhf_bench.ledger import Cost
+from rlhf_bench.material import Cache, Material, rows_of
+from rlhf_bench.methods.base import Objective
+from rlhf_bench.methods.stages import REWARD_MODEL, SFT
+from rlhf_bench.recipe import Recipe, StageSettings
+from rlhf_bench.roles import Roles
+from rlhf_bench.types import Pair, Prompt, Row, RunFailed, Sampling
+
+Say = Callable[[str], None]
+BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where every arm and seed starts from, and what it cost to get there."""
+
+    base: Path
+    pairs: list[Pair]
+    held_out_pairs: list[Pair]
+    reward_model: Path | None
+    base_cost: Cost
+    pairs_cost: Cost
+    reward_model_cost: Cost
+    reward_model_accuracy: float | None
+
+
+def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> Start:
+    """Train or fetch base policy, pairs and (where an arm needs it) reward model."""
+    if recipe.sft:
+        base, base_meta = _base(recipe, material, roles, cache, 1.0, BASE_SEED, "base", say)
+    else:
+        base, base_meta = material.model, {"cost": {}}
+    pairs, held_out, pairs_cost = material.pairs, material.held_out_pairs, Cost()
+    if pairs is None:
+        pairs, held_out, pairs_cost = _weaker_pairs(recipe, material, roles, cache, say)
+    reward_path, reward_cost, accuracy = None, Cost(), None
+    if roles.scorer is not None:
+        reward_path, meta = _reward_model(recipe, material, roles, cache, base, pairs, held_out, say)
+        reward_cost, accuracy = Cost(**meta["cost"]), meta["accuracy"]
+        roles.scorer.load(reward_path, recipe.model.dtype)
+    return Start(base, pairs, held_out, reward_path, Cost(**base_meta["cost"]), pairs_cost, reward_cost, accuracy)
+
+
+def _base(
+    recipe: Recipe, material: Material, roles: Roles, cache: Cache, part: float, seed: int, name: str, say: Say
+) -> tuple[Path, dict[str, Any]]:
+    """Supervised fine-tuning of the fresh (or given) model, for `part` of the recipe's steps."""
+    settings = recipe.sft.model_copy(update={"steps": max(1, round(recipe.sft.steps * part))})
+
+    def make(folder: Path) -> dict[str, Any]:
+        roles.learner.load("policy", material.model, seed, settings.learning_rate, settings.max_grad_norm)
+        last, cost = _train(roles, SFT, material.demonstrations, settings, seed, f"{name}: fine-tuning", say)
+        roles.learner.save("policy", folder)
+        material.tokenizer.save_pretrained(folder)
+        return {"cost": asdict(cost), "loss": last["loss"]}
+
+    key = [material.fingerprint, settings.model_dump(mode="json"), seed]
+    path, meta, found = cache.get(name, key, make)
+    say(f"{name} policy: {'from the cache' if found else 'trained'}, final loss {meta['loss']:.3f} ({path.name})")
+    return path, meta
+
+
+def _train(
+    roles: Roles, objective: Objective, rows: Sequence[Row], settings: StageSettings, seed: int, what: str, say: Say
+) -> tuple[dict[str, float], Cost]:
+    """`steps` optimizer steps over shuffled epochs of `rows`. The last step's numbers, and the whole cost."""
+    order, rng, total, means = [], np.random.default_rng(seed), Cost(), {}
+    size = min(settings.examples_per_step, len(rows))
+    for step in range(settings.steps):
+        while len(order) < size:
+            order += rng.permutation(len(rows)).tolist()
+        batch, order = [rows[i] for i in order[:size]], order[size:]
+        means, cost = roles.learner.step(objective, batch, None, settings.learning_rate * ramp(step, settings.steps))
+        total += cost
+        if not math.isfinite(means["loss"]):
+            raise RunFailed(f"{what}: the loss is {means['loss']} after {step + 1} steps; lower the stage's learning_rate")
+        if (step + 1) % max(1, settings.steps // 5) == 0:
+            say(f"{what}: step {step + 1}/{settings.steps}, loss {means['loss']:.3f}")
+    return means, total
+
+
+def ramp(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5 % of steps, then linear decay to a tenth."""
+    warm = max(1, steps // 20)
+    return (step + 1) / warm if step < warm else 1.0 - 0.9 * (step - warm) / max(1, steps - warm)
+
+
+def _weaker_pairs(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> tuple[list[Pair], list[Pair], Cost]:
+    """Pairs among the answers of another policy: same shape, other seed, less training. Dataset cost: charged to nobody."""
+    weaker, meta = _base(
+        recipe, material, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say
+    )
+    wanted, kept = recipe.data.off_policy_pairs, recipe.data.held_out_pairs
+
+    def make(folder: Path) -> dict[str, Any]:
+        roles.learner.load("policy", weaker, WEAKER_SEED)
+        roles.sync.send(0)
+        train, first = _pairs_from(recipe, material, roles, material.train, wanted)
+        held, second = _pairs_from(recipe, material, roles, material.held_out[recipe.evaluation.splits[0]], kept)
+        if len(train) < wanted:
+            say(f"off-policy pairs: {len(train)} of the {wanted} asked for (data.off_policy_pairs): other prompts' candidates scored alike")
+        return {"train": [asdict(p) for p in train], "held_out": [asdict(p) for p in held], "cost": asdict(first + second)}
+
+    key = [material.fingerprint, recipe.data.model_dump(mode="json"), weaker.name, recipe.evaluation.model_dump(mode="json")]
+    path, made, found = cache.get("pairs", key, make)
+    say(f"off-policy pairs: {len(made['train'])} to train on, {len(made['held_out'])} to look at {'(from the cache)' if found else ''}")
+    if not made["train"]:
+        raise RunFailed("off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps")
+    return [_pair(p) for p in made["train"]], [_pair(p) for p in made["held_out"]], Cost(**made["cost"]) + Cost(**meta["cost"])
+
+
+def _pairs_from(recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int) -> tuple[list[Pair], Cost]:
+    """Sample candidates prompt by prompt, in chunks, until there are enough pairs or no prompts are left."""
+    pairs: list[Pair] = []
+    total = Cost()
+    for at in range(0, len(prompts), 256):
+        sampling = Sampling(recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at)
+        groups, cost = roles.pool.generate(prompts[at : at + 256], sampling)
+        judged, judging = Judge(material.task, material.tokenizer)(groups)
+        total += cost + judging
+        pairs += best_and_worst(with_rewards(judged, "judge", None)[0])
+        if len(pairs) >= wanted:
+            break
+    return pairs[:wanted], total
+
+
+def _reward_model(
+    recipe: Recipe, material: Material, roles: Roles, cache: Cache, base: Path, pairs: list[Pair], held_out: list[Pair], say: Say
+) -> tuple[Path, dict[str, Any]]:
+    """A scalar head on the base policy, trained on pairs; its scores scaled to mean 0 and deviation 1 on the base's samples."""
+    settings = recipe.reward_model
+
+    def make(folder: Path) -> dict[str, Any]:
+        roles.learner.load("policy", base, REWARD_SEED)
+        roles.sync.send(0)
+        prompts = material.train[-settings.start_policy_prompts :]
+        sampling = Sampling(recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, REWARD_SEED)
+        groups, total = roles.pool.generate(prompts, sampling)
+        training = list(pairs) if settings.pairs != "start_policy" else []
+        if settings.pairs != "off_policy":
+            judged, judging = Judge(material.task, material.tokenizer)(groups)
+            training += best_and_worst(with_rewards(judged, "judge", None)[0])
+            total += judging
+        if not training:
+            raise RunFailed("reward model: no pairs to train on; use reward_model.pairs: both")
+        roles.learner.load("critic", base, REWARD_SEED, settings.learning_rate, settings.max_grad_norm)
+        last, cost = _train(roles, REWARD_MODEL, rows_of(training), settings, REWARD_SEED, "reward model", say)
+        roles.learner.save("critic", folder)
+        material.tokenizer.save_pretrained(folder)
+        roles.scorer.load(folder, recipe.model.dtype)
+        scores, scoring = roles.scorer.score([row_of(g) for g in groups])
+        flat = np.array([s for row in scores for s in row])
+        deviation = float(flat.std()) or 1.0
+        roles.learner.save("critic", folder, score_scale=1 / deviation)
+        (folder / "reward.json").write_text(json.dumps({"offset": float(flat.mean()) / deviation}))
+        held, _ = roles.scorer.score(rows_of(held_out)) if held_out else ([], Cost())
+        accuracy = float(np.mean([a > b for a, b in held])) if held else None
+        return {"cost": asdict(total + cost + scoring), "accuracy": accuracy, "pairs": len(training), "train_accuracy": last["accuracy"]}
+
+    key = [material.fingerprint, settings.model_dump(mode="json"), recipe.data.model_dump(mode="json"), base.name, repr(pairs)]
+    path, meta, found = cache.get("reward", key, make)
+    shown = "not measured" if meta["accuracy"] is None else f"{meta['accuracy']:.3f}"
+    say(f"reward model: {'from the cache' if found else 'trained'} on {meta['pairs']} pairs, held-out pair accuracy {shown} ({path.name})")
+    roles.learner.free("critic")
+    return path, meta
+
+
+def _pair(data: dict[str, Any]) -> Pair:
+    prompt = Prompt(**{**data["prompt"], "token_ids": tuple(data["prompt"]["token_ids"])})
+    return Pair(**{**data, "prompt": prompt, "chosen_ids": tuple(data["chosen_ids"]), "rejected_ids": tuple(data["rejected_ids"])})

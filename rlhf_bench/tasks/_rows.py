@@ -1,0 +1,95 @@
+"""Rows of JSONL and Parquet files. Every error names the file, the row and the remedy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from rlhf_bench.types import BadInput
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One row and where it stands: "prompts.jsonl:17", lines counted from 1."""
+
+    where: str
+    number: int
+    values: Mapping[str, object]
+
+    def get(self, column: str) -> object:
+        """The column's value. BadInput where the row lacks it."""
+        if column not in self.values:
+            there = ", ".join(map(str, self.values)) or "nothing"
+            raise BadInput(
+                f"{self.where}: no column '{column}' (there is: {there}); rename it or name the right one in the recipe"
+            )
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """The column's text as it stands. BadInput where it is no text or a blank one."""
+        value = self.get(column)
+        if not isinstance(value, str):
+            raise BadInput(f"{self.where}: column '{column}' holds {_kind(value)}; make it a text")
+        if not value.strip():
+            raise BadInput(f"{self.where}: column '{column}' is empty; fill it in or remove the row")
+        return value
+
+    def answer(self, column: str) -> str:
+        """A reference answer: a text or a finite number, as text."""
+        value = self.get(column)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return str(value)
+        return self.text(column)
+
+
+def read_rows(path: Path, key: str) -> list[FileRow]:
+    """All rows of a .jsonl or .parquet file; `key` is the recipe's key that names it. Blank lines are passed over."""
+    readers = {".jsonl": _jsonl, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise BadInput(f"{key}: {path} is neither .jsonl nor .parquet; convert it to one of them")
+    if not path.is_file():
+        raise BadInput(f"{key}: there is no file {path}; correct the path")
+    try:
+        rows = list(readers[path.suffix](path))
+    except OSError as error:
+        raise BadInput(f"{key}: {path} cannot be read ({error.strerror or error}); check the file") from error
+    if not rows:
+        raise BadInput(f"{key}: {path} has no rows; give a file that has some")
+    return rows
+
+
+def _jsonl(path: Path) -> Iterator[FileRow]:
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BadInput(f"{where}: not JSON ({error}); write one JSON object on each line") from error
+        if not isinstance(values, dict):
+            raise BadInput(f"{where}: {_kind(values)} where an object belongs; write one JSON object on each line")
+        yield FileRow(where, number, values)
+
+
+def _parquet(path: Path) -> Iterator[FileRow]:
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path}: not a Parquet file that can be read ({reason}); write it again") from error
+    for number, values in enumerate(rows, start=1):
+        yield FileRow(f"{path}:{number}", number, values)
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", dict: "an object", list: "a list", bool: "true or false", str: "a text"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")

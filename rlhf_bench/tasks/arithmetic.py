@@ -1,0 +1,126 @@
+"""Sums: "37+58=" wants "95"; with working, "12+30+9=" wants "12+30=42;42+9=51;51".
+
+Responses are judged by exact match after stripping white space: an answer followed by anything else is wrong.
+
+Splits. A problem's operands, in sorted order, decide between `train` and `in_distribution`, so that 12+30 and 30+12
+are always on the same side. A tenth of all operands is reserved: each `unseen` sum has exactly one of them, and no
+sum elsewhere has any. `out_of_distribution` sums have one more digit in every operand, or one more term."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache, partial
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlhf_bench.tasks._base import Task, distinct, fraction, generator, is_held_out
+from rlhf_bench.types import Demonstration, Judgement, Prompt, Split
+
+Operands = tuple[int, ...]
+
+
+class ArithmeticSettings(BaseModel):
+    """Sums of `terms` numbers of `digits` digits each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["arithmetic"] = Field("arithmetic", description="Sums of whole numbers, made by the project itself.")
+    digits: int = Field(2, ge=1, le=4, description="Digits of every operand in training.")
+    terms: int = Field(2, ge=2, le=4, description="Operands of every sum in training.")
+    working: bool = Field(
+        False, description="The response must show its running sums; the score then needs answer and working right."
+    )
+    noise: float = Field(
+        0.2, ge=0, le=1, description="Share of demonstrations with a wrong answer (a slip by one in one digit's place)."
+    )
+
+
+def build(settings: ArithmeticSettings) -> Task:
+    return Task(
+        name="arithmetic",
+        prompts=partial(_prompts, settings),
+        demonstrations=partial(_demonstrations, settings),
+        judge=partial(_judge, settings.working),
+        pairs=None,
+        corpus=lambda: ["0123456789+=;" if settings.working else "0123456789+="],
+    )
+
+
+@lru_cache
+def _operands(digits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The numbers of so many digits: those for training, and the tenth that is reserved."""
+    numbers = range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)
+    ranked = sorted(numbers, key=lambda number: fraction(f"operand {number}"))
+    reserved = len(ranked) // 10
+    return tuple(ranked[reserved:]), tuple(ranked[:reserved])
+
+
+def _draw(settings: ArithmeticSettings, split: Split, rng: random.Random) -> Operands | None:
+    """One random problem of the split, or None where the draw fell into another split."""
+    digits, terms = settings.digits, settings.terms
+    if split == "out_of_distribution":
+        longer = rng.random() < 0.5
+        digits, terms = (digits + 1, terms) if longer else (digits, terms + 1)
+    common, reserved = _operands(digits)
+    operands = [rng.choice(common) for _ in range(terms)]
+    if split == "unseen":
+        operands[rng.randrange(terms)] = rng.choice(reserved)
+    elif split != "out_of_distribution" and is_held_out(f"sum {sorted(operands)}") != (split == "in_distribution"):
+        return None
+    return tuple(operands)
+
+
+def _problems(settings: ArithmeticSettings, split: Split, count: int, seed: int) -> list[Operands]:
+    rng = generator("arithmetic", split, seed)
+    return distinct(lambda: _draw(settings, split, rng), count, f"arithmetic, {split}")
+
+
+def _prompt(settings: ArithmeticSettings, split: Split, index: int, operands: Operands) -> Prompt:
+    text = "+".join(map(str, operands)) + "="
+    return Prompt(f"arithmetic/{split}/{index:06d}", text, _response(operands, settings.working))
+
+
+def _prompts(settings: ArithmeticSettings, split: Split, count: int, seed: int) -> list[Prompt]:
+    problems = _problems(settings, split, count, seed)
+    return [_prompt(settings, split, index, operands) for index, operands in enumerate(problems)]
+
+
+def _demonstrations(settings: ArithmeticSettings, count: int, seed: int) -> list[Demonstration]:
+    rng = generator("arithmetic", "noise", seed)
+    demonstrations = []
+    for index, operands in enumerate(_problems(settings, "train", count, seed)):
+        prompt = _prompt(settings, "train", index, operands)
+        wrong = rng.random() < settings.noise
+        response = _response(operands, settings.working, *_slip(operands, rng)) if wrong else prompt.reference
+        demonstrations.append(Demonstration(prompt, response))
+    return demonstrations
+
+
+def _response(operands: Operands, working: bool, slip_at: int = 0, slip: int = 0) -> str:
+    """The response; the running sum with operand number `slip_at` comes out wrong by `slip`, and so does all after."""
+    total, steps = operands[0], []
+    for position, operand in enumerate(operands[1:], start=1):
+        before = total
+        total += operand + (slip if position == slip_at else 0)
+        steps.append(f"{before}+{operand}={total}")
+    return ";".join([*steps, str(total)]) if working else str(total)
+
+
+def _slip(operands: Operands, rng: random.Random) -> tuple[int, int]:
+    """Which step goes wrong and by how much: one too many or too few in one place, as with a forgotten carry."""
+    position = rng.randrange(1, len(operands))
+    right = sum(operands[: position + 1])
+    size = 10 ** rng.randrange(len(str(right)))
+    return position, size if right < size else rng.choice((-size, size))
+
+
+def _judge(working: bool, prompt: Prompt, response: str) -> Judgement:
+    """`prompt.reference` is the whole right response. Parts: `answer`, and `working` where it is asked for."""
+    given = response.strip()
+    score = float(given == prompt.reference)
+    if not working:
+        return Judgement(score, {"answer": score})
+    steps, _, answer = given.rpartition(";")
+    right_steps, _, right_answer = prompt.reference.rpartition(";")
+    return Judgement(score, {"answer": float(answer == right_answer), "working": float(steps == right_steps)})

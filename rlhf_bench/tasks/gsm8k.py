@@ -1,0 +1,245 @@
+"""GSM8K (Cobbe et al., arXiv 2110.14168): grade-school mathematics, from the files of its own release.
+
+`train.jsonl` and `test.jsonl` have a `question` and an `answer`, a worked solution that ends in "#### 72".
+`example_model_solutions.jsonl` has graded solutions of four models to 1,000 of the test questions. They end in "A: 72"
+and are rewritten to "#### 72", so that pairs and demonstrations have one format.
+
+Splits. Steps are the lines of a worked solution before its answer.
+train: train.jsonl's questions of at most `training_steps` steps.
+pairs: a right against a wrong solution to the same one of the 1,000 questions, of at most `training_steps` steps.
+The held-out prompts are the 319 test questions without graded solutions, so that no pair shows any of them:
+out_of_distribution: more steps than any question in training or in a pair;
+unseen: as many steps as in training, but the question has a word that neither train.jsonl nor a graded solution has;
+in_distribution: all others.
+Training texts, pairs and the last two splits obey both length limits; out_of_distribution obeys the prompts' only.
+The limits drop questions, and never move one from split to split."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlhf_bench.tasks._answers import final_number, judge_number
+from rlhf_bench.tasks._base import Task, check_enough, choose, generator
+from rlhf_bench.tasks._rows import FileRow, read_rows
+from rlhf_bench.tasks.files import choose_prompts
+from rlhf_bench.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+
+MARKER = "####"
+MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+class Gsm8kSettings(BaseModel):
+    """Where the files are, and what to leave out for a small model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["gsm8k"] = Field("gsm8k", description="GSM8K, with pairs from the graded solutions of four models.")
+    folder: Path = Field(description="Folder with train.jsonl, test.jsonl and example_model_solutions.jsonl.")
+    strip_calculator: bool = Field(True, description="Remove calculator notes, such as <<48/2=24>>, from solutions.")
+    training_steps: int = Field(
+        4, ge=2, description="Most steps of a solution in training; held-out questions of more are out_of_distribution."
+    )
+    max_prompt_characters: int | None = Field(None, ge=1, description="Leave out questions longer than this.")
+    max_response_characters: int | None = Field(None, ge=1, description="Leave out solutions longer than this.")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    prompt: Prompt
+    solution: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Graded:
+    """One of the 1,000 questions with the solutions that were graded right and wrong, as (model, text)."""
+
+    problem: _Problem
+    right: tuple[tuple[str, str], ...]
+    wrong: tuple[tuple[str, str], ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.problem.prompt.text, *(text for _, text in self.right + self.wrong))
+
+
+def build(settings: Gsm8kSettings) -> Task:
+    """Reads and checks the three files. BadInput names the first row that is wrong."""
+    if not settings.folder.is_dir():
+        raise BadInput(f"task.folder: there is no folder {settings.folder}; give the one with GSM8K's JSONL files")
+    all_train = _read_problems(settings, "train")
+    all_test = _read_problems(settings, "test")
+    all_graded = _read_graded(settings)
+    train = [problem for problem in all_train if _is_trainable(settings, problem)]
+    all_pairs, pairs = _make_pairs(settings, all_graded)
+    shown = {_squeeze(graded.problem.prompt.text) for graded in all_graded}
+    left = [problem for problem in all_test if _squeeze(problem.prompt.text) not in shown]
+    known = _words(text for problem in all_train for text in (problem.prompt.text, problem.solution))
+    known |= _words(text for graded in all_graded for text in graded.texts)
+    held_out = _held_out(settings, left, known)
+    splits: dict[Split, list[Prompt]] = {"train": [problem.prompt for problem in train], **held_out}
+    dropped = len(left) - sum(map(len, held_out.values()))
+    solutions = {problem.prompt.id: problem.solution for problem in train}
+    return Task(
+        name="gsm8k",
+        prompts=partial(choose_prompts, "gsm8k", splits),
+        demonstrations=partial(_demonstrations, splits, solutions),
+        judge=_judge,
+        pairs=partial(_pairs, pairs),
+        corpus=partial(_corpus, splits, solutions, pairs),
+        splits=tuple(splits),
+        notes=(
+            f"train: {len(train)} of {len(all_train)} questions are within the limits on length and steps",
+            f"pairs: {len(pairs)} of {all_pairs} are within the limits on length and steps",
+            f"held out: {', '.join(f'{len(prompts)} {split}' for split, prompts in held_out.items())}; {dropped} of "
+            f"{len(left)} questions without graded solutions are beyond the length limits",
+        ),
+    )
+
+
+# Reading
+
+
+def _read_problems(settings: Gsm8kSettings, part: str) -> list[_Problem]:
+    problems = []
+    places: dict[str, str] = {}
+    for row in read_rows(settings.folder / f"{part}.jsonl", "task.folder"):
+        problem = _problem(settings, row, part, row.text("answer"))
+        if first := places.get(problem.prompt.text):
+            raise BadInput(f"{row.where}: the same question as {first}; remove one of the two")
+        places[problem.prompt.text] = row.where
+        problems.append(problem)
+    return problems
+
+
+def _problem(settings: Gsm8kSettings, row: FileRow, part: str, answer: str) -> _Problem:
+    """The prompt is the question and a line break; its reference is the number alone."""
+    solution = _clean(answer, settings.strip_calculator)
+    number = final_number(solution, MARKER)
+    if number is None:
+        raise BadInput(f"{row.where}: no single number after '{MARKER}' ends the solution; correct or remove the row")
+    prompt = Prompt(f"gsm8k/{part}/{row.number:06d}", row.text("question").strip() + "\n", str(number))
+    return _Problem(prompt, solution, steps=solution.rpartition(MARKER)[0].strip().count("\n") + 1)
+
+
+def _clean(solution: str, strip_calculator: bool) -> str:
+    """The solution in one format: "#### 72" in place of a last line "A: 72", calculator notes removed if so set."""
+    text = re.sub(r"\nA: (.*)\Z", rf"\n{MARKER} \1", solution.strip())
+    return re.sub(r"<<.*?>>", "", text) if strip_calculator else text
+
+
+def _read_graded(settings: Gsm8kSettings) -> list[_Graded]:
+    """The 1,000 questions. Solutions without an answer line (the models ran out of tokens) are left out."""
+    graded = []
+    for row in read_rows(settings.folder / "example_model_solutions.jsonl", "task.folder"):
+        sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+        for model in MODELS:
+            entry = row.get(model)
+            match entry:
+                case {"solution": str(solution), "is_correct": bool(is_correct)}:
+                    text = _clean(solution, settings.strip_calculator)
+                    if MARKER in text:
+                        sides[is_correct].append((model, text))
+                case _:
+                    raise BadInput(
+                        f"{row.where}: '{model}' is not an object with a text 'solution' and a true or false "
+                        "'is_correct'; correct or remove the row"
+                    )
+        problem = _problem(settings, row, "graded", row.text("ground_truth"))
+        graded.append(_Graded(problem, tuple(sides[True]), tuple(sides[False])))
+    return graded
+
+
+# Splits and pairs
+
+
+def _fits(text: str, limit: int | None) -> bool:
+    return limit is None or len(text) <= limit
+
+
+def _is_trainable(settings: Gsm8kSettings, problem: _Problem) -> bool:
+    return (
+        problem.steps <= settings.training_steps
+        and _fits(problem.prompt.text.strip(), settings.max_prompt_characters)
+        and _fits(problem.solution, settings.max_response_characters)
+    )
+
+
+def _held_out(settings: Gsm8kSettings, left: list[_Problem], known: set[str]) -> dict[Split, list[Prompt]]:
+    held_out: dict[Split, list[Prompt]] = {"in_distribution": [], "out_of_distribution": [], "unseen": []}
+    for problem in left:
+        prompt = problem.prompt
+        if problem.steps > settings.training_steps:
+            if _fits(prompt.text.strip(), settings.max_prompt_characters):
+                held_out["out_of_distribution"].append(prompt)
+        elif _is_trainable(settings, problem):
+            held_out["in_distribution" if _words([prompt.text]) <= known else "unseen"].append(prompt)
+    return held_out
+
+
+def _make_pairs(settings: Gsm8kSettings, graded: list[_Graded]) -> tuple[int, list[TextPair]]:
+    """How many pairs there are, and those within the limits: each right solution against each wrong one."""
+    total, pairs = 0, []
+    for item in graded:
+        total += len(item.right) * len(item.wrong)
+        if item.problem.steps > settings.training_steps:
+            continue
+        if not _fits(item.problem.prompt.text.strip(), settings.max_prompt_characters):
+            continue
+        pairs += [
+            TextPair(item.problem.prompt, chosen, rejected, f"{better}>{worse}")
+            for better, chosen in item.right
+            for worse, rejected in item.wrong
+            if _fits(chosen, settings.max_response_characters) and _fits(rejected, settings.max_response_characters)
+        ]
+    return total, pairs
+
+
+def _squeeze(text: str) -> str:
+    """White space evened out: the files of the release differ in it."""
+    return " ".join(text.split())
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())}
+
+
+# The task's functions
+
+
+def _demonstrations(
+    splits: dict[Split, list[Prompt]], solutions: dict[str, str], count: int, seed: int
+) -> list[Demonstration]:
+    prompts = choose_prompts("gsm8k", splits, "train", count, seed)
+    return [Demonstration(prompt, solutions[prompt.id]) for prompt in prompts]
+
+
+def _pairs(pairs: list[TextPair], count: int, seed: int) -> list[TextPair]:
+    """`count` pairs, spread over as many questions as there are: all first pairs of a question, then all second."""
+    check_enough(pairs, count, "gsm8k, preference pairs")
+    shuffled = choose(pairs, len(pairs), generator("gsm8k", "pairs", seed), "gsm8k, preference pairs")
+    seen: Counter[str] = Counter()
+    rounds: dict[int, list[TextPair]] = defaultdict(list)
+    for pair in shuffled:
+        rounds[seen[pair.prompt.id]].append(pair)
+        seen[pair.prompt.id] += 1
+    return [pair for number in sorted(rounds) for pair in rounds[number]][:count]
+
+
+def _judge(prompt: Prompt, response: str) -> Judgement:
+    return judge_number(response, prompt.reference, MARKER)
+
+
+def _corpus(splits: dict[Split, list[Prompt]], solutions: dict[str, str], pairs: list[TextPair]) -> list[str]:
+    prompts = [prompt.text for split in splits.values() for prompt in split]
+    pair_texts = [text for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected)]
+    answers = [f"{MARKER} {prompt.reference}" for split in splits.values() for prompt in split]
+    return list(dict.fromkeys([*prompts, *solutions.values(), *pair_texts, *answers]))

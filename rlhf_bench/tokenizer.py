@@ -1,0 +1,152 @@
+"""Tokenizers: trained on a task's texts (characters, words or byte-level BPE), or a pretrained one.
+
+A trained tokenizer has `<pad> <bos> <eos> <unk>` as ids 0 to 3, depends on nothing but its settings and its texts,
+and is saved and loaded in Hugging Face's format, so every engine reads the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rlhf_bench.types import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+_BYTES = pre_tokenizers.ByteLevel.alphabet()
+
+
+class TokenizerSettings(BaseModel):
+    """How text becomes tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["characters", "words", "bpe", "pretrained"] = Field(
+        description="characters: one token each; words: split at white space; bpe: byte-level BPE trained on the "
+        "task's texts; pretrained: a Hugging Face tokenizer."
+    )
+    vocab_size: int | None = Field(
+        None,
+        ge=len(SPECIALS) + len(_BYTES),
+        description="Most tokens, the special ones and all 256 bytes included (bpe).",
+    )
+    name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        for key, kind in (("vocab_size", "bpe"), ("name_or_path", "pretrained")):
+            given = getattr(self, key) is not None
+            if given and self.kind != kind:
+                raise ValueError(f"{key} belongs to kind: {kind}; remove it or change the kind")
+            if not given and self.kind == kind:
+                raise ValueError(f"kind: {kind} needs {key}; add it")
+        return self
+
+
+def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer, trained on `corpus` unless it is pretrained.
+
+    On the corpus's texts decode(encode(text)) is text, for `words` with single spaces. BPE has fewer tokens than
+    `vocab_size` where the texts have no more to merge. BadInput where a pretrained tokenizer cannot be used."""
+    match settings.kind:
+        case "characters":
+            return _wrap(_characters(corpus))
+        case "words":
+            return _wrap(_words(corpus))
+        case "bpe":
+            assert settings.vocab_size is not None  # the settings' own check
+            return _wrap(_bpe(corpus, settings.vocab_size))
+        case "pretrained":
+            assert settings.name_or_path is not None
+            return _pretrained(settings.name_or_path)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """BOS, if the tokenizer has one, and the text's tokens."""
+    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    return (*start, *tokenizer.encode(text, add_special_tokens=False))
+
+
+def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """The text's tokens and EOS."""
+    return (*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)
+
+
+def decode_response(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """The text without EOS and padding at its end. A special token elsewhere stays visible: a judge must see it."""
+    end = len(ids)
+    while end and ids[end - 1] in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        end -= 1
+    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
+    assert isinstance(text, str)  # a list only where lists of ids are given
+    return text
+
+
+def _characters(corpus: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer(_word_level(sorted(set().union(*corpus))))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _words(corpus: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer(_word_level(sorted({word for text in corpus for word in text.split()})))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def _word_level(words: Sequence[str]) -> models.WordLevel:
+    vocabulary = dict.fromkeys([*SPECIALS, *words])
+    return models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNK)
+
+
+def _bpe(corpus: Sequence[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=_BYTES, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    # Imported where it is used: it takes seconds, and reading a recipe needs the settings alone.
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _pretrained(name_or_path: str) -> PreTrainedTokenizerFast:
+    """Without a padding token EOS pads: padding is told by lengths, never by its id, so nothing is lost."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # see _wrap
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"tokenizer.name_or_path: cannot load '{name_or_path}' ({reason}); give a Hugging Face id or a folder"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BadInput(f"tokenizer.name_or_path: '{name_or_path}' has no tokenizer.json; choose one that has")
+    if tokenizer.eos_token_id is None:
+        raise BadInput(
+            f"tokenizer.name_or_path: '{name_or_path}' has no end-of-sequence token, so responses could not end; "
+            "set eos_token in its tokenizer_config.json or choose another"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,163 @@
+"""The records that travel between the roles. No behaviour beyond what their shapes promise.
+
+One sample's way: a task makes a `Prompt`; the rollout pool turns it into a `Group` of `Sample`s; the scorer
+and the judge fill in `reward` and `gold`; a method turns groups or pairs into `Row`s; the learner turns rows
+into gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "in_distribution", "out_of_distribution", "unseen"]
+"""train: prompts that methods may train on. The three others are held out:
+in_distribution: drawn from the same distribution, but never in `train`;
+out_of_distribution: longer or harder than anything in training;
+unseen: built from elements (operands, topics) that training never shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `reference` is whatever the
+    task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it."""
+
+    id: str
+    text: str
+    reference: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with one response to imitate (supervised fine-tuning)."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """A preference as text: `chosen` was preferred to `rejected`. `source` says who wrote them."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    source: str = "dataset"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The gold score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]."""
+
+    score: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the rollout pool samples: `count` responses a prompt, at most `max_tokens` each."""
+
+    count: int = 1
+    max_tokens: int = 32
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response. `response_ids` ends with EOS where `finished`; `sampler_logprobs` has one entry per
+    response token (nats, at the sampling temperature); `policy_version` counts weight updates since the arm's start."""
+
+    id: str
+    response_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    finished: bool
+    policy_version: int
+    text: str = ""
+    reward: float = float("nan")
+    gold: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt and the samples drawn for it."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference as tokens. Responses end with EOS. Golds are the judge's scores (nan where not asked)."""
+
+    id: str
+    prompt: Prompt
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    chosen_score: float = 1.0
+    rejected_score: float = 0.0
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the learner computes in one go: a prompt, once, and k responses to it.
+
+    `extras` maps a name to one array per response: length 1 for a number per response (a reference
+    log-probability), or the response's length for a number per token (an advantage).
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    extras: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the forward pass: the prompt counted once."""
+        return len(self.prompt_ids) + self.response_tokens
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(len(r) for r in self.responses)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """Held-out results of one split: mean gold score, means of its parts, mean response length (tokens), and a few
+    samples as (prompt id, prompt, reference, response, score)."""
+
+    score: float
+    parts: Mapping[str, float]
+    response_length: float
+    samples: tuple[tuple[str, str, str, str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One look at a policy: results per split, likelihood numbers (nats), what it cost by ledger column, and seconds."""
+
+    splits: Mapping[str, SplitResult]
+    numbers: Mapping[str, float]
+    cost: Mapping[str, float]
+    seconds: float
+
+
+class BadInput(Exception):
+    """The recipe or the data is wrong. `problems` holds one line each: key, row or file, and the remedy. Exit code 2."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RunFailed(Exception):
+    """The run cannot go on: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception: nothing on the way may take it for an error of its own. Exit code 143."""

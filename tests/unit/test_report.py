@@ -1,0 +1,311 @@
+"""The report of a small synthetic comparison whose numbers can be checked by hand."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import yaml
+
+from rlhf_bench.report import comparison_table, render_text_table, write_report
+from rlhf_bench.report.text import duration, quantity, visible
+from rlhf_bench.types import BadInput
+
+NAN = float("nan")
+LIMIT = 1e12
+ATTACK = "<script>alert('x')</script> & \x1b[31m\u202eevil\nnext"
+FINALS = {"ppo": [0.7, 0.8, 0.9], "dpo": [0.4, 0.4, 0.4], "single": [0.6], "broken": [NAN]}
+DATA = {"ppo": None, "dpo": "offline", "single": "on_policy", "broken": "offline"}
+
+
+def evaluation(arm, seed, mark, score, split="in_distribution", **numbers):
+    return {"arm": arm, "seed": seed, "phase": "evaluation", "split": split, "update": int(10 * mark),
+            "fraction": mark, "mark": mark, "score": score, "kl": 4 * mark, **numbers}  # fmt: skip
+
+
+def arm_rows(arm, seed, final):
+    """A dip of 0.1 half way, one gradient spike, and neither rewards nor likelihoods for `dpo`."""
+    told = 1.0 if arm != "dpo" else NAN
+    own = {"arm": arm, "seed": seed, "phase": "train", "split": None, "mark": NAN, "score": NAN}
+    for update in range(1, 11):
+        norm = 50.0 if update == 8 else 1.0
+        yield own | {"update": update, "fraction": update / 10, "grad_norm": norm, "reward": told * update}
+    likelihood = {"chosen_logprob": -10.0 * told, "rejected_logprob": -20.0 * told}
+    if math.isnan(final):
+        return
+    for mark, score in ((0.0, 0.5), (0.5, 0.4), (1.0, final)):
+        yield evaluation(arm, seed, mark, score, **likelihood, **{"part/answer": score})
+        yield evaluation(arm, seed, mark, score / 2, "unseen", **likelihood)
+
+
+def sample_rows(arm, mark):
+    own = {"arm": arm, "seed": 0, "mark": mark, "split": "in_distribution", "score": 1.0}
+    for number in range(6):
+        response = ATTACK if arm == "ppo" else f"{arm} says {number}"
+        asked = {"prompt_id": f"p{number}", "prompt": f"{number}+1=", "reference": str(number + 1)}
+        yield own | asked | {"response": response}
+
+
+def ledger_rows(arm, seed):
+    rest = {"trained_tokens": 20, "scored_tokens": 0, "judge_queries": 0, "device_seconds": 1.5}
+    for phase, flops in (("rollout", 0.25 * LIMIT), ("learning", 0.7 * LIMIT), ("evaluation", 9 * LIMIT)):
+        yield {"arm": arm, "seed": seed, "phase": phase, "flops": flops, "generated_tokens": 10} | rest
+
+
+def result_of(arm):
+    def seed_of(seed, final):
+        done = not math.isnan(final)
+        numbers = {"score": final, "kl": 2.0 + seed} if done else {"score": None, "kl": None}
+        return {"seed": seed, "status": "done" if done else "failed", "spent": {"flops": 0.95 * LIMIT}} | numbers
+
+    seeds = [seed_of(seed, final) for seed, final in enumerate(FINALS[arm])]
+    return {"method": "ppo" if arm == "ppo" else "dpo", "data": DATA[arm], "seeds": seeds}
+
+
+def record(directory):
+    """Write the synthetic comparison as a run would."""
+    runs = [(arm, seed, final) for arm, finals in FINALS.items() for seed, final in enumerate(finals)]
+    sampled = [("base", NAN)] + [(arm, mark) for arm in FINALS if arm != "broken" for mark in (0.5, 1.0)]
+    tables = {
+        "metrics": [row for run in runs for row in arm_rows(*run)],
+        "samples": [row for arm, mark in sampled for row in sample_rows(arm, mark)],
+        "ledger": [row for arm, seed, _ in runs for row in ledger_rows(arm, seed)],
+    }
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_parquet(directory / f"{name}.parquet")
+    recipe = {"name": "tiny <b>", "compute": {"column": "flops", "limit": LIMIT}}
+    results = {"arms": {arm: result_of(arm) for arm in FINALS}, "timing": {"driver_share": 0.031}}
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (directory / "base.json").write_text(json.dumps({"score": {"in_distribution": 0.5, "unseen": 0.25}}))
+    (directory / "results.json").write_text(json.dumps(results))
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A comparison that a test may change before it is reported."""
+    return record(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The directory of the unchanged comparison, its summary and its page: rendered once."""
+    directory = record(tmp_path_factory.mktemp("comparison"))
+    summary = write_report(directory)
+    return directory, summary, (directory / "report.html").read_text()
+
+
+@pytest.fixture
+def summary(reported):
+    return reported[1]
+
+
+@pytest.fixture
+def page(reported):
+    return reported[2]
+
+
+def page_of(directory):
+    write_report(directory)
+    return (directory / "report.html").read_text()
+
+
+def row_of(rows, arm):
+    return next(row for row in rows if row["Arm"] == arm)
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_the_comparison_table_holds_the_hand_computed_numbers(summary):
+    rows = comparison_table(summary)
+    assert [row["Arm"] for row in rows] == ["ppo", "single", "dpo", "broken", "base"]
+    ppo = row_of(rows, "ppo")
+    assert ppo["Score [95% interval]"].startswith("0.800 [0.7")
+    assert ppo["Against base"] == "+0.300"
+    assert ppo["KL (nats)"] == "3.00"
+    assert ppo["Seed spread"] == "0.100"
+    assert ppo["Worst drop"] == "0.100"
+    assert ppo["Gradient spikes"] == "3"
+    assert ppo["Seeds finished"] == "3 of 3"
+    assert ppo["Budget spent"] == "95.0% = 950 GFLOP"
+    assert row_of(rows, "dpo")["Score [95% interval]"] == "0.400 [0.400, 0.400]"
+    assert row_of(rows, "single")["Score [95% interval]"] == "0.600"
+    assert row_of(rows, "broken")["Score [95% interval]"] == "–"
+    assert row_of(rows, "broken")["Seeds finished"] == "0 of 1, 1 failed"
+    assert row_of(rows, "base")["Score [95% interval]"] == "0.500"
+
+
+def test_the_text_table_shows_every_cell_on_one_line_per_arm(summary):
+    lines = render_text_table(summary).splitlines()
+    for row in comparison_table(summary):
+        assert any(all(cell in line for cell in row.values()) for line in lines)
+
+
+def test_the_summary_follows_its_schema_and_is_strict_json(reported):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    summary = json.loads((reported[0] / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["budget"] == {"unit": "flops", "limit": LIMIT}
+    assert summary["base"]["score"] == 0.5
+    ppo = summary["arms"]["ppo"]
+    assert ppo["score"]["mean"] == pytest.approx(0.8) and ppo["score"]["iqm"] == pytest.approx(0.8)
+    low, high = ppo["score"]["ci95"]
+    assert 0.699 < low < 0.8 < high < 0.901
+    assert ppo["seeds"][1] == {
+        "seed": 1, "status": "done", "spent": {"flops": 0.95 * LIMIT}, "score": 0.8, "kl": 3.0,
+        "stability": {"drawdown": pytest.approx(0.1), "gradient_norm_spikes": 1},
+    }  # fmt: skip
+    assert summary["arms"]["single"]["score"]["ci95"] is None
+    assert summary["arms"]["broken"]["score"]["mean"] is None
+
+
+def test_the_verdict_says_what_is_settled_and_what_is_not(page):
+    assert "ppo scored best: 0.800 on held-out prompts, but single has one seed and no interval" in page
+    assert "dpo did not beat the base model&#39;s 0.500" in page
+    assert "broken finished no seed and is not ranked" in page
+    assert "single: one seed: no interval" in page
+    assert "dpo: zero width, because all seeds scored the same" in page
+    assert "ppo: BCa bootstrap" in page and "too narrow" in page
+
+
+def test_without_a_finished_seed_there_is_nothing_to_rank(directory):
+    def fail_everything(results):
+        for arm in results["arms"].values():
+            for seed in arm["seeds"]:
+                seed.update(status="diverged", score=None)
+        results["arms"]["never-run"] = {"method": "dpo", "data": "online", "seeds": []}
+
+    edit(directory / "results.json", fail_everything)
+    page = page_of(directory)
+    assert "No arm finished a seed, so there is nothing to compare." in page
+    assert "never-run: no seed was run." in page
+
+
+def test_an_interval_apart_from_all_others_settles_the_lead(directory):
+    def keep_two(results):
+        results["arms"] = {name: results["arms"][name] for name in ("ppo", "dpo")}
+
+    edit(directory / "results.json", keep_two)
+    assert "its 95% interval lies above every other arm&#39;s" in page_of(directory)
+
+
+def test_an_arm_that_spent_less_is_named(directory):
+    edit(directory / "results.json", lambda r: r["arms"]["single"]["seeds"][0]["spent"].update(flops=0.5 * LIMIT))
+    assert "Compute is not equal: the budget&#39;s share that was spent is single 50%." in page_of(directory)
+
+
+def test_generated_text_is_escaped_and_its_control_characters_are_visible(page):
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; ⟨U+001B⟩[31m⟨U+202E⟩evil↵\nnext" in page
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+    assert "<b>" not in page and "tiny &lt;b&gt;" in page
+
+
+def test_samples_stand_side_by_side_for_the_same_prompts(page):
+    assert page.count("dpo says 0") == 1 and page.count("base says 0") == 1
+    assert "no answer recorded" in page  # the arm that failed
+    assert "says 4" not in page  # four prompts per split
+
+
+class _Loads(HTMLParser):
+    """Collects whatever a browser would fetch or run, and every id."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.ids = [], []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "srcset", "href", "xlink:href", "data", "action") and not value.startswith("#"):
+                self.fetched.append((tag, name, value))
+            if name.startswith("on"):
+                self.fetched.append((tag, name, value))
+            if name == "id":
+                self.ids.append(value)
+
+
+def test_the_page_loads_nothing_and_its_ids_are_unique(page):
+    loads = _Loads()
+    loads.feed(page)
+    assert loads.fetched == []
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert len(loads.ids) == len(set(loads.ids)) > 0
+    referenced = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert referenced <= set(loads.ids)
+
+
+def test_numbers_that_were_not_recorded_are_said_to_be_absent(page):
+    assert "Not recorded: reward of dpo." in page
+    assert "Not recorded: chosen and rejected log-probabilities of dpo and broken." in page
+    assert "Not recorded: gold of ppo, dpo, single and broken." in page
+    assert "<dt>Wall time</dt><dd>–</dd>" in page
+    assert "<dt>Driver&#39;s own share of wall time</dt><dd>3.1%</dd>" in page
+
+
+def test_the_other_splits_and_the_ledger_are_tabulated(page):
+    assert re.search(r'<th scope="row">ppo</th><td>0\.800 \[[^<]*</td><td>–</td><td>0\.400 \[', page)
+    assert re.search(r'<th scope="row">ppo</th><td>learning</td><td>yes</td><td>700G</td>', page)
+    assert re.search(r'<th scope="row">ppo</th><td>evaluation</td><td>no</td><td>9T</td>', page)
+
+
+def test_writing_again_gives_the_same_bytes_and_leaves_nothing_else(directory):
+    write_report(directory)
+    first = {path.name: path.read_bytes() for path in directory.iterdir()}
+    write_report(directory)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == first
+
+
+def test_every_missing_file_is_named_with_a_remedy(tmp_path):
+    with pytest.raises(BadInput) as raised:
+        write_report(tmp_path)
+    assert len(raised.value.problems) == 6
+    assert all("rlhf-bench run" in line for line in raised.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("base.json", lambda base: base.clear(), "base.json: score.in_distribution is missing"),
+        ("results.json", lambda r: r["arms"]["ppo"]["seeds"][2].update(status="lost"), "ppo seed 2: status is 'lost'"),
+        ("results.json", lambda r: r["arms"]["ppo"]["seeds"][0].update(score=None), "ppo seed 0: done, but its score"),
+        ("results.json", lambda r: r["arms"]["dpo"]["seeds"][0].update(spent={}), "dpo seed 0: spent has no flops"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_before_anything_is_written(directory, file, change, said):
+    edit(directory / file, change)
+    with pytest.raises(BadInput, match=re.escape(said)):
+        write_report(directory)
+    assert not (directory / "report.html").exists() and not (directory / "summary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.parquet", "results.json", "recipe.yaml"])
+def test_a_damaged_file_is_named(directory, name):
+    (directory / name).write_text("{ [")
+    with pytest.raises(BadInput, match=re.escape(name)):
+        write_report(directory)
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "expected"),
+    [
+        (1.5e12, "flops", "1.5 TFLOP"),
+        (12_345, "generated_tokens", "12.3k generated tokens"),
+        (999_999, "", "1M"),
+        (0, "", "0"),
+        (1.5, "device_seconds", "1.5 device-seconds"),
+        (NAN, "flops", "–"),
+    ],
+)
+def test_quantities_carry_their_unit(value, column, expected):
+    assert quantity(value, column) == expected
+
+
+def test_durations_and_invisible_characters_read_plainly():
+    assert [duration(s) for s in (42, 725, 12_000, NAN)] == ["42.0 s", "12 min 5 s", "3 h 20 min", "–"]
+    assert visible("a\tb\x00\u200b") == "a⇥\tb⟨U+0000⟩⟨U+200B⟩"
