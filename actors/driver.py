@@ -15,8 +15,9 @@ import yaml
 
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
-from rlhf_bench.comparison import Comparison, uses_reward_model
+from rlhf_bench.comparison import Comparison
 from rlhf_bench.material import Cache, Material
+from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.report import render_text_table
@@ -27,16 +28,16 @@ from rlhf_bench.tokenizer import decode_response
 from rlhf_bench.tracking import Tracker
 from rlhf_bench.types import RunFailed, Terminated
 
+MAY_GROW = ("seeds", "description")
+"""What may differ when a comparison is carried on; MLflow's params never change, so these become tags."""
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-# Several processes share the same cores in turn: a thread that waits must not burn the core another one works on.
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
 
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one."""
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
-    ray.init(address=address or "local", runtime_env={"env_vars": QUIET | PATIENT}, log_to_driver=False, logging_level="error", **local)
+    ray.init(address=address or "local", runtime_env={"env_vars": QUIET}, log_to_driver=False, logging_level="error", **local)
     signal.signal(signal.SIGTERM, _terminated)  # after ray.init, which sets a handler of its own
 
 
@@ -50,7 +51,8 @@ def drive(recipe: Recipe, material: Material, cache: Cache, directory: Path, arm
     run_key, commit = _run_key(directory), _commit()
     tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.say)
     tags = {"run_key": run_key, "commit": commit, "ray_submission_id": os.environ.get("RAY_JOB_SUBMISSION_ID", ""), "recipe": recipe.name}
-    tracker.start_comparison(run_key, _flat(recipe.resolved()), tags)
+    params = {k: v for k, v in _flat(recipe.resolved()).items() if k not in MAY_GROW and not k.startswith("arms/")}
+    tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
     fleet: Fleet | None = None
     status = "failed"
     try:
@@ -60,7 +62,7 @@ def drive(recipe: Recipe, material: Material, cache: Cache, directory: Path, arm
         fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer)
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
         comparison = Comparison(
-            recipe, directory, material, roles, cache, tracker, display.say, display, run_key, commit, began,
+            recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
             functools.partial(_begin_evaluation, fleet, recipe, material),
         )  # fmt: skip
         summary = comparison.run(arms, seeds)

@@ -50,6 +50,7 @@ class EvaluatorActor:
         self.reference = load_model(reference, "causal", self.dtype, 0).eval().requires_grad_(False).to(self.device)
         self.policy = load_model(reference, "causal", self.dtype, 0).eval().requires_grad_(False).to(self.device)
         self.shape = ModelShape.of(self.policy.lm)
+        self.counts = dict.fromkeys(("flops", "generated_tokens", "scored_tokens", "judge_queries"), 0.0)
         self.pair_rows = [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in held_out.pairs]
         self.reference_pairs = self._sums(self.reference, self.pair_rows)[0] if self.pair_rows else np.zeros((0, 2))
 
@@ -58,11 +59,11 @@ class EvaluatorActor:
         began = perf_counter()
         load_from_object_store(self.engine, weights[0], version)
         self._load_policy(ray.get(weights[0]))
-        self.flops = 0.0
+        self.counts = dict.fromkeys(self.counts, 0.0)
         splits = {name: self._score(prompts) for name, prompts in self.held_out.prompts.items()}
         numbers = self._likelihoods() | self._kl()
         seconds = perf_counter() - began
-        return Evaluation(splits, numbers, Cost(flops=self.flops, device_seconds=seconds * self.devices).as_dict(), seconds)
+        return Evaluation(splits, numbers, Cost(**self.counts, device_seconds=seconds * self.devices).as_dict(), seconds)
 
     def _load_policy(self, arrays: Mapping[str, np.ndarray]) -> None:
         import torch
@@ -75,7 +76,8 @@ class EvaluatorActor:
     def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[dict[str, Any]]:
         requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in enumerate(prompts)]
         found = self.engine.generate(requests, self.held_out.max_response_tokens, temperature, self.held_out.eos_id)
-        self.flops += generation_flops(
+        self.counts["generated_tokens"] += sum(len(f["ids"]) for f in found)
+        self.counts["flops"] += generation_flops(
             self.shape, [(len(p.token_ids), f["cached"], len(f["ids"])) for p, f in zip(prompts, found, strict=True)]
         )
         return found
@@ -88,6 +90,7 @@ class EvaluatorActor:
             self.held_out.judge(p, t) if f["finished"] else Judgement(0.0)
             for p, t, f in zip(prompts, texts, found, strict=True)
         ]
+        self.counts["judge_queries"] += len(judged)
         parts = {key: float(np.mean([j.parts.get(key, 0.0) for j in judged])) for key in sorted({k for j in judged for k in j.parts})}
         shown = self.held_out.settings.sample_prompts
         return SplitResult(
@@ -111,7 +114,8 @@ class EvaluatorActor:
                 sums[indices] = total.cpu().numpy().reshape(len(indices), -1)
                 entropies.append(entropy.cpu().numpy())
                 rows_here, length = batch.input_ids.shape
-                self.flops = getattr(self, "flops", 0.0) + forward_flops(self.shape, rows_here, length, len(batch.targets))
+                self.counts["scored_tokens"] += len(batch.targets)
+                self.counts["flops"] += forward_flops(self.shape, rows_here, length, len(batch.targets))
         return sums, float(np.concatenate(entropies).mean())
 
     def _likelihoods(self) -> dict[str, float]:

@@ -167,14 +167,15 @@ def _submit_and_follow(address: str, entrypoint: Sequence[str], working_director
         print(f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
         return 1
     client = JobSubmissionClient(address)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # no word about its web socket in the middle of the job's log
+    # No word about its web socket in the middle of the job's log.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     # In a thread, so that the main one can take a signal and stop the job while its last lines still come.
-    log = threading.Thread(target=lambda: asyncio.run(_print_log(client, submission)), daemon=True)
-    log.start()
+    log_ended = threading.Event()  # and not Thread.join: an exception in there takes the thread for ended
+    threading.Thread(target=_print_log, args=(client, submission, log_ended), daemon=True).start()
     stopped_by = None
-    while log.is_alive():
+    while not log_ended.is_set():
         try:
-            log.join(timeout=1)
+            log_ended.wait(timeout=1)
         except Interrupted as interrupted:
             if stopped_by is not None:  # asked twice: the cluster's end takes the job along
                 raise
@@ -185,9 +186,15 @@ def _submit_and_follow(address: str, entrypoint: Sequence[str], working_director
     return code if stopped_by is None else 128 + stopped_by
 
 
-async def _print_log(client, submission: str) -> None:
-    async for lines in client.tail_job_logs(submission):
-        print(lines, end="", flush=True)
+def _print_log(client, submission: str, ended: threading.Event) -> None:
+    async def follow() -> None:
+        async for lines in client.tail_job_logs(submission):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(follow())
+    finally:
+        ended.set()
 
 
 def _exit_code(client, submission: str) -> int:

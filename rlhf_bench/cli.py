@@ -17,6 +17,8 @@ import yaml  # noqa: E402
 
 from rlhf_bench.types import BadInput, RunFailed, Terminated  # noqa: E402
 
+UsageError = typer.BadParameter.__base__  # typer does not export it
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
     "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
@@ -129,6 +131,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except UsageError as error:
+        error.show()
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command with the same --output goes on from the last finished arm", file=sys.stderr)
         return 130

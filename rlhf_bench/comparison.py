@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.loop import ArmRun, Look, Progress
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.records import Part, copy_checkpoint, merge_parts, sample_rows, table, write_json
 from rlhf_bench.records import METRIC_KEYS, SAMPLE_KEYS
@@ -24,10 +25,6 @@ from rlhf_bench.tracking import Tracker
 from rlhf_bench.types import Evaluation
 
 BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
-
-
-def uses_reward_model(arm: MethodSettings) -> bool:
-    return getattr(arm, "data", None) != "offline" and getattr(arm, "feedback", None) == "reward_model"
 
 
 @dataclass
@@ -42,8 +39,7 @@ class Comparison:
     tracker: Tracker
     say: Callable[[str], None]
     display: Any  # progress.Display
-    run_key: str
-    commit: str
+    tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe: on every run in MLflow
     began: float
     begin_evaluation: Callable[[Start], None]
 
@@ -86,7 +82,7 @@ class Comparison:
         if uses_reward_model(settings):
             ledger.charge("reward_model", start.reward_model_cost)
         params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
-        self.tracker.start_arm(arm, seed, params, {"method": settings.method, "data": settings.data, "seed": str(seed)})
+        self.tracker.start_arm(arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)})
         part.looked(BASE_LOOK, base)
         self._track_look(arm, seed, BASE_LOOK, base)
         first, began, last = [], perf_counter(), {}
@@ -129,15 +125,18 @@ class Comparison:
         for name, settings in self.recipe.arms.items():
             results = [self._part(name, seed).result for seed in self.recipe.seeds]
             arms[name] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
+        accuracy = start.reward_model_accuracy
+        if accuracy is None and (self.directory / "base.json").exists():  # measured by an earlier run of other arms
+            accuracy = json.loads((self.directory / "base.json").read_text())["reward_model"]["accuracy"]
         write_json(self.directory / "base.json", {
             "score": {split: r.score for split, r in base.splits.items()},
             "numbers": dict(base.numbers),
-            "reward_model": {"accuracy": start.reward_model_accuracy},
+            "reward_model": {"accuracy": accuracy},
             "setup": {"off_policy_pairs": len(start.pairs), "held_out_pairs": len(start.held_out_pairs), "notes": list(self.material.task.notes)},
         })  # fmt: skip
         wall = perf_counter() - self.began
         timing = {"wall_seconds": wall, "driver_share": process_time() / wall, "first_update_seconds": first_update}
-        write_json(self.directory / "results.json", {"arms": arms, "timing": timing, "run_key": self.run_key, "commit": self.commit})
+        write_json(self.directory / "results.json", {"arms": arms, "timing": timing, "run_key": self.tags["run_key"], "commit": self.tags["commit"]})
         samples = sample_rows("base", 0, 0.0, base)
         shared = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
         merge_parts(self.directory, {a: self.recipe.seeds for a in self.recipe.arms}, table([], METRIC_KEYS), table(samples, SAMPLE_KEYS), table(shared, ()))

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_bench.comparison import uses_reward_model
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Material
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.types import BadInput
 

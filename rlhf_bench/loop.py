@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material
-from rlhf_bench.methods.base import Measured, Method, MethodSettings, PerResponse
+from rlhf_bench.methods.base import Measured, Method, MethodSettings, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.roles import Roles
 from rlhf_bench.sources import Drawn, Sampler, make_source
@@ -112,7 +112,8 @@ class ArmRun:
         if "reference_logprobs" in self.method.measures:
             learner.load("reference", self.start.base)
         if "values" in self.method.measures:
-            path = self.start.reward_model or self.start.base
+            paid_for = uses_reward_model(self.settings)  # else it would begin with work that this arm is not charged for
+            path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
             learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
 
     def _update(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, float] | None:
@@ -164,7 +165,7 @@ class ArmRun:
         ((expected,),), cost = self.roles.learner.measure("policy", [probe])
         tolerance = self.recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[self.recipe.model.dtype]
         self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, self.version)
-        self.ledger.charge("sync", cost + Cost(device_seconds=perf_counter() - began - cost.device_seconds))
+        self.ledger.charge("sync", Cost(flops=cost.flops, device_seconds=(perf_counter() - began) * self.roles.learner.devices))
         return snapshot
 
     def _probe(self) -> Row:

@@ -25,6 +25,10 @@ DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
 
 
+CACHE_FORMAT = 1
+"""Raised whenever a stage's code changes what it makes from the same settings: older folders are then made again."""
+
+
 class Cache:
     """Folders that are made once: `folder/KIND-HASH`, where HASH is of everything that determines the content."""
 
@@ -33,7 +37,7 @@ class Cache:
 
     def get(self, kind: str, key: Any, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
         """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed."""
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, key], sort_keys=True, default=str).encode()).hexdigest()[:16]
         target = self.folder / f"{kind}-{digest}"
         if not (target / "cache.json").exists():
             aside = self.folder / f".{kind}-{digest}.{uuid4().hex[:8]}"
@@ -83,6 +87,8 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
     demonstrations = []
     if recipe.sft:
         demonstrations = [encode.row(d.prompt, d.response) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
+    if task.pairs is None and recipe.sft is None:
+        raise BadInput("sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs")
     pairs, looked_at = None, []
     if task.pairs is not None:
         wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
@@ -90,7 +96,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
     model, shape, fingerprint = _model(recipe, tokenizer, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
-    fingerprint |= {"data": hashlib.sha256(repr(data).encode()).hexdigest()}
+    fingerprint |= {"task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True), "data": hashlib.sha256(repr(data).encode()).hexdigest()}
     return Material(task, tokenizer, model, shape, train, held_out, demonstrations, pairs, looked_at, fingerprint)
 
 

@@ -36,7 +36,9 @@ class ModelSettings(Section):
     intermediate_size: int = Field(384, ge=8, description="width of the feed-forward layers (from scratch)")
     max_length: int = Field(64, ge=8, description="most tokens of a prompt and its response together")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of weights and activations")
-    tokenizer: TokenizerSettings = Field(default_factory=lambda: TokenizerSettings(kind="characters"))
+    tokenizer: TokenizerSettings = Field(
+        default_factory=lambda: TokenizerSettings(kind="characters"), description="trained on the task's texts, or a pretrained one"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:
@@ -134,15 +136,17 @@ class Placement(Section):
 
     colocated: bool = Field(True, description="actor i of every role shares one bundle of CPUs and GPUs; otherwise each has its own")
     timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
-    rollout: RolloutPlacement = Field(default_factory=RolloutPlacement)
-    scorer: RolePlacement = Field(default_factory=RolePlacement)
-    learner: LearnerPlacement = Field(default_factory=LearnerPlacement)
-    evaluator: RolloutPlacement = Field(default_factory=RolloutPlacement)
+    rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")
+    scorer: RolePlacement = Field(default_factory=RolePlacement, description="the reward model")
+    learner: LearnerPlacement = Field(default_factory=LearnerPlacement, description="the DeepSpeed ranks that train")
+    evaluator: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor")
     weight_sync: Literal["object_store", "nccl", "ipc"] = Field("object_store", description="how weights reach the engines; nccl and ipc need GPUs")
     sync_tolerance: float | None = Field(None, gt=0, description="largest gap between engine and learner log-probs after a sync (nats); null: 1e-3 in float32, 0.1 in bfloat16")
 
     @model_validator(mode="after")
     def _possible(self) -> Placement:
+        if self.evaluator.actors != 1:
+            raise ValueError("evaluator.actors must be 1: snapshots are looked at one after the other")
         if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
             raise ValueError(f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them")
         if self.weight_sync == "ipc" and not self.colocated:
@@ -159,17 +163,17 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names the MLflow experiment: letters, digits, - and _")
     description: str = Field("", description="one sentence for the report's head")
-    model: ModelSettings = Field(default_factory=ModelSettings)
-    task: TaskSettings
-    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings, description="the policy's architecture and tokenizer")
+    task: TaskSettings = Field(description="prompts, demonstrations and judge")
+    data: DataSettings = Field(default_factory=DataSettings, description="prompts, pairs and sampling, shared by all arms")
     sft: SFTSettings | None = Field(default_factory=SFTSettings, description="null starts from model.name_or_path as it is")
-    reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings)
-    compute: ComputeSettings
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings, description="trained when an arm needs it, and charged to it")
+    compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget")
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
-    placement: Placement = Field(default_factory=Placement)
-    tracking: Tracking = Field(default_factory=Tracking)
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(min_length=1)
+    placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
+    tracking: Tracking = Field(default_factory=Tracking, description="where MLflow is")
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(min_length=1, description="name -> method and that method's settings")
 
     @field_validator("arms", mode="before")
     @classmethod

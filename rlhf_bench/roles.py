@@ -33,6 +33,8 @@ class RewardScorer(Protocol):
 
 
 class LearnerGroup(Protocol):
+    devices: int  # CPU cores, or GPUs, of all ranks together
+
     def load(self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0) -> None:
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 

@@ -14,7 +14,7 @@ from rlhf_bench.material import Material, rows_of
 from rlhf_bench.methods.base import Method, MethodSettings
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
-from rlhf_bench.types import Group, Pair, Prompt, Row, Sampling
+from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ def make_source(method: Method, settings: MethodSettings, sampler: Sampler, offl
     if settings.data == "offline":
         return FixedPairs(offline, settings.pairs_per_update, sampler.seed, {})
     groups = sampler.sample(min(data.on_policy_prompts, len(sampler.prompts)), data.candidates_per_prompt)
+    if not best_and_worst(groups):
+        raise RunFailed("data: on_policy: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature")
     metrics = {k: v for k, v in sample_metrics(groups, 0).items() if k in ("reward", "gold")}
     return FixedPairs(best_and_worst(groups), settings.pairs_per_update, sampler.seed, metrics)
 

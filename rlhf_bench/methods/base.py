@@ -27,6 +27,11 @@ class MethodSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
 
 
+def uses_reward_model(arm: MethodSettings) -> bool:
+    """Whether an arm asks the reward model for anything, and so pays for it."""
+    return getattr(arm, "data", None) != "offline" and getattr(arm, "feedback", None) == "reward_model"
+
+
 class PairSettings(MethodSettings):
     """Settings of the methods that learn from pairs of a chosen and a rejected response."""
 

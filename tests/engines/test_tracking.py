@@ -124,8 +124,8 @@ def test_a_server_that_is_away_stops_nothing_and_is_reported(tmp_path, monkeypat
     assert "metrics of ppo · seed 1, step 0" in lost and "the file report.html" in lost and len(lost) == 12
 
 
-def test_a_server_that_comes_late_gets_everything(tmp_path, monkeypatch):
-    """The store's folder is not there when the run starts, as a server that starts later than the job."""
+def test_a_store_that_comes_late_gets_everything(tmp_path, monkeypatch):
+    """Its folder cannot be made when the run starts, and can later: as with a server that starts after the job."""
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     uri, warnings = f"sqlite:////{tmp_path}/blocked/mlflow.db", []

@@ -1,0 +1,63 @@
+"""Write the tables of docs/recipes.md from the settings models, so that they cannot drift from what a recipe accepts.
+
+Usage, from the repository root: .venv/bin/python -m docs.generate_recipes
+"""
+
+import json
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rlhf_bench.methods import METHODS
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.tasks import TASKS
+
+PAGE = Path(__file__).with_name("recipes.md")
+MARKER = "<!-- From here on written by docs/generate_recipes.py -->"
+NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", NoneType: "null"}
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
+
+
+def page() -> str:
+    """The whole page: what stands before the marker by hand, then a table for every settings model."""
+    tasks = [section(kind.settings, f"task, kind: {name}") for name, kind in TASKS.items()]
+    methods = [section(method.settings, f"arms.NAME, method: {name}") for name, method in METHODS.items()]
+    by_hand = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
+    return "\n\n".join([by_hand + MARKER, section(Recipe, "Top level"), *tasks, *methods]) + "\n"
+
+
+def section(model: type[BaseModel], title: str, prefix: str = "") -> str:
+    """A heading, the model's docstring and a table of its keys; then the same for the models inside it."""
+    fields = model.model_fields
+    head = [f"## {title}", ""] + ([" ".join(model.__doc__.split()), ""] if model.__doc__ else [])
+    table = ["| key | value | default | meaning |", "| --- | --- | --- | --- |", *map(row, fields, fields.values())]
+    inner = [(key, m) for key, f in fields.items() if key != "task" for m in members(f.annotation)]
+    nested = [section(m, prefix + key, f"{prefix}{key}.") for key, m in inner if hasattr(m, "model_fields")]
+    return "\n\n".join(["\n".join(head + table), *nested])
+
+
+def row(key: str, field: FieldInfo) -> str:
+    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in LIMITS.items() if hasattr(m, name)]
+    value = ", ".join([" or ".join(dict.fromkeys(map(named, members(field.annotation)))), *limits])
+    default = field.get_default(call_default_factory=True)
+    given = default.model_dump(exclude_unset=True) if isinstance(default, BaseModel) else default
+    shown = "required" if field.is_required() else f"`{json.dumps(given)}`"
+    return f"| `{key}` | {value} | {shown} | {(field.description or '').replace('<', '&lt;')} |"
+
+
+def members(annotation: Any) -> tuple[Any, ...]:  # of a union
+    return get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+
+
+def named(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    return f"list of {named(inner[0])}" if origin is tuple else NAMES.get(annotation, "section")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,205 @@
+"""From samples to rewards, pairs and an update's data."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_bench.feedback import Judge, best_and_worst, with_rewards
+from rlhf_bench.ledger import Cost, Ledger
+from rlhf_bench.material import Material
+from rlhf_bench.methods import METHODS
+from rlhf_bench.recipe import DataSettings
+from rlhf_bench.roles import Roles
+from rlhf_bench.sources import FixedPairs, Sampler, make_source, sample_metrics
+from rlhf_bench.tasks import build_task
+from rlhf_bench.tasks.arithmetic import ArithmeticSettings
+from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_response
+from rlhf_bench.types import Group, Pair, Prompt, RunFailed, Sample
+
+NAN = float("nan")
+TASK = build_task(ArithmeticSettings(digits=1))
+TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())
+PROMPT = Prompt("p", "1+2=", "3", (1, 5, 6, 7))
+
+
+def group(*samples, prompt=PROMPT):
+    """Samples given as (reward, finished); the k-th response is k + 1 tokens long."""
+    return Group(prompt, tuple(
+        Sample(f"{prompt.id}.{k}", (9,) * (k + 1), (-1.0,) * (k + 1), finished, policy_version=4, reward=reward)
+        for k, (reward, finished) in enumerate(samples)
+    ))  # fmt: skip
+
+
+def test_the_best_and_the_worst_make_the_pair():
+    (pair,) = best_and_worst([group((0.2, True), (0.9, True), (-1.0, True), (0.5, True))])
+    assert pair == Pair("p.1", PROMPT, (9, 9), (9, 9, 9), 0.9, -1.0, policy_version=4)
+
+
+def test_prompts_whose_candidates_all_score_alike_give_no_pair():
+    good, bad, lost = [(1.0, True)] * 3, [(0.0, True)] * 3, [(NAN, False)] * 3
+    assert best_and_worst([group(*good), group(*bad), group(*lost), group((0.3, True))]) == []
+
+
+def test_an_unfinished_candidate_is_the_worst_there_is():
+    (pair,) = best_and_worst([group((-50.0, True), (NAN, False), (-60.0, True))])
+    assert (pair.chosen_ids, pair.rejected_ids, pair.rejected_score) == ((9,), (9, 9), -math.inf)
+
+
+def test_among_equals_the_first_is_taken():
+    (pair,) = best_and_worst([group((0.0, True), (1.0, True), (1.0, True), (0.0, True))])
+    assert (pair.id, pair.rejected_ids) == ("p.1", (9,))
+
+
+def answered(text, finished=True):
+    ids = encode_response(TOKENIZER, text)
+    return Sample(text, ids if finished else ids[:-1], (-1.0,) * len(ids), finished, 0)
+
+
+def test_the_judge_reads_text_and_gives_nothing_to_a_response_that_did_not_end():
+    samples = (answered("3"), answered("4"), answered("3", finished=False), answered(""))
+    (judged,), cost = Judge(TASK, TOKENIZER)([Group(PROMPT, samples)])
+    assert [s.gold for s in judged.samples] == [1, 0, 0, 0]
+    assert [s.text for s in judged.samples] == ["3", "4", "3", ""]
+    assert cost == Cost(judge_queries=4)
+
+
+class LengthScorer:
+    """A reward model that likes long responses: `scale` per token."""
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def score(self, rows):
+        return [[self.scale * len(r) for r in row.responses] for row in rows], Cost(flops=3)
+
+
+def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_have_none():
+    (judged,), _ = Judge(TASK, TOKENIZER)([Group(PROMPT, (answered("3"), answered("41"), answered("3", False)))])
+    (by_judge,), free = with_rewards([judged], "judge", None)
+    (by_model,), cost = with_rewards([judged], "reward_model", LengthScorer(0.5))
+    np.testing.assert_array_equal([s.reward for s in by_judge.samples], [1, 0, NAN])
+    np.testing.assert_array_equal([s.reward for s in by_model.samples], [1, 1.5, NAN])
+    assert (free, cost) == (Cost(), Cost(flops=3))
+
+
+def test_a_reward_model_that_overflows_stops_the_run():
+    with pytest.raises(RunFailed, match=r"p\.0 \(and 1 more\) is not a finite number"):
+        with_rewards([group((0.0, True), (0.0, True))], "reward_model", LengthScorer(math.inf))
+
+
+def pairs(count):
+    return [Pair(f"pair{i}", PROMPT, (i, 2), (i, 3, 2), 1.0 + i, -float(i), policy_version=i % 2) for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "per_update"), [(7, 3), (6, 3), (5, 5), (1, 1)])
+def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
+    source, ids = FixedPairs(pairs(count), per_update, seed=3, metrics={}), []
+    for _ in range(count):  # per_update epochs
+        drawn = source.draw(0)
+        assert len(drawn.rows) == len(drawn.rewards) == drawn.metrics["pairs"] == per_update
+        ids += [row.id for row in drawn.rows]
+    epochs = [ids[at : at + count] for at in range(0, len(ids), count)]
+    assert all(sorted(epoch) == sorted(p.id for p in pairs(count)) for epoch in epochs)
+    if count > 1:
+        assert any(epoch != epochs[0] for epoch in epochs)
+
+
+def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
+    drawn = FixedPairs(pairs(4), 4, seed=0, metrics={"gold": 0.5}).draw(version=10)
+    for row, reward in zip(drawn.rows, drawn.rewards, strict=True):
+        i = int(row.id.removeprefix("pair"))
+        assert row.responses == ((i, 2), (i, 3, 2)) and row.prompt_ids == PROMPT.token_ids
+        assert reward == (1.0 + i, -float(i))
+    assert drawn.fixed and drawn.metrics == {"policy_version_lag": 9.5, "pairs": 4, "gold": 0.5}
+
+
+def test_the_seed_decides_the_order_of_fixed_pairs():
+    first, again, other = (
+        [r.id for r in FixedPairs(pairs(20), 20, seed, {}).draw(0).rows] for seed in (1, 1, 2)
+    )  # fmt: skip
+    assert first == again != other
+
+
+def test_more_pairs_wanted_than_there_are():
+    assert len(FixedPairs(pairs(3), 32, 0, {}).draw(0).rows) == 3
+
+
+def test_sample_metrics_are_means_over_samples():
+    metrics = sample_metrics([group((1.0, True), (3.0, True)), group((NAN, False))], version=6)
+    assert math.isnan(metrics.pop("gold"))  # never judged
+    assert metrics == {"reward": 2.0, "response_length": 4 / 3, "finished": 2 / 3, "policy_version_lag": 2.0}
+    assert math.isnan(sample_metrics([group((NAN, False))], 0)["reward"])
+
+
+class ScriptedPool:
+    """Gives the right answer, a wrong one and an unfinished one, in turn; remembers what was asked."""
+
+    def __init__(self, answers=("right", "wrong", "unfinished")):
+        self.answers, self.asked, self.seeds = answers, [], []
+
+    def generate(self, prompts, sampling):
+        self.asked += [p.id for p in prompts]
+        self.seeds.append(sampling.seed)
+        kinds = [self.answers[k % len(self.answers)] for k in range(sampling.count)]
+        groups = [Group(p, tuple(self._sample(p, k, kind) for k, kind in enumerate(kinds))) for p in prompts]
+        return groups, Cost(generated_tokens=sum(len(s.response_ids) for g in groups for s in g.samples))
+
+    def _sample(self, prompt, k, kind):
+        ids = encode_response(TOKENIZER, "77" if kind == "wrong" else prompt.reference)
+        ids = ids[:-1] if kind == "unfinished" else ids
+        return Sample(f"{prompt.id}#{k}", ids, (-1.0,) * len(ids), kind != "unfinished", 0)
+
+
+def sampler(settings, pool, seed=0, **data):
+    train = TASK.prompts("train", 10, 0)
+    material = Material(TASK, TOKENIZER, None, None, train, {}, [], None, [], {})
+    roles = Roles(pool, LengthScorer(), None, None, None)
+    return Sampler(roles, material, DataSettings(**data), settings, Ledger("flops", 1.0), seed)
+
+
+def test_every_prompt_is_sampled_once_per_epoch():
+    pool = ScriptedPool()
+    sampling = sampler(METHODS["ppo"].settings(), pool)
+    for _ in range(5):
+        sampling.sample(prompts=4, samples=3)
+    assert sorted(pool.asked[:10]) == sorted(pool.asked[10:]) and len(set(pool.asked[:10])) == 10
+    assert pool.asked[:10] != pool.asked[10:] and len(set(pool.seeds)) == 5
+
+
+@pytest.mark.parametrize(("feedback", "phases"), [
+    ("reward_model", {"rollout", "scoring", "evaluation"}),  # the judge only looks on
+    ("judge", {"rollout", "judging"}),  # the judge teaches, and is paid
+])  # fmt: skip
+def test_who_is_charged_hangs_on_who_teaches(feedback, phases):
+    sampling = sampler(METHODS["ppo"].settings(feedback=feedback), ScriptedPool())
+    sampling.sample(prompts=2, samples=3)
+    charged = sampling.ledger.by_phase
+    assert {phase for phase, cost in charged.items() if cost != Cost()} == phases
+    assert charged["judging" if feedback == "judge" else "evaluation"].judge_queries == 6
+
+
+def test_samples_of_one_prompt_stay_one_row_with_their_rewards():
+    arm = METHODS["ppo"].settings(prompts_per_update=2, samples_per_prompt=3, feedback="judge")
+    drawn = make_source(METHODS["ppo"], arm, sampler(arm, ScriptedPool()), []).draw(0)
+    assert [len(row.responses) for row in drawn.rows] == [3, 3] and not drawn.fixed
+    np.testing.assert_array_equal(drawn.rewards, [(1, 0, NAN)] * 2)
+    assert drawn.metrics["gold"] == pytest.approx(1 / 3) and drawn.metrics["finished"] == pytest.approx(2 / 3)
+
+
+def test_online_pairs_are_drawn_afresh_and_on_policy_ones_once():
+    for data, calls, fixed in (("online", 3, False), ("on_policy", 1, True)):
+        arm = METHODS["dpo"].settings(data=data, prompts_per_update=4, pairs_per_update=4)
+        pool = ScriptedPool()
+        source = make_source(METHODS["dpo"], arm, sampler(arm, pool, candidates_per_prompt=3, on_policy_prompts=8), [])
+        drawn = [source.draw(version) for version in range(3)]
+        assert len(pool.seeds) == calls and all(d.fixed == fixed and len(d.rows) == 4 for d in drawn)
+        assert [d.metrics["policy_version_lag"] for d in drawn] == [0, 1, 2]
+        assert drawn[0].rewards == [(1.0, -math.inf)] * 4
+
+
+def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_and_say_so():
+    """Otherwise an update costs nothing, and a budget of which nothing is spent never ends."""
+    arm = METHODS["dpo"].settings(data="on_policy")
+    with pytest.raises(RunFailed, match="pair"):
+        make_source(METHODS["dpo"], arm, sampler(arm, ScriptedPool(["wrong"]), candidates_per_prompt=3), [])

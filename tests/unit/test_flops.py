@@ -1,0 +1,139 @@
+"""The ledger's formulas against the operations that PyTorch counts while a model runs."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.sequences import ResponseValues, TokenLogprobs, micro_batch
+from rlhf_bench.types import Row
+
+VOCABULARY = 50
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
+SIZES |= {"intermediate_size": 96, "max_position_embeddings": 256, "pad_token_id": 0}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama, untied, grouped queries": LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=False),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+    "gpt2": GPT2Config(**SIZES),
+}
+SHORT = [Row("a", (1,) * 5, ((2,) * 4, (2,) * 3)), Row("b", (1,), ((2,) * 2, (2,) * 6)), Row("c", (1,), ((2,),) * 2)]
+LONG = [Row("a", (1,) * 60, ((2,) * 70, (2,) * 60)), Row("b", (1,) * 80, ((2,) * 40, (2,) * 50))]
+# The fused kernel that attention runs on a CPU is missing from the counter's table; its GPU twins' formulas are there.
+FUSED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, q, k, v),
+}  # fmt: skip
+
+
+def model_of(name, kind):
+    auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    lm = auto.from_config(CONFIGS[name], attn_implementation="sdpa").eval()
+    return TokenLogprobs(lm) if kind == "causal" else ResponseValues(lm)
+
+
+def counted(model, rows, backward, fused):
+    """FLOPs of one forward pass (and of its backward pass) as PyTorch counts them."""
+    batch = micro_batch(rows, pad_id=0)
+    backend = SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
+    with sdpa_kernel(backend), FlopCounterMode(display=False, custom_mapping=FUSED if fused else None) as counter:
+        out = model(batch)
+        if backward:
+            sum(part.sum() for part in out).backward()
+    return counter.get_total_flops()
+
+
+def formula(of, model, kind, rows):
+    heads = sum(r.response_tokens + (len(r.responses) if kind == "scalar" else 0) for r in rows)
+    return of(ModelShape.of(model.lm), len(rows), max(r.tokens for r in rows), heads)
+
+
+@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ["causal", "scalar"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_forward_pass(name, kind, rows):
+    model = model_of(name, kind)
+    with torch.no_grad():
+        assert formula(forward_flops, model, kind, rows) == pytest.approx(counted(model, rows, False, False), rel=0.03)
+
+
+@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ["causal", "scalar"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_and_backward(name, kind, rows):
+    model = model_of(name, kind)
+    assert formula(training_flops, model, kind, rows) == pytest.approx(counted(model, rows, True, True), rel=0.03)
+
+
+def test_without_the_fused_kernels_recomputation_attention_costs_three_times_its_forward():
+    """So that the 2.5 of the formula is the kernel's own and covers no error elsewhere."""
+    model = model_of("llama", "causal")
+    shape, length = ModelShape.of(model.lm), max(r.tokens for r in LONG)
+    recomputed = 0.5 * 4 * shape.layers * shape.attention_width * len(LONG) * length**2
+    expected = formula(training_flops, model, "causal", LONG) - recomputed
+    assert expected == pytest.approx(counted(model, LONG, True, False), rel=0.03)
+
+
+def one_token_at_a_time(lm, prompt, cached, response):
+    """FLOPs of decoding with a key-value cache: every token fed alone, the head run where one is chosen."""
+    cache, total = DynamicCache(config=lm.config), 0
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        for t in range(prompt + response - 1):
+            with FlopCounterMode(display=False) as counter:
+                hidden = lm.base_model(torch.tensor([[1]]), past_key_values=cache, use_cache=True).last_hidden_state
+                if t >= prompt - 1:
+                    lm.get_output_embeddings()(hidden)
+            total += counter.get_total_flops() if t >= cached else 0
+    return total
+
+
+@pytest.mark.parametrize("name", ["llama, untied, grouped queries", "gpt2"])
+@pytest.mark.parametrize("request_", [(7, 0, 9), (7, 4, 9), (12, 0, 1), (1, 0, 5)], ids=str)
+def test_generation(name, request_):
+    lm = model_of(name, "causal").lm
+    expected = one_token_at_a_time(lm, *request_)
+    assert generation_flops(ModelShape.of(lm), [request_]) == pytest.approx(expected, rel=0.03)
+
+
+def test_generation_adds_up_over_requests():
+    shape = ModelShape(1000, 2, 16, 500, 2000)
+    requests = [(7, 0, 9), (7, 4, 9), (12, 0, 1)]
+    assert generation_flops(shape, requests) == sum(generation_flops(shape, [one]) for one in requests)
+    assert generation_flops(shape, []) == 0
+
+
+@pytest.mark.parametrize(("name", "linear", "other"), [
+    # Llama's layer: q, k, v, o of 64×64 and three of 64×96. Else: two norms a layer, one at the end, the embedding.
+    ("llama", 4 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 50 * 64),
+    # Half as many key and value heads; the head's matrix is a second one beside the embedding.
+    ("llama, untied, grouped queries", 3 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 2 * 50 * 64),
+    # GPT-2's layer: 64×192, 64×64, 64×256, 256×64. Else: their biases, norms with biases, embeddings of positions too.
+    ("gpt2", 12 * 64**2, 2 * (192 + 64 + 256 + 64 + 256) + 128 + 50 * 64 + 256 * 64),
+])  # fmt: skip
+def test_the_shape_read_off_a_model(name, linear, other):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other)
+
+
+def test_a_scalar_head_has_one_column():
+    shape = ModelShape.of(model_of("gpt2", "scalar").lm)
+    assert (shape.head_weights, shape.matmul_weights) == (64, 2 * 12 * 64**2)
+
+
+def test_a_head_size_of_its_own_counts():
+    config = LlamaConfig(**SIZES, head_dim=32)
+    with torch.device("meta"):
+        assert ModelShape.of(AutoModelForCausalLM.from_config(config)).attention_width == 4 * 32

@@ -1,0 +1,126 @@
+"""What a recipe will cost: reckoned here from the steps that are taken, and never less than what will be charged."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.forecast import Lengths, arm_forecast, memory_gib, refuse_small_budget, reward_model_forecast
+from rlhf_bench.ledger import Cost
+from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.types import BadInput
+
+SHAPE = ModelShape(matmul_weights=50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000)
+SCALAR = replace(SHAPE, head_weights=32)
+N = Lengths(prompt=7, response=5)
+ARMS = {
+    "ppo": {"method": "ppo", "prompts_per_update": 8, "samples_per_prompt": 4, "epochs_per_update": 3},
+    "offline": {"method": "dpo", "pairs_per_update": 16},
+    "on-policy": {"method": "flex_dpo", "data": "on_policy", "pairs_per_update": 16},
+    "online": {"method": "dpo", "data": "online", "prompts_per_update": 4, "feedback": "reward_model"},
+}
+
+
+def recipe(arms=ARMS, limit=1e15, column="flops", **sections):
+    base = {"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column}, "arms": arms}
+    data = {"on_policy_prompts": 10, "candidates_per_prompt": 6}
+    reward_model = {"steps": 20, "examples_per_step": 8, "start_policy_prompts": 12}
+    return parse_recipe(base | {"data": data, "reward_model": reward_model} | sections)
+
+
+def forecast(name, **sections):
+    r = recipe(**sections)
+    return arm_forecast(r, r.arms[name], SHAPE, N)
+
+
+def test_an_offline_update_is_one_look_at_the_reference_and_one_step():
+    f = forecast("offline")
+    rows, length, tokens = 16, 7 + 2 * 5, 16 * 2 * 5
+    flops = forward_flops(SHAPE, rows, length, tokens) + training_flops(SHAPE, rows, length, tokens)
+    assert f.before == Cost()
+    assert f.update == Cost(flops=pytest.approx(flops), trained_tokens=tokens, scored_tokens=tokens)
+
+
+def test_on_policy_candidates_are_paid_before_the_first_update():
+    before, samples = forecast("on-policy").before, 10 * 6
+    assert before.flops == pytest.approx(generation_flops(SHAPE, [(7, 0, 5)] * samples))
+    assert (before.generated_tokens, before.judge_queries) == (samples * 5, samples)
+    assert forecast("on-policy").update == forecast("offline").update
+
+
+def test_a_ppo_update_holds_sampling_scoring_measuring_and_every_epoch_of_both_models():
+    update, samples, tokens, length = forecast("ppo").update, 32, 32 * 5, 7 + 4 * 5
+    charged = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, samples, 12, samples)
+    charged += 2 * forward_flops(SHAPE, 8, length, tokens) + forward_flops(SCALAR, 8, length, tokens + samples)
+    charged += 3 * (training_flops(SHAPE, 8, length, tokens) + training_flops(SCALAR, 8, length, tokens + samples))
+    assert charged <= update.flops <= 1.05 * charged
+    assert (update.generated_tokens, update.trained_tokens) == (tokens, 3 * 2 * tokens)
+    assert update.scored_tokens == 3 * tokens + samples * 12
+
+
+def test_only_arms_that_ask_the_reward_model_pay_for_it():
+    r = recipe()
+    cost = reward_model_forecast(r, SHAPE, N)
+    assert cost.flops > 0
+    before = {name: arm_forecast(r, arm, SHAPE, N).before for name, arm in r.arms.items()}
+    assert before["ppo"] == before["online"] == cost
+    assert before["offline"].flops < before["on-policy"].flops < cost.flops
+
+
+def test_the_reward_models_forecast_holds_all_that_its_making_charges():
+    """Sampling, judging, training, and scoring the samples to set the scale of its scores."""
+    cost, samples = reward_model_forecast(recipe(), SHAPE, N), 12 * 6
+    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, samples, 12, samples)
+    flops += 20 * training_flops(SCALAR, 8, 7 + 2 * 5, 8 * 2 * 5 + 16)
+    assert cost.flops >= flops
+    assert (cost.trained_tokens, cost.judge_queries) == (20 * 8 * 2 * 5, samples)
+    assert cost.scored_tokens >= samples * 12
+
+
+def test_candidates_that_the_reward_model_ranks_are_scored_before_the_first_update():
+    arms = {"a": {"method": "dpo", "data": "on_policy", "feedback": "reward_model"}}
+    r = recipe(arms)
+    before, reward_model = arm_forecast(r, r.arms["a"], SHAPE, N).before, reward_model_forecast(r, SHAPE, N)
+    candidates = 10 * 6
+    assert before.scored_tokens - reward_model.scored_tokens >= candidates * 12
+
+
+@pytest.mark.parametrize("column", ["flops", "generated_tokens", "trained_tokens", "scored_tokens"])
+def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
+    arms = {name: ARMS[name] for name in ("ppo", "online")}
+    with pytest.raises(BadInput) as refused:
+        refuse_small_budget(recipe(arms, limit=1, column=column), SHAPE, N)
+    problems = refused.value.problems
+    assert [re.match(rf"compute\.limit: 1 {column} is less than arm (\S+) needs", p)[1] for p in problems] == list(arms)
+    assert all("raise it to" in p for p in problems)
+
+
+@pytest.mark.parametrize("prompts", [3, 5, 7, 11])
+def test_the_limit_that_the_refusal_names_is_accepted(prompts):
+    arms = {"a": {"method": "ppo", "prompts_per_update": prompts}}
+    with pytest.raises(BadInput) as refused:
+        refuse_small_budget(recipe(arms, limit=10), SHAPE, N)
+    (named,) = re.findall(r"raise it to (\S+) at the very least", str(refused.value))
+    refuse_small_budget(recipe(arms, limit=float(named)), SHAPE, N)
+
+
+def test_a_budget_of_exactly_one_update_is_enough():
+    f = forecast("ppo")
+    refuse_small_budget(recipe(limit=f.before.flops + f.update.flops, arms={"ppo": ARMS["ppo"]}), SHAPE, N)
+
+
+def test_memory_falls_with_sharding_and_counts_every_trained_model():
+    gib = SHAPE.parameters / 2**30
+    dpo = {"offline": ARMS["offline"]}
+    whole = memory_gib(recipe(dpo), SHAPE)["learner"]
+    assert whole == pytest.approx(gib * (4 + 4 + 8 + 4))  # policy's weights, gradients, Adam's moments; the reference
+    assert memory_gib(recipe(), SHAPE)["learner"] == pytest.approx(gib * (2 * 16 + 4))  # and a critic
+    by_stage = [
+        memory_gib(recipe(dpo, placement={"learner": {"actors": 4, "zero_stage": stage}}), SHAPE)["learner"]
+        for stage in (0, 1, 2, 3)
+    ]
+    expected = [4 + 4 + 8 + 4, 4 + 4 + 2 + 4, 4 + 1 + 2 + 4]
+    assert by_stage[:3] == pytest.approx([gib * bytes_ for bytes_ in expected]) and by_stage[3] < by_stage[2]
+    half = memory_gib(recipe(dpo, model={"dtype": "bfloat16"}), SHAPE)
+    assert half["learner"] == pytest.approx(gib * (2 + 2 + 8 + 4 + 2)) and half["scorer"] == pytest.approx(gib * 2)

@@ -1,0 +1,171 @@
+"""Recipes that do not work: each mistake is refused with its key and what to do about it, one line each."""
+
+import re
+
+import pytest
+import yaml
+
+from rlhf_bench.material import Cache, prepare
+from rlhf_bench.recipe import load_recipe, parse_recipe
+from rlhf_bench.types import BadInput
+
+GOOD = """
+name: small
+task: {kind: arithmetic}
+compute: {limit: 1.0e+12}
+arms:
+  a: {method: ppo}
+  b: {method: dpo}
+"""
+# Overrides of GOOD, and a pattern that the one line of the refusal must match: the key first, the remedy behind it.
+MISTAKES = [
+    # unknown keys
+    ("sede=[1]", r"sede: unknown key \(did you mean seeds\?\); remove it"),
+    ("compute.limits=1", r"compute\.limits: unknown key \(did you mean limit\?\); remove it"),
+    ("sft.stesp=3", r"sft\.stesp: unknown key \(did you mean steps\?\); remove it"),
+    ("placement.rollout.gpu=1", r"placement\.rollout\.gpu: unknown key \(did you mean gpus\?\); remove it"),
+    ("model.tokenizer={kind: characters, vocab: 3}", r"model\.tokenizer\.vocab: unknown key.*; remove it"),
+    ("task.digts=3", r"task\.digts: unknown key \(did you mean digits\?\); remove it"),
+    ("zzz=1", r"zzz: unknown key; remove it"),
+    # wrong types and ranges
+    ("compute.limit=much", r"compute\.limit: .*number.*'much'.*; correct it"),
+    ("compute.limit=-1", r"compute\.limit: .*greater than 0.*-1.*; correct it"),
+    ("compute.limit=.inf", r"compute\.limit: .*finite.*; correct it"),
+    ("compute.limit=.nan", r"compute\.limit: .*; correct it"),
+    ("compute.column=steps", r"compute\.column: .*'flops'.*'steps'.*; correct it"),
+    ("data.train_prompts=2.5", r"data\.train_prompts: .*integer.*2\.5.*; correct it"),
+    ("data=3", r"data: .*; correct it"),
+    ("arms.b.beta=strong", r"arms\.b\.beta: .*number.*'strong'.*; correct it"),
+    ("arms.b.beta=0", r"arms\.b\.beta: .*greater than 0.*; correct it"),
+    ("arms.b.data=of_policy", r"arms\.b\.data: .*'on_policy'.*; correct it"),
+    ("name=two words", r"name: .*'two words'.*; correct it"),
+    ("model.hidden_size=100", r"model: hidden_size must be a multiple of 2 × heads.*; correct it"),
+    ("arms={}", r"arms: .*at least 1.*; correct it"),
+    # arms
+    ("arms.b.beta_chosen=1", r"arms\.b\.beta_chosen: a setting of flex_dpo, not of dpo; remove it"),
+    ("arms.b.clip=0.1", r"arms\.b\.clip: a setting of ppo, not of dpo; remove it"),
+    ("arms.b.seeds=[1]", r"arms\.b\.seeds: shared by all arms; move it to the recipe's top level"),
+    ("arms.b.compute={limit: 3}", r"arms\.b\.compute: shared by all arms; move it to the recipe's top level"),
+    ("arms.b.bet=1", r"arms\.b\.bet: unknown key \(did you mean beta\?\); remove it"),
+    ("arms.b.3=1", r"arms\.b\.3: unknown key; remove it"),
+    ("arms.b={method: dpo, 3: 1}", r"arms\.b\.3: unknown key; remove it"),
+    ("arms.b.method=flexdpo", r"arms\.b\.method: unknown method .*mean flex_dpo\?\); known are ppo, dpo, flex_dpo"),
+    ("arms.b.method=[dpo]", r"arms\.b\.method: .*known are ppo, dpo, flex_dpo"),
+    ("arms.b={beta: 1}", r"arms\.b: needs `method:`, one of ppo, dpo, flex_dpo"),
+    ("arms.b=dpo", r"arms\.b: needs `method:`, one of ppo, dpo, flex_dpo"),
+    ("arms={x y: {method: dpo}}", r"arms\.x y.*; correct it"),
+    # seeds
+    ("seeds=[1,2,1]", r"seeds: a seed is listed twice.*; correct it"),
+    ("seeds=[]", r"seeds: .*at least 1.*; correct it"),
+    ("seeds=[-1]", r"seeds\.0: .*; correct it"),
+    # looks
+    ("evaluation.splits=[unseen]", r"evaluation\.splits: .*must start with in_distribution.*; correct it"),
+    ("evaluation.splits=[in_distribution,in_distribution]", r"evaluation\.splits: .*once.*; correct it"),
+    ("evaluation.splits=[]", r"evaluation\.splits: .*at least 1.*; correct it"),
+    ("evaluation.splits=[in_distribution,train]", r"evaluation\.splits\.1: .*'train'.*; correct it"),
+    ("evaluation.marks=[0.5,0.2]", r"evaluation\.marks: marks must ascend.*; correct it"),
+    ("evaluation.marks=[0,0.5]", r"evaluation\.marks: .*within \(0, 1\].*; correct it"),
+    ("evaluation.marks=[1.5]", r"evaluation\.marks: .*within \(0, 1\].*; correct it"),
+    # what cannot go together
+    ("placement.weight_sync=nccl", r"placement: weight_sync: nccl needs GPUs.*use object_store.*; correct it"),
+    ("placement={weight_sync: ipc, colocated: false, rollout: {gpus: 1}, learner: {gpus: 1}}",
+     r"placement: weight_sync: ipc needs colocated: true.*use nccl.*; correct it"),
+    ("placement.learner.zero_stage=4", r"placement\.learner\.zero_stage: .*; correct it"),
+    ("placement.learner.actors=0", r"placement\.learner\.actors: .*greater than or equal to 1.*; correct it"),
+    ("data.max_response_tokens=64", r".*data\.max_response_tokens must leave room.*model\.max_length.*"),
+    ("sft=null", r".*sft: null needs model\.name_or_path.*"),
+    ("model.tokenizer={kind: bpe}", r"model\.tokenizer: kind: bpe needs vocab_size; add it.*"),
+    ("task={kind: chess}", r"task.*: .*'arithmetic'.*; correct it"),
+    ("task={digits: 2}", r"task.*: .*kind.*"),
+    # overrides themselves
+    ("seeds", r"seeds: an override is written key\.path=value"),
+    ("=3", r"=3: an override is written key\.path=value"),
+    ("name.first=x", r"name\.first=x: name is not a section; check the key"),
+    ("name=[", r"name=\[: .*"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "line"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_one_mistake_is_one_line_with_key_and_remedy(override, line, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(BadInput) as refused:
+        load_recipe(path, [override])
+    (problem,) = refused.value.problems
+    assert re.fullmatch(line, problem), problem
+
+
+def test_the_recipe_of_these_tests_is_good():
+    assert list(parse_recipe(yaml.safe_load(GOOD)).arms) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("key", "line"), [
+    ("name", "name: missing; add it"),
+    ("task", "task: missing; add it"),
+    ("compute", "compute: missing; add it"),
+    ("arms", "arms: missing; add it"),
+])  # fmt: skip
+def test_a_missing_key_is_named(key, line):
+    data = yaml.safe_load(GOOD)
+    del data[key]
+    with pytest.raises(BadInput) as refused:
+        parse_recipe(data)
+    assert refused.value.problems == (line,)
+
+
+def test_every_problem_gets_its_line():
+    data = yaml.safe_load(GOOD) | {"sede": 1, "compute": {"limit": 0}}
+    data["arms"] = {"a": {"method": "pop"}, "b": {"method": "dpo", "clip": 1, "seeds": [1]}}
+    with pytest.raises(BadInput) as refused:
+        parse_recipe(data)
+    keys = sorted(problem.split(":")[0] for problem in refused.value.problems)
+    assert keys == ["arms.a.method", "arms.b.clip", "arms.b.seeds", "compute.limit", "sede"]
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    ("a: [1", r".*recipe\.yaml: not readable as YAML: .*"),
+    (b"\xff\xfe\x00", r".*recipe\.yaml: not readable as YAML: .*"),
+    ("- 1\n- 2", r".*recipe\.yaml: a recipe is a mapping of keys to values"),
+    ("", r".*recipe\.yaml: a recipe is a mapping of keys to values"),
+    ("extends: nowhere.yaml", r".*nowhere\.yaml: no such recipe file; check the path"),
+    ("extends: recipe.yaml", r".*recipe\.yaml: extends itself.*; break the circle"),
+    ("extends: other.yaml", r".*recipe\.yaml: extends itself by way of .*other\.yaml; break the circle"),
+])  # fmt: skip
+def test_files_that_are_no_recipes(content, line, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "other.yaml").write_text("extends: recipe.yaml")
+    with pytest.raises(BadInput) as refused:
+        load_recipe(path)
+    (problem,) = refused.value.problems
+    assert re.fullmatch(line, problem), problem
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("nowhere.yaml", r".*nowhere\.yaml: no such recipe file; check the path"),
+    (".", r".*: cannot be read: .*"),
+])  # fmt: skip
+def test_files_that_are_not_there(name, line, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        load_recipe(tmp_path / name)
+    assert re.fullmatch(line, str(refused.value))
+
+
+DATA_MISTAKES = [
+    (["task={kind: files, prompts: ./none.jsonl, held_out: ./none.jsonl}"], r"task\.prompts: .*none\.jsonl.*"),
+    (["data.train_prompts=20000"], r"task arithmetic, train: 20000 different prompts are asked for.*ask for fewer.*"),
+    (["model.max_length=8", "data.max_response_tokens=4"], r"prompt \S+: 7 tokens leave no room.*raise model\.max_l.*"),
+    (["model.name_or_path=some/where"], r"model\.tokenizer\.kind: characters does not fit.*use \{kind: pretrained.*"),
+    (["model.tokenizer={kind: pretrained, name_or_path: ./none}"], r".*tokenizer\.name_or_path: .*none.*"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), DATA_MISTAKES, ids=[o[0] for o, _ in DATA_MISTAKES])
+def test_data_that_cannot_be_used_is_refused_before_anything_starts(overrides, line, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD)
+    recipe = load_recipe(path, overrides)
+    with pytest.raises(BadInput) as refused:
+        prepare(recipe, Cache(tmp_path / "cache"))
+    (problem,) = refused.value.problems
+    assert re.fullmatch(line, problem), problem

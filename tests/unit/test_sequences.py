@@ -1,0 +1,226 @@
+"""Rows as trees: the same numbers and gradients as each response on its own, however rows are grouped."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from rlhf_bench.learning import per_unit
+from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.base import Objective
+from rlhf_bench.methods.stages import REWARD_MODEL, SFT
+from rlhf_bench.models import load_model
+from rlhf_bench.sequences import ResponseValues, TokenLogprobs, micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.types import Row
+
+VOCABULARY, PAD = 31, 30
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 24, "max_position_embeddings": 64, "num_labels": 1, "pad_token_id": PAD}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=1, initializer_range=0.3),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2, initializer_range=0.3),
+    "gpt2": GPT2Config(**SIZES, initializer_range=0.3),
+}
+ROWS = [
+    Row("a", (1, 2, 3), ((4, 5, 6, 2), (7, 2))),
+    Row("b", (8,), ((9,), (10, 11, 12, 13, 14, 2))),
+    Row("c", (1, 3, 5, 7, 9, 11, 13), ((4, 4, 4), (4, 5))),
+    Row("d", (21, 22), ((2,), (23, 2))),
+    Row("e", (6, 5, 4, 3), ((20, 19, 18, 2), (20, 19, 2))),
+]
+
+
+def build(name, auto):
+    torch.manual_seed(0)
+    return auto.from_config(CONFIGS[name], attn_implementation="sdpa").eval()
+
+
+def causal(name):
+    return TokenLogprobs(build(name, AutoModelForCausalLM))
+
+
+def scalar(name):
+    return ResponseValues(build(name, AutoModelForSequenceClassification))
+
+
+def alone(lm, row, response):
+    """One sequence, no padding, the library's own causal mask and positions: logits of the response's tokens [n, V]."""
+    ids = torch.tensor([[*row.prompt_ids, *response]])
+    return lm(ids).logits[0, len(row.prompt_ids) - 1 : -1]
+
+
+def every_response(rows):
+    return [(row, response) for row in rows for response in row.responses]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
+    model = causal(name)
+    with torch.no_grad():
+        logprobs, entropy = model(micro_batch(ROWS, PAD))
+        logits = [alone(model.lm, *one) for one in every_response(ROWS)]
+    targets = [torch.tensor(response) for _, response in every_response(ROWS)]
+    categorical = [torch.distributions.Categorical(logits=x) for x in logits]
+    torch.testing.assert_close(logprobs, torch.cat([c.log_prob(t) for c, t in zip(categorical, targets, strict=True)]))
+    torch.testing.assert_close(entropy, torch.cat([c.entropy() for c in categorical]))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(temperature):
+    model = causal("llama")
+    with torch.no_grad():
+        logprobs, _ = model(micro_batch(ROWS[:1], PAD), temperature)
+        logits = torch.cat([alone(model.lm, *one) for one in every_response(ROWS[:1])])
+    expected = nn.functional.cross_entropy(logits / temperature, torch.tensor([4, 5, 6, 2, 7, 2]), reduction="none")
+    torch.testing.assert_close(logprobs, -expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_are_those_of_the_states_before_each_token_and_scores_the_classifiers_own(name):
+    model = scalar(name)
+    with torch.no_grad():
+        values, scores = model(micro_batch(ROWS, PAD))
+        before, own = [], []
+        for row, response in every_response(ROWS):
+            ids = torch.tensor([[*row.prompt_ids, *response]])
+            own.append(model.lm(ids).logits[0, 0])
+            # V of the state a token is chosen in: the classifier's score of what stands before it.
+            before += [model.lm(ids[:, : len(row.prompt_ids) + t]).logits[0, 0] for t in range(len(response))]
+    torch.testing.assert_close(scores, torch.stack(own))
+    torch.testing.assert_close(values, torch.stack(before))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_other_rows_padding_and_order_change_nothing(name):
+    model = causal(name)
+    with torch.no_grad():
+        together = model(micro_batch(ROWS, PAD))[0].split([r.response_tokens for r in ROWS])
+        for pad_id, order in ((PAD, [4, 2, 0, 1, 3]), (0, [0, 3]), (7, [1])):
+            rows = [ROWS[i] for i in order]
+            parts = model(micro_batch(rows, pad_id))[0].split([r.response_tokens for r in rows])
+            for i, part in zip(order, parts, strict=True):
+                torch.testing.assert_close(part, together[i])
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_a_model_in_training_mode_answers_as_in_evaluation(auto, tmp_path):
+    """PPO's ratio is 1 before the first step, and DPO's margin 0, only where training drops nothing out."""
+    build("gpt2", auto).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "causal" if auto is AutoModelForCausalLM else "scalar", "float32", seed=0)
+    batch = micro_batch(ROWS, PAD)
+    with torch.no_grad():
+        for training, evaluating in zip(model.train()(batch), model.eval()(batch), strict=True):
+            torch.testing.assert_close(training, evaluating)
+
+
+@pytest.mark.parametrize("row", [Row("x", (1,), ((2,), ())), Row("x", (), ((2,),)), Row("x", (1,), ())])
+def test_empty_prompts_and_responses_are_refused(row):
+    with pytest.raises(ValueError, match="row x: .*at least one token"):
+        micro_batch([ROWS[0], row], PAD)
+
+
+def test_the_layout_by_hand():
+    batch = micro_batch([Row("r", (5, 6), ((7, 8), (9,))), Row("s", (5,), ((7,),))], PAD)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 7, PAD, PAD, PAD]]
+    assert batch.position_ids.tolist()[0] == [0, 1, 2, 3, 2]
+    assert batch.predictor.tolist() == [1, 2, 1, 5] and batch.last.tolist() == [3, 4, 6]
+    assert batch.targets.tolist() == [7, 8, 9, 7] and batch.response_index.tolist() == [0, 0, 1, 2]
+    visible = batch.attention_mask[0, 0].int().tolist()
+    assert visible == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert sum_by_response(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch.response_index, 3).tolist() == [3, 4, 8]
+
+
+def test_extras_follow_the_order_of_responses():
+    rows = [Row("r", (1,), ((2,), (3, 4)), {"a": (np.array([1.0]), np.array([2.0, 3.0]))}),
+            Row("s", (1,), ((5,),), {"a": (np.array([4.0]),)})]  # fmt: skip
+    assert micro_batch(rows, PAD).extras["a"].tolist() == [1, 2, 3, 4]
+
+
+@st.composite
+def rows_of_any_length(draw):
+    length = st.integers(1, 40)
+    responses = st.lists(length, min_size=1, max_size=4)
+    lengths = draw(st.lists(st.tuples(length, responses), min_size=1, max_size=30))
+    return [Row(str(i), (1,) * p, tuple((2,) * n for n in ns)) for i, (p, ns) in enumerate(lengths)]
+
+
+@settings(deadline=None)
+@given(rows_of_any_length(), st.integers(1, 5), st.integers(16, 400))
+def test_a_split_is_a_balanced_partition_within_the_budget(rows, ranks, budget):
+    plan = split_by_tokens(rows, ranks, budget)
+    assert len(plan) == ranks
+    assert sorted(i for rank in plan for part in rank for i in part) == list(range(len(rows)))
+    for part in (part for rank in plan for part in rank):
+        assert part and (len(part) == 1 or len(part) * max(rows[i].tokens for i in part) <= budget)
+    loads = [sum(rows[i].tokens for part in rank for i in part) for rank in plan]
+    assert max(loads) - min(loads) <= max(row.tokens for row in rows)
+    assert plan == split_by_tokens(rows, ranks, budget)
+
+
+OBJECTIVES = [
+    pytest.param(objective, settings, id=f"{name}-{objective.model}")
+    for name, objective, settings in [
+        ("sft", SFT, None),
+        ("reward_model", REWARD_MODEL, None),
+        *((m.name, objective, m.settings()) for m in METHODS.values() for objective in m.objectives),
+    ]
+]
+
+
+def with_extras(rows, seed=0):
+    """Rows with whatever any objective looks at: numbers per response and per token."""
+    rng = np.random.default_rng(seed)
+    per_token = ("old_logprobs", "old_values", "advantages", "returns")
+    return [
+        Row(r.id, r.prompt_ids, r.responses, {
+            "reference_logprob": tuple(rng.normal(-8, 2, 1) for _ in r.responses),
+            **{name: tuple(rng.normal(-1, 1, len(a)) for a in r.responses) for name in per_token},
+        })
+        for r in rows
+    ]  # fmt: skip
+
+
+def gradient(objective: Objective, settings, model, rows, plan) -> torch.Tensor:
+    """What the ranks of a plan add up to: each takes the sum over its units, divided by the units of all."""
+    units = len(rows) if objective.unit == "pair" else sum(r.response_tokens for r in rows)
+    model.zero_grad()
+    for part in (part for rank in plan for part in rank):
+        loss, _ = per_unit(objective, model, micro_batch([rows[i] for i in part], PAD), settings)
+        (loss.sum() / units).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("objective", "settings"), OBJECTIVES)
+def test_gradients_do_not_hang_on_micro_batches_ranks_or_order(objective, settings):
+    model = (causal if objective.model == "policy" else scalar)("llama")
+    rows = with_extras(ROWS)
+    whole = gradient(objective, settings, model, rows, [[[0, 1, 2, 3, 4]]])
+    assert whole.norm() > 1e-4
+    plans = [split_by_tokens(rows, *sizes) for sizes in ((1, 16), (1, 30), (2, 30), (3, 1000), (7, 16))]
+    for plan in (*plans, [[[3, 1, 0, 4, 2]]]):
+        torch.testing.assert_close(gradient(objective, settings, model, rows, plan), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_tree_rows_gradient_is_that_of_separate_sequences(name):
+    """DPO's gradient through per_unit, against plain forward passes and the formula written out."""
+    model, rows, arm = causal(name), with_extras(ROWS), METHODS["dpo"].settings(beta=0.3)
+    tree = gradient(METHODS["dpo"].objectives[0], arm, model, rows, [[[0, 1, 2, 3, 4]]])
+    model.zero_grad()
+    for row in rows:
+        ratios = []
+        for response, reference in zip(row.responses, row.extras["reference_logprob"], strict=True):
+            logprobs = alone(model.lm, row, response).log_softmax(-1)
+            ratios.append(logprobs[range(len(response)), list(response)].sum() - float(reference[0]))
+        ((1 + torch.exp(-0.3 * (ratios[0] - ratios[1]))).log() / len(rows)).backward()
+    separate = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(tree, separate, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,66 @@
+"""What all arms share must not hang on which other arms there are, nor on a cache that is out of date."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_bench.ledger import Ledger
+from rlhf_bench.loop import ArmRun
+from rlhf_bench.material import Cache, prepare
+from rlhf_bench.methods import METHODS
+from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.types import BadInput
+
+TINY = {"hidden_size": 8, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
+
+
+def recipe(**sections):
+    arms = {"dpo": {"method": "dpo"}}
+    tiny = {"name": "tiny", "model": TINY, "compute": {"limit": 1e9}, "arms": arms,
+            "data": {"train_prompts": 2, "max_response_tokens": 6, "off_policy_pairs": 1, "held_out_pairs": 1},
+            "sft": {"demonstrations": 2}, "evaluation": {"prompts": 2, "splits": ["in_distribution"]}}  # fmt: skip
+    return parse_recipe(tiny | {"task": {"kind": "arithmetic"}} | sections)
+
+
+def test_another_judge_is_another_fingerprint(tmp_path):
+    """Cached pairs and reward models were made with a judge: one of other rules must not be given them."""
+    for name in ("train", "held_out"):
+        lines = [f'{{"prompt": "{name} {i} ", "reference": "{i}", "response": "# {i}"}}\n' for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    files = {"kind": "files", "prompts": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held_out.jsonl")}
+    exact, number = (
+        prepare(recipe(task=files | {"judge": judge, "marker": "#"}), Cache(tmp_path / "cache")).fingerprint
+        for judge in ("exact", "number")
+    )
+    assert exact != number
+
+
+def test_no_fine_tuning_and_no_pairs_is_refused_beforehand(tmp_path):
+    """Off-policy pairs would come from a policy that is fine-tuned for a part of sft.steps: without sft, from none."""
+    made = prepare(recipe(), Cache(tmp_path))
+    pretrained = {"name_or_path": str(made.model), "max_length": 32,
+                  "tokenizer": {"kind": "pretrained", "name_or_path": str(made.model)}}  # fmt: skip
+    with pytest.raises(BadInput, match="sft"):
+        prepare(recipe(model=pretrained, sft=None), Cache(tmp_path))
+
+
+@dataclass
+class Loaded:
+    """A learner that only notes which weights it is given."""
+
+    paths: dict = field(default_factory=dict)
+
+    def load(self, name, path, *settings):
+        self.paths[name] = path
+
+
+def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
+    """PPO on the judge's word: its critic is the same, whether or not another arm has a reward model made."""
+    with_judge = recipe(arms={"ppo": {"method": "ppo", "feedback": "judge"}})
+    arm, ledger, critics = with_judge.arms["ppo"], Ledger("flops", 1), set()
+    for reward_model in (None, "reward"):
+        start, roles = SimpleNamespace(base="base", reward_model=reward_model), SimpleNamespace(learner=Loaded())
+        ArmRun(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None)._load()
+        critics.add(roles.learner.paths["critic"])
+    assert critics == {"base"}
