@@ -83,6 +83,8 @@ class EvaluatorActor:
         return found
 
     def _score(self, prompts: Sequence[Prompt]) -> SplitResult:
+        shown, each = self.held_out.settings.sample_prompts, self.held_out.settings.samples_per_prompt
+        prompts = [p for p in prompts for _ in range(each)]
         found = self._generate(prompts, self.held_out.settings.temperature, SCORE_SEED)
         texts = [self.held_out.decode(f["ids"]) for f in found]
         # A response that was cut off is judged as what it is: text without an end, which no judge calls right.
@@ -92,11 +94,11 @@ class EvaluatorActor:
         ]
         self.counts["judge_queries"] += len(judged)
         parts = {key: float(np.mean([j.parts.get(key, 0.0) for j in judged])) for key in sorted({k for j in judged for k in j.parts})}
-        shown = self.held_out.settings.sample_prompts
+        firsts = list(zip(prompts, texts, judged, strict=True))[::each][:shown]
         return SplitResult(
             score=float(np.mean([j.score for j in judged])), parts=parts,
             response_length=float(np.mean([len(f["ids"]) for f in found])),
-            samples=tuple((p.id, p.text, p.reference, t, j.score) for p, t, j in zip(prompts[:shown], texts, judged, strict=False)),
+            samples=tuple((p.id, p.text, p.reference, t, j.score) for p, t, j in firsts),
         )  # fmt: skip
 
     def _sums(self, model: Any, rows: Sequence[Row]) -> tuple[np.ndarray, float]:

@@ -28,7 +28,10 @@ class VLLMEngine:
         from actors.weight_sync import register_object_store_engine
 
         register_object_store_engine()
-        cpu_only = {} if placement.gpus else {"kv_cache_memory_bytes": placement.cache_mib * 2**20, "enforce_eager": True}
+        # A prompt that is cut into chunks would have vLLM rewind its request's random generator, which CPU ones cannot.
+        cpu_only = {} if placement.gpus else {
+            "kv_cache_memory_bytes": placement.cache_mib * 2**20, "enforce_eager": True, "enable_chunked_prefill": False,
+        }  # fmt: skip
         self.llm = LLM(
             model=path, skip_tokenizer_init=True, dtype=dtype, max_model_len=max_length, seed=0,
             max_num_seqs=placement.concurrent_requests, max_num_batched_tokens=max(2048, max_length),

@@ -51,18 +51,26 @@ def row_of(group: Group) -> Row:
     return Row(group.prompt.id, group.prompt.token_ids, tuple(s.response_ids for s in group.samples))
 
 
-def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
-    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
-    candidates all score alike (all good, all bad) give none. An unfinished candidate is the worst there is; among
-    equals the first is taken, so that a pair does not hang on lengths."""
+def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
+    """Up to `most` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
+
+    An unfinished candidate is the worst there is. A response that was drawn twice counts once, and among equal
+    differences the earlier drawn come first, so that a pair does not hang on lengths or likelihoods.
+    """
     pairs = []
     for group in groups:
-        scores = [s.reward if s.finished else -math.inf for s in group.samples]
-        best, worst = scores.index(max(scores)), scores.index(min(scores))
-        if scores[best] == scores[worst]:
-            continue
-        up, down = group.samples[best], group.samples[worst]
-        pairs.append(
-            Pair(up.id, group.prompt, up.response_ids, down.response_ids, scores[best], scores[worst], up.policy_version)
-        )
+        samples = list({s.response_ids: s for s in reversed(group.samples)}.values())[::-1]
+        score = {s.id: s.reward if s.finished else -math.inf for s in samples}
+        ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
+        ordered.sort(key=lambda pair: score[pair[1].id] - score[pair[0].id])
+        pairs += [
+            Pair(f"{up.id}>{down.id}", group.prompt, up.response_ids, down.response_ids, score[up.id], score[down.id], up.policy_version)
+            for up, down in ordered[:most]
+        ]
     return pairs
+
+
+def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
+    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
+    candidates all score alike (all good, all bad) give none."""
+    return preference_pairs(groups, most=1)

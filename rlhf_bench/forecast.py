@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,11 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
     return Cost(flops=flops, generated_tokens=samples * n.response, judge_queries=samples if judged else 0)
 
 
+def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
+    length = n.prompt + n.response
+    return Cost(flops=forward_flops(shape, samples, length, samples), scored_tokens=samples * length)
+
+
 def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Lengths) -> ArmForecast:
     """Costs with every response at full length: an upper estimate. device_seconds are not forecast."""
     method, data = METHODS[arm.method], recipe.data
@@ -55,12 +61,12 @@ def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Leng
         rows, responses = (arm.prompts_per_update if arm.data == "online" else arm.pairs_per_update), 2
         samples = rows * data.candidates_per_prompt if arm.data == "online" else 0
     if arm.data == "on_policy":
-        before += sampling(shape, n, data.on_policy_prompts * data.candidates_per_prompt, judged)
+        candidates = data.on_policy_prompts * data.candidates_per_prompt
+        before += sampling(shape, n, candidates, judged) + (Cost() if judged else scoring(shape, n, candidates))
     if samples:
         update += sampling(shape, n, samples, judged)
         if not judged:
-            tokens = samples * (n.prompt + n.response)
-            update += Cost(flops=forward_flops(shape, samples, n.prompt + n.response, samples), scored_tokens=tokens)
+            update += scoring(shape, n, samples)
     length, heads = n.prompt + responses * n.response, rows * responses * n.response
     passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(arm, "epochs_per_update", 1)
     update += Cost(flops=len(method.measures) * forward_flops(shape, rows, length, heads), scored_tokens=len(method.measures) * heads)
@@ -72,7 +78,7 @@ def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Leng
 def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost:
     settings, data = recipe.reward_model, recipe.data
     samples = settings.start_policy_prompts * data.candidates_per_prompt
-    total = sampling(shape, n, samples, settings.pairs != "off_policy")
+    total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
     learning = settings.steps * training_flops(shape, per_step, n.prompt + 2 * n.response, 2 * per_step)
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
@@ -87,10 +93,16 @@ def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
         if before + update > limit:
             problems.append(
                 f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "
-                f"for it ({update:.3g}); raise it to {before + update:.2g} at the very least"
+                f"for it ({update:.3g}); raise it to {_rounded_up(before + update):.2g} at the very least"
             )
     if problems:
         raise BadInput(*problems)
+
+
+def _rounded_up(x: float) -> float:
+    """The next number of two digits, so that following the advice is enough."""
+    unit = 10.0 ** (math.floor(math.log10(x)) - 1)
+    return math.ceil(x / unit) * unit
 
 
 def memory_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:

@@ -6,6 +6,7 @@ cache never needs them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +35,17 @@ def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
     """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    kwargs: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    config = AutoConfig.from_pretrained(path, **({} if kind == "causal" else {"num_labels": 1}))
+    # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
+    for name in [n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)]:
+        setattr(config, name, 0.0)
+    kwargs: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if kind == "causal":
         return TokenLogprobs(AutoModelForCausalLM.from_pretrained(path, **kwargs))
-    return ResponseValues(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **kwargs))
+    return ResponseValues(AutoModelForSequenceClassification.from_pretrained(path, **kwargs))
 
 
 def shape_of(path: str) -> ModelShape:

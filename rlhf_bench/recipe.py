@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,8 +22,12 @@ from rlhf_bench.tokenizer import TokenizerSettings
 from rlhf_bench.types import BadInput, Split
 
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of an attention head that vLLM 0.32 computes without a GPU."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
@@ -78,6 +82,7 @@ class RewardModelSettings(StageSettings):
         "both", description="what it learns from: the off-policy pairs, pairs among the start policy's samples, or both"
     )
     start_policy_prompts: int = Field(512, ge=1, description="prompts sampled from the start policy for its pairs")
+    pairs_per_prompt: int = Field(4, ge=1, description="most pairs made among one prompt's samples")
 
 
 class ComputeSettings(Section):
@@ -92,11 +97,12 @@ class EvaluationSettings(Section):
     """Held-out looks at fixed fractions of the budget. Metered apart."""
 
     prompts: int = Field(256, ge=1, description="held-out prompts per split")
+    samples_per_prompt: int = Field(1, ge=1, description="responses that are sampled and scored for each of them")
     splits: tuple[Literal["in_distribution", "out_of_distribution", "unseen"], ...] = Field(
         ("in_distribution", "out_of_distribution", "unseen"), min_length=1, description="the first one is the score that is compared"
     )
     marks: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), description="fractions of the budget at which to look; the start and the end are always seen")
-    temperature: float = Field(1.0, ge=0, description="how the scored responses are sampled, one per prompt: 1 scores the policy as the distribution it is, 0 its likeliest tokens")
+    temperature: float = Field(1.0, ge=0, description="how the scored responses are sampled: 1 scores the policy as the distribution it is, 0 its likeliest tokens")
     kl_samples: int = Field(128, ge=1, description="responses sampled at temperature 1 to estimate sequence KL to the reference")
     sample_prompts: int = Field(8, ge=0, description="prompts per split whose generations the report shows")
 
@@ -170,15 +176,10 @@ class Recipe(Section):
     reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings, description="trained when an arm needs it, and charged to it")
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget")
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
     placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
     tracking: Tracking = Field(default_factory=Tracking, description="where MLflow is")
     arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(min_length=1, description="name -> method and that method's settings")
-
-    @field_validator("arms", mode="before")
-    @classmethod
-    def _arms(cls, arms: Any) -> Any:
-        return {name: _arm_settings(name, arm) for name, arm in arms.items()} if isinstance(arms, Mapping) else arms
 
     @field_validator("seeds")
     @classmethod
@@ -191,6 +192,9 @@ class Recipe(Section):
     def _fits(self) -> Recipe:
         if self.data.max_response_tokens >= self.model.max_length:
             raise ValueError("data.max_response_tokens must leave room for a prompt within model.max_length")
+        size = self.model.hidden_size // self.model.heads
+        if self.model.name_or_path is None and not self.placement.rollout.gpus and size not in CPU_HEAD_SIZES:
+            raise ValueError(f"model.hidden_size / model.heads is {size}, and vLLM on a CPU knows only {', '.join(map(str, CPU_HEAD_SIZES))}; change one of the two")
         if self.sft is None and self.model.name_or_path is None:
             raise ValueError("sft: null needs model.name_or_path: untrained weights are no base model")
         return self
@@ -206,11 +210,11 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
         return arm
     if not isinstance(arm, Mapping) or "method" not in arm:
         raise BadInput(f"arms.{name}: needs `method:`, one of {', '.join(METHODS)}")
-    if arm["method"] not in METHODS:
+    if not isinstance(arm["method"], str) or arm["method"] not in METHODS:
         raise BadInput(f"arms.{name}.method: unknown method {arm['method']!r}{_meant(str(arm['method']), METHODS)}; known are {', '.join(METHODS)}")
     settings = METHODS[arm["method"]].settings
     problems = []
-    for key in arm.keys() - settings.model_fields.keys():
+    for key in [str(k) for k in arm if k not in settings.model_fields]:
         owners = [m.name for m in METHODS.values() if key in m.settings.model_fields]
         if key in Recipe.model_fields:
             problems.append(f"arms.{name}.{key}: shared by all arms; move it to the recipe's top level")
@@ -231,22 +235,35 @@ def _meant(word: str, known: Any) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _known_keys(model: Any, path: Sequence[Any]) -> list[str]:
-    """The keys allowed where `path` points, for a suggestion."""
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    return list(getattr(model, "model_fields", {}))
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The settings models that a field's type allows, whatever unions and annotations are around them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_of(part)]
+
+
+def _walk(model: type[BaseModel], path: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The key that `path` means as the user wrote it (a union's tag is no key), and the keys known beside its last."""
+    models, key, known = [model], [], []
+    for part in map(str, path):
+        tagged = [m for m in models if len(models) > 1 and getattr(m.model_fields.get("kind"), "default", None) == part]
+        if tagged:
+            models = tagged
+            continue
+        key.append(part)
+        known = [name for m in models for name in m.model_fields]
+        models = [found for m in models if part in m.model_fields for found in _models_of(m.model_fields[part].annotation)]
+    return key, known
 
 
 def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """One line per problem: key, what is wrong, what to do."""
     lines = []
     for e in error.errors():
-        where = [str(p) for p in e["loc"]]
+        where, known = _walk(model, e["loc"])
         key = prefix + ".".join(where) or "recipe"
         if e["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key{_meant(where[-1], _known_keys(model, e['loc'][:-1]))}; remove it")
+            lines.append(f"{key}: unknown key{_meant(where[-1], known)}; remove it")
         elif e["type"] == "missing":
             lines.append(f"{key}: missing; add it")
         else:
@@ -259,10 +276,26 @@ def parse_recipe(data: Any) -> Recipe:
     """Plain data to a checked recipe. Raises BadInput, one line per problem."""
     if not isinstance(data, Mapping):
         raise BadInput("recipe: must be a mapping of keys to values")
+    problems: list[str] = []
+    arms = data.get("arms")
+    if isinstance(arms, Mapping):
+        data = {**data, "arms": {name: _checked_arm(name, arm, problems) for name, arm in arms.items()}}
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise BadInput(*_lines(error, Recipe)) from None
+        raise BadInput(*_lines(error, Recipe), *problems) from None
+    if problems:
+        raise BadInput(*problems)
+    return recipe
+
+
+def _checked_arm(name: Any, arm: Any, problems: list[str]) -> MethodSettings:
+    """The arm's settings; where it is wrong, a stand-in for the rest of the checks, and its problems in the list."""
+    try:
+        return _arm_settings(name, arm)
+    except BadInput as error:
+        problems += error.problems
+        return MethodSettings()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -276,7 +309,11 @@ def recipe_data(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise BadInput(f"{override}: an override is written key.path=value")
-        _set(data, key.split("."), yaml.safe_load(value), override)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadInput(f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it") from None
+        _set(data, key.split("."), parsed, override)
     return data
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bench.feedback import Judge, best_and_worst, row_of, with_rewards
+from rlhf_bench.feedback import Judge, best_and_worst, preference_pairs, row_of, with_rewards
 from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Cache, Material, rows_of
 from rlhf_bench.methods.base import Objective
@@ -153,7 +153,7 @@ def _reward_model(
         training = list(pairs) if settings.pairs != "start_policy" else []
         if settings.pairs != "off_policy":
             judged, judging = Judge(material.task, material.tokenizer)(groups)
-            training += best_and_worst(with_rewards(judged, "judge", None)[0])
+            training += preference_pairs(with_rewards(judged, "judge", None)[0], settings.pairs_per_prompt)
             total += judging
         if not training:
             raise RunFailed("reward model: no pairs to train on; use reward_model.pairs: both")

@@ -21,7 +21,7 @@ PerResponse = tuple[np.ndarray, ...]
 class MethodSettings(BaseModel):
     """Settings that every arm has, whatever its method."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the policy")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")

@@ -80,7 +80,7 @@ def next_kl_coefficient(coefficient: float, kl: float, target: float | None, sam
     if target is None:
         return coefficient
     error = float(np.clip(kl / target - 1, -0.2, 0.2))
-    return coefficient * (1 + error * samples / 10_000)
+    return coefficient * (1 + error * min(samples / 10_000, 1.0))
 
 
 def prepare(

@@ -92,24 +92,27 @@ def _demonstrations(settings: ArithmeticSettings, count: int, seed: int) -> list
     for index, operands in enumerate(_problems(settings, "train", count, seed)):
         prompt = _prompt(settings, "train", index, operands)
         wrong = rng.random() < settings.noise
-        response = _response(operands, settings.working, *_slip(operands, rng)) if wrong else prompt.reference
+        response = _response(operands, settings.working, *_slip(operands, settings.working, rng)) if wrong else prompt.reference
         demonstrations.append(Demonstration(prompt, response))
     return demonstrations
 
 
 def _response(operands: Operands, working: bool, slip_at: int = 0, slip: int = 0) -> str:
-    """The response; the running sum with operand number `slip_at` comes out wrong by `slip`, and so does all after."""
+    """The response; the running sum with operand number `slip_at` comes out wrong by `slip`, and so does all after.
+    `slip_at` = len(operands) is a slip in copying the last running sum: only the answer is wrong."""
     total, steps = operands[0], []
     for position, operand in enumerate(operands[1:], start=1):
         before = total
         total += operand + (slip if position == slip_at else 0)
         steps.append(f"{before}+{operand}={total}")
-    return ";".join([*steps, str(total)]) if working else str(total)
+    answer = total + (slip if slip_at == len(operands) else 0)
+    return ";".join([*steps, str(answer)]) if working else str(answer)
 
 
-def _slip(operands: Operands, rng: random.Random) -> tuple[int, int]:
-    """Which step goes wrong and by how much: one too many or too few in one place, as with a forgotten carry."""
-    position = rng.randrange(1, len(operands))
+def _slip(operands: Operands, working: bool, rng: random.Random) -> tuple[int, int]:
+    """Which step goes wrong and by how much: one too many or too few in one place, as with a forgotten carry.
+    With working shown, copying the result is a step like any other."""
+    position = rng.randrange(1, len(operands) + working)
     right = sum(operands[: position + 1])
     size = 10 ** rng.randrange(len(str(right)))
     return position, size if right < size else rng.choice((-size, size))

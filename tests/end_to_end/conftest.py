@@ -1,0 +1,53 @@
+"""A recipe as small as can be, and what a user's shell would have: no cluster, no store, a cache of its own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TINY = """
+name: tiny
+model: {hidden_size: 32, layers: 2, heads: 1, intermediate_size: 64, max_length: 16, tokenizer: {kind: characters}}
+task: {kind: arithmetic, digits: 1, terms: 2}
+data:
+  train_prompts: 48
+  off_policy_pairs: 24
+  held_out_pairs: 4
+  on_policy_prompts: 16
+  candidates_per_prompt: 4
+  max_response_tokens: 5
+sft: {demonstrations: 48, steps: 60, examples_per_step: 16, learning_rate: 1.0e-2}
+reward_model: {steps: 8, examples_per_step: 8, learning_rate: 1.0e-3, start_policy_prompts: 16}
+compute: {limit: 4.0e+8}
+evaluation: {prompts: 4, samples_per_prompt: 4, kl_samples: 4, marks: [0.5, 1.0], sample_prompts: 4}
+seeds: [1]
+placement:
+  rollout: {cpus: 1, cache_mib: 32}
+  evaluator: {cpus: 1, cache_mib: 32}
+arms:
+  ppo: {method: ppo, prompts_per_update: 8, samples_per_prompt: 2, epochs_per_update: 1}
+  dpo-offline: {method: dpo, data: offline, pairs_per_update: 8}
+  dpo-on-policy: {method: dpo, data: on_policy, pairs_per_update: 8}
+  flex-dpo-online: {method: flex_dpo, data: online, prompts_per_update: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder) -> Path:
+    """The recipe's file. Every arm has time for three updates and more."""
+    path = folder / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(folder) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
+    return own | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}

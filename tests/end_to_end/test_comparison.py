@@ -1,0 +1,256 @@
+"""A whole comparison by `python -m rlhf_bench run`: what it writes, that it goes on, and that it comes out the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+ARMS = {
+    "ppo": ("ppo", "online"), "dpo-offline": ("dpo", "offline"), "dpo-on-policy": ("dpo", "on_policy"),
+    "flex-dpo-online": ("flex_dpo", "online"),
+}  # fmt: skip
+COLUMNS = ["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
+SPLITS = ["in_distribution", "out_of_distribution", "unseen"]
+MARKS = [0.0, 0.5, 1.0]
+ENGINES_AWAY_SECONDS = 30
+"""How long after the command's end a process of its cluster may take to notice."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended."""
+
+    directory: Path
+    code: int
+    said: str
+    errors: str
+    seconds: float
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.directory / "summary.json").read_text())
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.directory / f"{name}.parquet")
+
+
+def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory)]
+    with open(log, "w") as out, open(f"{log}.err", "w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
+
+
+def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> Run:
+    try:
+        code = process.wait(timeout=600)
+    finally:
+        process.terminate()  # no effect where it has ended
+    return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
+
+
+def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> Run:
+    began = time.monotonic()
+    return end(begin(recipe, directory, environment, log), directory, log, began)
+
+
+@pytest.fixture(scope="module")
+def first(tiny, folder, environment) -> Run:
+    """A run with an empty cache."""
+    done = run(tiny, folder / "out" / "first", environment, folder / "first.log")
+    assert done.code == 0, done.errors
+    return done
+
+
+@pytest.fixture(scope="module")
+def stopped(first, tiny, folder, environment) -> Run:
+    """A run into another directory that gets SIGTERM once its first arm is done."""
+    directory, log, began = folder / "out" / "second", folder / "stopped.log", time.monotonic()
+    process = begin(tiny, directory, environment | {"STOPPED_RUN": str(folder)}, log)
+    events = directory / "events.log"
+    while not (events.exists() and "ppo · seed 1: done" in events.read_text()):
+        assert process.poll() is None and time.monotonic() - began < 500, Path(f"{log}.err").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    return end(process, directory, log, began)
+
+
+@pytest.fixture(scope="module")
+def second(stopped, tiny, folder, environment) -> Run:
+    """The stopped run, carried on by the same command."""
+    done = run(tiny, stopped.directory, environment, folder / "second.log")
+    assert done.code == 0, done.errors
+    return done
+
+
+def test_every_arm_spends_the_budget_to_within_an_update(first):
+    limit, metrics, ledger = first.summary["budget"]["limit"], first.table("metrics"), first.table("ledger")
+    assert first.summary["budget"]["unit"] == "flops"
+    assert set(ledger["arm"]) == {*ARMS, "shared"}
+    for arm in ARMS:
+        (seed,) = first.summary["arms"][arm]["seeds"]
+        spent = seed["spent"]["flops"]
+        updates = metrics[(metrics["arm"] == arm) & (metrics["phase"] == "train")]
+        assert len(updates) >= 3 and list(updates["update"]) == list(range(1, len(updates) + 1))
+        assert updates["flops"].is_monotonic_increasing and updates["flops"].iloc[-1] <= spent <= limit
+        assert limit - spent < updates["flops"].diff().max()
+        # The columns are the sums of the phases, without those that are metered apart.
+        phases = ledger[(ledger["arm"] == arm)].set_index("phase")
+        charged = phases.drop(index="evaluation")[COLUMNS].sum()
+        np.testing.assert_allclose(charged, [seed["spent"][c] for c in COLUMNS], rtol=1e-9)
+        assert phases.loc["evaluation", "flops"] > 0
+        # The reward model is paid for by the one arm that asks it.
+        assert ("reward_model" in phases.index) == (arm == "ppo")
+        assert ("judging" in phases.index) == (arm in ("dpo-on-policy", "flex-dpo-online"))
+        assert ("rollout" in phases.index) == (arm != "dpo-offline")
+    assert ledger.set_index("arm").loc["shared", "flops"] > 0
+
+
+def test_the_summary_has_what_its_readers_rely_on(first):
+    summary = first.summary
+    assert summary["recipe"]["name"] == "tiny" and list(summary["arms"]) == list(ARMS)
+    assert 0 <= summary["base"]["score"] <= 1
+    for name, arm in summary["arms"].items():
+        assert (arm["method"], arm["data"]) == ARMS[name]
+        (seed,) = arm["seeds"]
+        assert (seed["seed"], seed["status"]) == (1, "done") and sorted(seed["spent"]) == sorted(COLUMNS)
+        assert 0 <= seed["score"] <= 1 and np.isfinite(seed["kl"]) and seed["stability"]["drawdown"] >= 0
+        assert arm["score"]["mean"] == arm["score"]["iqm"] == seed["score"] and arm["score"]["ci95"] is None
+    assert 0 < summary["timing"]["first_update_seconds"] < summary["timing"]["wall_seconds"]
+    assert all(arm in first.said for arm in ARMS)
+    assert first.said.strip().splitlines()[-1] == f"report: {first.directory / 'report.html'}"
+    report = (first.directory / "report.html").read_text()
+    assert all(arm in report for arm in ARMS)
+
+
+def test_the_tables_hold_every_update_and_every_look(first):
+    metrics, samples = first.table("metrics"), first.table("samples")
+    always = ["loss", "grad_norm", "entropy", "policy_version_lag", *COLUMNS, "wall_seconds"]
+    pairs = ["chosen_logprob", "rejected_logprob", "margin", "accuracy"]
+    sampled = ["reward", "gold", "response_length", "policy_version_lag"]
+    for arm, (method, data) in ARMS.items():
+        own = metrics[metrics["arm"] == arm]
+        updates = own[own["phase"] == "train"]
+        wanted = always + (pairs if method != "ppo" else ["kl", "critic_loss", "sample_logprob"]) + (sampled if data == "online" else [])
+        assert np.isfinite(updates[wanted].to_numpy(dtype=float)).all(), arm
+        lag = updates["policy_version_lag"]
+        assert (lag == 0).all() if data == "online" else list(lag) == list(range(len(lag)))
+        looks = own[own["phase"] == "evaluation"]
+        assert sorted(zip(looks["mark"], looks["split"], strict=True)) == [(m, s) for m in MARKS for s in SPLITS]
+        main = looks[looks["split"] == "in_distribution"].set_index("mark")
+        assert np.isfinite(main[["kl", "margin", "chosen_logprob", "score"]].to_numpy(dtype=float)).all()
+        (seed,) = first.summary["arms"][arm]["seeds"]
+        assert main.loc[1.0, "score"] == seed["score"] and main.loc[1.0, "flops"] == seed["spent"]["flops"]
+        assert main.loc[0.0, "score"] == first.summary["base"]["score"] and main.loc[0.5, "fraction"] >= 0.5
+        shown = samples[(samples["arm"] == arm) & (samples["mark"] == 1.0)]
+        base = samples[samples["arm"] == "base"]
+        assert len(shown) == 12 and list(shown["prompt_id"]) == list(base["prompt_id"])  # 4 of each split, side by side
+    assert metrics[metrics["mark"] == 0.0].groupby("split")["score"].nunique().eq(1).all()  # all begin at the same place
+
+
+def test_mlflow_shows_a_parent_and_a_child_per_arm(first):
+    from mlflow.tracking import MlflowClient
+
+    store = MlflowClient(tracking_uri=f"sqlite:///{first.directory.parent / 'mlflow.db'}")
+    experiment = store.get_experiment_by_name("tiny").experiment_id
+    runs = store.search_runs([experiment], f"tags.run_key = '{first.summary['run_key']}'")
+    parent = next(r for r in runs if r.info.run_name == "comparison")
+    children = {r.data.tags["rlhf_bench.arm"]: r for r in runs if r is not parent}
+    assert len(runs) == 5 and children.keys() == ARMS.keys()
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert {"report.html", "summary.json", "samples.parquet"} <= {f.path for f in store.list_artifacts(parent.info.run_id)}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    metrics = first.table("metrics")
+    for arm, (method, data) in ARMS.items():
+        child = children[arm]
+        tags = {"method": method, "data": data, "seed": "1", "commit": commit, "recipe": "tiny", "mlflow.parentRunId": parent.info.run_id}
+        assert child.data.tags.items() >= tags.items()
+        assert child.data.params["arm/method"] == method and float(child.data.params["arm/learning_rate"]) > 0
+        updates = metrics[(metrics["arm"] == arm) & (metrics["phase"] == "train")]
+        for key, column in (("train/loss", "loss"), ("budget/flops", "flops"), ("budget/generated_tokens", "generated_tokens")):
+            points = store.get_metric_history(child.info.run_id, key)
+            assert [p.step for p in points] == list(updates["update"])
+            np.testing.assert_array_equal([p.value for p in points], updates[column])
+        final = store.get_metric_history(child.info.run_id, "score/in_distribution")[-1]
+        assert final.value == first.summary["arms"][arm]["seeds"][0]["score"]
+
+
+def test_finished_policies_are_hugging_face_folders(first):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = []
+    for arm in ARMS:
+        path = first.directory / "checkpoints" / arm / "seed-1"
+        assert AutoTokenizer.from_pretrained(path).decode(AutoTokenizer.from_pretrained(path)("1+2=").input_ids) == "1+2="
+        embedding = AutoModelForCausalLM.from_pretrained(path).get_input_embeddings().weight.detach().numpy()
+        assert np.isfinite(embedding).all() and not any(np.array_equal(embedding, other) for other in weights)
+        weights.append(embedding)
+    assert sorted(p.name for p in (first.directory / "checkpoints").iterdir()) == sorted(ARMS)
+
+
+def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment):
+    kept = [p for part in ("parts", "checkpoints") for p in (first.directory / part).rglob("*") if p.is_file()]
+    before = {p: p.stat().st_mtime_ns for p in [*kept, *(folder / "cache").rglob("*.safetensors")]}
+    events, summary = (first.directory / "events.log").read_text(), first.summary
+    again = run(tiny, first.directory, environment, folder / "again.log")
+    assert again.code == 0, again.errors
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    said = (first.directory / "events.log").read_text().removeprefix(events)
+    assert said.count("already done, kept") == len(ARMS) and "fine-tuning" not in said and "begins" not in said
+    assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
+
+
+def test_sigterm_leaves_all_in_order(stopped):
+    from mlflow.tracking import MlflowClient
+
+    assert stopped.code == 143, stopped.errors
+    assert stopped.errors.strip().splitlines()[-1] == (
+        "terminated: the same command with the same --output goes on from the last finished arm"
+    )
+    store = MlflowClient(tracking_uri=f"sqlite:///{stopped.directory.parent / 'mlflow.db'}")
+    experiment = store.get_experiment_by_name("tiny").experiment_id
+    key = (stopped.directory / "run_key").read_text()
+    # Who asks later, when it has been carried on, sees it finished: no run is ever left RUNNING.
+    assert "RUNNING" not in {r.info.status for r in store.search_runs([experiment], f"tags.run_key = '{key}'")}
+    deadline = time.monotonic() + ENGINES_AWAY_SECONDS
+    while left := processes_with(f"STOPPED_RUN={stopped.directory.parents[1]}"):
+        assert time.monotonic() < deadline, f"left running: {left}"
+        time.sleep(0.2)
+
+
+def processes_with(setting: str) -> list[str]:
+    """Command lines of living processes that inherited an environment setting."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found
+
+
+def test_a_stopped_run_goes_on_to_the_very_same_end(first, second):
+    """The same seed, on the same machine, with a stop in between: the same updates, samples and scores, bit for bit."""
+    assert "ppo · seed 1: already done, kept" in second.errors and "fine-tuning" not in second.errors
+    timed = ["wall_seconds", "device_seconds"]
+    pd.testing.assert_frame_equal(
+        first.table("metrics").drop(columns=timed), second.table("metrics").drop(columns=timed), check_exact=True
+    )
+    pd.testing.assert_frame_equal(first.table("samples"), second.table("samples"), check_exact=True)
+    for arm in ARMS:
+        (one,), (other,) = (r.summary["arms"][arm]["seeds"] for r in (first, second))
+        assert (one["score"], one["kl"], one["spent"]["flops"]) == (other["score"], other["kl"], other["spent"]["flops"])
+        weights = f"checkpoints/{arm}/seed-1/model.safetensors"
+        assert (first.directory / weights).read_bytes() == (second.directory / weights).read_bytes()

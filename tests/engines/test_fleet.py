@@ -1,0 +1,61 @@
+"""Placement: what is asked of a cluster, and what is said where it has no room."""
+
+import pytest
+
+from rlhf_bench.recipe import Placement
+from rlhf_bench.types import RunFailed
+
+pytestmark = pytest.mark.engine
+
+ROLES = {
+    "learner": {"actors": 2, "cpus": 3}, "rollout": {"actors": 3, "cpus": 2, "gpus": 1},
+    "evaluator": {"cpus": 1}, "scorer": {"actors": 1, "cpus": 4},
+}  # fmt: skip
+
+
+def test_colocated_roles_share_bundles():
+    from actors.fleet import bundles
+
+    placement = Placement.model_validate({"colocated": True, **ROLES})
+    asked, where = bundles(placement)
+    assert asked == [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert where == {"learner": [0, 1], "rollout": [0, 1, 2], "evaluator": [0], "scorer": [0]}
+    asked, where = bundles(placement, scorer=False)
+    assert asked[0] == {"CPU": 3.0, "GPU": 1.0} and "scorer" not in where
+
+
+def test_roles_apart_have_bundles_of_their_own():
+    from actors.fleet import bundles
+
+    asked, where = bundles(Placement.model_validate({"colocated": False, **ROLES}))
+    assert sorted(i for role in where.values() for i in role) == list(range(len(asked)))
+    for role, settings in ROLES.items():
+        assert len(where[role]) == settings.get("actors", 1)
+        expected = {"CPU": float(settings["cpus"])} | ({"GPU": 1.0} if settings.get("gpus") else {})
+        assert all(asked[i] == expected for i in where[role])
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [({"learner": {"cpus": 64}}, "64 CPU"), ({"colocated": False, "rollout": {"actors": 2, "gpus": 1}}, "1 CPU, 1 GPU")],
+)
+def test_no_room_is_said_in_numbers(cluster, settings, asked):
+    from actors.fleet import reserve
+
+    with pytest.raises(RunFailed) as failure:
+        reserve(Placement.model_validate({"timeout_seconds": 2, **settings}))
+    line = str(failure.value)
+    assert f"asked for {asked}" in line or f"+ {asked}" in line, line
+    assert "the cluster has 2 CPU" in line and "after 2 s" in line and "\n" not in line
+
+
+def test_what_was_refused_is_not_kept(cluster):
+    """A placement that fits is to be had at once after one that did not."""
+    from actors.fleet import reserve
+    from ray.util.placement_group import remove_placement_group
+
+    with pytest.raises(RunFailed):
+        reserve(Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}))
+    group, asked, _ = reserve(Placement.model_validate({"timeout_seconds": 20, "learner": {"cpus": 2}}))
+    assert asked == [{"CPU": 2.0}]
+    remove_placement_group(group)

@@ -1,0 +1,158 @@
+"""DeepSpeed with 1 or 2 ranks and every ZeRO stage, against a plain PyTorch loop over unpadded sequences."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.dpo import DPOSettings
+from rlhf_bench.types import Row
+
+pytestmark = pytest.mark.engine
+
+EOS, BETA, RATE, MOST_NORM = 2, 0.5, 1e-3, 0.5
+DPO = METHODS["dpo"]
+SETTINGS = DPOSettings(beta=BETA)
+PAIRS = [
+    Row("a", (1, 5, 6), ((7, 8, EOS), (9, EOS))),
+    Row("b", (1, 4), ((11, EOS), (12, 13, 14, 15, 3, EOS))),
+    Row("c", (1, 5, 9, 6, 10), ((4, 4, EOS), (8, 8, EOS))),
+    Row("d", (1, 15, 14), ((13, 12, 11, 10, 9, EOS), (5, EOS))),
+    Row("e", (1, 6), ((EOS,), (7, EOS))),
+]
+# Few tokens to a micro-batch: several of them, and not as many on one rank as on the other. In the second update one
+# of two ranks has nothing at all.
+TOKENS_PER_MICRO_BATCH = 16
+UPDATES = [PAIRS, PAIRS[3:4], PAIRS[:3]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, np.ndarray]
+    logprobs: list[tuple[np.ndarray, ...]]
+
+
+def gap(weights, others) -> float:
+    assert weights.keys() == others.keys()
+    return max(float(np.abs(weights[name] - others[name]).max()) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def model(write_llama, tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def oracle(model) -> Trained:
+    """Every response on its own behind its prompt; autograd, gradient clipping and AdamW as PyTorch has them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def logprobs(lm, prompt, response):
+        ids = torch.tensor([[*prompt, *response]])
+        logp = lm(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        return logp.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+
+    def logratio(row, response):
+        return (logprobs(policy, row.prompt_ids, response) - logprobs(reference, row.prompt_ids, response)).sum()
+
+    losses, norms = [], []
+    for rows in UPDATES:
+        margins = torch.stack([logratio(r, r.responses[0]) - logratio(r, r.responses[1]) for r in rows])
+        loss = torch.log1p(torch.exp(-BETA * margins)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), MOST_NORM).item())
+        optimizer.step()
+    assert min(norms) > MOST_NORM  # or clipping would not be tested
+    with torch.no_grad():
+        measured = [tuple(logprobs(policy, r.prompt_ids, a).numpy() for a in r.responses) for r in PAIRS]
+    return Trained(losses, norms, {n: p.detach().numpy() for n, p in policy.named_parameters()}, measured)
+
+
+@pytest.fixture(scope="module")
+def groups(start):
+    """A group of one rank and one of two, started once."""
+    from actors.learner_group import LearnerGroup, LearnerRank
+
+    found = {
+        count: LearnerGroup([start(LearnerRank, i, count, 1, 0, 0, "float32") for i in range(count)], 1, 0, TOKENS_PER_MICRO_BATCH)
+        for count in (1, 2)
+    }
+    for group in found.values():
+        group.join()
+    return found
+
+
+@pytest.fixture(scope="module", params=[(s, r) for r in (1, 2) for s in (0, 1, 2, 3)], ids=lambda p: f"zero{p[0]}-ranks{p[1]}")
+def group(request, cluster, groups):
+    """The group at one ZeRO stage, set in its living processes: a stage matters only to what is loaded after it."""
+    stage, ranks = request.param
+    group = groups[ranks]
+    cluster.get([rank.__ray_call__.remote(lambda own, stage: setattr(own, "zero_stage", stage), stage) for rank in group.ranks])
+    yield group
+    group.free("policy")
+    group.free("reference")
+
+
+def train(group, model, ray) -> Trained:
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("reference", model)
+    losses, norms = [], []
+    for rows in UPDATES:
+        reference, _ = group.measure("reference", rows)
+        rows = DPO.prepare(rows, [(1.0, 0.0)] * len(rows), {"reference_logprobs": reference}, SETTINGS, {}).rows
+        means, _ = group.step(DPO.objectives[0], rows, SETTINGS, RATE)
+        losses.append(means["loss"])
+        norms.append(means["grad_norm"])
+    weights = {name.removeprefix("lm."): array.copy() for name, array in ray.get(group.weights("policy")).items()}
+    return Trained(losses, norms, weights, group.measure("policy", PAIRS)[0])
+
+
+@pytest.fixture(scope="module")
+def trained(group, model, cluster) -> Trained:
+    return train(group, model, cluster)
+
+
+def test_every_stage_and_number_of_ranks_gives_the_same_update(trained, oracle):
+    np.testing.assert_allclose(trained.losses, oracle.losses, rtol=1e-5)
+    np.testing.assert_allclose(trained.norms, oracle.norms, rtol=1e-4)
+    # AdamW divides every gradient by its own size. Where a gradient is next to nothing but rounding, its sign decides
+    # a step of the full learning rate; so weights are compared against the size of a step, and not to the last bit.
+    assert gap(trained.weights, oracle.weights) < 0.02 * RATE
+
+
+def test_measuring_gives_the_same_numbers(trained, oracle):
+    for numbers, expected in zip(trained.logprobs, oracle.logprobs, strict=True):
+        for one, other in zip(numbers, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_finished_policy_is_a_hugging_face_folder(group, trained, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    group.save("policy", tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert gap({n: p.detach().numpy() for n, p in loaded.named_parameters()}, trained.weights) == 0
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+def test_loading_again_forgets_weights_and_optimizer(group, trained, model, cluster):
+    assert gap(train(group, model, cluster).weights, trained.weights) < 1e-6
+
+
+def test_what_a_step_costs_is_known_before(group, trained):
+    rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
+    before = group.step_cost(DPO.objectives[0], rows)
+    _, cost = group.step(DPO.objectives[0], rows, SETTINGS, 0.0)
+    assert (cost.flops, cost.trained_tokens) == (before.flops, before.trained_tokens)
+    assert cost.device_seconds > 0 and cost.trained_tokens == sum(r.response_tokens for r in PAIRS)

@@ -1,0 +1,74 @@
+"""The reward model's scores against Hugging Face's own classification head, one sequence at a time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_bench.types import Row
+
+pytestmark = pytest.mark.engine
+
+ROWS = [Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1)))) for i in range(6)]
+OFFSET = 0.75
+
+
+@pytest.fixture(scope="module")
+def model(write_llama, tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("reward"), scalar=True)
+
+
+@pytest.fixture(scope="module")
+def score(start, model):
+    """score(rows, actors, tokens per micro-batch) -> scores and cost."""
+    from actors.reward_scorer import RewardScorer, ScorerActor
+
+    both = [start(ScorerActor, 1, 0) for _ in range(2)]
+
+    def score(rows, actors=1, budget=4096):
+        scorer = RewardScorer(both[:actors], 1, 0, budget)
+        scorer.load(model, "float32")
+        return scorer.score(rows)
+
+    return score
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """Pooled logits of unpadded sequences."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    own = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    with torch.no_grad():
+        return [[own(input_ids=torch.tensor([[*r.prompt_ids, *a]])).logits.item() for a in r.responses] for r in ROWS]
+
+
+def test_scores_are_the_classifiers_whatever_the_batch(score, expected):
+    assert np.std(expected) > 0.1
+    for actors, budget in ((1, 4096), (1, 16), (1, 40), (2, 4096), (2, 16)):
+        scores, cost = score(ROWS, actors, budget)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert cost.scored_tokens == sum(len(r.prompt_ids) + len(a) for r in ROWS for a in r.responses)
+    alone, _ = score(ROWS[3:4], actors=2)
+    np.testing.assert_allclose(alone, expected[3:4], atol=1e-5)
+
+
+def test_padding_is_paid_for(score):
+    """Flops are those executed: sequences of one length need no padding, mixed ones in one batch do."""
+    together, apart = score(ROWS, budget=4096)[1], score(ROWS, budget=1)[1]
+    assert together.flops > apart.flops
+    same = [ROWS[2]] * 3
+    assert score([Row("same", r.prompt_ids, (r.responses[0],)) for r in same])[1].flops == pytest.approx(
+        3 * score([Row("same", ROWS[2].prompt_ids, (ROWS[2].responses[0],))])[1].flops
+    )
+
+
+def test_the_offset_beside_the_model_is_taken_off(score, model, expected):
+    side = model / "reward.json"
+    side.write_text(json.dumps({"offset": OFFSET}))
+    try:
+        np.testing.assert_allclose(score(ROWS)[0], np.array(expected) - OFFSET, atol=1e-5)
+    finally:
+        side.unlink()
+    np.testing.assert_allclose(score(ROWS)[0], expected, atol=1e-5)

@@ -1,0 +1,160 @@
+"""The engines hold what the learner holds: real vLLM against a real DeepSpeed rank."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlhf_bench.feedback import row_of
+from rlhf_bench.flops import generation_flops
+from rlhf_bench.methods.stages import SFT
+from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.types import Prompt, Row, RunFailed, Sampling
+
+pytestmark = pytest.mark.engine
+
+EOS, LONGEST, TOLERANCE = 2, 400, 1e-4
+PLACEMENT = RolloutPlacement(cpus=1, cache_mib=32, concurrent_requests=16)
+PROBE = Row("probe", (1, 5, 9, 4), ((7, 8, 3, 3, 12, EOS),))
+LESSONS = [Row(f"lesson {i}", (1, 4 + i), ((7, 5 + i, 9, EOS),)) for i in range(4)]
+PROMPTS = [Prompt(f"p{i}", "", "", token_ids=(1, *range(4, 4 + i))) for i in range(1, 7)]
+
+
+@dataclass
+class Side:
+    """One model in the learner's hands and in an engine's."""
+
+    weights: Path
+    learner: object
+    engines: list
+    pool: object
+    sync: object
+
+    def gap(self, version: int = 0, tolerance: float = TOLERANCE) -> float:
+        """The check that follows every sync in a run."""
+        ((expected,),), _ = self.learner.measure("policy", [PROBE])
+        return self.pool.check(PROBE.prompt_ids, PROBE.responses[0], expected.tolist(), tolerance, version)
+
+    def train(self, steps: int = 2) -> None:
+        for _ in range(steps):
+            self.learner.step(SFT, LESSONS, None, 1e-2)
+
+    def begin(self) -> None:
+        self.learner.load("policy", self.weights, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def sides(start, write_llama, tmp_path_factory):
+    """Two engines with tied embeddings, one with untied; one learner for both models."""
+    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.weight_sync import weight_sync
+
+    folder = tmp_path_factory.mktemp("models")
+    learner = LearnerGroup([start(LearnerRank, 0, 1, 1, 0, 0, "float32")], 1, 0, 512)
+    found = {}
+    for name, engines in (("tied", 2), ("untied", 1)):
+        path = write_llama(folder / name, tie_word_embeddings=name == "tied")
+        actors = [start(RolloutActor, str(path), PLACEMENT, LONGEST, "float32", "object_store") for _ in range(engines)]
+        found[name] = Side(path, learner, actors, None, weight_sync("object_store", learner, actors))
+    learner.join()
+    for side in found.values():
+        side.begin()
+        side.pool = RolloutPool(side.engines, PLACEMENT, learner.shapes["policy"], EOS)
+    return found
+
+
+@pytest.fixture(params=["tied", "untied"])
+def side(request, sides):
+    """Learner and engines both at the weights of the folder, before and after."""
+    side = sides[request.param]
+    side.begin()
+    yield side
+    side.begin()
+    side.sync.send(0)
+
+
+@pytest.fixture
+def tied(sides):
+    side = sides["tied"]
+    side.begin()
+    side.sync.send(0)
+    return side
+
+
+def test_engines_follow_the_learner(side):
+    assert side.gap() < TOLERANCE  # both have read the same folder: no sync so far
+    side.train()
+    with pytest.raises(RunFailed, match=r"after update 3 .* more than placement\.sync_tolerance"):
+        side.gap(version=3)
+    side.sync.send(1)
+    assert side.gap() < TOLERANCE
+    side.begin()
+    side.sync.send(0)
+    assert side.gap() < TOLERANCE  # and back again
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_samples_carry_the_learners_log_probabilities(tied, temperature):
+    tied.train()
+    tied.sync.send(5)
+    groups, _ = tied.pool.generate(PROMPTS, Sampling(count=3, max_tokens=12, temperature=temperature, seed=1))
+    measured, _ = tied.learner.measure("policy", [row_of(g) for g in groups], temperature)
+    for group, numbers in zip(groups, measured, strict=True):
+        assert len(group.samples) == 3
+        for sample, expected in zip(group.samples, numbers, strict=True):
+            assert sample.policy_version == 5
+            np.testing.assert_allclose(sample.sampler_logprobs, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_seed_fixes_the_samples_on_any_number_of_engines(tied):
+    from actors.rollout_pool import RolloutPool
+
+    def draw(pool, seed):
+        groups, cost = pool.generate(PROMPTS, Sampling(count=4, max_tokens=8, seed=seed))
+        assert [g.prompt for g in groups] == PROMPTS
+        return [[s.response_ids for s in g.samples] for g in groups], cost.flops
+
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS)
+    once = draw(alone, 1)
+    assert draw(alone, 1) == draw(tied.pool, 1) == once
+    assert draw(alone, 2) != once
+    assert len({ids for group in once[0] for ids in group}) > 12  # and no two samples share their luck
+
+
+def test_the_end_of_a_response_is_marked(tied):
+    groups, cost = tied.pool.generate(PROMPTS, Sampling(count=16, max_tokens=6))
+    samples = [s for g in groups for s in g.samples]
+    for sample in samples:
+        assert sample.finished == (sample.response_ids[-1] == EOS)
+        assert EOS not in sample.response_ids[:-1]
+        assert sample.finished or len(sample.response_ids) == 6
+        assert len(sample.sampler_logprobs) == len(sample.response_ids)
+    assert {s.finished for s in samples} == {True, False}
+    assert len({s.id for s in samples}) == len(samples)
+    assert cost.generated_tokens == sum(len(s.response_ids) for s in samples)
+    # Prompts this short fill no block of the prefix cache, so every prompt token is computed.
+    counted = [(len(g.prompt.token_ids), 0, len(s.response_ids)) for g in groups for s in g.samples]
+    assert cost.flops == generation_flops(tied.pool.shape, counted)
+
+
+def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
+    from actors.rollout_pool import RolloutPool
+
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS)
+    long = Prompt("long", "", "", token_ids=(1, *[4 + i % 11 for i in range(380)]))
+
+    def draw():
+        groups, cost = alone.generate([long], Sampling(count=1, max_tokens=6))
+        ((measured,),), _ = tied.learner.measure("policy", [row_of(groups[0])])
+        np.testing.assert_allclose(groups[0].samples[0].sampler_logprobs, measured, atol=TOLERANCE, rtol=0)
+        return cost.flops, len(groups[0].samples[0].response_ids)
+
+    (cold, length), (warm, again) = draw(), draw()
+    assert length == again and cold == generation_flops(alone.shape, [(381, 0, length)])
+    assert warm < 0.7 * cold  # the cached part of the prompt is neither computed nor charged
+    tied.train()
+    tied.sync.send(1)
+    fresh, length = draw()
+    assert fresh == generation_flops(alone.shape, [(381, 0, length)])
