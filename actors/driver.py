@@ -25,19 +25,26 @@ from rlhf_bench.report.verdict import notes, verdict
 from rlhf_bench.roles import Roles
 from rlhf_bench.stages import Start
 from rlhf_bench.tokenizer import decode_response
-from rlhf_bench.tracking import Tracker
+from rlhf_bench.tracking import Status, Tracker
 from rlhf_bench.types import RunFailed, Terminated
 
 MAY_GROW = ("seeds", "description")
 """What may differ when a comparison is carried on; MLflow's params never change, so these become tags."""
-QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one."""
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
-    ray.init(address=address or "local", runtime_env={"env_vars": QUIET}, log_to_driver=False, logging_level="error", **local)
+    ray.init(
+        address=address or "local", runtime_env={"env_vars": QUIET}, log_to_driver=False, logging_level="error", **local
+    )
     signal.signal(signal.SIGTERM, _terminated)  # after ray.init, which sets a handler of its own
 
 
@@ -45,19 +52,34 @@ def _terminated(signum: int, frame: object) -> None:
     raise Terminated
 
 
-def drive(recipe: Recipe, material: Material, cache: Cache, directory: Path, arms: Sequence[str], seeds: Sequence[int], began: float) -> str:
+def drive(
+    recipe: Recipe,
+    material: Material,
+    cache: Cache,
+    directory: Path,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    began: float,
+) -> str:
     """Run the comparison; returns the text that ends it: table, verdict, where to look."""
     display = Display(directory)
     run_key, commit = _run_key(directory), _commit()
     tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.say)
-    tags = {"run_key": run_key, "commit": commit, "ray_submission_id": os.environ.get("RAY_JOB_SUBMISSION_ID", ""), "recipe": recipe.name}
+    tags = {
+        "run_key": run_key,
+        "commit": commit,
+        "ray_submission_id": os.environ.get("RAY_JOB_SUBMISSION_ID", ""),
+        "recipe": recipe.name,
+    }
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k not in MAY_GROW and not k.startswith("arms/")}
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
     fleet: Fleet | None = None
-    status = "failed"
+    status: Status = "failed"
     try:
         connect()
-        display.say(f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)")
+        display.say(
+            f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
+        )
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
         fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer)
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
@@ -83,7 +105,14 @@ def drive(recipe: Recipe, material: Material, cache: Cache, directory: Path, arm
             display.say(f"not in MLflow: {line}")
         display.close()
         ray.shutdown()
-    ends = [render_text_table(summary), "", verdict(summary), *notes(summary), "", f"report: {directory / 'report.html'}"]
+    ends = [
+        render_text_table(summary),
+        "",
+        verdict(summary),
+        *notes(summary),
+        "",
+        f"report: {directory / 'report.html'}",
+    ]
     return "\n".join(ends)
 
 
@@ -116,5 +145,9 @@ def _flat(data: dict, prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow params: section/key."""
     out: dict[str, str] = {}
     for key, value in data.items():
-        out |= _flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()}
+        out |= (
+            _flat(value, f"{prefix}{key}/")
+            if isinstance(value, dict)
+            else {prefix + key: yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()}
+        )
     return out

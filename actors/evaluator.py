@@ -63,7 +63,9 @@ class EvaluatorActor:
         splits = {name: self._score(prompts) for name, prompts in self.held_out.prompts.items()}
         numbers = self._likelihoods() | self._kl()
         seconds = perf_counter() - began
-        return Evaluation(splits, numbers, Cost(**self.counts, device_seconds=seconds * self.devices).as_dict(), seconds)
+        return Evaluation(
+            splits, numbers, Cost(**self.counts, device_seconds=seconds * self.devices).as_dict(), seconds
+        )
 
     def _load_policy(self, arrays: Mapping[str, np.ndarray]) -> None:
         import torch
@@ -93,7 +95,10 @@ class EvaluatorActor:
             for p, t, f in zip(prompts, texts, found, strict=True)
         ]
         self.counts["judge_queries"] += len(judged)
-        parts = {key: float(np.mean([j.parts.get(key, 0.0) for j in judged])) for key in sorted({k for j in judged for k in j.parts})}
+        parts = {
+            key: float(np.mean([j.parts.get(key, 0.0) for j in judged]))
+            for key in sorted({k for j in judged for k in j.parts})
+        }
         firsts = list(zip(prompts, texts, judged, strict=True))[::each][:shown]
         return SplitResult(
             score=float(np.mean([j.score for j in judged])), parts=parts,
@@ -112,7 +117,9 @@ class EvaluatorActor:
             for indices in plan:
                 batch = micro_batch([rows[i] for i in indices], 0).to(self.device)
                 logprobs, entropy = model(batch)
-                total = torch.zeros(batch.responses, device=logprobs.device).index_add(0, batch.response_index, logprobs)
+                total = torch.zeros(batch.responses, device=logprobs.device).index_add(
+                    0, batch.response_index, logprobs
+                )
                 sums[indices] = total.cpu().numpy().reshape(len(indices), -1)
                 entropies.append(entropy.cpu().numpy())
                 rows_here, length = batch.input_ids.shape

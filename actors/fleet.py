@@ -40,7 +40,11 @@ class Fleet:
 
 
 def roles_of(placement: Placement, scorer: bool) -> dict[str, RolePlacement]:
-    roles: dict[str, RolePlacement] = {"learner": placement.learner, "rollout": placement.rollout, "evaluator": placement.evaluator}
+    roles: dict[str, RolePlacement] = {
+        "learner": placement.learner,
+        "rollout": placement.rollout,
+        "evaluator": placement.evaluator,
+    }
     return roles | ({"scorer": placement.scorer} if scorer else {})
 
 
@@ -105,9 +109,19 @@ def start_fleet(recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int,
         start(LearnerRank, "learner", i, i, learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype)
         for i in range(learner.actors)
     ]
-    engines = [start(RolloutActor, "rollout", i, model_path, rollout, length, dtype, placement.weight_sync) for i in range(rollout.actors)]
+    engines = [
+        start(RolloutActor, "rollout", i, model_path, rollout, length, dtype, placement.weight_sync)
+        for i in range(rollout.actors)
+    ]
     looker = start(EvaluatorActor, "evaluator", 0, model_path, evaluator, length, dtype)
-    scorers = [start(ScorerActor, "scorer", i, placement.scorer.cpus, placement.scorer.gpus) for i in range(placement.scorer.actors)] if scorer else []
+    scorers = (
+        [
+            start(ScorerActor, "scorer", i, placement.scorer.cpus, placement.scorer.gpus)
+            for i in range(placement.scorer.actors)
+        ]
+        if scorer
+        else []
+    )
     budget = recipe.compute.tokens_per_micro_batch
     group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget)
     group_handle.join()

@@ -44,7 +44,12 @@ class LearnerRank:
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
     def __init__(self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str):
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0" if gpus else str(rank), "LOCAL_SIZE": str(ranks)}
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": "0" if gpus else str(rank),
+            "LOCAL_SIZE": str(ranks),
+        }
         os.environ["DS_ACCELERATOR"] = "cuda" if gpus else "cpu"
         import torch
 
@@ -69,7 +74,9 @@ class LearnerRank:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed("nccl" if self.device == "cuda" else "gloo", verbose=False)
 
-    def load(self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float) -> ModelShape:
+    def load(
+        self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
+    ) -> ModelShape:
         """(Re)place a model by the weights at `path`. Without a learning rate it is frozen."""
         import deepspeed
         import torch
@@ -91,7 +98,9 @@ class LearnerRank:
         self.models[name] = engine
         return shape
 
-    def measure(self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float) -> dict[int, PerResponse]:
+    def measure(
+        self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float
+    ) -> dict[int, PerResponse]:
         """Log-probs (causal) or values (scalar) per response token; `{row index: one array per response}`."""
         import torch
 
@@ -103,7 +112,9 @@ class LearnerRank:
                 part = [rows[i] for i in indices]
                 batch = micro_batch(part, pad_id=0).to(self.device)
                 numbers, _ = model(batch, temperature) if KIND[name] == "causal" else model(batch)
-                flat = np.split(numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1])
+                flat = np.split(
+                    numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1]
+                )
                 at = 0
                 for i, row in zip(indices, part, strict=True):
                     found[i] = tuple(flat[at : at + len(row.responses)])
@@ -112,7 +123,17 @@ class LearnerRank:
                 model(micro_batch(rows[:1], pad_id=0).to(self.device))
         return found
 
-    def step(self, objective: Objective, rows: Sequence[Row], plan: list[list[int]], idle: int, units: int, settings: Any, learning_rate: float, temperature: float) -> dict[str, float]:
+    def step(
+        self,
+        objective: Objective,
+        rows: Sequence[Row],
+        plan: list[list[int]],
+        idle: int,
+        units: int,
+        settings: Any,
+        learning_rate: float,
+        temperature: float,
+    ) -> dict[str, float]:
         """One optimizer step over this rank's share of `units` units. Sums of the loss and metrics, and the gradient norm."""
         import torch
 
@@ -124,7 +145,9 @@ class LearnerRank:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, torch.Tensor] = {}
-        batches = [micro_batch([rows[i] for i in part], 0) for part in plan] + [micro_batch(rows[:1], 0, weight=0.0)] * idle
+        batches = [micro_batch([rows[i] for i in part], 0) for part in plan] + [
+            micro_batch(rows[:1], 0, weight=0.0)
+        ] * idle
         for i, batch in enumerate(batches):
             engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             loss, metrics = per_unit(objective, engine, batch.to(self.device), settings, temperature)
@@ -141,7 +164,9 @@ class LearnerRank:
         import torch
 
         if self.zero_stage == 0 and self.dtype == "float32":
-            return float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+            return float(
+                torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+            )
         return float("nan")  # read after the step, see `gradient_norm`
 
     def gradient_norm(self, name: ModelName) -> float | None:
@@ -206,7 +231,9 @@ class LearnerGroup:
         address, port = ray.get(self.ranks[0].address.remote())
         ray.get([r.join.remote(address, port) for r in self.ranks])
 
-    def load(self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0) -> None:
+    def load(
+        self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+    ) -> None:
         shapes = ray.get([r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks])
         self.shapes[name] = shapes[0]
 
@@ -215,17 +242,27 @@ class LearnerGroup:
         began = perf_counter()
         plan, idle = self._plan(rows)
         ref = ray.put(list(rows))
-        parts = ray.get([r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)])
+        parts = ray.get(
+            [r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)]
+        )
         merged: dict[int, PerResponse] = {k: v for part in parts for k, v in part.items()}
         flops = self._planned_flops(name, rows, plan, forward_flops)
-        cost = Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows), device_seconds=self._device_seconds(began))
+        cost = Cost(
+            flops=flops, scored_tokens=sum(r.response_tokens for r in rows), device_seconds=self._device_seconds(began)
+        )
         return [merged[i] for i in range(len(rows))], cost
 
-    def step(self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0) -> tuple[dict[str, float], Cost]:
+    def step(
+        self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0
+    ) -> tuple[dict[str, float], Cost]:
         """One optimizer step on `rows`: the means of loss and metrics over all units, the gradient norm, and what it cost."""
         began = perf_counter()
         plan, idle = self._plan(rows)
-        units = sum(len(r.responses) for r in rows) // 2 if objective.unit == "pair" else sum(r.response_tokens for r in rows)
+        units = (
+            sum(len(r.responses) for r in rows) // 2
+            if objective.unit == "pair"
+            else sum(r.response_tokens for r in rows)
+        )
         ref = ray.put(list(rows))
         sums = ray.get([
             r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)

@@ -74,6 +74,7 @@ class RewardScorer:
 
     def score(self, rows: Sequence[Row]) -> tuple[list[list[float]], Cost]:
         """Per row, a score per response."""
+        assert self.shape is not None, "load comes first"
         began = perf_counter()
         single = [Row("", r.prompt_ids, (a,)) for r in rows for a in r.responses]
         sequences = [(*r.prompt_ids, *r.responses[0]) for r in single]
@@ -87,5 +88,7 @@ class RewardScorer:
         )
         flat = iter(range(len(sequences)))
         scores = [[found[next(flat)] for _ in r.responses] for r in rows]
-        cost = Cost(flops=flops, scored_tokens=sum(map(len, sequences)), device_seconds=(perf_counter() - began) * self.devices)
+        cost = Cost(
+            flops=flops, scored_tokens=sum(map(len, sequences)), device_seconds=(perf_counter() - began) * self.devices
+        )
         return scores, cost

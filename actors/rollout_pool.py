@@ -24,7 +24,9 @@ class RolloutActor:
     def ready(self) -> None:
         """Returns once the engine has started."""
 
-    def generate(self, requests: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling, eos_id: int) -> tuple[int, list[dict[str, Any]]]:
+    def generate(
+        self, requests: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling, eos_id: int
+    ) -> tuple[int, list[dict[str, Any]]]:
         return self.engine.version, self.engine.generate(requests, sampling.max_tokens, sampling.temperature, eos_id)
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
@@ -64,7 +66,7 @@ class RolloutPool:
             for i, p in enumerate(prompts)
             for k in range(sampling.count)
         ]
-        found: list[tuple[int, dict[str, Any]] | None] = [None] * len(requests)
+        found: list[Any] = [None] * len(requests)  # (version, output) of each
         busy = 0.0
         for part, (version, outputs), seconds in self._spread(requests, sampling):
             busy += seconds
@@ -74,16 +76,21 @@ class RolloutPool:
             Group(p, tuple(_sample(p, k, *found[i * sampling.count + k]) for k in range(sampling.count)))
             for i, p in enumerate(prompts)
         ]
-        counted = [(len(ids), out["cached"], len(out["ids"])) for (ids, _), (_, out) in zip(requests, found, strict=True)]
+        counted = [
+            (len(ids), out["cached"], len(out["ids"])) for (ids, _), (_, out) in zip(requests, found, strict=True)
+        ]
         flops = generation_flops(self.shape, counted)
-        return groups, Cost(flops=flops, generated_tokens=sum(c[2] for c in counted), device_seconds=busy * self.devices_each)
+        return groups, Cost(
+            flops=flops, generated_tokens=sum(c[2] for c in counted), device_seconds=busy * self.devices_each
+        )
 
     def _spread(self, requests: list[Any], sampling: Sampling) -> Any:
         """Hand out parts, longest prompts first, a new one to whichever engine is free; yield results with their seconds."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][0]))
         size = min(self.batch, -(-len(order) // len(self.actors)))
         parts = [order[at : at + size] for at in range(0, len(order), size)]
-        idle, running = list(self.actors), {}
+        idle = list(self.actors)
+        running: dict[Any, Any] = {}
         while parts or running:
             while parts and idle:
                 part, actor = parts.pop(0), idle.pop()
@@ -94,7 +101,14 @@ class RolloutPool:
             idle.append(actor)
             yield part, ray.get(ref), perf_counter() - began
 
-    def check(self, prompt_ids: Sequence[int], response_ids: Sequence[int], expected: Sequence[float], tolerance: float, version: int) -> float:
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        expected: Sequence[float],
+        tolerance: float,
+        version: int,
+    ) -> float:
         """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the tolerance."""
         answers = ray.get([a.logprobs.remote(tuple(prompt_ids), tuple(response_ids)) for a in self.actors])
         gap = max(abs(x - y) for answer in answers for x, y in zip(answer, expected, strict=True))

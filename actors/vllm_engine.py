@@ -41,7 +41,9 @@ class VLLMEngine:
         )  # fmt: skip
         self.version = -1
 
-    def generate(self, requests: Sequence[tuple[tuple[int, ...], int]], max_tokens: int, temperature: float, eos_id: int) -> list[dict[str, Any]]:
+    def generate(
+        self, requests: Sequence[tuple[tuple[int, ...], int]], max_tokens: int, temperature: float, eos_id: int
+    ) -> list[dict[str, Any]]:
         """Each request is (prompt ids, seed). Per request: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
         from vllm import SamplingParams
 
@@ -73,7 +75,10 @@ class VLLMEngine:
         # One token must be sampled; the room for it is why a probe is one token shorter than max_length.
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         output = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)[0]
-        return [step[token].logprob for step, token in zip(output.prompt_logprobs[len(prompt_ids) :], response_ids, strict=True)]
+        return [
+            step[token].logprob
+            for step, token in zip(output.prompt_logprobs[len(prompt_ids) :], response_ids, strict=True)
+        ]
 
     def call_worker(self, method: str, **kwargs: Any) -> None:
         """One step of vLLM's weight-transfer protocol."""

@@ -42,7 +42,12 @@ class DeviceSync:
         self.address, self.port = ray.get(learner.ranks[0].address.remote())
 
     def send(self, version: int) -> None:
-        ray.get([r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port) for r in self.learner.ranks])
+        ray.get(
+            [
+                r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)
+                for r in self.learner.ranks
+            ]
+        )
         ray.get([e.finish_sync.remote(version) for e in self.engines])
 
 
@@ -61,8 +66,15 @@ class EngineClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offset = init_info.get("rank_offset")
-        infos = [init_info if offset is None else init_info | {"rank_offset": offset + i} for i in range(len(self.engines))]
-        ray.get([e.call_worker.remote("init_weight_transfer_engine", init_info=i) for e, i in zip(self.engines, infos, strict=True)])
+        infos = [
+            init_info if offset is None else init_info | {"rank_offset": offset + i} for i in range(len(self.engines))
+        ]
+        ray.get(
+            [
+                e.call_worker.remote("init_weight_transfer_engine", init_info=i)
+                for e, i in zip(self.engines, infos, strict=True)
+            ]
+        )
 
     def start_weight_update(self) -> None:
         self._all("start_weight_update")
@@ -74,7 +86,15 @@ class EngineClient:
         self._all("finish_weight_update")
 
 
-def trainer_engine(backend: str, rank: int, engines: list[Any], address: str, port: int, module: Any, gathered: Callable[[list[Any]], Any]) -> Any:
+def trainer_engine(
+    backend: str,
+    rank: int,
+    engines: list[Any],
+    address: str,
+    port: int,
+    module: Any,
+    gathered: Callable[[list[Any]], Any],
+) -> Any:
     """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
@@ -99,7 +119,11 @@ def trainer_engine(backend: str, rank: int, engines: list[Any], address: str, po
 def register_object_store_engine() -> None:
     """Teach this process's vLLM the object_store backend: weights arrive as a mapping of name to array."""
     import torch
-    from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload

@@ -6,7 +6,7 @@ Usage, from the repository root: .venv/bin/python -m docs.generate_recipes
 import json
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -54,6 +54,8 @@ def members(annotation: Any) -> tuple[Any, ...]:  # of a union
 
 def named(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return named(inner[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     return f"list of {named(inner[0])}" if origin is tuple else NAMES.get(annotation, "section")

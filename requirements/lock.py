@@ -38,8 +38,10 @@ def closure(requirements: list[str], *options: str) -> dict[str, str]:
 
 
 def write(name: str, packages: dict[str, str]) -> None:
-    lines = [f"# Written by requirements/lock.py; install with --no-deps. Python {sys.version_info.major}."
-             f"{sys.version_info.minor}, Linux."]
+    lines = [
+        f"# Written by requirements/lock.py; install with --no-deps. Python {sys.version_info.major}."
+        f"{sys.version_info.minor}, Linux."
+    ]
     lines += [f"{package}=={version}" for package, version in packages.items()]
     (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
     print(f"{name}.txt: {len(packages)} packages")

@@ -17,7 +17,7 @@ import yaml  # noqa: E402
 
 from rlhf_bench.types import BadInput, RunFailed, Terminated  # noqa: E402
 
-UsageError = typer.BadParameter.__base__  # typer does not export it
+UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
@@ -25,7 +25,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ))  # fmt: skip
 
 RecipePath = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)
+]
 
 
 @app.command()
@@ -34,7 +36,9 @@ def run(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="directory for all results; default outputs/NAME")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="run only this arm (repeatable)", show_default="all")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="run only this seed (repeatable)", show_default="the recipe's")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="run only this seed (repeatable)", show_default="the recipe's")
+    ] = None,
 ) -> None:
     """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
 
@@ -70,17 +74,23 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     _refuse_small_budget(settings, material)
     print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
     n, shape, limit = lengths_of(settings, material), material.shape, settings.compute.limit
-    print(f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens")
+    print(
+        f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
+    )
     for note in material.task.notes:
         print(f"data: {note}")
     print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
     for name, arm in settings.arms.items():
         f = arm_forecast(settings, arm, shape, n)
         before, update = (getattr(c, settings.compute.column) for c in (f.before, f.update))
-        print(f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more")
+        print(
+            f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more"
+        )
     for role, gib in memory_gib(settings, shape).items():
         place = getattr(settings.placement, role)
-        print(f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache")
+        print(
+            f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache"
+        )
     print(f"{recipe}: valid")
 
 
@@ -135,7 +145,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: the same command with the same --output goes on from the last finished arm", file=sys.stderr)
+        print(
+            "interrupted: the same command with the same --output goes on from the last finished arm", file=sys.stderr
+        )
         return 130
     except Terminated:
         print("terminated: the same command with the same --output goes on from the last finished arm", file=sys.stderr)

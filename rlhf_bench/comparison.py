@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter, thread_time
 from typing import Any
 
 from rlhf_bench.ledger import Cost, Ledger
@@ -16,8 +16,16 @@ from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.records import Part, copy_checkpoint, merge_parts, sample_rows, table, write_json
-from rlhf_bench.records import METRIC_KEYS, SAMPLE_KEYS
+from rlhf_bench.records import (
+    METRIC_KEYS,
+    SAMPLE_KEYS,
+    Part,
+    copy_checkpoint,
+    merge_parts,
+    sample_rows,
+    table,
+    write_json,
+)
 from rlhf_bench.report import Summary, write_report
 from rlhf_bench.roles import Roles
 from rlhf_bench.stages import Start, make_start
@@ -56,7 +64,13 @@ class Comparison:
             self.display.begin(arm, seed, done, len(todo))
             seconds = self._run_arm(part, arm, seed, start, base)
             first_update = first_update if first_update is not None else seconds
-        summary = self._report(start, base, first_update)
+            self._record(start, base, first_update)
+        timing = self._record(start, base, first_update)
+        self.say(
+            f"timing: {timing['wall_seconds']:.0f} s in all, first update of an arm after {first_update or 0:.0f} s, "
+            f"the driver's own work {timing['driver_share']:.1%} of wall time"
+        )
+        summary = write_report(self.directory)
         self.tracker.artifact(self.directory / "report.html")
         for name in ("summary.json", "recipe.yaml", "metrics.parquet", "samples.parquet", "ledger.parquet"):
             self.tracker.artifact(self.directory / name)
@@ -82,7 +96,9 @@ class Comparison:
         if uses_reward_model(settings):
             ledger.charge("reward_model", start.reward_model_cost)
         params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
-        self.tracker.start_arm(arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)})
+        self.tracker.start_arm(
+            arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
+        )
         part.looked(BASE_LOOK, base)
         self._track_look(arm, seed, BASE_LOOK, base)
         first, began, last = [], perf_counter(), {}
@@ -92,7 +108,12 @@ class Comparison:
             spent = ledger.total().as_dict()
             part.update(update, numbers, spent, ledger.fraction, perf_counter() - began)
             self.display.update(arm, seed, update, numbers, ledger.fraction)
-            self.tracker.log(arm, seed, update, _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": ledger.fraction})
+            self.tracker.log(
+                arm,
+                seed,
+                update,
+                _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": ledger.fraction},
+            )
 
         def looked(look: Look, evaluation: Evaluation) -> None:
             part.looked(look, evaluation)
@@ -102,25 +123,47 @@ class Comparison:
 
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
         run = ArmRun(
-            recipe, METHODS[settings.method], settings, seed, self.material, start, self.roles, ledger, Progress(updated, looked), base
+            recipe,
+            METHODS[settings.method],
+            settings,
+            seed,
+            self.material,
+            start,
+            self.roles,
+            ledger,
+            Progress(updated, looked),
+            base,
         )
         status = run.run(aside)
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
         final: Evaluation = last["evaluation"]
         score, kl = next(iter(final.splits.values())).score, final.numbers.get("kl", math.nan)
-        result = {"seed": seed, "status": status, "spent": ledger.total().as_dict(), "score": score, "kl": kl, "updates": run.version}
+        result = {
+            "seed": seed,
+            "status": status,
+            "spent": ledger.total().as_dict(),
+            "score": score,
+            "kl": kl,
+            "updates": run.version,
+        }
         part.finish(ledger.by_phase, result)
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
-        self.say(f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {perf_counter() - began:.0f} s")
+        self.say(
+            f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {perf_counter() - began:.0f} s"
+        )
         return first[0]
 
     def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}
-        numbers |= _grouped("evaluation", evaluation.numbers) | {"evaluation/mark": look.mark, "budget/fraction": look.fraction}
+        numbers |= _grouped("evaluation", evaluation.numbers) | {
+            "evaluation/mark": look.mark,
+            "budget/fraction": look.fraction,
+        }
         self.tracker.log(arm, seed, look.update, numbers)
 
-    def _report(self, start: Start, base: Evaluation, first_update: float | None) -> Summary:
-        """Write what the report reads, and the report. All of DIR is reported, also arms and seeds of earlier runs."""
+    def _record(self, start: Start, base: Evaluation, first_update: float | None) -> dict[str, Any]:
+        """Write what the report reads, after every arm: a run that is cut short can be reported too. All of DIR counts,
+        also arms and seeds of earlier runs. Returns the timing."""
         arms: dict[str, Any] = {}
         for name, settings in self.recipe.arms.items():
             results = [self._part(name, seed).result for seed in self.recipe.seeds]
@@ -135,13 +178,22 @@ class Comparison:
             "setup": {"off_policy_pairs": len(start.pairs), "held_out_pairs": len(start.held_out_pairs), "notes": list(self.material.task.notes)},
         })  # fmt: skip
         wall = perf_counter() - self.began
-        timing = {"wall_seconds": wall, "driver_share": process_time() / wall, "first_update_seconds": first_update}
-        write_json(self.directory / "results.json", {"arms": arms, "timing": timing, "run_key": self.tags["run_key"], "commit": self.tags["commit"]})
+        # The processor time of this thread: what engines wait for. MLflow's thread works beside it, waiting is free.
+        timing = {"wall_seconds": wall, "driver_share": thread_time() / wall, "first_update_seconds": first_update}
+        write_json(
+            self.directory / "results.json",
+            {"arms": arms, "timing": timing, "run_key": self.tags["run_key"], "commit": self.tags["commit"]},
+        )
         samples = sample_rows("base", 0, 0.0, base)
         shared = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
-        merge_parts(self.directory, {a: self.recipe.seeds for a in self.recipe.arms}, table([], METRIC_KEYS), table(samples, SAMPLE_KEYS), table(shared, ()))
-        self.say(f"timing: {wall:.0f} s in all, first update after {first_update or 0:.0f} s, the driver's own work {timing['driver_share']:.1%} of wall time")
-        return write_report(self.directory)
+        merge_parts(
+            self.directory,
+            {a: self.recipe.seeds for a in self.recipe.arms},
+            table([], METRIC_KEYS),
+            table(samples, SAMPLE_KEYS),
+            table(shared, ()),
+        )
+        return timing
 
 
 def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:

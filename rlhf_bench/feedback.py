@@ -36,12 +36,25 @@ def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScor
     if feedback == "judge":
         scores, cost = [[s.gold for s in g.samples] for g in groups], Cost()
     else:
+        assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
         scores, cost = scorer.score([row_of(g) for g in groups])
-        bad = [s.id for g, row in zip(groups, scores, strict=True) for s, r in zip(g.samples, row, strict=True) if not math.isfinite(r)]
+        bad = [
+            s.id
+            for g, row in zip(groups, scores, strict=True)
+            for s, r in zip(g.samples, row, strict=True)
+            if not math.isfinite(r)
+        ]
         if bad:
-            raise RunFailed(f"the reward model's score of sample {bad[0]} (and {len(bad) - 1} more) is not a finite number")
+            raise RunFailed(
+                f"the reward model's score of sample {bad[0]} (and {len(bad) - 1} more) is not a finite number"
+            )
     out = [
-        replace(g, samples=tuple(replace(s, reward=float(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)))
+        replace(
+            g,
+            samples=tuple(
+                replace(s, reward=float(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)
+            ),
+        )
         for g, row in zip(groups, scores, strict=True)
     ]
     return out, cost
@@ -64,7 +77,15 @@ def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
         ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
         ordered.sort(key=lambda pair: score[pair[1].id] - score[pair[0].id])
         pairs += [
-            Pair(f"{up.id}>{down.id}", group.prompt, up.response_ids, down.response_ids, score[up.id], score[down.id], up.policy_version)
+            Pair(
+                f"{up.id}>{down.id}",
+                group.prompt,
+                up.response_ids,
+                down.response_ids,
+                score[up.id],
+                score[down.id],
+                up.policy_version,
+            )
             for up, down in ordered[:most]
         ]
     return pairs

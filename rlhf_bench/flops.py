@@ -28,7 +28,9 @@ class ModelShape:
         """Read the shape off a Hugging Face model (it may live on the meta device)."""
         config = model.config
         head = model.get_output_embeddings() or model.score
-        linear = sum(m.weight.numel() for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head)
+        linear = sum(
+            m.weight.numel() for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head
+        )
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             linear, config.num_hidden_layers, config.num_attention_heads * size, head.weight.numel(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, traini
 from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Material
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, uses_reward_model
+from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.types import BadInput
 
@@ -48,7 +49,7 @@ def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
     return Cost(flops=forward_flops(shape, samples, length, samples), scored_tokens=samples * length)
 
 
-def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Lengths) -> ArmForecast:
+def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> ArmForecast:
     """Costs with every response at full length: an upper estimate. device_seconds are not forecast."""
     method, data = METHODS[arm.method], recipe.data
     judged = getattr(arm, "feedback", "judge") == "judge"
@@ -68,8 +69,13 @@ def arm_forecast(recipe: Recipe, arm: MethodSettings, shape: ModelShape, n: Leng
         if not judged:
             update += scoring(shape, n, samples)
     length, heads = n.prompt + responses * n.response, rows * responses * n.response
-    passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(arm, "epochs_per_update", 1)
-    update += Cost(flops=len(method.measures) * forward_flops(shape, rows, length, heads), scored_tokens=len(method.measures) * heads)
+    passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(
+        arm, "epochs_per_update", 1
+    )
+    update += Cost(
+        flops=len(method.measures) * forward_flops(shape, rows, length, heads),
+        scored_tokens=len(method.measures) * heads,
+    )
     learning = passes * len(method.objectives)
     update += Cost(flops=learning * training_flops(shape, rows, length, heads), trained_tokens=learning * heads)
     return ArmForecast(before, update)

@@ -10,7 +10,9 @@ from rlhf_bench.methods.base import Objective, Outputs, PerUnit
 from rlhf_bench.sequences import MicroBatch
 
 
-def per_unit(objective: Objective, model: nn.Module, batch: MicroBatch, settings: Any, temperature: float = 1.0) -> PerUnit:
+def per_unit(
+    objective: Objective, model: nn.Module, batch: MicroBatch, settings: Any, temperature: float = 1.0
+) -> PerUnit:
     """Loss and metrics per pair or per token of this micro-batch."""
     shared = {"response_index": batch.response_index, "responses": batch.responses, "extras": batch.extras}
     if objective.model == "policy":

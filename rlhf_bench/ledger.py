@@ -8,7 +8,9 @@ from typing import Literal, get_args
 Column = Literal["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
 
-Phase = Literal["reward_model", "rollout", "scoring", "judging", "measuring", "learning", "sync", "evaluation", "shared"]
+Phase = Literal[
+    "reward_model", "rollout", "scoring", "judging", "measuring", "learning", "sync", "evaluation", "shared"
+]
 METERED_APART: tuple[Phase, ...] = ("evaluation", "shared")
 """Charged to nobody: looking at a policy is not part of making it, and all arms start from the same base."""
 

@@ -1,6 +1,6 @@
 """The one training loop. It knows roles and the method's record; it never asks for a method's name.
 
-    draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
+draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material
-from rlhf_bench.methods.base import Measured, Method, MethodSettings, PerResponse, uses_reward_model
+from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.roles import Roles
 from rlhf_bench.sources import Drawn, Sampler, make_source
@@ -54,7 +54,7 @@ class ArmRun:
 
     recipe: Recipe
     method: Method
-    settings: MethodSettings
+    settings: Any  # of the method's own model
     seed: int
     material: Material
     start: Start
@@ -99,7 +99,9 @@ class ArmRun:
                 self._look(marks.pop(0), snapshot)
             self._collect(wait=False)
         if self.version == 0:
-            raise RunFailed(f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit")
+            raise RunFailed(
+                f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
+            )
         self._look(1.0, None)
         self._collect(wait=True)
         self.roles.learner.save("policy", save_to)
@@ -112,15 +114,19 @@ class ArmRun:
         if "reference_logprobs" in self.method.measures:
             learner.load("reference", self.start.base)
         if "values" in self.method.measures:
-            paid_for = uses_reward_model(self.settings)  # else it would begin with work that this arm is not charged for
+            paid_for = uses_reward_model(
+                self.settings
+            )  # else it would begin with work that this arm is not charged for
             path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
             learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
 
     def _update(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, float] | None:
         """One update on drawn data. None when it would pass the budget: then nothing was trained."""
-        measured = {name: self._measure(name, drawn) for name in self.method.measures}
+        measured: Measured = {name: self._measure(name, drawn) for name in self.method.measures}
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, self.settings, self.state)
-        steps = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, self.settings, rng)]
+        steps = [
+            [prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, self.settings, rng)
+        ]
         learner, objectives = self.roles.learner, self.method.objectives
         cost = sum((learner.step_cost(o, rows) for rows in steps for o in objectives), Cost())
         if not self.ledger.has_room_for(cost):
@@ -129,13 +135,19 @@ class ArmRun:
         sums: dict[str, list[float]] = {}
         for rows in steps:
             for objective in objectives:
-                rate = self.settings.learning_rate if objective.model == "policy" else self.settings.critic_learning_rate
+                rate = (
+                    self.settings.learning_rate if objective.model == "policy" else self.settings.critic_learning_rate
+                )
                 means, cost = learner.step(objective, rows, self.settings, rate, self.recipe.data.temperature)
                 self.ledger.charge("learning", cost)
                 prefix = "" if objective.model == "policy" else "critic_"
                 for key, value in means.items():
                     sums.setdefault(prefix + key, []).append(value)
-        return {key: float(np.mean(values)) for key, values in sums.items()} | prepared.metrics | self._sample_logprob(measured)
+        return (
+            {key: float(np.mean(values)) for key, values in sums.items()}
+            | prepared.metrics
+            | self._sample_logprob(measured)
+        )
 
     def _measure(self, name: str, drawn: Drawn) -> list[PerResponse]:
         """A forward pass over the rows; under the reference only over those of a fixed set that are new."""
@@ -165,7 +177,9 @@ class ArmRun:
         ((expected,),), cost = self.roles.learner.measure("policy", [probe])
         tolerance = self.recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[self.recipe.model.dtype]
         self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, self.version)
-        self.ledger.charge("sync", Cost(flops=cost.flops, device_seconds=(perf_counter() - began) * self.roles.learner.devices))
+        self.ledger.charge(
+            "sync", Cost(flops=cost.flops, device_seconds=(perf_counter() - began) * self.roles.learner.devices)
+        )
         return snapshot
 
     def _probe(self) -> Row:
@@ -179,7 +193,9 @@ class ArmRun:
         self.roles.evaluator.submit(weights, self.version, self._now(mark))
 
     def _now(self, mark: float) -> Look:
-        return Look(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, perf_counter() - self.began)
+        return Look(
+            mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, perf_counter() - self.began
+        )
 
     def _collect(self, wait: bool) -> None:
         for look, evaluation in self.roles.evaluator.collect(wait):

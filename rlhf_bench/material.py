@@ -75,20 +75,31 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
     task = build_task(recipe.task)
     missing = [s for s in recipe.evaluation.splits if s not in task.splits]
     if missing:
-        raise BadInput(f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it")
+        raise BadInput(
+            f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
+        )
     pretrained = recipe.model.name_or_path
     settings = recipe.model.tokenizer
     if pretrained and settings.kind != "pretrained":
-        raise BadInput(f"model.tokenizer.kind: {settings.kind} does not fit weights from {pretrained}; use {{kind: pretrained, name_or_path: {pretrained}}}")
+        raise BadInput(
+            f"model.tokenizer.kind: {settings.kind} does not fit weights from {pretrained}; use {{kind: pretrained, name_or_path: {pretrained}}}"
+        )
     tokenizer = build_tokenizer(settings, task.corpus())
     encode = _Encoder(recipe, tokenizer)
     train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
-    held_out = {s: [encode.prompt(p) for p in task.prompts(s, recipe.evaluation.prompts, DATA_SEED)] for s in recipe.evaluation.splits}
+    held_out: dict[str, list[Prompt]] = {
+        s: [encode.prompt(p) for p in task.prompts(s, recipe.evaluation.prompts, DATA_SEED)]
+        for s in recipe.evaluation.splits
+    }
     demonstrations = []
     if recipe.sft:
-        demonstrations = [encode.row(d.prompt, d.response) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
+        demonstrations = [
+            encode.row(d.prompt, d.response) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)
+        ]
     if task.pairs is None and recipe.sft is None:
-        raise BadInput("sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs")
+        raise BadInput(
+            "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
+        )
     pairs, looked_at = None, []
     if task.pairs is not None:
         wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
@@ -96,7 +107,10 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
     model, shape, fingerprint = _model(recipe, tokenizer, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
-    fingerprint |= {"task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True), "data": hashlib.sha256(repr(data).encode()).hexdigest()}
+    fingerprint |= {
+        "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
+        "data": hashlib.sha256(repr(data).encode()).hexdigest(),
+    }
     return Material(task, tokenizer, model, shape, train, held_out, demonstrations, pairs, looked_at, fingerprint)
 
 
@@ -107,7 +121,9 @@ def _model(recipe: Recipe, tokenizer: Any, cache: Cache) -> tuple[Path, ModelSha
             return Path(settings.name_or_path), shape_of(settings.name_or_path), {"model": settings.name_or_path}
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            raise BadInput(f"model.name_or_path: {settings.name_or_path} is no causal language model that can be read: {first}") from None
+            raise BadInput(
+                f"model.name_or_path: {settings.name_or_path} is no causal language model that can be read: {first}"
+            ) from None
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = {"model": settings.model_dump(mode="json"), "tokenizer": vocabulary}
 
@@ -149,7 +165,8 @@ class _Encoder:
 
     def pair(self, index: int, pair: TextPair) -> Pair:
         row = self.row(pair.prompt, pair.chosen, pair.rejected)
-        return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), *row.responses)
+        chosen, rejected = row.responses
+        return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), chosen, rejected)
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[Row]:

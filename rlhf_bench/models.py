@@ -40,7 +40,9 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(path, **({} if kind == "causal" else {"num_labels": 1}))
     # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
-    for name in [n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)]:
+    for name in [
+        n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)
+    ]:
         setattr(config, name, 0.0)
     kwargs: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if kind == "causal":

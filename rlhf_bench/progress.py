@@ -61,7 +61,9 @@ class Display:
 
     def looked(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         scores = ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items())
-        self.say(f"{arm} · seed {seed}: at {look.mark:.0%}: {scores}, KL {evaluation.numbers.get('kl', float('nan')):.3f}")
+        self.say(
+            f"{arm} · seed {seed}: at {look.mark:.0%}: {scores}, KL {evaluation.numbers.get('kl', float('nan')):.3f}"
+        )
 
     def close(self) -> None:
         if self.bar:

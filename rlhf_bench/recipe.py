@@ -21,7 +21,6 @@ from rlhf_bench.tasks import TaskSettings
 from rlhf_bench.tokenizer import TokenizerSettings
 from rlhf_bench.types import BadInput, Split
 
-
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM 0.32 computes without a GPU."""
 
@@ -33,7 +32,9 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """The policy's architecture: a folder or Hugging Face id, or a Llama built from scratch."""
 
-    name_or_path: str | None = Field(None, description="a Hugging Face id or a folder; null builds a Llama of the sizes below")
+    name_or_path: str | None = Field(
+        None, description="a Hugging Face id or a folder; null builds a Llama of the sizes below"
+    )
     hidden_size: int = Field(128, ge=8, description="width (from scratch)")
     layers: int = Field(4, ge=1, description="decoder layers (from scratch)")
     heads: int = Field(4, ge=1, description="attention heads (from scratch)")
@@ -41,7 +42,8 @@ class ModelSettings(Section):
     max_length: int = Field(64, ge=8, description="most tokens of a prompt and its response together")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of weights and activations")
     tokenizer: TokenizerSettings = Field(
-        default_factory=lambda: TokenizerSettings(kind="characters"), description="trained on the task's texts, or a pretrained one"
+        default_factory=lambda: TokenizerSettings(kind="characters"),
+        description="trained on the task's texts, or a pretrained one",
     )
 
     @model_validator(mode="after")
@@ -55,11 +57,19 @@ class DataSettings(Section):
     """Prompts, pairs and sampling, shared by all arms."""
 
     train_prompts: int = Field(2048, ge=1, description="prompts that methods sample from")
-    off_policy_pairs: int = Field(1024, ge=1, description="fixed pairs that another, weaker policy's answers make (or that come with the data)")
+    off_policy_pairs: int = Field(
+        1024, ge=1, description="fixed pairs that another, weaker policy's answers make (or that come with the data)"
+    )
     held_out_pairs: int = Field(128, ge=1, description="further such pairs, kept for looking at likelihoods only")
-    weaker_policy_steps: float = Field(0.5, gt=0, le=1, description="the other policy's fine-tuning, as a fraction of sft.steps")
-    on_policy_prompts: int = Field(512, ge=1, description="prompts sampled once from the start policy for data: on_policy")
-    candidates_per_prompt: int = Field(8, ge=2, description="samples among which best and worst are picked (on_policy, online)")
+    weaker_policy_steps: float = Field(
+        0.5, gt=0, le=1, description="the other policy's fine-tuning, as a fraction of sft.steps"
+    )
+    on_policy_prompts: int = Field(
+        512, ge=1, description="prompts sampled once from the start policy for data: on_policy"
+    )
+    candidates_per_prompt: int = Field(
+        8, ge=2, description="samples among which best and worst are picked (on_policy, online)"
+    )
     max_response_tokens: int = Field(16, ge=1, description="longest response that is sampled")
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
 
@@ -90,7 +100,9 @@ class ComputeSettings(Section):
 
     column: Column = Field("flops", description="which column of the ledger is the budget")
     limit: float = Field(gt=0, description="how much of it each arm may spend")
-    tokens_per_micro_batch: int = Field(4096, ge=16, description="padded tokens in one forward pass of the learner or scorer")
+    tokens_per_micro_batch: int = Field(
+        4096, ge=16, description="padded tokens in one forward pass of the learner or scorer"
+    )
 
 
 class EvaluationSettings(Section):
@@ -99,18 +111,31 @@ class EvaluationSettings(Section):
     prompts: int = Field(256, ge=1, description="held-out prompts per split")
     samples_per_prompt: int = Field(1, ge=1, description="responses that are sampled and scored for each of them")
     splits: tuple[Literal["in_distribution", "out_of_distribution", "unseen"], ...] = Field(
-        ("in_distribution", "out_of_distribution", "unseen"), min_length=1, description="the first one is the score that is compared"
+        ("in_distribution", "out_of_distribution", "unseen"),
+        min_length=1,
+        description="the first one is the score that is compared",
     )
-    marks: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), description="fractions of the budget at which to look; the start and the end are always seen")
-    temperature: float = Field(1.0, ge=0, description="how the scored responses are sampled: 1 scores the policy as the distribution it is, 0 its likeliest tokens")
-    kl_samples: int = Field(128, ge=1, description="responses sampled at temperature 1 to estimate sequence KL to the reference")
+    marks: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75, 1.0),
+        description="fractions of the budget at which to look; the start and the end are always seen",
+    )
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        description="how the scored responses are sampled: 1 scores the policy as the distribution it is, 0 its likeliest tokens",
+    )
+    kl_samples: int = Field(
+        128, ge=1, description="responses sampled at temperature 1 to estimate sequence KL to the reference"
+    )
     sample_prompts: int = Field(8, ge=0, description="prompts per split whose generations the report shows")
 
     @field_validator("splits")
     @classmethod
     def _main_split_first(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
         if splits[0] != "in_distribution" or len(set(splits)) != len(splits):
-            raise ValueError("splits must start with in_distribution (the score that is compared) and name each split once")
+            raise ValueError(
+                "splits must start with in_distribution (the score that is compared) and name each split once"
+            )
         return splits
 
     @field_validator("marks")
@@ -134,56 +159,88 @@ class RolloutPlacement(RolePlacement):
 
 
 class LearnerPlacement(RolePlacement):
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed shards over ranks: nothing, optimizer, gradients, weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed shards over ranks: nothing, optimizer, gradients, weights"
+    )
 
 
 class Placement(Section):
     """Which role gets which part of the cluster."""
 
-    colocated: bool = Field(True, description="actor i of every role shares one bundle of CPUs and GPUs; otherwise each has its own")
+    colocated: bool = Field(
+        True, description="actor i of every role shares one bundle of CPUs and GPUs; otherwise each has its own"
+    )
     timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
     rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")
     scorer: RolePlacement = Field(default_factory=RolePlacement, description="the reward model")
     learner: LearnerPlacement = Field(default_factory=LearnerPlacement, description="the DeepSpeed ranks that train")
-    evaluator: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor")
-    weight_sync: Literal["object_store", "nccl", "ipc"] = Field("object_store", description="how weights reach the engines; nccl and ipc need GPUs")
-    sync_tolerance: float | None = Field(None, gt=0, description="largest gap between engine and learner log-probs after a sync (nats); null: 1e-3 in float32, 0.1 in bfloat16")
+    evaluator: RolloutPlacement = Field(
+        default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor"
+    )
+    weight_sync: Literal["object_store", "nccl", "ipc"] = Field(
+        "object_store", description="how weights reach the engines; nccl and ipc need GPUs"
+    )
+    sync_tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="largest gap between engine and learner log-probs after a sync (nats); null: 1e-3 in float32, 0.1 in bfloat16",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Placement:
         if self.evaluator.actors != 1:
             raise ValueError("evaluator.actors must be 1: snapshots are looked at one after the other")
         if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
-            raise ValueError(f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them")
+            raise ValueError(
+                f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them"
+            )
         if self.weight_sync == "ipc" and not self.colocated:
             raise ValueError("weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs")
         return self
 
 
 class Tracking(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output")
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output"
+    )
 
 
 class Recipe(Section):
     """A whole comparison."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names the MLflow experiment: letters, digits, - and _")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names the MLflow experiment: letters, digits, - and _"
+    )
     description: str = Field("", description="one sentence for the report's head")
     model: ModelSettings = Field(default_factory=ModelSettings, description="the policy's architecture and tokenizer")
     task: TaskSettings = Field(description="prompts, demonstrations and judge")
-    data: DataSettings = Field(default_factory=DataSettings, description="prompts, pairs and sampling, shared by all arms")
-    sft: SFTSettings | None = Field(default_factory=SFTSettings, description="null starts from model.name_or_path as it is")
-    reward_model: RewardModelSettings = Field(default_factory=RewardModelSettings, description="trained when an arm needs it, and charged to it")
+    data: DataSettings = Field(
+        default_factory=DataSettings, description="prompts, pairs and sampling, shared by all arms"
+    )
+    sft: SFTSettings | None = Field(
+        default_factory=SFTSettings, description="null starts from model.name_or_path as it is"
+    )
+    reward_model: RewardModelSettings = Field(
+        default_factory=RewardModelSettings, description="trained when an arm needs it, and charged to it"
+    )
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
-    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget"
+    )
+    seeds: tuple[int, ...] = Field(
+        (1, 2, 3), min_length=1, description="every arm runs once per seed"
+    )
     placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
     tracking: Tracking = Field(default_factory=Tracking, description="where MLflow is")
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(min_length=1, description="name -> method and that method's settings")
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(
+        min_length=1, description="name -> method and that method's settings"
+    )
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(seeds) < 0:
+            raise ValueError("a seed is a whole number from 0 upwards")
         if len(set(seeds)) != len(seeds):
             raise ValueError("a seed is listed twice: every seed runs once")
         return seeds
@@ -194,7 +251,9 @@ class Recipe(Section):
             raise ValueError("data.max_response_tokens must leave room for a prompt within model.max_length")
         size = self.model.hidden_size // self.model.heads
         if self.model.name_or_path is None and not self.placement.rollout.gpus and size not in CPU_HEAD_SIZES:
-            raise ValueError(f"model.hidden_size / model.heads is {size}, and vLLM on a CPU knows only {', '.join(map(str, CPU_HEAD_SIZES))}; change one of the two")
+            raise ValueError(
+                f"model.hidden_size / model.heads is {size}, and vLLM on a CPU knows only {', '.join(map(str, CPU_HEAD_SIZES))}; change one of the two"
+            )
         if self.sft is None and self.model.name_or_path is None:
             raise ValueError("sft: null needs model.name_or_path: untrained weights are no base model")
         return self
@@ -211,7 +270,9 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
     if not isinstance(arm, Mapping) or "method" not in arm:
         raise BadInput(f"arms.{name}: needs `method:`, one of {', '.join(METHODS)}")
     if not isinstance(arm["method"], str) or arm["method"] not in METHODS:
-        raise BadInput(f"arms.{name}.method: unknown method {arm['method']!r}{_meant(str(arm['method']), METHODS)}; known are {', '.join(METHODS)}")
+        raise BadInput(
+            f"arms.{name}.method: unknown method {arm['method']!r}{_meant(str(arm['method']), METHODS)}; known are {', '.join(METHODS)}"
+        )
     settings = METHODS[arm["method"]].settings
     problems = []
     for key in [str(k) for k in arm if k not in settings.model_fields]:
@@ -219,7 +280,9 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
         if key in Recipe.model_fields:
             problems.append(f"arms.{name}.{key}: shared by all arms; move it to the recipe's top level")
         elif owners:
-            problems.append(f"arms.{name}.{key}: a setting of {' and '.join(owners)}, not of {arm['method']}; remove it")
+            problems.append(
+                f"arms.{name}.{key}: a setting of {' and '.join(owners)}, not of {arm['method']}; remove it"
+            )
         else:
             problems.append(f"arms.{name}.{key}: unknown key{_meant(key, settings.model_fields)}; remove it")
     if problems:
@@ -252,7 +315,9 @@ def _walk(model: type[BaseModel], path: Sequence[Any]) -> tuple[list[str], list[
             continue
         key.append(part)
         known = [name for m in models for name in m.model_fields]
-        models = [found for m in models if part in m.model_fields for found in _models_of(m.model_fields[part].annotation)]
+        models = [
+            found for m in models if part in m.model_fields for found in _models_of(m.model_fields[part].annotation)
+        ]
     return key, known
 
 
@@ -312,7 +377,9 @@ def recipe_data(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise BadInput(f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it") from None
+            raise BadInput(
+                f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it"
+            ) from None
         _set(data, key.split("."), parsed, override)
     return data
 

@@ -15,13 +15,26 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlhf_bench.ledger import COLUMNS, Cost
+from rlhf_bench.ledger import COLUMNS, Cost, Phase
 from rlhf_bench.loop import Look
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.types import BadInput, Evaluation
 
 TABLES = ("metrics", "samples", "ledger")
-METRIC_KEYS = ("arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", *COLUMNS, "wall_seconds", "score")
+METRIC_KEYS = (
+    "arm",
+    "method",
+    "data",
+    "seed",
+    "phase",
+    "split",
+    "update",
+    "fraction",
+    "mark",
+    *COLUMNS,
+    "wall_seconds",
+    "score",
+)
 SAMPLE_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
 
 
@@ -40,22 +53,57 @@ class Part:
         path = self.folder / "result.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def update(self, update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float, wall_seconds: float) -> None:
-        self.metrics.append(self.key | {"phase": "train", "split": None, "update": update, "fraction": fraction, "wall_seconds": wall_seconds, **spent, **numbers})
+    def update(
+        self,
+        update: int,
+        numbers: Mapping[str, float],
+        spent: Mapping[str, float],
+        fraction: float,
+        wall_seconds: float,
+    ) -> None:
+        self.metrics.append(
+            self.key
+            | {
+                "phase": "train",
+                "split": None,
+                "update": update,
+                "fraction": fraction,
+                "wall_seconds": wall_seconds,
+                **spent,
+                **numbers,
+            }
+        )
 
     def looked(self, look: Look, evaluation: Evaluation) -> None:
         for i, (split, result) in enumerate(evaluation.splits.items()):
-            row = self.key | {"phase": "evaluation", "split": split, "mark": look.mark, "update": look.update, "fraction": look.fraction}
-            row |= {"wall_seconds": look.wall_seconds, **look.spent, "score": result.score, "response_length": result.response_length}
+            row = self.key | {
+                "phase": "evaluation",
+                "split": split,
+                "mark": look.mark,
+                "update": look.update,
+                "fraction": look.fraction,
+            }
+            row |= {
+                "wall_seconds": look.wall_seconds,
+                **look.spent,
+                "score": result.score,
+                "response_length": result.response_length,
+            }
             row |= {f"part/{name}": value for name, value in result.parts.items()}
             self.metrics.append(row | (dict(evaluation.numbers) if i == 0 else {}))
         self.samples += sample_rows(self.key["arm"], self.key["seed"], look.mark, evaluation)
 
-    def finish(self, by_phase: Mapping[str, Cost], result: Mapping[str, Any]) -> None:
+    def finish(self, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any]) -> None:
         """Write the tables, then `result.json`, which makes the part complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        ledger = [{"arm": self.key["arm"], "seed": self.key["seed"], "phase": p, **c.as_dict()} for p, c in by_phase.items()]
-        for name, rows, keys in (("metrics", self.metrics, METRIC_KEYS), ("samples", self.samples, SAMPLE_KEYS), ("ledger", ledger, ())):
+        ledger = [
+            {"arm": self.key["arm"], "seed": self.key["seed"], "phase": p, **c.as_dict()} for p, c in by_phase.items()
+        ]
+        for name, rows, keys in (
+            ("metrics", self.metrics, METRIC_KEYS),
+            ("samples", self.samples, SAMPLE_KEYS),
+            ("ledger", ledger, ()),
+        ):
             table(rows, keys).to_parquet(self.folder / f"{name}.parquet")
         write_json(self.folder / "result.json", result)
 
@@ -98,15 +146,27 @@ def open_directory(directory: Path, recipe: Recipe) -> None:
     new = recipe.resolved()
     if path.exists():
         old = yaml.safe_load(path.read_text())
-        differing = sorted(k for k in new if k not in ("tracking", "placement", "seeds", "arms", "description") and old.get(k) != new[k])
+        differing = sorted(
+            k
+            for k in new
+            if k not in ("tracking", "placement", "seeds", "arms", "description") and old.get(k) != new[k]
+        )
         differing += [f"arms.{a}" for a in new["arms"] if a in old.get("arms", {}) and old["arms"][a] != new["arms"][a]]
         if differing:
-            raise BadInput(f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory")
+            raise BadInput(
+                f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory"
+            )
     directory.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
 
-def merge_parts(directory: Path, arms: Mapping[str, Sequence[int]], base_metrics: pd.DataFrame, base_samples: pd.DataFrame, shared: pd.DataFrame) -> None:
+def merge_parts(
+    directory: Path,
+    arms: Mapping[str, Sequence[int]],
+    base_metrics: pd.DataFrame,
+    base_samples: pd.DataFrame,
+    shared: pd.DataFrame,
+) -> None:
     """Merge what is complete into DIR's three tables."""
     folders = [directory / "parts" / f"{arm}-seed{seed}" for arm, seeds in arms.items() for seed in seeds]
     complete = [f for f in folders if (f / "result.json").exists()]

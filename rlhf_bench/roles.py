@@ -20,7 +20,12 @@ class RolloutPool(Protocol):
         """`sampling.count` samples for each prompt, in the prompts' order."""
 
     def check(
-        self, prompt_ids: Sequence[int], response_ids: Sequence[int], expected: Sequence[float], tolerance: float, version: int
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        expected: Sequence[float],
+        tolerance: float,
+        version: int,
     ) -> float:
         """The largest gap between any engine's log-probs of a response and the learner's. RunFailed over the tolerance."""
 
@@ -35,7 +40,9 @@ class RewardScorer(Protocol):
 class LearnerGroup(Protocol):
     devices: int  # CPU cores, or GPUs, of all ranks together
 
-    def load(self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0) -> None:
+    def load(
+        self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+    ) -> None:
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 
     def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:

@@ -75,7 +75,9 @@ def micro_batch(rows: Sequence[Row], pad_id: int, weight: float = 1.0) -> MicroB
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     mask = (((key == 0) & (query >= 0)) | (key == query)) & causal  # padding sees padding: no empty softmax
     names = rows[0].extras.keys()
-    extras = {n: torch.from_numpy(np.concatenate([a for r in rows for a in r.extras[n]]).astype(np.float32)) for n in names}
+    extras = {
+        n: torch.from_numpy(np.concatenate([a for r in rows for a in r.extras[n]]).astype(np.float32)) for n in names
+    }
     return MicroBatch(
         torch.from_numpy(ids), torch.from_numpy(positions), mask[:, None], torch.from_numpy(np.concatenate(predictor)),
         torch.tensor(last), torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(index)), extras, weight,

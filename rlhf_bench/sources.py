@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlhf_bench.feedback import Judge, best_and_worst, row_of, with_rewards
 from rlhf_bench.ledger import Ledger
 from rlhf_bench.material import Material, rows_of
-from rlhf_bench.methods.base import Method, MethodSettings
+from rlhf_bench.methods.base import Method
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
 from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
@@ -34,7 +34,7 @@ class Source(Protocol):
 class Sampler:
     """Samples prompts with the current policy, has them judged and rewarded, and charges for it."""
 
-    def __init__(self, roles: Roles, material: Material, data: DataSettings, settings: MethodSettings, ledger: Ledger, seed: int):
+    def __init__(self, roles: Roles, material: Material, data: DataSettings, settings: Any, ledger: Ledger, seed: int):
         self.roles, self.data, self.settings, self.ledger, self.seed = roles, data, settings, ledger, seed
         self.judge = Judge(material.task, material.tokenizer)
         self.prompts, self.rng = material.train, np.random.default_rng([seed, 1])
@@ -42,7 +42,9 @@ class Sampler:
         self.drawn = 0
 
     def sample(self, prompts: int, samples: int) -> list[Group]:
-        sampling = Sampling(samples, self.data.max_response_tokens, self.data.temperature, self.seed * 1009 + self.drawn)
+        sampling = Sampling(
+            samples, self.data.max_response_tokens, self.data.temperature, self.seed * 1009 + self.drawn
+        )
         self.drawn += 1
         groups, cost = self.roles.pool.generate(self._next(prompts), sampling)
         self.ledger.charge("rollout", cost)
@@ -65,15 +67,18 @@ class FixedPairs:
     """Shuffled epochs over a set of pairs: offline, and on_policy once its candidates are drawn."""
 
     def __init__(self, pairs: Sequence[Pair], per_update: int, seed: int, metrics: dict[str, float]):
-        self.pairs, self.size, self.rng, self.order = list(pairs), min(per_update, len(pairs)), np.random.default_rng([seed, 2]), []
-        self.metrics = metrics
+        self.pairs, self.size, self.metrics = list(pairs), min(per_update, len(pairs)), metrics
+        self.rng = np.random.default_rng([seed, 2])
+        self.order: list[int] = []
 
     def draw(self, version: int) -> Drawn:
         while len(self.order) < self.size:
             self.order += self.rng.permutation(len(self.pairs)).tolist()
         now, self.order = [self.pairs[i] for i in self.order[: self.size]], self.order[self.size :]
         lag = version - float(np.mean([p.policy_version for p in now]))
-        return Drawn(rows_of(now), _pair_rewards(now), {"policy_version_lag": lag, "pairs": len(now)} | self.metrics, fixed=True)
+        return Drawn(
+            rows_of(now), _pair_rewards(now), {"policy_version_lag": lag, "pairs": len(now)} | self.metrics, fixed=True
+        )
 
 
 class OnlinePairs:
@@ -85,7 +90,9 @@ class OnlinePairs:
     def draw(self, version: int) -> Drawn:
         groups = self.sampler.sample(self.prompts, self.candidates)
         pairs = best_and_worst(groups)
-        return Drawn(rows_of(pairs), _pair_rewards(pairs), sample_metrics(groups, version) | {"pairs": len(pairs)}, fixed=False)
+        return Drawn(
+            rows_of(pairs), _pair_rewards(pairs), sample_metrics(groups, version) | {"pairs": len(pairs)}, fixed=False
+        )
 
 
 class OnlineSamples:
@@ -100,7 +107,7 @@ class OnlineSamples:
         return Drawn([row_of(g) for g in groups], rewards, sample_metrics(groups, version), fixed=False)
 
 
-def make_source(method: Method, settings: MethodSettings, sampler: Sampler, offline: Sequence[Pair]) -> Source:
+def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequence[Pair]) -> Source:
     """The source that a method's `consumes` and its arm's `data` call for. on_policy draws its candidates here, once."""
     data = sampler.data
     if method.consumes == "samples":
@@ -111,7 +118,9 @@ def make_source(method: Method, settings: MethodSettings, sampler: Sampler, offl
         return FixedPairs(offline, settings.pairs_per_update, sampler.seed, {})
     groups = sampler.sample(min(data.on_policy_prompts, len(sampler.prompts)), data.candidates_per_prompt)
     if not best_and_worst(groups):
-        raise RunFailed("data: on_policy: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature")
+        raise RunFailed(
+            "data: on_policy: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature"
+        )
     metrics = {k: v for k, v in sample_metrics(groups, 0).items() if k in ("reward", "gold")}
     return FixedPairs(best_and_worst(groups), settings.pairs_per_update, sampler.seed, metrics)
 
@@ -131,5 +140,3 @@ def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
 
 def _pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
     return [(p.chosen_score, p.rejected_score) for p in pairs]
-
-

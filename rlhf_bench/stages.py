@@ -59,6 +59,7 @@ def _base(
     recipe: Recipe, material: Material, roles: Roles, cache: Cache, part: float, seed: int, name: str, say: Say
 ) -> tuple[Path, dict[str, Any]]:
     """Supervised fine-tuning of the fresh (or given) model, for `part` of the recipe's steps."""
+    assert recipe.sft is not None, "material.prepare refuses sft: null where a policy must be fine-tuned"
     settings = recipe.sft.model_copy(update={"steps": max(1, round(recipe.sft.steps * part))})
 
     def make(folder: Path) -> dict[str, Any]:
@@ -78,7 +79,9 @@ def _train(
     roles: Roles, objective: Objective, rows: Sequence[Row], settings: StageSettings, seed: int, what: str, say: Say
 ) -> tuple[dict[str, float], Cost]:
     """`steps` optimizer steps over shuffled epochs of `rows`. The last step's numbers, and the whole cost."""
-    order, rng, total, means = [], np.random.default_rng(seed), Cost(), {}
+    order: list[int] = []
+    means: dict[str, float] = {}
+    rng, total = np.random.default_rng(seed), Cost()
     size = min(settings.examples_per_step, len(rows))
     for step in range(settings.steps):
         while len(order) < size:
@@ -87,7 +90,9 @@ def _train(
         means, cost = roles.learner.step(objective, batch, None, settings.learning_rate * ramp(step, settings.steps))
         total += cost
         if not math.isfinite(means["loss"]):
-            raise RunFailed(f"{what}: the loss is {means['loss']} after {step + 1} steps; lower the stage's learning_rate")
+            raise RunFailed(
+                f"{what}: the loss is {means['loss']} after {step + 1} steps; lower the stage's learning_rate"
+            )
         if (step + 1) % max(1, settings.steps // 5) == 0:
             say(f"{what}: step {step + 1}/{settings.steps}, loss {means['loss']:.3f}")
     return means, total
@@ -99,11 +104,11 @@ def ramp(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else 1.0 - 0.9 * (step - warm) / max(1, steps - warm)
 
 
-def _weaker_pairs(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> tuple[list[Pair], list[Pair], Cost]:
+def _weaker_pairs(
+    recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say
+) -> tuple[list[Pair], list[Pair], Cost]:
     """Pairs among the answers of another policy: same shape, other seed, less training. Dataset cost: charged to nobody."""
-    weaker, meta = _base(
-        recipe, material, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say
-    )
+    weaker, meta = _base(recipe, material, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say)
     wanted, kept = recipe.data.off_policy_pairs, recipe.data.held_out_pairs
 
     def make(folder: Path) -> dict[str, Any]:
@@ -112,23 +117,46 @@ def _weaker_pairs(recipe: Recipe, material: Material, roles: Roles, cache: Cache
         train, first = _pairs_from(recipe, material, roles, material.train, wanted)
         held, second = _pairs_from(recipe, material, roles, material.held_out[recipe.evaluation.splits[0]], kept)
         if len(train) < wanted:
-            say(f"off-policy pairs: {len(train)} of the {wanted} asked for (data.off_policy_pairs): other prompts' candidates scored alike")
-        return {"train": [asdict(p) for p in train], "held_out": [asdict(p) for p in held], "cost": asdict(first + second)}
+            say(
+                f"off-policy pairs: {len(train)} of the {wanted} asked for (data.off_policy_pairs): other prompts' candidates scored alike"
+            )
+        return {
+            "train": [asdict(p) for p in train],
+            "held_out": [asdict(p) for p in held],
+            "cost": asdict(first + second),
+        }
 
-    key = [material.fingerprint, recipe.data.model_dump(mode="json"), weaker.name, recipe.evaluation.model_dump(mode="json")]
+    key = [
+        material.fingerprint,
+        recipe.data.model_dump(mode="json"),
+        weaker.name,
+        recipe.evaluation.model_dump(mode="json"),
+    ]
     path, made, found = cache.get("pairs", key, make)
-    say(f"off-policy pairs: {len(made['train'])} to train on, {len(made['held_out'])} to look at {'(from the cache)' if found else ''}")
+    say(
+        f"off-policy pairs: {len(made['train'])} to train on, {len(made['held_out'])} to look at {'(from the cache)' if found else ''}"
+    )
     if not made["train"]:
-        raise RunFailed("off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps")
-    return [_pair(p) for p in made["train"]], [_pair(p) for p in made["held_out"]], Cost(**made["cost"]) + Cost(**meta["cost"])
+        raise RunFailed(
+            "off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps"
+        )
+    return (
+        [_pair(p) for p in made["train"]],
+        [_pair(p) for p in made["held_out"]],
+        Cost(**made["cost"]) + Cost(**meta["cost"]),
+    )
 
 
-def _pairs_from(recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int) -> tuple[list[Pair], Cost]:
+def _pairs_from(
+    recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int
+) -> tuple[list[Pair], Cost]:
     """Sample candidates prompt by prompt, in chunks, until there are enough pairs or no prompts are left."""
     pairs: list[Pair] = []
     total = Cost()
     for at in range(0, len(prompts), 256):
-        sampling = Sampling(recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at)
+        sampling = Sampling(
+            recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at
+        )
         groups, cost = roles.pool.generate(prompts[at : at + 256], sampling)
         judged, judging = Judge(material.task, material.tokenizer)(groups)
         total += cost + judging
@@ -139,16 +167,26 @@ def _pairs_from(recipe: Recipe, material: Material, roles: Roles, prompts: Seque
 
 
 def _reward_model(
-    recipe: Recipe, material: Material, roles: Roles, cache: Cache, base: Path, pairs: list[Pair], held_out: list[Pair], say: Say
+    recipe: Recipe,
+    material: Material,
+    roles: Roles,
+    cache: Cache,
+    base: Path,
+    pairs: list[Pair],
+    held_out: list[Pair],
+    say: Say,
 ) -> tuple[Path, dict[str, Any]]:
     """A scalar head on the base policy, trained on pairs; its scores scaled to mean 0 and deviation 1 on the base's samples."""
-    settings = recipe.reward_model
+    settings, scorer = recipe.reward_model, roles.scorer
+    assert scorer is not None, "a reward model is made only where there is a scorer"
 
     def make(folder: Path) -> dict[str, Any]:
         roles.learner.load("policy", base, REWARD_SEED)
         roles.sync.send(0)
         prompts = material.train[-settings.start_policy_prompts :]
-        sampling = Sampling(recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, REWARD_SEED)
+        sampling = Sampling(
+            recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, REWARD_SEED
+        )
         groups, total = roles.pool.generate(prompts, sampling)
         training = list(pairs) if settings.pairs != "start_policy" else []
         if settings.pairs != "off_policy":
@@ -161,24 +199,44 @@ def _reward_model(
         last, cost = _train(roles, REWARD_MODEL, rows_of(training), settings, REWARD_SEED, "reward model", say)
         roles.learner.save("critic", folder)
         material.tokenizer.save_pretrained(folder)
-        roles.scorer.load(folder, recipe.model.dtype)
-        scores, scoring = roles.scorer.score([row_of(g) for g in groups])
+        scorer.load(folder, recipe.model.dtype)
+        scores, scoring = scorer.score([row_of(g) for g in groups])
         flat = np.array([s for row in scores for s in row])
         deviation = float(flat.std()) or 1.0
         roles.learner.save("critic", folder, score_scale=1 / deviation)
         (folder / "reward.json").write_text(json.dumps({"offset": float(flat.mean()) / deviation}))
-        held, _ = roles.scorer.score(rows_of(held_out)) if held_out else ([], Cost())
+        held, _ = scorer.score(rows_of(held_out)) if held_out else ([], Cost())
         accuracy = float(np.mean([a > b for a, b in held])) if held else None
-        return {"cost": asdict(total + cost + scoring), "accuracy": accuracy, "pairs": len(training), "train_accuracy": last["accuracy"]}
+        return {
+            "cost": asdict(total + cost + scoring),
+            "accuracy": accuracy,
+            "pairs": len(training),
+            "train_accuracy": last["accuracy"],
+        }
 
-    key = [material.fingerprint, settings.model_dump(mode="json"), recipe.data.model_dump(mode="json"), base.name, repr(pairs)]
+    key = [
+        material.fingerprint,
+        settings.model_dump(mode="json"),
+        recipe.data.model_dump(mode="json"),
+        base.name,
+        repr(pairs),
+    ]
     path, meta, found = cache.get("reward", key, make)
     shown = "not measured" if meta["accuracy"] is None else f"{meta['accuracy']:.3f}"
-    say(f"reward model: {'from the cache' if found else 'trained'} on {meta['pairs']} pairs, held-out pair accuracy {shown} ({path.name})")
+    say(
+        f"reward model: {'from the cache' if found else 'trained'} on {meta['pairs']} pairs, held-out pair accuracy {shown} ({path.name})"
+    )
     roles.learner.free("critic")
     return path, meta
 
 
 def _pair(data: dict[str, Any]) -> Pair:
     prompt = Prompt(**{**data["prompt"], "token_ids": tuple(data["prompt"]["token_ids"])})
-    return Pair(**{**data, "prompt": prompt, "chosen_ids": tuple(data["chosen_ids"]), "rejected_ids": tuple(data["rejected_ids"])})
+    return Pair(
+        **{
+            **data,
+            "prompt": prompt,
+            "chosen_ids": tuple(data["chosen_ids"]),
+            "rejected_ids": tuple(data["rejected_ids"]),
+        }
+    )

@@ -19,26 +19,36 @@ PerResponse = tuple[np.ndarray, ...]
 
 
 class MethodSettings(BaseModel):
-    """Settings that every arm has, whatever its method."""
+    """Settings that every arm has. A method narrows `method` to its name and `data` to what it can learn from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    method: str = ""
+    data: DataMode = "offline"
     learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the policy")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
 
 
 def uses_reward_model(arm: MethodSettings) -> bool:
     """Whether an arm asks the reward model for anything, and so pays for it."""
-    return getattr(arm, "data", None) != "offline" and getattr(arm, "feedback", None) == "reward_model"
+    return arm.data != "offline" and getattr(arm, "feedback", None) == "reward_model"
 
 
 class PairSettings(MethodSettings):
     """Settings of the methods that learn from pairs of a chosen and a rejected response."""
 
-    data: DataMode = Field("offline", description="offline: a fixed set written by others; on_policy: pairs among samples of the start policy, drawn once; online: drawn afresh in every update")
-    feedback: Feedback = Field("judge", description="who ranks sampled candidates (on_policy and online): the task's judge, or the reward model")
+    data: DataMode = Field(
+        "offline",
+        description="offline: a fixed set written by others; on_policy: pairs among samples of the start policy, drawn once; online: drawn afresh in every update",
+    )
+    feedback: Feedback = Field(
+        "judge",
+        description="who ranks sampled candidates (on_policy and online): the task's judge, or the reward model",
+    )
     pairs_per_update: int = Field(32, ge=1, description="pairs in one optimizer step (offline, on_policy)")
-    prompts_per_update: int = Field(32, ge=1, description="prompts sampled for one update (online); each gives at most one pair")
+    prompts_per_update: int = Field(
+        32, ge=1, description="prompts sampled for one update (online); each gives at most one pair"
+    )
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,10 @@ class Outputs:
     response_index: Tensor  # [T]
     responses: int
     extras: Mapping[str, Tensor]
-    logprobs: Tensor | None = None  # [T]
-    entropy: Tensor | None = None  # [T]
-    values: Tensor | None = None  # [T]
-    scores: Tensor | None = None  # [R]
+    logprobs: Any = None  # Tensor [T], the policy's
+    entropy: Any = None  # Tensor [T], the policy's
+    values: Any = None  # Tensor [T], the critic's
+    scores: Any = None  # Tensor [R], the critic's
 
     def by_response(self, per_token: Tensor) -> Tensor:
         return sum_by_response(per_token, self.response_index, self.responses)
@@ -97,11 +107,15 @@ class Method:
     measures: tuple[Literal["reference_logprobs", "logprobs", "values"], ...]
     objectives: tuple[Objective, ...]
     prepare: Callable[[Sequence[Row], Sequence[Sequence[float]], Measured, Any, Mapping[str, float]], Prepared]
-    minibatches: Callable[[Sequence[Row], Any, np.random.Generator], list[list[int]]]
+    minibatches: Callable[[Sequence[object], Any, np.random.Generator], list[list[int]]]
 
 
 def with_reference(
-    rows: Sequence[Row], rewards: Sequence[Sequence[float]], measured: Measured, settings: MethodSettings, state: Mapping[str, float]
+    rows: Sequence[Row],
+    rewards: Sequence[Sequence[float]],
+    measured: Measured,
+    settings: MethodSettings,
+    state: Mapping[str, float],
 ) -> Prepared:
     """Attach each response's log-probability under the reference (summed over its tokens): what DPO's family needs."""
     out = [
@@ -111,7 +125,7 @@ def with_reference(
     return Prepared(out, dict(state), {})
 
 
-def one_step(rows: Sequence[Row], settings: MethodSettings, rng: np.random.Generator) -> list[list[int]]:
+def one_step(rows: Sequence[object], settings: MethodSettings, rng: np.random.Generator) -> list[list[int]]:
     """All rows in one optimizer step."""
     return [list(range(len(rows)))]
 
@@ -124,7 +138,9 @@ def pair_logprobs(out: Outputs) -> tuple[Tensor, Tensor]:
 def split_pairs(per_response: Tensor, responses: int) -> tuple[Tensor, Tensor]:
     """[2P] in the order chosen, rejected, chosen, … -> chosen [P], rejected [P]."""
     if per_response.shape != (responses,) or responses % 2:
-        raise ValueError(f"pairs need an even number of responses, one number each; got {tuple(per_response.shape)} for {responses}")
+        raise ValueError(
+            f"pairs need an even number of responses, one number each; got {tuple(per_response.shape)} for {responses}"
+        )
     return per_response[0::2], per_response[1::2]
 
 
@@ -132,7 +148,7 @@ def pair_metrics(out: Outputs) -> dict[str, Tensor]:
     """What every method on pairs logs, per pair [P]: log-probs, log-ratios Δ⁺ and Δ⁻, margin Δ⁺ − Δ⁻, accuracy, entropy."""
     chosen, rejected = (t.detach() for t in pair_logprobs(out))
     ref_chosen, ref_rejected = split_pairs(out.extras["reference_logprob"], out.responses)
-    tokens = out.by_response((out.logprobs.detach() * 0 + 1))
+    tokens = out.by_response(out.logprobs.detach() * 0 + 1)
     entropy = out.by_response(out.entropy.detach())
     up, down = chosen - ref_chosen, rejected - ref_rejected
     return {

@@ -1,6 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290).
 
-    loss = −log σ( β (Δ⁺ − Δ⁻) ),   Δ± = log π(a±|x) − log π0(a±|x)
+loss = −log σ( β (Δ⁺ − Δ⁻) ),   Δ± = log π(a±|x) − log π0(a±|x)
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_bench.methods.base import (
-    Method, Objective, Outputs, PairSettings, PerUnit, one_step, pair_logprobs, pair_metrics, split_pairs, with_reference,
+    Method,
+    Objective,
+    Outputs,
+    PairSettings,
+    PerUnit,
+    one_step,
+    pair_logprobs,
+    pair_metrics,
+    split_pairs,
+    with_reference,
 )  # fmt: skip
 
 

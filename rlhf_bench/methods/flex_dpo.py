@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_bench.methods.base import (
-    Method, Objective, Outputs, PairSettings, PerUnit, one_step, pair_logprobs, pair_metrics, split_pairs, with_reference,
+    Method,
+    Objective,
+    Outputs,
+    PairSettings,
+    PerUnit,
+    one_step,
+    pair_logprobs,
+    pair_metrics,
+    split_pairs,
+    with_reference,
 )  # fmt: skip
 
 
@@ -24,7 +33,9 @@ class FlexDPOSettings(PairSettings):
     beta_rejected: float = Field(0.08, gt=0, description="β⁻, on the rejected response's log-ratio")
 
 
-def flex_dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, beta_chosen: float, beta_rejected: float) -> Tensor:
+def flex_dpo_loss(
+    chosen_logratio: Tensor, rejected_logratio: Tensor, beta_chosen: float, beta_rejected: float
+) -> Tensor:
     """Loss per pair [P] from log-ratios [P]."""
     return -logsigmoid(beta_chosen * chosen_logratio - beta_rejected * rejected_logratio)
 

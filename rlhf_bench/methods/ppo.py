@@ -21,7 +21,14 @@ from pydantic import Field
 from torch import Tensor
 
 from rlhf_bench.methods.base import (
-    Feedback, Measured, Method, MethodSettings, Objective, Outputs, PerUnit, Prepared,
+    Feedback,
+    Measured,
+    Method,
+    MethodSettings,
+    Objective,
+    Outputs,
+    PerUnit,
+    Prepared,
 )  # fmt: skip
 from rlhf_bench.types import Row
 
@@ -29,7 +36,9 @@ from rlhf_bench.types import Row
 class PPOSettings(MethodSettings):
     method: Literal["ppo"] = "ppo"
     data: Literal["online"] = Field("online", description="PPO always learns from fresh samples of its own policy")
-    feedback: Feedback = Field("reward_model", description="where scores come from: the reward model, or the task's judge")
+    feedback: Feedback = Field(
+        "reward_model", description="where scores come from: the reward model, or the task's judge"
+    )
     prompts_per_update: int = Field(64, ge=1, description="prompts sampled for one update")
     samples_per_prompt: int = Field(4, ge=1, description="responses sampled for each prompt")
     epochs_per_update: int = Field(4, ge=1, description="passes over an update's samples")
@@ -40,7 +49,9 @@ class PPOSettings(MethodSettings):
     discount: float = Field(1.0, gt=0, le=1, description="γ")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
     kl_coefficient: float = Field(0.05, ge=0, description="k, the price of a nat of KL, in units of a whitened score")
-    kl_target: float | None = Field(None, gt=0, description="sequence KL (nats) that an adaptive k steers to; null keeps k fixed")
+    kl_target: float | None = Field(
+        None, gt=0, description="sequence KL (nats) that an adaptive k steers to; null keeps k fixed"
+    )
     missing_eos_score: float = Field(-1.0, description="whitened score of a response without EOS")
 
 
@@ -84,7 +95,11 @@ def next_kl_coefficient(coefficient: float, kl: float, target: float | None, sam
 
 
 def prepare(
-    rows: Sequence[Row], rewards: Sequence[Sequence[float]], measured: Measured, settings: PPOSettings, state: Mapping[str, float]
+    rows: Sequence[Row],
+    rewards: Sequence[Sequence[float]],
+    measured: Measured,
+    settings: PPOSettings,
+    state: Mapping[str, float],
 ) -> Prepared:
     """Rewards, advantages and returns per token. A reward of nan marks a response that did not end."""
     coefficient = state.get("kl_coefficient", settings.kl_coefficient)
@@ -94,7 +109,11 @@ def prepare(
     if ended.any():
         scores[ended] = whiten(flat[ended])
     penalties, kls, advantages, returns = [], [], [], []
-    tokens = [t for row in zip(measured["logprobs"], measured["reference_logprobs"], measured["values"], strict=True) for t in zip(*row, strict=True)]
+    tokens = [
+        t
+        for row in zip(measured["logprobs"], measured["reference_logprobs"], measured["values"], strict=True)
+        for t in zip(*row, strict=True)
+    ]
     for score, (logprobs, reference, values) in zip(scores, tokens, strict=True):
         gap = logprobs.astype(np.float64) - reference
         reward = -coefficient * gap
@@ -116,11 +135,16 @@ def prepare(
         at += k
     kl = float(np.mean(kls))
     following = next_kl_coefficient(coefficient, kl, settings.kl_target, len(flat))
-    metrics = {"kl": kl, "kl_coefficient": coefficient, "kl_penalty": float(np.mean(penalties)), "unfinished": float(1 - ended.mean())}
+    metrics = {
+        "kl": kl,
+        "kl_coefficient": coefficient,
+        "kl_penalty": float(np.mean(penalties)),
+        "unfinished": float(1 - ended.mean()),
+    }
     return Prepared(out, {"kl_coefficient": following}, metrics)
 
 
-def minibatches(rows: Sequence[Row], settings: PPOSettings, rng: np.random.Generator) -> list[list[int]]:
+def minibatches(rows: Sequence[object], settings: PPOSettings, rng: np.random.Generator) -> list[list[int]]:
     """A fresh shuffle in every epoch, cut into near-equal parts."""
     parts = min(settings.minibatches_per_epoch, len(rows))
     return [

@@ -20,7 +20,10 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 def reward_model_loss(out: Outputs, settings: None) -> PerUnit:
     chosen, rejected = split_pairs(out.scores, out.responses)
-    return bradley_terry(chosen, rejected), {"accuracy": (chosen > rejected).float(), "margin": (chosen - rejected).detach()}
+    return bradley_terry(chosen, rejected), {
+        "accuracy": (chosen > rejected).float(),
+        "margin": (chosen - rejected).detach(),
+    }
 
 
 SFT = Objective("policy", "token", sft_loss)

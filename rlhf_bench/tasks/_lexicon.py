@@ -78,10 +78,14 @@ beaches waves shells crabs | tide sandcastle foam
 TITLE_OPENERS = ("the", "my", "our", "one", "that")
 DETERMINERS = ("the", "my", "our", "some", "these")
 SINGULAR_DETERMINERS = ("the", "my", "our", "that", "every")
-ADJECTIVES = tuple("""quiet small old gentle bright happy sleepy brave golden silver distant lonely patient merry pale
-clever tender curious humble weary""".split())
-VERBS = tuple("""sleep play run dance sing wait hide rest turn move drift wander gather linger rise stand stay sway roam
-appear meet shine""".split())
+ADJECTIVES = tuple(
+    """quiet small old gentle bright happy sleepy brave golden silver distant lonely patient merry pale
+clever tender curious humble weary""".split()
+)
+VERBS = tuple(
+    """sleep play run dance sing wait hide rest turn move drift wander gather linger rise stand stay sway roam
+appear meet shine""".split()
+)
 ADVERBS = ("softly", "slowly", "often", "always", "quickly", "gladly", "again", "together")
 PREPOSITIONS = ("near", "by", "behind", "beside", "under", "past", "around", "beyond")
 ASKING = ("write", "lines", "of", "words", "on", "rhyming", "with", ":")

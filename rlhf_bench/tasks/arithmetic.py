@@ -92,7 +92,11 @@ def _demonstrations(settings: ArithmeticSettings, count: int, seed: int) -> list
     for index, operands in enumerate(_problems(settings, "train", count, seed)):
         prompt = _prompt(settings, "train", index, operands)
         wrong = rng.random() < settings.noise
-        response = _response(operands, settings.working, *_slip(operands, settings.working, rng)) if wrong else prompt.reference
+        response = (
+            _response(operands, settings.working, *_slip(operands, settings.working, rng))
+            if wrong
+            else prompt.reference
+        )
         demonstrations.append(Demonstration(prompt, response))
     return demonstrations
 

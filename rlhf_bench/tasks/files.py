@@ -136,9 +136,7 @@ def build(settings: FilesSettings) -> Task:
     )
 
 
-def choose_prompts(
-    name: str, splits: dict[Split, list[Prompt]], split: Split, count: int, seed: int
-) -> list[Prompt]:
+def choose_prompts(name: str, splits: dict[Split, list[Prompt]], split: Split, count: int, seed: int) -> list[Prompt]:
     """`count` prompts of a split whose prompts are given; the files tasks' `Task.prompts`."""
     return choose(splits.get(split, []), count, generator(name, split, seed), f"{name}, {split} prompts")
 

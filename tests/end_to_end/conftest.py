@@ -10,18 +10,18 @@ ROOT = Path(__file__).parents[2]
 TINY = """
 name: tiny
 model: {hidden_size: 32, layers: 2, heads: 1, intermediate_size: 64, max_length: 16, tokenizer: {kind: characters}}
-task: {kind: arithmetic, digits: 1, terms: 2}
+task: {kind: arithmetic, digits: 1, terms: 2, noise: 0.1}
 data:
-  train_prompts: 48
+  train_prompts: 64
   off_policy_pairs: 24
-  held_out_pairs: 4
+  held_out_pairs: 6
   on_policy_prompts: 16
   candidates_per_prompt: 4
   max_response_tokens: 5
-sft: {demonstrations: 48, steps: 60, examples_per_step: 16, learning_rate: 1.0e-2}
+sft: {demonstrations: 64, steps: 120, examples_per_step: 32, learning_rate: 1.0e-2}
 reward_model: {steps: 8, examples_per_step: 8, learning_rate: 1.0e-3, start_policy_prompts: 16}
 compute: {limit: 4.0e+8}
-evaluation: {prompts: 4, samples_per_prompt: 4, kl_samples: 4, marks: [0.5, 1.0], sample_prompts: 4}
+evaluation: {prompts: 10, samples_per_prompt: 4, kl_samples: 10, marks: [0.5, 1.0], sample_prompts: 4}
 seeds: [1]
 placement:
   rollout: {cpus: 1, cache_mib: 32}

@@ -51,8 +51,9 @@ def test_no_room_is_said_in_numbers(cluster, settings, asked):
 
 def test_what_was_refused_is_not_kept(cluster):
     """A placement that fits is to be had at once after one that did not."""
-    from actors.fleet import reserve
     from ray.util.placement_group import remove_placement_group
+
+    from actors.fleet import reserve
 
     with pytest.raises(RunFailed):
         reserve(Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}))

@@ -33,7 +33,7 @@ def group(*samples, prompt=PROMPT):
 
 def test_the_best_and_the_worst_make_the_pair():
     (pair,) = best_and_worst([group((0.2, True), (0.9, True), (-1.0, True), (0.5, True))])
-    assert pair == Pair("p.1", PROMPT, (9, 9), (9, 9, 9), 0.9, -1.0, policy_version=4)
+    assert pair == Pair("p.1>p.2", PROMPT, (9, 9), (9, 9, 9), 0.9, -1.0, policy_version=4)
 
 
 def test_prompts_whose_candidates_all_score_alike_give_no_pair():
@@ -48,7 +48,7 @@ def test_an_unfinished_candidate_is_the_worst_there_is():
 
 def test_among_equals_the_first_is_taken():
     (pair,) = best_and_worst([group((0.0, True), (1.0, True), (1.0, True), (0.0, True))])
-    assert (pair.id, pair.rejected_ids) == ("p.1", (9,))
+    assert (pair.id.split(">")[0], pair.rejected_ids) == ("p.1", (9,))
 
 
 def answered(text, finished=True):

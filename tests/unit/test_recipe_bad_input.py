@@ -57,7 +57,7 @@ MISTAKES = [
     # seeds
     ("seeds=[1,2,1]", r"seeds: a seed is listed twice.*; correct it"),
     ("seeds=[]", r"seeds: .*at least 1.*; correct it"),
-    ("seeds=[-1]", r"seeds\.0: .*; correct it"),
+    ("seeds=[-1]", r"seeds: .*; correct it"),
     # looks
     ("evaluation.splits=[unseen]", r"evaluation\.splits: .*must start with in_distribution.*; correct it"),
     ("evaluation.splits=[in_distribution,in_distribution]", r"evaluation\.splits: .*once.*; correct it"),

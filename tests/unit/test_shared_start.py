@@ -12,7 +12,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.types import BadInput
 
-TINY = {"hidden_size": 8, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
+TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
 
 
 def recipe(**sections):
