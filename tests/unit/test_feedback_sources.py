@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_bench.feedback import Judge, best_and_worst, with_rewards
+from rlhf_bench.feedback import Judge, best_and_worst, preference_pairs, with_rewards
 from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material
 from rlhf_bench.methods import METHODS
@@ -34,6 +34,22 @@ def group(*samples, prompt=PROMPT):
 def test_the_best_and_the_worst_make_the_pair():
     (pair,) = best_and_worst([group((0.2, True), (0.9, True), (-1.0, True), (0.5, True))])
     assert pair == Pair("p.1>p.2", PROMPT, (9, 9), (9, 9, 9), 0.9, -1.0, policy_version=4)
+
+
+def test_more_pairs_of_a_prompt_are_those_of_the_widest_differences_and_never_of_equals():
+    # Responses differ in length, so that none counts as drawn twice; 0.9 > 0.5 > 0.5 > 0.0.
+    candidates = Group(PROMPT, tuple(
+        Sample(f"p.{k}", (9,) * (k + 1), (), True, 0, reward=reward) for k, reward in enumerate((0.5, 0.9, 0.0, 0.5))
+    ))  # fmt: skip
+    scores = [(p.chosen_score, p.rejected_score) for p in preference_pairs([candidates], most=10)]
+    assert scores == [(0.9, 0.0), (0.5, 0.0), (0.5, 0.0), (0.9, 0.5), (0.9, 0.5)]
+    assert preference_pairs([candidates], most=1) == best_and_worst([candidates])
+
+
+def test_a_response_drawn_twice_counts_once():
+    same = Group(PROMPT, tuple(Sample(f"p.{k}", (9, 8), (), True, 0, reward=r) for k, r in enumerate((1.0, 1.0))))
+    other = Sample("p.2", (7,), (), True, 0, reward=0.0)
+    assert len(preference_pairs([Group(PROMPT, (*same.samples, other))], most=10)) == 1
 
 
 def test_prompts_whose_candidates_all_score_alike_give_no_pair():
