@@ -8,6 +8,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import ray
@@ -38,14 +39,23 @@ QUIET = {
 }
 
 
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one."""
+def connect(starter: ThreadPoolExecutor) -> None:
+    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one.
+
+    Ray starts its processes by forking. A signal whose handler raises inside one of Python's fork hooks is swallowed,
+    and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
+    another one: the starter's, which must outlive the cluster, since Ray's processes die with the thread that made them.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
-    ray.init(
-        address=address or "local", runtime_env={"env_vars": QUIET}, log_to_driver=False, logging_level="error", **local
-    )
-    signal.signal(signal.SIGTERM, _terminated)  # after ray.init, which sets a handler of its own
+    settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
+    started = starter.submit(ray.init, address=address or "local", **settings)
+    try:
+        started.result()
+    finally:
+        wait([started])
+    signal.signal(signal.SIGTERM, _terminated)  # once more: Ray's core sets a handler of its own
 
 
 def _terminated(signum: int, frame: object) -> None:
@@ -74,9 +84,10 @@ def drive(
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k not in MAY_GROW and not k.startswith("arms/")}
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
     fleet: Fleet | None = None
+    starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
     status: Status = "failed"
     try:
-        connect()
+        connect(starter)
         display.say(
             f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
         )
@@ -105,6 +116,7 @@ def drive(
             display.say(f"not in MLflow: {line}")
         display.close()
         ray.shutdown()
+        starter.shutdown()
     ends = [
         render_text_table(summary),
         "",

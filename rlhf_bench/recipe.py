@@ -227,9 +227,7 @@ class Recipe(Section):
     evaluation: EvaluationSettings = Field(
         default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget"
     )
-    seeds: tuple[int, ...] = Field(
-        (1, 2, 3), min_length=1, description="every arm runs once per seed"
-    )
+    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
     placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
     tracking: Tracking = Field(default_factory=Tracking, description="where MLflow is")
     arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], MethodSettings] = Field(
