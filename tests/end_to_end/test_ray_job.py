@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def submit(recipe: Path, directory: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "cluster" / "local_job.py"), str(recipe), *arguments, "--output", str(directory)]
+    command = [
+        sys.executable,
+        str(ROOT / "cluster" / "local_job.py"),
+        str(recipe),
+        *arguments,
+        "--output",
+        str(directory),
+    ]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -29,7 +36,10 @@ def test_a_comparison_runs_as_a_job(tiny, folder, environment):
     assert finished == {"ppo": [], "dpo-offline": [(3, "done")], "dpo-on-policy": [], "flex-dpo-online": [(3, "done")]}
     # The job's own output comes through, then where to look.
     assert "tiny: held-out score at equal compute" in job.stdout
-    assert f"Report:  file://{directory}/report.html" in job.stdout and f"sqlite:///{directory.parent}/mlflow.db" in job.stdout
+    assert (
+        f"Report:  file://{directory}/report.html" in job.stdout
+        and f"sqlite:///{directory.parent}/mlflow.db" in job.stdout
+    )
 
     store = MlflowClient(tracking_uri=f"sqlite:///{directory.parent / 'mlflow.db'}")
     runs = store.search_runs([store.get_experiment_by_name("tiny").experiment_id])

@@ -37,7 +37,10 @@ def test_roles_apart_have_bundles_of_their_own():
 
 @pytest.mark.parametrize(
     ("settings", "asked"),
-    [({"learner": {"cpus": 64}}, "64 CPU"), ({"colocated": False, "rollout": {"actors": 2, "gpus": 1}}, "1 CPU, 1 GPU")],
+    [
+        ({"learner": {"cpus": 64}}, "64 CPU"),
+        ({"colocated": False, "rollout": {"actors": 2, "gpus": 1}}, "1 CPU, 1 GPU"),
+    ],
 )
 def test_no_room_is_said_in_numbers(cluster, settings, asked):
     from actors.fleet import reserve

@@ -85,7 +85,9 @@ def groups(start):
     from actors.learner_group import LearnerGroup, LearnerRank
 
     found = {
-        count: LearnerGroup([start(LearnerRank, i, count, 1, 0, 0, "float32") for i in range(count)], 1, 0, TOKENS_PER_MICRO_BATCH)
+        count: LearnerGroup(
+            [start(LearnerRank, i, count, 1, 0, 0, "float32") for i in range(count)], 1, 0, TOKENS_PER_MICRO_BATCH
+        )
         for count in (1, 2)
     }
     for group in found.values():
@@ -93,12 +95,16 @@ def groups(start):
     return found
 
 
-@pytest.fixture(scope="module", params=[(s, r) for r in (1, 2) for s in (0, 1, 2, 3)], ids=lambda p: f"zero{p[0]}-ranks{p[1]}")
+@pytest.fixture(
+    scope="module", params=[(s, r) for r in (1, 2) for s in (0, 1, 2, 3)], ids=lambda p: f"zero{p[0]}-ranks{p[1]}"
+)
 def group(request, cluster, groups):
     """The group at one ZeRO stage, set in its living processes: a stage matters only to what is loaded after it."""
     stage, ranks = request.param
     group = groups[ranks]
-    cluster.get([rank.__ray_call__.remote(lambda own, stage: setattr(own, "zero_stage", stage), stage) for rank in group.ranks])
+    cluster.get(
+        [rank.__ray_call__.remote(lambda own, stage: setattr(own, "zero_stage", stage), stage) for rank in group.ranks]
+    )
     yield group
     group.free("policy")
     group.free("reference")

@@ -9,7 +9,10 @@ from rlhf_bench.types import Row
 
 pytestmark = pytest.mark.engine
 
-ROWS = [Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1)))) for i in range(6)]
+ROWS = [
+    Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1))))
+    for i in range(6)
+]
 OFFSET = 0.75
 
 
