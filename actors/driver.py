@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -24,10 +23,11 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.report import render_text_table
 from rlhf_bench.report.verdict import notes, verdict
 from rlhf_bench.roles import Roles
+from rlhf_bench.signals import Stopped, raise_on_signals
 from rlhf_bench.stages import Start
 from rlhf_bench.tokenizer import decode_response
 from rlhf_bench.tracking import Status, Tracker
-from rlhf_bench.types import RunFailed, Terminated
+from rlhf_bench.types import RunFailed
 
 MAY_GROW = ("seeds", "description")
 """What may differ when a comparison is carried on; MLflow's params never change, so these become tags."""
@@ -46,7 +46,7 @@ def connect(starter: ThreadPoolExecutor) -> None:
     and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
     another one: the starter's, which must outlive the cluster, since Ray's processes die with the thread that made them.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    raise_on_signals()
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
     settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
@@ -55,11 +55,7 @@ def connect(starter: ThreadPoolExecutor) -> None:
         started.result()
     finally:
         wait([started])
-    signal.signal(signal.SIGTERM, _terminated)  # once more: Ray's core sets a handler of its own
-
-
-def _terminated(signum: int, frame: object) -> None:
-    raise Terminated
+    raise_on_signals()  # once more: Ray's core sets a handler of its own
 
 
 def drive(
@@ -105,7 +101,7 @@ def drive(
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise RunFailed(f"an engine failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
-    except (KeyboardInterrupt, Terminated):
+    except Stopped:
         status = "interrupted"
         raise
     finally:

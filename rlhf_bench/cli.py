@@ -15,7 +15,8 @@ BEGAN = perf_counter()
 import typer  # noqa: E402
 import yaml  # noqa: E402
 
-from rlhf_bench.types import BadInput, RunFailed, Terminated  # noqa: E402
+from rlhf_bench.signals import Stopped, raise_on_signals  # noqa: E402
+from rlhf_bench.types import BadInput, RunFailed  # noqa: E402
 
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
@@ -144,18 +145,17 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except UsageError as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
+    except Stopped as stop:
         print(
-            "interrupted: the same command with the same --output goes on from the last finished arm", file=sys.stderr
+            f"stopped by {stop}: the same command with the same --output goes on from the last finished arm",
+            file=sys.stderr,
         )
-        return 130
-    except Terminated:
-        print("terminated: the same command with the same --output goes on from the last finished arm", file=sys.stderr)
-        return 143
+        return 128 + stop.number
     return 0
 
 
 def main() -> None:
+    raise_on_signals()
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(_exit_code(lambda: app(standalone_mode=False)))

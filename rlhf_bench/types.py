@@ -157,7 +157,3 @@ class BadInput(Exception):
 
 class RunFailed(Exception):
     """The run cannot go on: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception: nothing on the way may take it for an error of its own. Exit code 143."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_bench import cli
-from rlhf_bench.types import BadInput, RunFailed, Terminated
+from rlhf_bench.signals import Stopped
+from rlhf_bench.types import BadInput, RunFailed
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,8 +93,8 @@ def test_an_arm_or_seed_that_the_recipe_does_not_have(option, monkeypatch, capsy
 @pytest.mark.parametrize(("error", "code", "last_line"), [
     (BadInput("a: wrong; mend it", "b: wrong; mend it"), 2, "error: b: wrong; mend it"),
     (RunFailed("an engine died"), 1, "failed: an engine died"),
-    (KeyboardInterrupt(), 130, "interrupted: "),
-    (Terminated(), 143, "terminated: "),
+    (Stopped(2), 130, "stopped by SIGINT: "),
+    (Stopped(15), 143, "stopped by SIGTERM: "),
 ])  # fmt: skip
 def test_exit_codes_and_the_line_that_names_the_cause(error, code, last_line, capsys):
     def fails():
