@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import uuid
@@ -74,7 +75,7 @@ def drive(
     tags = {
         "run_key": run_key,
         "commit": commit,
-        "ray_submission_id": os.environ.get("RAY_JOB_SUBMISSION_ID", ""),
+        "ray_submission_id": _submission_id(),
         "recipe": recipe.name,
     }
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k not in MAY_GROW and not k.startswith("arms/")}
@@ -159,3 +160,9 @@ def _flat(data: dict, prefix: str = "") -> dict[str, str]:
             else {prefix + key: yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()}
         )
     return out
+
+
+def _submission_id() -> str:
+    """The id of the job that runs this, or "": in the job's config, which Ray hands to the driver by environment."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return config.get("metadata", {}).get("job_submission_id", "")
