@@ -38,10 +38,6 @@ $(RUNTIME):
 	  { echo "PyTorch's CPU build did not install: is $(TORCH_INDEX) reachable?" >&2; exit 1; }
 	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	@echo "Compiling DeepSpeed's shared-memory op (about a minute, once)"
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" DS_ACCELERATOR=cpu .venv/bin/python -c \
-	  "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as op; op().load(verbose=False)" > .venv/op.log 2>&1 || \
-	  { tail -n 20 .venv/op.log >&2; echo "DeepSpeed's op did not compile: apt install g++ python3-dev" >&2; exit 1; }
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME)

@@ -72,6 +72,9 @@ class LearnerRank:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed would compile a shared-memory op for ranks on one CPU node, under a file lock that a killed process
+        # leaves behind and the next one waits for without end. gloo does the same work without it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device == "cuda" else "gloo", verbose=False)
 
     def load(
