@@ -9,6 +9,7 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from importlib import import_module
 from pathlib import Path
 
 import ray
@@ -17,13 +18,12 @@ import yaml
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
 from rlhf_bench.comparison import Comparison
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.records import MAY_DIFFER
-from rlhf_bench.report import render_text_table
-from rlhf_bench.report.verdict import notes, verdict
 from rlhf_bench.roles import Roles
 from rlhf_bench.signals import Stopped, raise_on_signals
 from rlhf_bench.stages import Start
@@ -85,12 +85,14 @@ def drive(
     status: Status = "failed"
     try:
         connect(starter)
+        starter.submit(import_module, "rlhf_bench.report")  # takes seconds, which the engines need to start anyway
         display.say(
             f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
         )
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
-        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer)
-        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
+        engine_time = EngineTime()
+        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time)
+        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
             functools.partial(_begin_evaluation, fleet, recipe, material),
@@ -114,6 +116,9 @@ def drive(
         display.close()
         ray.shutdown()
         starter.shutdown()
+    from rlhf_bench.report import render_text_table
+    from rlhf_bench.report.verdict import notes, verdict
+
     ends = [
         render_text_table(summary),
         "",

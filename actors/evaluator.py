@@ -16,6 +16,7 @@ from rlhf_bench.diagnostics.likelihood import sequence_kl
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import make_probes
 from rlhf_bench.diagnostics.scoring import Scorer
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, generation_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
@@ -167,25 +168,28 @@ class EvaluatorActor:
 class Evaluator:
     """The driver's handle: hand in snapshots, collect results when they are there."""
 
-    def __init__(self, actor: Any):
+    def __init__(self, actor: Any, engine_time: EngineTime | None = None):
+        self.engine_time = engine_time or EngineTime()
         self.actor = actor
-        self.pending: list[tuple[Any, ray.ObjectRef]] = []
+        self.pending: list[tuple[Any, float, ray.ObjectRef]] = []  # label, when it was submitted, result
 
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each."""
-        return ray.get(self.actor.begin.remote(held_out, reference))
+        return self.engine_time.during(ray.get, self.actor.begin.remote(held_out, reference))
 
     def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
         """Start an evaluation; `label` comes back with its result."""
-        self.pending.append((label, self.actor.evaluate.remote([weights], version)))
+        self.pending.append((label, perf_counter(), self.actor.evaluate.remote([weights], version)))
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]:
         """Results that are there, in order; with `wait`, all that were submitted."""
         done = []
         while self.pending:
-            label, ref = self.pending[0]
+            label, submitted, ref = self.pending[0]
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
-            done.append((label, ray.get(ref)))
+            evaluation = self.engine_time.during(ray.get, ref)
+            self.engine_time.aside(submitted, min(evaluation.seconds, perf_counter() - submitted))
+            done.append((label, evaluation))
             self.pending.pop(0)
         return done

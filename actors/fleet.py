@@ -14,6 +14,7 @@ from actors.learner_group import LearnerGroup, LearnerRank
 from actors.reward_scorer import RewardScorer, ScorerActor
 from actors.rollout_pool import RolloutActor, RolloutPool
 from actors.weight_sync import WeightSync, weight_sync
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
 from rlhf_bench.types import RunFailed
@@ -88,10 +89,12 @@ def _shown(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or resources.get(k))
 
 
-def start_fleet(recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int, scorer: bool) -> Fleet:
+def start_fleet(
+    recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int, scorer: bool, engine_time: EngineTime
+) -> Fleet:
     """Start every role at once; calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
-    group, asked, where = reserve(placement, scorer)
+    group, asked, where = engine_time.during(reserve, placement, scorer)
     sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
 
     def start(cls: type, role: str, i: int, *args: Any) -> Any:
@@ -123,13 +126,15 @@ def start_fleet(recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int,
         else []
     )
     budget = recipe.compute.tokens_per_micro_batch
-    group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget)
+    group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget, engine_time)
     group_handle.join()
     return Fleet(
-        pool=RolloutPool(engines, rollout, shape, eos_id),
-        scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget) if scorer else None,
+        pool=RolloutPool(engines, rollout, shape, eos_id, engine_time),
+        scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time)
+        if scorer
+        else None,
         learner=group_handle,
-        evaluator=Evaluator(looker),
+        evaluator=Evaluator(looker, engine_time),
         sync=weight_sync(placement.weight_sync, group_handle, engines),
         group=group,
         actors=[*ranks, *engines, looker, *scorers],

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import Method, Objective, PairLoss, PerResponse, SideGradients
@@ -243,28 +244,36 @@ class LearnerRank:
 class LearnerGroup:
     """The driver's handle on all ranks. Rows in, numbers and costs out."""
 
-    def __init__(self, actors: Sequence[Any], cpus: int, gpus: int, tokens_per_micro_batch: int):
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        cpus: int,
+        gpus: int,
+        tokens_per_micro_batch: int,
+        engine_time: EngineTime | None = None,
+    ):
+        self.engine_time = engine_time or EngineTime()
         self.ranks = list(actors)
         self.devices = len(actors) * (gpus or cpus)
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shapes: dict[ModelName, ModelShape] = {}
 
     def join(self) -> None:
-        address, port = ray.get(self.ranks[0].address.remote())
-        ray.get([r.join.remote(address, port) for r in self.ranks])
+        address, port = self._get(self.ranks[0].address.remote())
+        self._get([r.join.remote(address, port) for r in self.ranks])
 
     def load(
         self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
     ) -> None:
-        shapes = ray.get([r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks])
+        shapes = self._get([r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks])
         self.shapes[name] = shapes[0]
 
     def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
         """Per row, one array per response with a number per response token; and what it cost."""
         began = perf_counter()
         plan, idle = self._plan(rows)
-        ref = ray.put(list(rows))
-        parts = ray.get(
+        ref = self._put(list(rows))
+        parts = self._get(
             [r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)]
         )
         merged: dict[int, PerResponse] = {k: v for part in parts for k, v in part.items()}
@@ -285,15 +294,15 @@ class LearnerGroup:
             if objective.unit == "pair"
             else sum(r.response_tokens for r in rows)
         )
-        ref = ray.put(list(rows))
-        sums = ray.get([
+        ref = self._put(list(rows))
+        sums = self._get([
             r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)
             for r, p, i in zip(self.ranks, plan, idle, strict=True)
         ])  # fmt: skip
         means = {key: sum(s[key] for s in sums) / units for key in sums[0] if key != "grad_norm"}
         means["grad_norm"] = sums[0]["grad_norm"]
         if np.isnan(means["grad_norm"]):
-            means["grad_norm"] = ray.get([r.gradient_norm.remote(objective.model) for r in self.ranks])[0]
+            means["grad_norm"] = self._get([r.gradient_norm.remote(objective.model) for r in self.ranks])[0]
         cost = self._step_cost(objective, rows, plan)
         return means, cost + Cost(device_seconds=self._device_seconds(began))
 
@@ -311,8 +320,8 @@ class LearnerGroup:
         """Both sides' mean gradients under the method's `pair_weight`: norms and product, and what it cost."""
         began = perf_counter()
         plan, _ = self._plan(rows)
-        ref = ray.put(list(rows))
-        found = ray.get([
+        ref = self._put(list(rows))
+        found = self._get([
             r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
             for r, p in zip(self.ranks, plan, strict=True)
         ])[0]  # fmt: skip
@@ -331,15 +340,21 @@ class LearnerGroup:
     def weights(self, name: ModelName) -> ray.ObjectRef:
         """The full weights, as one object in Ray's store."""
         refs = [r.weights.remote(name) for r in self.ranks]
-        ray.wait(refs, num_returns=len(refs))
-        ray.get(refs[1:])
+        self.engine_time.during(ray.wait, refs, num_returns=len(refs))
+        self._get(refs[1:])
         return refs[0]
 
     def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
-        ray.get([r.save.remote(name, str(path), score_scale) for r in self.ranks])
+        self._get([r.save.remote(name, str(path), score_scale) for r in self.ranks])
 
     def free(self, name: ModelName) -> None:
-        ray.get([r.free.remote(name) for r in self.ranks])
+        self._get([r.free.remote(name) for r in self.ranks])
+
+    def _get(self, refs: Any) -> Any:
+        return self.engine_time.during(ray.get, refs)
+
+    def _put(self, rows: list[Row]) -> ray.ObjectRef:
+        return self.engine_time.during(ray.put, rows)
 
     def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
         if not rows:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.sequences import split_by_tokens
@@ -63,14 +64,22 @@ class ScorerActor:
 class RewardScorer:
     """The driver's handle."""
 
-    def __init__(self, actors: Sequence[Any], cpus: int, gpus: int, tokens_per_micro_batch: int):
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        cpus: int,
+        gpus: int,
+        tokens_per_micro_batch: int,
+        engine_time: EngineTime | None = None,
+    ):
+        self.engine_time = engine_time or EngineTime()
         self.actors = list(actors)
         self.devices = len(actors) * (gpus or cpus)
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shape: ModelShape | None = None
 
     def load(self, path: Path, dtype: str) -> None:
-        self.shape = ray.get([a.load.remote(str(path), dtype) for a in self.actors])[0]
+        self.shape = self.engine_time.during(ray.get, [a.load.remote(str(path), dtype) for a in self.actors])[0]
 
     def score(self, rows: Sequence[Row]) -> tuple[list[list[float]], Cost]:
         """Per row, a score per response."""
@@ -79,9 +88,10 @@ class RewardScorer:
         single = [Row("", r.prompt_ids, (a,)) for r in rows for a in r.responses]
         sequences = [(*r.prompt_ids, *r.responses[0]) for r in single]
         plan = split_by_tokens(single, len(self.actors), self.tokens_per_micro_batch)
-        ref = ray.put(sequences)
+        ref = self.engine_time.during(ray.put, sequences)
         found: dict[int, float] = {}
-        for part in ray.get([a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]):
+        asked = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
+        for part in self.engine_time.during(ray.get, asked):
             found |= part
         flops = sum(
             forward_flops(self.shape, len(b), max(single[i].tokens for i in b), len(b)) for rank in plan for b in rank

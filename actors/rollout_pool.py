@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from actors.vllm_engine import VLLMEngine
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, generation_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.recipe import RolloutPlacement
@@ -53,7 +54,15 @@ def load_from_object_store(engine: VLLMEngine, weights: ray.ObjectRef, version: 
 class RolloutPool:
     """The driver's handle: prompts in, groups of samples out."""
 
-    def __init__(self, actors: Sequence[Any], placement: RolloutPlacement, shape: ModelShape, eos_id: int):
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        placement: RolloutPlacement,
+        shape: ModelShape,
+        eos_id: int,
+        engine_time: EngineTime | None = None,
+    ):
+        self.engine_time = engine_time or EngineTime()
         self.actors = list(actors)
         self.devices_each = placement.gpus or placement.cpus
         self.batch = placement.concurrent_requests
@@ -96,10 +105,10 @@ class RolloutPool:
                 part, actor = parts.pop(0), idle.pop()
                 ref = actor.generate.remote([requests[i] for i in part], sampling, self.eos_id)
                 running[ref] = (part, actor, perf_counter())
-            (ref,), _ = ray.wait(list(running))
+            (ref,), _ = self.engine_time.during(ray.wait, list(running))
             part, actor, began = running.pop(ref)
             idle.append(actor)
-            yield part, ray.get(ref), perf_counter() - began
+            yield part, self.engine_time.during(ray.get, ref), perf_counter() - began
 
     def check(
         self,
@@ -110,7 +119,8 @@ class RolloutPool:
         version: int,
     ) -> float:
         """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the tolerance."""
-        answers = ray.get([a.logprobs.remote(tuple(prompt_ids), tuple(response_ids)) for a in self.actors])
+        asked = [a.logprobs.remote(tuple(prompt_ids), tuple(response_ids)) for a in self.actors]
+        answers = self.engine_time.during(ray.get, asked)
         gap = max(abs(x - y) for answer in answers for x, y in zip(answer, expected, strict=True))
         if not gap <= tolerance:  # nan fails too
             raise RunFailed(

@@ -30,7 +30,7 @@ class ObjectStoreSync:
 
     def send(self, version: int) -> ray.ObjectRef:
         weights = self.learner.weights("policy")
-        ray.get([e.load_weights.remote([weights], version) for e in self.engines])
+        self.learner.engine_time.during(ray.get, [e.load_weights.remote([weights], version) for e in self.engines])
         return weights
 
 
@@ -42,13 +42,12 @@ class DeviceSync:
         self.address, self.port = ray.get(learner.ranks[0].address.remote())
 
     def send(self, version: int) -> None:
-        ray.get(
-            [
-                r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)
-                for r in self.learner.ranks
-            ]
-        )
-        ray.get([e.finish_sync.remote(version) for e in self.engines])
+        sent = [
+            r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)
+            for r in self.learner.ranks
+        ]
+        self.learner.engine_time.during(ray.get, sent)
+        self.learner.engine_time.during(ray.get, [e.finish_sync.remote(version) for e in self.engines])
 
 
 def weight_sync(backend: str, learner: Any, engines: list[Any]) -> WeightSync:

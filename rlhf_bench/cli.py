@@ -53,7 +53,6 @@ def run(
     from rlhf_bench.material import prepare
     from rlhf_bench.recipe import load_series
     from rlhf_bench.records import open_directory
-    from rlhf_bench.report.series import write_series
 
     variants, cache, todo = load_series(recipe, overrides or [], fast), _cache(), []
     directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
@@ -73,6 +72,8 @@ def run(
         print(drive(settings, material, cache, place, arms, seeds, began), flush=True)
         began = perf_counter()
     if variants[0].label:
+        from rlhf_bench.report.series import write_series
+
         print(write_series(directory, [v.label for v in variants]), flush=True)
 
 

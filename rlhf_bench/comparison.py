@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter, thread_time
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from rlhf_bench.ledger import Ledger
 from rlhf_bench.loop import BASE_LOOK, ArmRun, Look, Progress
@@ -28,13 +28,15 @@ from rlhf_bench.records import (
     table,
     write_json,
 )
-from rlhf_bench.report import Summary, write_report
 from rlhf_bench.roles import Roles
 from rlhf_bench.sources import DrawnBefore
 from rlhf_bench.stages import Start, make_start
 from rlhf_bench.tracking import Tracker
 from rlhf_bench.tuning import tuned_arms
 from rlhf_bench.types import Evaluation
+
+if TYPE_CHECKING:
+    from rlhf_bench.report import Summary
 
 
 @dataclass
@@ -72,12 +74,15 @@ class Comparison:
             seconds = self._run_arm(part, arm, seed, start, base)
             first_update = first_update if first_update is not None else seconds
             self._record(start, base, first_update)
-        timing = self._record(start, base, first_update)
+        self._record(start, base, first_update)
+        from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
+
+        summary = write_report(self.directory)
+        timing = self._timing(first_update)
         self.say(
             f"timing: {timing['wall_seconds']:.0f} s in all, first update of an arm after {first_update or 0:.0f} s, "
-            f"the driver's own work {timing['driver_share']:.1%} of wall time"
+            f"the driver's own work {timing['driver_share']:.1%} of wall time, the report's drawing included"
         )
-        summary = write_report(self.directory)
         self.tracker.artifact(self.directory / "report.html")
         for name in ("summary.json", "recipe.yaml", "metrics.parquet", "samples.parquet", "ledger.parquet"):
             self.tracker.artifact(self.directory / name)
@@ -193,9 +198,9 @@ class Comparison:
         }
         self.tracker.log(arm, seed, look.update, numbers)
 
-    def _record(self, start: Start, base: Evaluation, first_update: float | None) -> dict[str, Any]:
+    def _record(self, start: Start, base: Evaluation, first_update: float | None) -> None:
         """Write what the report reads, after every arm: a run that is cut short can be reported too. All of DIR counts,
-        also arms and seeds of earlier runs. Returns the timing."""
+        also arms and seeds of earlier runs."""
         arms: dict[str, Any] = {}
         for name, settings in self.recipe.arms.items():
             results = [self._part(name, seed).result for seed in self.recipe.seeds]
@@ -213,12 +218,14 @@ class Comparison:
                 "notes": self.notes,
             },
         })  # fmt: skip
-        wall = perf_counter() - self.began
-        # The processor time of this thread: what engines wait for. MLflow's thread works beside it, waiting is free.
-        timing = {"wall_seconds": wall, "driver_share": thread_time() / wall, "first_update_seconds": first_update}
         write_json(
             self.directory / "results.json",
-            {"arms": arms, "timing": timing, "run_key": self.tags["run_key"], "commit": self.tags["commit"]},
+            {
+                "arms": arms,
+                "timing": self._timing(first_update),
+                "run_key": self.tags["run_key"],
+                "commit": self.tags["commit"],
+            },
         )
         samples = sample_rows("base", 0, 0.0, base)
         shared = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
@@ -237,7 +244,13 @@ class Comparison:
             table(shared, ()),
             table(pair_rows("base", 0, BASE_LOOK, base, start.reward_margins), PAIR_KEYS),
         )
-        return timing
+
+    def _timing(self, first_update: float | None) -> dict[str, float | None]:
+        """Seconds so far, and the share of them in which no engine was at work: they waited for the driver."""
+        now = perf_counter()
+        wall = now - self.began
+        share = self.roles.engine_time.idle(self.began, now) / wall
+        return {"wall_seconds": wall, "driver_share": share, "first_update_seconds": first_update}
 
 
 def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import Method, Objective, PerResponse, SideGradients
 from rlhf_bench.types import Evaluation, Group, Prompt, Row, Sampling
@@ -89,3 +90,4 @@ class Roles:
     learner: LearnerGroup
     evaluator: Evaluator
     sync: WeightSync
+    engine_time: EngineTime = field(default_factory=EngineTime)  # when any of them was at work

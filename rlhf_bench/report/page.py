@@ -103,7 +103,7 @@ def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:
         "Seeds": ", ".join(map(str, seeds)) or ABSENT,
         "Wall time": duration(_number(timing.get("wall_seconds"))),
         "Time to the first update": duration(_number(timing.get("first_update_seconds"))),
-        "Driver's own share of wall time": _percent(_number(timing.get("driver_share"))),
+        "Driver's own share of wall time, before this report": _percent(_number(timing.get("driver_share"))),
         "Reward model's accuracy on held-out pairs": _percent(_number(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),
         "Run key": summary.run_key or ABSENT,

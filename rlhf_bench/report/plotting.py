@@ -131,7 +131,8 @@ def curve(
     own = own_rows(rows, arm)
     scale = 100 if across == "mark" else 1
     own = own.assign(value=numbers(own, column), place=scale * numbers(own, across)).dropna(subset=["value", "place"])
-    table, places = (own.pivot_table(index="mark", columns="seed", values=name) for name in ("value", "place"))
+    means = own.groupby(["mark", "seed"])[["value", "place"]].mean()
+    table, places = (means[name].unstack("seed") for name in ("value", "place"))
     for seed in table.columns if details else ():
         line = table[seed].dropna()
         axes.plot(places[seed].dropna(), line, color=look["color"], linewidth=0.7, alpha=0.45)

@@ -252,7 +252,7 @@ def test_numbers_that_were_not_recorded_are_said_to_be_absent(page):
     assert "Not recorded: chosen and rejected log-probabilities of dpo and broken." in page
     assert "Not recorded: gold of any arm." in page
     assert "<dt>Wall time</dt><dd>–</dd>" in page
-    assert "<dt>Driver&#39;s own share of wall time</dt><dd>3.1%</dd>" in page
+    assert "<dt>Driver&#39;s own share of wall time, before this report</dt><dd>3.1%</dd>" in page
 
 
 def test_the_other_splits_and_the_ledger_are_tabulated(page):

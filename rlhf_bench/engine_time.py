@@ -1,0 +1,41 @@
+"""When engines compute or data travels, and so what is left of the wall time: the driver's own work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+
+class EngineTime:
+    """Spans of wall time, in seconds of `perf_counter`, in which an engine was at work or data was on its way to one."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+        self.aside_until = 0.0
+
+    def during(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make a call that lasts as long as engines work for it, and note how long that was."""
+        began = perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.spans.append((began, perf_counter()))
+
+    def aside(self, submitted: float, seconds: float) -> None:
+        """An engine worked `seconds` on something submitted then, after what was submitted to it before, while the
+        driver went on."""
+        began = max(submitted, self.aside_until)
+        self.aside_until = began + seconds
+        self.spans.append((began, self.aside_until))
+
+    def idle(self, began: float, ended: float) -> float:
+        """Seconds between `began` and `ended` in which no engine was at work."""
+        idle, at = 0.0, began
+        for start, stop in sorted(self.spans):
+            if start > at:
+                idle += min(start, ended) - at
+            at = max(at, stop)
+            if at >= ended:
+                return idle
+        return idle + ended - at
