@@ -1,4 +1,4 @@
-"""The driver: connects to Ray, starts the fleet and the tracker, runs the comparison, and ends what it started."""
+"""The driver: starts the fleet and the tracker on a cluster that is there, runs the comparison, and ends what it started."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 import json
 import os
 import subprocess
+import threading
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 
@@ -25,37 +25,11 @@ from rlhf_bench.progress import Display
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.records import MAY_DIFFER
 from rlhf_bench.roles import Roles
-from rlhf_bench.signals import Stopped, raise_on_signals
+from rlhf_bench.signals import Stopped
 from rlhf_bench.stages import Start
 from rlhf_bench.tokenizer import decode_response
 from rlhf_bench.tracking import Status, Tracker
 from rlhf_bench.types import RunFailed
-
-QUIET = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "PYTHONWARNINGS": "ignore",
-}
-
-
-def connect(starter: ThreadPoolExecutor) -> None:
-    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one.
-
-    Ray starts its processes by forking. A signal whose handler raises inside one of Python's fork hooks is swallowed,
-    and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
-    another one: the starter's, which must outlive the cluster, since Ray's processes die with the thread that made them.
-    """
-    raise_on_signals()
-    address = os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
-    settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
-    started = starter.submit(ray.init, address=address or "local", **settings)
-    try:
-        started.result()
-    finally:
-        wait([started])
-    raise_on_signals()  # once more: Ray's core sets a handler of its own
 
 
 def drive(
@@ -81,11 +55,10 @@ def drive(
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k.split("/")[0] not in MAY_DIFFER}
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
     fleet: Fleet | None = None
-    starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
     status: Status = "failed"
     try:
-        connect(starter)
-        starter.submit(import_module, "rlhf_bench.report")  # takes seconds, which the engines need to start anyway
+        # Takes seconds, which the engines need to start anyway.
+        threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         display.say(
             f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
         )
@@ -114,8 +87,6 @@ def drive(
         for line in lost:
             display.say(f"not in MLflow: {line}")
         display.close()
-        ray.shutdown()
-        starter.shutdown()
     from rlhf_bench.report import render_text_table
     from rlhf_bench.report.verdict import notes, verdict
 

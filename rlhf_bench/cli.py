@@ -65,12 +65,14 @@ def run(
         todo.append((settings, material, directory / variant.label, arms, seeds))
     _guard_local_cluster()
 
+    from actors.cluster import cluster
     from actors.driver import drive
 
     began = BEGAN
-    for settings, material, place, arms, seeds in todo:
-        print(drive(settings, material, cache, place, arms, seeds, began), flush=True)
-        began = perf_counter()
+    with cluster():
+        for settings, material, place, arms, seeds in todo:
+            print(drive(settings, material, cache, place, arms, seeds, began), flush=True)
+            began = perf_counter()
     if variants[0].label:
         from rlhf_bench.report.series import write_series
 

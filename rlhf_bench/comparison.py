@@ -75,13 +75,16 @@ class Comparison:
             first_update = first_update if first_update is not None else seconds
             self._record(start, base, first_update)
         self._record(start, base, first_update)
+        before_report = self._own_seconds()
         from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
 
         summary = write_report(self.directory)
-        timing = self._timing(first_update)
+        own, wall = self._own_seconds(), perf_counter() - self.began
+        first_call = self.roles.engine_time.spans[0][0] - self.began
         self.say(
-            f"timing: {timing['wall_seconds']:.0f} s in all, first update of an arm after {first_update or 0:.0f} s, "
-            f"the driver's own work {timing['driver_share']:.1%} of wall time, the report's drawing included"
+            f"timing: {wall:.0f} s in all, first update of an arm after {first_update or 0:.0f} s; the driver's own work, "
+            f"while no engine was at work, {own / wall:.1%} of that: {first_call:.0f} s before the engines started, "
+            f"{before_report - first_call:.0f} s between their calls, {own - before_report:.0f} s for the report"
         )
         self.tracker.artifact(self.directory / "report.html")
         for name in ("summary.json", "recipe.yaml", "metrics.parquet", "samples.parquet", "ledger.parquet"):
@@ -247,10 +250,11 @@ class Comparison:
 
     def _timing(self, first_update: float | None) -> dict[str, float | None]:
         """Seconds so far, and the share of them in which no engine was at work: they waited for the driver."""
-        now = perf_counter()
-        wall = now - self.began
-        share = self.roles.engine_time.idle(self.began, now) / wall
-        return {"wall_seconds": wall, "driver_share": share, "first_update_seconds": first_update}
+        wall = perf_counter() - self.began
+        return {"wall_seconds": wall, "driver_share": self._own_seconds() / wall, "first_update_seconds": first_update}
+
+    def _own_seconds(self) -> float:
+        return self.roles.engine_time.idle(self.began, perf_counter())
 
 
 def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:

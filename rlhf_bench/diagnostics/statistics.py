@@ -7,6 +7,7 @@ every number and says how far to trust it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -257,6 +258,12 @@ def _standard_error(array: np.ndarray) -> float:
 
 def _bootstrap(array: np.ndarray, statistic: Callable[..., np.ndarray]) -> Interval:
     """The 95% bootstrap interval of `statistic` of `array` [n >= 3]: BCa wherever its acceleration is defined."""
+    return _bootstrap_once(tuple(array.tolist()), statistic)
+
+
+@functools.lru_cache(maxsize=4096)  # a report asks for the same numbers in its table, its sentences and its plots
+def _bootstrap_once(values: tuple[float, ...], statistic: Callable[..., np.ndarray]) -> Interval:
+    array = np.array(values)
     left_out_one = [float(statistic(np.delete(array, i))) for i in range(array.size)]
     bca = np.ptp(left_out_one) > 0
     found = stats.bootstrap(

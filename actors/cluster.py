@@ -1,0 +1,67 @@
+"""Ray: joining the cluster that there is, or starting one of our own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import ray
+
+from rlhf_bench.signals import raise_on_signals
+from rlhf_bench.types import RunFailed
+
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one; leave or end it after.
+
+    Raises RunFailed where there is none to join, or none starts.
+
+    Ray starts its processes by forking. A signal whose handler raises inside one of Python's fork hooks is swallowed,
+    and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
+    another one, which must outlive the cluster, since Ray's processes die with the thread that made them.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _answers(address)
+    local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+    settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
+    starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
+    started = starter.submit(ray.init, address=address or "local", **settings)
+    try:
+        try:
+            started.result()
+        except Exception as error:  # Ray has no class of its own for this
+            what = f"the cluster at {address} cannot be joined" if address else "the local cluster did not start"
+            reason = " ".join(str(error).split())[:200]
+            raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
+        raise_on_signals()  # once more: Ray's core sets a handler of its own
+        yield
+    finally:
+        wait([started])
+        ray.shutdown()
+        starter.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raise RunFailed where nothing listens at host:port: Ray itself would wait there for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray finds it or says so at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunFailed(
+            f"RAY_ADDRESS={address}: no cluster answers there ({error.strerror or error}); start it, or unset RAY_ADDRESS "
+            "for a local one"
+        ) from error
