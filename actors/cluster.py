@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -19,6 +21,25 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore",
 }
+
+
+def machine() -> str:
+    """The cluster and the driver's processor, in a few words: numbers in seconds mean nothing without them."""
+    has = ray.cluster_resources()
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    gpus = sorted(kind.removeprefix("accelerator_type:") for kind in has if kind.startswith("accelerator_type:"))
+    parts = [
+        f"{has.get('CPU', 0):g} CPU ({model or platform.machine()})",
+        f"{has.get('memory', 0) / 2**30:.0f} GiB for Ray",
+    ]
+    parts.append(f"{has['GPU']:g} GPU ({', '.join(gpus) or 'kind unknown'})" if has.get("GPU") else "no GPU")
+    return f"{len(ray.nodes())} node{'s' if len(ray.nodes()) > 1 else ''}: " + ", ".join(parts)
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 import yaml
 
+from actors.cluster import machine
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
 from rlhf_bench.comparison import Comparison
@@ -50,6 +51,7 @@ def drive(
         "commit": commit,
         "ray_submission_id": _submission_id(),
         "recipe": recipe.name,
+        "machine": machine(),
     }
     # MLflow's params never change, so what may differ when a comparison is carried on is not among them.
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k.split("/")[0] not in MAY_DIFFER}

@@ -175,7 +175,8 @@ class Evaluator:
 
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each."""
-        return self.engine_time.during(ray.get, self.actor.begin.remote(held_out, reference))
+        with self.engine_time.at_work():
+            return ray.get(self.actor.begin.remote(held_out, reference))
 
     def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
         """Start an evaluation; `label` comes back with its result."""

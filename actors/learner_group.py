@@ -272,10 +272,11 @@ class LearnerGroup:
         """Per row, one array per response with a number per response token; and what it cost."""
         began = perf_counter()
         plan, idle = self._plan(rows)
-        ref = self._put(list(rows))
-        parts = self._get(
-            [r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)]
-        )
+        with self.engine_time.at_work():
+            ref = ray.put(list(rows))
+            parts = ray.get(
+                [r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)]
+            )
         merged: dict[int, PerResponse] = {k: v for part in parts for k, v in part.items()}
         flops = self._planned_flops(name, rows, plan, forward_flops)
         cost = Cost(
@@ -294,11 +295,12 @@ class LearnerGroup:
             if objective.unit == "pair"
             else sum(r.response_tokens for r in rows)
         )
-        ref = self._put(list(rows))
-        sums = self._get([
-            r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)
-            for r, p, i in zip(self.ranks, plan, idle, strict=True)
-        ])  # fmt: skip
+        with self.engine_time.at_work():
+            ref = ray.put(list(rows))
+            sums = ray.get([
+                r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)
+                for r, p, i in zip(self.ranks, plan, idle, strict=True)
+            ])  # fmt: skip
         means = {key: sum(s[key] for s in sums) / units for key in sums[0] if key != "grad_norm"}
         means["grad_norm"] = sums[0]["grad_norm"]
         if np.isnan(means["grad_norm"]):
@@ -320,11 +322,12 @@ class LearnerGroup:
         """Both sides' mean gradients under the method's `pair_weight`: norms and product, and what it cost."""
         began = perf_counter()
         plan, _ = self._plan(rows)
-        ref = self._put(list(rows))
-        found = self._get([
-            r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
-            for r, p in zip(self.ranks, plan, strict=True)
-        ])[0]  # fmt: skip
+        with self.engine_time.at_work():
+            ref = ray.put(list(rows))
+            found = ray.get([
+                r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
+                for r, p in zip(self.ranks, plan, strict=True)
+            ])[0]  # fmt: skip
         chosen, rejected, dot = found
         pairs = len(rows)
         sides = SideGradients(chosen**0.5 / pairs, rejected**0.5 / pairs, dot / pairs**2)
@@ -352,9 +355,6 @@ class LearnerGroup:
 
     def _get(self, refs: Any) -> Any:
         return self.engine_time.during(ray.get, refs)
-
-    def _put(self, rows: list[Row]) -> ray.ObjectRef:
-        return self.engine_time.during(ray.put, rows)
 
     def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
         if not rows:

@@ -88,7 +88,8 @@ class RewardScorer:
         single = [Row("", r.prompt_ids, (a,)) for r in rows for a in r.responses]
         sequences = [(*r.prompt_ids, *r.responses[0]) for r in single]
         plan = split_by_tokens(single, len(self.actors), self.tokens_per_micro_batch)
-        ref = self.engine_time.during(ray.put, sequences)
+        with self.engine_time.at_work():
+            ref = ray.put(sequences)
         found: dict[int, float] = {}
         asked = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
         for part in self.engine_time.during(ray.get, asked):

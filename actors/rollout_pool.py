@@ -103,7 +103,8 @@ class RolloutPool:
         while parts or running:
             while parts and idle:
                 part, actor = parts.pop(0), idle.pop()
-                ref = actor.generate.remote([requests[i] for i in part], sampling, self.eos_id)
+                with self.engine_time.at_work():
+                    ref = actor.generate.remote([requests[i] for i in part], sampling, self.eos_id)
                 running[ref] = (part, actor, perf_counter())
             (ref,), _ = self.engine_time.during(ray.wait, list(running))
             part, actor, began = running.pop(ref)

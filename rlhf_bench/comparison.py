@@ -20,6 +20,7 @@ from rlhf_bench.records import (
     METRIC_KEYS,
     PAIR_KEYS,
     SAMPLE_KEYS,
+    TABLES,
     Part,
     copy_checkpoint,
     merge_parts,
@@ -51,7 +52,7 @@ class Comparison:
     tracker: Tracker
     say: Callable[[str], None]
     display: Any  # progress.Display
-    tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe: on every run in MLflow
+    tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe, machine: on every run in MLflow
     began: float
     begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
@@ -87,7 +88,9 @@ class Comparison:
             f"{before_report - first_call:.0f} s between their calls, {own - before_report:.0f} s for the report"
         )
         self.tracker.artifact(self.directory / "report.html")
-        for name in ("summary.json", "recipe.yaml", "metrics.parquet", "samples.parquet", "ledger.parquet"):
+        tables = [f"{name}.parquet" for name in TABLES]
+        trials = ["tuning.json"] if self.recipe.tuning else []
+        for name in ("summary.json", "recipe.yaml", *tables, *trials):
             self.tracker.artifact(self.directory / name)
         return summary
 
@@ -228,6 +231,7 @@ class Comparison:
                 "timing": self._timing(first_update),
                 "run_key": self.tags["run_key"],
                 "commit": self.tags["commit"],
+                "machine": self.tags["machine"],
             },
         )
         samples = sample_rows("base", 0, 0.0, base)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -14,13 +15,19 @@ class EngineTime:
         self.spans: list[tuple[float, float]] = []
         self.aside_until = 0.0
 
-    def during(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Make a call that lasts as long as engines work for it, and note how long that was."""
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around handing work to engines and waiting for it."""
         began = perf_counter()
         try:
-            return call(*args, **kwargs)
+            yield
         finally:
             self.spans.append((began, perf_counter()))
+
+    def during(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call that lasts as long as engines work for it."""
+        with self.at_work():
+            return call(*args, **kwargs)
 
     def aside(self, submitted: float, seconds: float) -> None:
         """An engine worked `seconds` on something submitted then, after what was submitted to it before, while the

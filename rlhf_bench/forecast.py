@@ -93,7 +93,7 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost
 
 
 def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
-    """BadInput, one line per arm whose first update does not fit into compute.limit."""
+    """BadInput, one line per arm whose first update does not fit into compute.limit, or into a tuning trial's part of it."""
     column, limit, problems = recipe.compute.column, recipe.compute.limit, []
     for name, arm in recipe.arms.items():
         forecast = arm_forecast(recipe, arm, shape, n)
@@ -102,6 +102,16 @@ def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
             problems.append(
                 f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "
                 f"for it ({update:.3g}); raise it to {_rounded_up(before + update):.2g} at the very least"
+            )
+            continue
+        if recipe.tuning is None:
+            continue
+        if uses_reward_model(arm):  # trials are not charged for it
+            before -= getattr(reward_model_forecast(recipe, shape, n), column)
+        if before + update > limit * recipe.tuning.fraction:
+            problems.append(
+                f"tuning.fraction: {recipe.tuning.fraction:g} of compute.limit is {limit * recipe.tuning.fraction:.3g} {column}, "
+                f"less than a trial of arm {name} needs for its first update ({before + update:.3g}); raise it, or compute.limit"
             )
     if problems:
         raise BadInput(*problems)

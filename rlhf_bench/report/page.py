@@ -106,6 +106,7 @@ def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:
         "Driver's own share of wall time, before this report": _percent(_number(timing.get("driver_share"))),
         "Reward model's accuracy on held-out pairs": _percent(_number(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),
+        "Machine": str(recorded.results.get("machine") or ABSENT),
         "Run key": summary.run_key or ABSENT,
         "Commit": summary.commit or ABSENT,
     }

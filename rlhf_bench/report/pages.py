@@ -111,6 +111,7 @@ def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Ite
     keys = list(dict.fromkeys(one.run_key for one in summaries if one.run_key))
     commits = list(dict.fromkeys(one.commit for one in summaries if one.commit))
     facts.append(f"Commit: {', '.join(commits) or 'not recorded'}; run key: {', '.join(keys) or 'not recorded'}")
+    facts.append(f"Machine: {_escaped(str(recorded.results.get('machine') or 'not recorded'))}")
     facts.append(
         f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was carried on"
     )

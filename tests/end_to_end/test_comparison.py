@@ -243,7 +243,7 @@ def test_mlflow_shows_a_parent_and_a_child_per_arm(first):
     children = {r.data.tags["rlhf_bench.arm"]: r for r in runs if r is not parent}
     assert len(runs) == 5 and children.keys() == ARMS.keys()
     assert {r.info.status for r in runs} == {"FINISHED"}
-    assert {"report.html", "summary.json", "samples.parquet"} <= {
+    assert {"report.html", "summary.json", "samples.parquet", "pairs.parquet"} <= {
         f.path for f in store.list_artifacts(parent.info.run_id)
     }
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()

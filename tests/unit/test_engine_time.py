@@ -41,8 +41,8 @@ def test_a_call_is_noted_also_when_it_fails():
         raise ValueError("engine")
 
     began = perf_counter()
-    with pytest.raises(ValueError, match="engine"):
-        time.during(fail)
+    with pytest.raises(ValueError, match="engine"), time.at_work():
+        fail()
     assert time.during(lambda a, b: a + b, 1, b=2) == 3
     ended = perf_counter()
     assert time.idle(began, ended) < ended - began - 0.02

@@ -110,6 +110,19 @@ def test_a_budget_of_exactly_one_update_is_enough():
     refuse_small_budget(recipe(limit=f.before.flops + f.update.flops, arms={"ppo": ARMS["ppo"]}), SHAPE, N)
 
 
+@pytest.mark.parametrize("name", ["ppo", "offline", "on-policy"])
+def test_a_trial_that_no_update_fits_into_is_refused_too(name):
+    f, arms = forecast(name), {name: ARMS[name]}
+    first = f.before.flops + f.update.flops
+    if name == "ppo":  # trials are not charged for the reward model
+        first -= reward_model_forecast(recipe(), SHAPE, N).flops
+    trials = {"trials": [{"learning_rate": 1e-5}, {"learning_rate": 1e-4}], "seed": 7}
+    limit = 4 * (f.before.flops + f.update.flops)
+    refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / limit}), SHAPE, N)
+    with pytest.raises(BadInput, match=f"tuning.fraction: .* less than a trial of arm {name} needs"):
+        refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / limit}), SHAPE, N)
+
+
 def test_memory_falls_with_sharding_and_counts_every_trained_model():
     gib = SHAPE.parameters / 2**30
     dpo = {"offline": ARMS["offline"]}
