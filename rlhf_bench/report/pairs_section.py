@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from rlhf_bench.report.recorded import MAIN_SPLIT, SPLITS, Recorded, numbers
 from rlhf_bench.report.section import Section, Table, tables_of
 from rlhf_bench.report.summary import Summary
 from rlhf_bench.report.tables import SPLIT_NAMES
-from rlhf_bench.report.text import ABSENT
+from rlhf_bench.report.text import ABSENT, listed
 
 ONE_MODEL = "The reward model's interval is over pairs (Clopper and Pearson): there is one of it."
 PREDICTORS: Mapping[str, str] = {
@@ -43,12 +43,10 @@ def ranking(recorded: Recorded, summary: Summary) -> Section:
         seen.append("No reward model looked at the held-out pairs, so there is no explicit reward to compare with.")
     for split, own in found.items():
         right = explicit.get(split)
-        level = right.share if right else CHANCE
-        gaps = [Measure(one.arm, {seed: value - level for seed, value in one.values.items()}) for one in own]
         if right:
-            words = directions(gaps, "rank fewer right in", "rank more right in", "rank as many right in")
-            words = f"the reward model ranks {right.cell} of {right.pairs} pairs right; implicit rewards {words}"
+            words = f"the reward model ranks {right.cell} of {right.pairs} pairs right; {against(right, own)}"
         else:
+            gaps = [Measure(one.arm, {seed: value - CHANCE for seed, value in one.values.items()}) for one in own]
             words = directions(
                 gaps, "rank fewer than half of the pairs right in", "rank more than half right in", "rank half right in"
             )
@@ -114,6 +112,17 @@ class Right:
     @property
     def cell(self) -> str:
         return f"{short(self.share)} [{short(self.low)}, {short(self.high)}]"
+
+
+def against(right: Right, own: Sequence[Measure]) -> str:
+    """Whose implicit reward ranks fewer or more pairs right than the reward model. Settled where the arm's interval over
+    seeds and the reward model's over pairs do not overlap: the pairs are a sample too."""
+    groups: dict[str, list[str]] = {"ranks fewer right": [], "ranks more right": [], "cannot be told from it": []}
+    fewer, more, neither = groups.values()
+    for one in own:
+        low, high = (one.interval.low, one.interval.high) if one.interval else (one.mean, one.mean)
+        (fewer if high < right.low else more if low > right.high else neither).append(one.arm)
+    return "; ".join(f"the implicit reward of {listed(arms)} {words}" for words, arms in groups.items() if arms)
 
 
 def _explicit(recorded: Recorded, split: str) -> Right | None:

@@ -13,9 +13,10 @@ from scipy import stats
 from rlhf_bench.report import write_report
 from rlhf_bench.report.field_section import field_section
 from rlhf_bench.report.keep import keep
+from rlhf_bench.report.measures import Measure
 from rlhf_bench.report.page import sections
 from rlhf_bench.report.pages import write_page
-from rlhf_bench.report.pairs_section import displacement, ranking
+from rlhf_bench.report.pairs_section import Right, against, displacement, ranking
 from rlhf_bench.report.pairwise import pairwise
 from rlhf_bench.report.properties import dispersion, gradients, rejected_drop, suppression
 from rlhf_bench.report.recorded import read_recorded
@@ -276,9 +277,22 @@ def test_ranking_compares_implicit_with_explicit_rewards_by_split(whole, tmp_pat
     limits = stats.binomtest(3, 4).proportion_ci(0.95, method="exact")
     assert explicit["In distribution (4 pairs)"] == f"0.75 [{limits.low:.3g}, {limits.high:.3g}]"
     assert explicit["Unseen elements"] == "–"
-    assert "of 4 pairs right; implicit rewards rank more right in dpo" in section.seen[0]
+    # Four pairs tell little: the reward model's interval, .19 to .99, holds every arm's.
+    assert section.seen[0].endswith(
+        "of 4 pairs right; the implicit reward of dpo, flex and ppo cannot be told from it."
+    )
     bare = of(ranking, record(tmp_path, pairs=False, without=("accuracy",)))
     assert bare.tables == () and bare.draw() == () and len(bare.seen) == 2
+
+
+def test_a_reward_is_better_than_another_only_where_pairs_and_seeds_both_say_so():
+    right = Right(share=0.6, pairs=96, low=0.5, high=0.7)
+    arms = {"far": (0.8, 0.81, 0.79), "near": (0.71, 0.72, 0.69), "below": (0.4, 0.41, 0.42), "one": (0.49,)}
+    own = [Measure(arm, dict(enumerate(values, 1))) for arm, values in arms.items()]
+    assert against(right, own) == (
+        "the implicit reward of below and one ranks fewer right; the implicit reward of far ranks more right; "
+        "the implicit reward of near cannot be told from it"
+    )
 
 
 def test_displacement_is_a_rank_correlation_over_pairs(whole, tmp_path):
