@@ -19,8 +19,9 @@ import ray
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
-from rlhf_bench.methods.base import Method, Objective, PairLoss, PerResponse, SideGradients
+from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
 from rlhf_bench.models import load_model, scale_head
+from rlhf_bench.roles import Step
 from rlhf_bench.sequences import micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
 
@@ -96,7 +97,9 @@ class LearnerRank:
             return shape
         optimizer = None
         if learning_rate is not None:
-            optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+            optimizer = torch.optim.AdamW(
+                module.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True
+            )
         config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self.models[name] = engine
@@ -127,41 +130,41 @@ class LearnerRank:
                 model(micro_batch(rows[:1], pad_id=0).to(self.device))
         return found
 
-    def step(
-        self,
-        objective: Objective,
-        rows: Sequence[Row],
-        plan: list[list[int]],
-        idle: int,
-        units: int,
-        settings: Any,
-        learning_rate: float,
-        temperature: float,
-    ) -> dict[str, float]:
-        """One optimizer step over this rank's share of `units` units. Sums of the loss and metrics, and the gradient norm."""
+    def steps(
+        self, work: Sequence[Step], plans: list[list[list[int]]], idle: list[int], units: list[int], temperature: float
+    ) -> list[dict[str, float]]:
+        """Optimizer steps one after another, each over this rank's share of its units: see `_step`."""
+        shares = zip(work, plans, idle, units, strict=True)
+        return [self._step(step, plan, empty, count, temperature) for step, plan, empty, count in shares]
+
+    def _step(self, step: Step, plan: list[list[int]], idle: int, units: int, temperature: float) -> dict[str, float]:
+        """Sums of the loss and metrics over this rank's share of `units` units, and the gradient's norm before clipping."""
         import torch
 
         from rlhf_bench.learning import per_unit
 
-        name: ModelName = objective.model
-        engine = self.models[name]
+        engine = self.models[step.objective.model]
         engine.train()
         for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = step.learning_rate
         sums: dict[str, torch.Tensor] = {}
-        batches = [micro_batch([rows[i] for i in part], 0) for part in plan] + [
-            micro_batch(rows[:1], 0, weight=0.0)
+        batches = [micro_batch([step.rows[i] for i in part], 0) for part in plan] + [
+            micro_batch(step.rows[:1], 0, weight=0.0)
         ] * idle
         for i, batch in enumerate(batches):
             engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
-            loss, metrics = per_unit(objective, engine, batch.to(self.device), settings, temperature)
+            loss, metrics = per_unit(step.objective, engine, batch.to(self.device), step.settings, temperature)
             # DeepSpeed averages over ranks; × ranks / units makes that the mean over all units everywhere.
             engine.backward(loss.sum() * (batch.weight * self.ranks / units))
             for key, value in {"loss": loss.detach(), **metrics}.items():
                 sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.sum().cpu()
-        norm = self._gradient_norm(engine)
+        norm = self._full_gradient_norm(engine)
         engine.step()
-        return {key: float(value) for key, value in sums.items()} | {"grad_norm": norm}
+        if norm is None:
+            norm = engine.get_global_grad_norm()
+        return {key: float(value) for key, value in sums.items()} | {
+            "grad_norm": float("nan") if norm is None else float(norm)
+        }
 
     def side_gradients(
         self, weight: PairLoss, rows: Sequence[Row], plan: list[list[int]], settings: Any, temperature: float
@@ -182,19 +185,15 @@ class LearnerRank:
         chosen, rejected = sides.double()
         return [float(chosen @ chosen), float(rejected @ rejected), float(chosen @ rejected)]
 
-    def _gradient_norm(self, engine: Any) -> float:
-        """Global norm before clipping. ZeRO's optimizers know it after their step; without ZeRO the full gradients are here."""
+    def _full_gradient_norm(self, engine: Any) -> float | None:
+        """Without ZeRO the full gradients are here; None where a sharded optimizer knows the norm only after its step."""
         import torch
 
         if self.zero_stage == 0 and self.dtype == "float32":
             return float(
                 torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
             )
-        return float("nan")  # read after the step, see `gradient_norm`
-
-    def gradient_norm(self, name: ModelName) -> float | None:
-        norm = self.models[name].get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return None
 
     def weights(self, name: ModelName) -> dict[str, np.ndarray] | None:
         """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0."""
@@ -284,37 +283,32 @@ class LearnerGroup:
         )
         return [merged[i] for i in range(len(rows))], cost
 
-    def step(
-        self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0
-    ) -> tuple[dict[str, float], Cost]:
-        """One optimizer step on `rows`: the means of loss and metrics over all units, the gradient norm, and what it cost."""
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
+        """Optimizer steps one after another, in one call. Per step the means of loss and metrics over all its units and
+        the gradient's norm before clipping; and what they cost together."""
         began = perf_counter()
-        plan, idle = self._plan(rows)
-        units = (
-            sum(len(r.responses) for r in rows) // 2
-            if objective.unit == "pair"
-            else sum(r.response_tokens for r in rows)
-        )
+        planned = [self._plan(step.rows) for step in work]
+        units = [step.units for step in work]
         with self.engine_time.at_work():
-            ref = ray.put(list(rows))
-            sums = ray.get([
-                r.step.remote(objective, ref, p, i, units, settings, learning_rate, temperature)
-                for r, p, i in zip(self.ranks, plan, idle, strict=True)
+            ref = ray.put(list(work))
+            found = ray.get([
+                r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
+                for rank, r in enumerate(self.ranks)
             ])  # fmt: skip
-        means = {key: sum(s[key] for s in sums) / units for key in sums[0] if key != "grad_norm"}
-        means["grad_norm"] = sums[0]["grad_norm"]
-        if np.isnan(means["grad_norm"]):
-            means["grad_norm"] = self._get([r.gradient_norm.remote(objective.model) for r in self.ranks])[0]
-        cost = self._step_cost(objective, rows, plan)
+        means = [
+            {key: sum(s[key] for s in sums) / n for key in sums[0]} | {"grad_norm": sums[0]["grad_norm"]}
+            for n, *sums in zip(units, *found, strict=True)
+        ]
+        cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
         return means, cost + Cost(device_seconds=self._device_seconds(began))
 
-    def step_cost(self, objective: Objective, rows: Sequence[Row]) -> Cost:
-        """What a step on these rows will cost, but for seconds: known before it is taken."""
-        return self._step_cost(objective, rows, self._plan(rows)[0])
+    def steps_cost(self, work: Sequence[Step]) -> Cost:
+        """What these steps will cost, but for seconds: known before they are taken."""
+        return sum((self._step_cost(step, self._plan(step.rows)[0]) for step in work), Cost())
 
-    def _step_cost(self, objective: Objective, rows: Sequence[Row], plan: list[list[list[int]]]) -> Cost:
-        flops = self._planned_flops(objective.model, rows, plan, training_flops)
-        return Cost(flops=flops, trained_tokens=sum(r.response_tokens for r in rows))
+    def _step_cost(self, step: Step, plan: list[list[list[int]]]) -> Cost:
+        flops = self._planned_flops(step.objective.model, step.rows, plan, training_flops)
+        return Cost(flops=flops, trained_tokens=sum(r.response_tokens for r in step.rows))
 
     def side_gradients(
         self, method: Method, rows: Sequence[Row], settings: Any, temperature: float = 1.0

@@ -10,7 +10,10 @@ from rlhf_bench.recipe import RolloutPlacement
 
 
 class VLLMEngine:
-    """Samples token ids from token ids. The engine runs in-process: no second process to lose, and a fast start."""
+    """Samples token ids from token ids. The engine runs in-process: no second process to lose, and a fast start.
+
+    It starts with the model's shape alone (random weights): every weight comes by a sync, the first ones too.
+    """
 
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
         os.environ |= {
@@ -33,7 +36,7 @@ class VLLMEngine:
             "kv_cache_memory_bytes": placement.cache_mib * 2**20, "enforce_eager": True, "enable_chunked_prefill": False,
         }  # fmt: skip
         self.llm = LLM(
-            model=path, skip_tokenizer_init=True, dtype=dtype, max_model_len=max_length, seed=0,
+            model=path, load_format="dummy", skip_tokenizer_init=True, dtype=dtype, max_model_len=max_length, seed=0,
             max_num_seqs=placement.concurrent_requests, max_num_batched_tokens=max(2048, max_length),
             gpu_memory_utilization=placement.gpu_memory_fraction, distributed_executor_backend="uni",
             logprobs_mode="processed_logprobs", weight_transfer_config=WeightTransferConfig(backend=sync_backend),
@@ -47,6 +50,7 @@ class VLLMEngine:
         """Each request is (prompt ids, seed). Per request: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
         from vllm import SamplingParams
 
+        self._refuse_without_weights()
         params = [
             SamplingParams(
                 temperature=temperature, max_tokens=max_tokens, seed=seed if temperature else None, logprobs=0,
@@ -71,6 +75,7 @@ class VLLMEngine:
         """Log-probabilities of a given response, from the engine's own forward pass: what a sync is checked with."""
         from vllm import SamplingParams
 
+        self._refuse_without_weights()
         ids = [*prompt_ids, *response_ids]
         # One token must be sampled; the room for it is why a probe is one token shorter than max_length.
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -79,6 +84,10 @@ class VLLMEngine:
             step[token].logprob
             for step, token in zip(output.prompt_logprobs[len(prompt_ids) :], response_ids, strict=True)
         ]
+
+    def _refuse_without_weights(self) -> None:
+        if self.version < 0:
+            raise RuntimeError("this engine has been sent no weights yet")
 
     def call_worker(self, method: str, **kwargs: Any) -> None:
         """One step of vLLM's weight-transfer protocol."""

@@ -6,7 +6,7 @@ draw data → measure (reference, old log-probs, values) → prepare → optimiz
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.roles import Roles
+from rlhf_bench.roles import Roles, Step
 from rlhf_bench.sources import Drawn, DrawnBefore, Sampler, make_source
 from rlhf_bench.stages import Start
 from rlhf_bench.types import Evaluation, Row, RunFailed
@@ -143,9 +143,9 @@ class ArmRun:
         settings = self._now_settings()
         measured: Measured = {name: self._measure(name, drawn) for name in self.method.needs(settings)}
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
-        steps = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, rng)]
-        learner, objectives = self.roles.learner, self.method.objectives
-        cost = sum((learner.step_cost(o, rows) for rows in steps for o in objectives), Cost())
+        parts = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, rng)]
+        learner = self.roles.learner
+        cost = learner.steps_cost(self._steps(parts, settings))
         adapts = self.method.adapt is not None and self.version % settings.adapt_every == 0
         if adapts:
             cost += learner.side_gradients_cost(prepared.rows)
@@ -159,21 +159,28 @@ class ArmRun:
             self.state = self.method.adapt(sides, settings, self.state)
             settings = self._now_settings()
         adapted = {f"state/{key}": value for key, value in self.state.items()}
+        steps = self._steps(parts, settings)
+        found, cost = learner.steps(steps, self.recipe.data.temperature)
+        self.ledger.charge("learning", cost)
         sums: dict[str, list[float]] = {}
-        for rows in steps:
-            for objective in objectives:
-                rate = settings.learning_rate if objective.model == "policy" else settings.critic_learning_rate
-                means, cost = learner.step(objective, rows, settings, rate, self.recipe.data.temperature)
-                self.ledger.charge("learning", cost)
-                prefix = "" if objective.model == "policy" else "critic_"
-                for key, value in means.items():
-                    sums.setdefault(prefix + key, []).append(value)
+        for step, means in zip(steps, found, strict=True):
+            prefix = "" if step.objective.model == "policy" else "critic_"
+            for key, value in means.items():
+                sums.setdefault(prefix + key, []).append(value)
         return (
             {key: float(np.mean(values)) for key, values in sums.items()}
             | prepared.metrics
             | adapted
             | self._sample_logprob(measured)
         )
+
+    def _steps(self, parts: Sequence[Sequence[Row]], settings: Any) -> list[Step]:
+        """The optimizer steps over an update's parts: each of the method's models on each part."""
+        return [
+            Step(o, rows, settings, settings.learning_rate if o.model == "policy" else settings.critic_learning_rate)
+            for rows in parts
+            for o in self.method.objectives
+        ]
 
     def _measure(self, name: str, drawn: Drawn) -> list[PerResponse]:
         """A forward pass over the rows; under the reference only over those of a fixed set that are new."""

@@ -9,13 +9,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from rlhf_bench.flops import ModelShape
-from rlhf_bench.models import shape_of, write_fresh_model
+from rlhf_bench.models import fresh_shape, shape_of, write_fresh_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_prompt, encode_response
@@ -25,7 +25,7 @@ DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
 
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Raised whenever a stage's code changes what it makes from the same settings: older folders are then made again."""
 
 
@@ -37,10 +37,9 @@ class Cache:
 
     def get(self, kind: str, key: Any, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
         """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed."""
-        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, key], sort_keys=True, default=str).encode()).hexdigest()[:16]
-        target = self.folder / f"{kind}-{digest}"
+        target = self._target(kind, key)
         if not (target / "cache.json").exists():
-            aside = self.folder / f".{kind}-{digest}.{uuid4().hex[:8]}"
+            aside = self.folder / f".{target.name}.{uuid4().hex[:8]}"
             aside.mkdir(parents=True)
             try:
                 (aside / "cache.json").write_text(json.dumps(dict(make(aside))))
@@ -53,6 +52,14 @@ class Cache:
                 shutil.rmtree(aside, ignore_errors=True)
             return target, json.loads((target / "cache.json").read_text()), False
         return target, json.loads((target / "cache.json").read_text()), True
+
+    def has(self, kind: str, key: Any) -> bool:
+        """Whether `get` would find it made."""
+        return (self._target(kind, key) / "cache.json").exists()
+
+    def _target(self, kind: str, key: Any) -> Path:
+        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, key], sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return self.folder / f"{kind}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,10 @@ def _model(recipe: Recipe, tokenizer: Any, cache: Cache) -> tuple[Path, ModelSha
 
     def make(folder: Path) -> dict[str, Any]:
         write_fresh_model(settings, tokenizer, DATA_SEED, folder)
-        return asdict(shape_of(str(folder)))
+        return {}
 
-    path, shape, _ = cache.get("fresh", key, make)
-    return path, ModelShape(**shape), {"model": json.dumps(key, sort_keys=True)}
+    path, _, _ = cache.get("fresh", key, make)
+    return path, fresh_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
 
 
 class _Encoder:

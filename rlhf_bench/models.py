@@ -6,6 +6,7 @@ cache never needs them.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -17,20 +18,35 @@ from rlhf_bench.flops import ModelShape
 from rlhf_bench.recipe import ModelSettings
 from rlhf_bench.sequences import ResponseValues, TokenLogprobs
 
+FRESH = "fresh.json"
+"""Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
+
 
 def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
-    """A Llama with random weights, and its tokenizer, as a Hugging Face folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A Llama without weights, and its tokenizer, as a Hugging Face folder that `load_model` draws the weights of.
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=settings.hidden_size, intermediate_size=settings.intermediate_size,
-        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
-        max_position_embeddings=settings.max_length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype=settings.dtype,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).to(getattr(torch, settings.dtype)).save_pretrained(folder)
+    The configuration is written as the JSON that it is: transformers' class of it takes the driver seconds to import.
+    """
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": len(tokenizer),
+        "hidden_size": settings.hidden_size, "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.layers, "num_attention_heads": settings.heads, "num_key_value_heads": settings.heads,
+        "max_position_embeddings": settings.max_length, "tie_word_embeddings": True, "dtype": settings.dtype,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / FRESH).write_text(json.dumps({"seed": seed}))
     tokenizer.save_pretrained(folder)
+
+
+def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
+    """The shape of the Llama that `write_fresh_model` describes: four attention and three feed-forward products a
+    layer, a head tied to the embedding, two norms a layer and one at the end."""
+    hidden = settings.hidden_size
+    linear = settings.layers * hidden * (4 * hidden + 3 * settings.intermediate_size)
+    norms = (2 * settings.layers + 1) * hidden
+    return ModelShape(linear, settings.layers, hidden, hidden * vocabulary, linear + norms + hidden * vocabulary)
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
@@ -45,6 +61,15 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     ]:
         setattr(config, name, 0.0)
     kwargs: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    if (fresh := Path(path) / FRESH).exists():
+        torch.manual_seed(json.loads(fresh.read_text())["seed"])
+        causal = AutoModelForCausalLM.from_config(**kwargs)
+        if kind == "causal":
+            return TokenLogprobs(causal)
+        torch.manual_seed(seed)
+        classifier = AutoModelForSequenceClassification.from_config(**kwargs)
+        classifier.base_model.load_state_dict(causal.base_model.state_dict())
+        return ResponseValues(classifier)
     if kind == "causal":
         return TokenLogprobs(AutoModelForCausalLM.from_pretrained(path, **kwargs))
     return ResponseValues(AutoModelForSequenceClassification.from_pretrained(path, **kwargs))

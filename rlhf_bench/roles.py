@@ -16,6 +16,23 @@ Snapshot = Any
 """A policy's weights at one moment; what it is made of is the roles' business."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: on which rows, towards what, at what rate."""
+
+    objective: Objective
+    rows: Sequence[Row]
+    settings: Any  # of the method's own model; None for a stage
+    learning_rate: float
+
+    @property
+    def units(self) -> int:
+        """How many pairs or response tokens the loss is averaged over."""
+        if self.objective.unit == "pair":
+            return sum(len(r.responses) for r in self.rows) // 2
+        return sum(r.response_tokens for r in self.rows)
+
+
 class RolloutPool(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
@@ -49,13 +66,12 @@ class LearnerGroup(Protocol):
     def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
         """Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens."""
 
-    def step(
-        self, objective: Objective, rows: Sequence[Row], settings: Any, learning_rate: float, temperature: float = 1.0
-    ) -> tuple[dict[str, float], Cost]:
-        """One optimizer step: means of loss and metrics over all units, and `grad_norm` before clipping."""
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
+        """Optimizer steps one after another: per step the means of loss and metrics over all its units, and `grad_norm`
+        before clipping; and what they cost together."""
 
-    def step_cost(self, objective: Objective, rows: Sequence[Row]) -> Cost:
-        """What that step would cost, but for seconds."""
+    def steps_cost(self, work: Sequence[Step]) -> Cost:
+        """What they would cost, but for seconds."""
 
     def side_gradients(
         self, method: Method, rows: Sequence[Row], settings: Any, temperature: float = 1.0

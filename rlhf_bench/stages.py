@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rlhf_bench.material import Cache, Material, rows_of
 from rlhf_bench.methods.base import Objective
 from rlhf_bench.methods.stages import REWARD_MODEL, SFT
 from rlhf_bench.recipe import Recipe, StageSettings
-from rlhf_bench.roles import Roles
+from rlhf_bench.roles import Roles, Step
 from rlhf_bench.types import Pair, Prompt, Row, RunFailed, Sampling
 
 Say = Callable[[str], None]
@@ -49,14 +51,7 @@ class Start:
 
 def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> Start:
     """Train or fetch base policy, pairs and (where an arm needs it) reward model."""
-    if recipe.sft:
-        base, base_meta = _base(recipe, material, roles, cache, 1.0, BASE_SEED, "base", say)
-    else:
-        base, base_meta = material.model, {"cost": {}}
-    pairs, pairs_cost = material.pairs, Cost()
-    held_out: dict[str, list[Pair]] = {recipe.evaluation.splits[0]: material.held_out_pairs}
-    if pairs is None:
-        pairs, held_out, pairs_cost = _weaker_pairs(recipe, material, roles, cache, say)
+    base, base_cost, (pairs, held_out, pairs_cost) = _base_and_pairs(recipe, material, roles, cache, say)
     held_out = {split: found for split, found in held_out.items() if found}
     if not held_out:
         say("held-out pairs: none, so likelihoods are not looked at; raise data.held_out_pairs to see them")
@@ -69,11 +64,37 @@ def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, s
         if looked_at:
             scores, _ = roles.scorer.score(rows_of(looked_at))
             margins = {p.id: up - down for p, (up, down) in zip(looked_at, scores, strict=True)}
-    start = Start(base, pairs, held_out, reward_path, Cost(**base_meta["cost"]), pairs_cost, reward_cost, margins)
+    start = Start(base, pairs, held_out, reward_path, base_cost, pairs_cost, reward_cost, margins)
     if accuracies := start.reward_model_accuracy:
         shown = ", ".join(f"{split} {share:.3f}" for split, share in accuracies.items())
         say(f"reward model: accuracy on held-out pairs {shown}")
     return start
+
+
+Pairs = tuple[list[Pair], dict[str, list[Pair]], Cost]
+"""To train on; held out, by split; what they cost."""
+
+
+def _base_and_pairs(
+    recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say
+) -> tuple[Path, Cost, Pairs]:
+    """The base policy and off-policy pairs, both at once where a weaker policy makes the pairs: the engines sample
+    them while the learner trains the base."""
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="pairs") as aside:
+        try:
+            making = None
+            if material.pairs is None:
+                making = aside.submit(_weaker_pairs(recipe, material, roles, cache, given_up, say))
+            base, meta = material.model, dict[str, Any](cost={})
+            if recipe.sft:
+                base, meta = _base(recipe, material, roles, cache, 1.0, BASE_SEED, "base", say)
+            if making is not None:
+                return base, Cost(**meta["cost"]), making.result()
+        finally:
+            given_up.set()
+    assert material.pairs is not None
+    return base, Cost(**meta["cost"]), (material.pairs, {recipe.evaluation.splits[0]: material.held_out_pairs}, Cost())
 
 
 def _base(
@@ -100,22 +121,26 @@ def _train(
     roles: Roles, objective: Objective, rows: Sequence[Row], settings: StageSettings, seed: int, what: str, say: Say
 ) -> tuple[dict[str, float], Cost]:
     """`steps` optimizer steps over shuffled epochs of `rows`. The last step's numbers, and the whole cost."""
-    order: list[int] = []
-    means: dict[str, float] = {}
     rng, total = np.random.default_rng(seed), Cost()
-    size = min(settings.examples_per_step, len(rows))
-    for step in range(settings.steps):
-        while len(order) < size:
-            order += rng.permutation(len(rows)).tolist()
-        batch, order = [rows[i] for i in order[:size]], order[size:]
-        means, cost = roles.learner.step(objective, batch, None, settings.learning_rate * ramp(step, settings.steps))
+    order: list[int] = []
+    size, means = min(settings.examples_per_step, len(rows)), {"loss": math.nan}
+    # Many steps to a call: a call takes milliseconds, and so does a step of a small model.
+    many = min(100, max(1, settings.steps // 5))
+    for first in range(0, settings.steps, many):
+        work = []
+        for step in range(first, min(first + many, settings.steps)):
+            while len(order) < size:
+                order += rng.permutation(len(rows)).tolist()
+            batch, order = [rows[i] for i in order[:size]], order[size:]
+            work.append(Step(objective, batch, None, settings.learning_rate * ramp(step, settings.steps)))
+        found, cost = roles.learner.steps(work)
         total += cost
-        if not math.isfinite(means["loss"]):
-            raise RunFailed(
-                f"{what}: the loss is {means['loss']} after {step + 1} steps; lower the stage's learning_rate"
-            )
-        if (step + 1) % max(1, settings.steps // 5) == 0:
-            say(f"{what}: step {step + 1}/{settings.steps}, loss {means['loss']:.3f}")
+        for step, means in enumerate(found, first + 1):
+            if not math.isfinite(means["loss"]):
+                raise RunFailed(
+                    f"{what}: the loss is {means['loss']} after {step} steps; lower the stage's learning_rate"
+                )
+        say(f"{what}: step {first + len(work)}/{settings.steps}, loss {means['loss']:.3f}")
     return means, total
 
 
@@ -126,19 +151,30 @@ def ramp(step: int, steps: int) -> float:
 
 
 def _weaker_pairs(
-    recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say
-) -> tuple[list[Pair], dict[str, list[Pair]], Cost]:
-    """Pairs, and held-out ones by split, among the answers of another policy: same shape, other seed, less training. Dataset cost: charged to nobody."""
+    recipe: Recipe, material: Material, roles: Roles, cache: Cache, given_up: threading.Event, say: Say
+) -> Callable[[], Pairs]:
+    """Train another policy (same shape, other seed, less training) and hand it to the engines. What is returned makes
+    pairs, and held-out ones by split, among its answers, without the learner; it stops soon after `given_up` is set.
+
+    Dataset cost: charged to nobody.
+    """
     weaker, meta = _base(recipe, material, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say)
     wanted, kept = recipe.data.off_policy_pairs, recipe.data.held_out_pairs
-
-    def make(folder: Path) -> dict[str, Any]:
+    key = [
+        material.fingerprint,
+        recipe.data.model_dump(mode="json"),
+        weaker.name,
+        recipe.evaluation.model_dump(mode="json"),
+    ]
+    if not cache.has("pairs", key):
         roles.learner.load("policy", weaker, WEAKER_SEED)
         roles.sync.send(0)
-        train, cost = _pairs_from(recipe, material, roles, material.train, wanted)
+
+    def make(folder: Path) -> dict[str, Any]:
+        train, cost = _pairs_from(recipe, material, roles, material.train, wanted, given_up)
         held: dict[str, list[Pair]] = {}
         for split in recipe.evaluation.splits:
-            held[split], more = _pairs_from(recipe, material, roles, material.held_out[split], kept)
+            held[split], more = _pairs_from(recipe, material, roles, material.held_out[split], kept, given_up)
             cost += more
         if len(train) < wanted:
             say(
@@ -150,44 +186,43 @@ def _weaker_pairs(
             "cost": asdict(cost),
         }
 
-    key = [
-        material.fingerprint,
-        recipe.data.model_dump(mode="json"),
-        weaker.name,
-        recipe.evaluation.model_dump(mode="json"),
-    ]
-    path, made, found = cache.get("pairs", key, make)
-    say(
-        f"off-policy pairs: {len(made['train'])} to train on, {', '.join(f'{len(p)} {split}' for split, p in made['held_out'].items())} "
-        f"to look at {'(from the cache)' if found else ''}"
-    )
-    if not made["train"]:
-        raise RunFailed(
-            "off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps"
+    def pairs() -> Pairs:
+        _, made, found = cache.get("pairs", key, make)
+        say(
+            f"off-policy pairs: {len(made['train'])} to train on, {', '.join(f'{len(p)} {split}' for split, p in made['held_out'].items())} "
+            f"to look at {'(from the cache)' if found else ''}"
         )
-    return (
-        [_pair(p) for p in made["train"]],
-        {split: [_pair(p) for p in kept_pairs] for split, kept_pairs in made["held_out"].items()},
-        Cost(**made["cost"]) + Cost(**meta["cost"]),
-    )
+        if not made["train"]:
+            raise RunFailed(
+                "off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps"
+            )
+        return (
+            [_pair(p) for p in made["train"]],
+            {split: [_pair(p) for p in kept_pairs] for split, kept_pairs in made["held_out"].items()},
+            Cost(**made["cost"]) + Cost(**meta["cost"]),
+        )
+
+    return pairs
 
 
 def _pairs_from(
-    recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int
+    recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int, given_up: threading.Event
 ) -> tuple[list[Pair], Cost]:
     """Sample candidates prompt by prompt, in chunks, until there are enough pairs or no prompts are left."""
     pairs: list[Pair] = []
-    total = Cost()
-    for at in range(0, len(prompts) if wanted else 0, 256):
+    total, at = Cost(), 0
+    while at < len(prompts) and len(pairs) < wanted:
+        if given_up.is_set():
+            raise RunFailed("off-policy pairs: given up, since the run has ended")
+        some = prompts[at : at + min(256, max(32, 5 * (wanted - len(pairs)) // 4))]
         sampling = Sampling(
             recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at
         )
-        groups, cost = roles.pool.generate(prompts[at : at + 256], sampling)
+        groups, cost = roles.pool.generate(some, sampling)
         judged, judging = Judge(material.task, material.tokenizer)(groups)
         total += cost + judging
         pairs += best_and_worst(with_rewards(judged, "judge", None)[0])
-        if len(pairs) >= wanted:
-            break
+        at += len(some)
     return pairs[:wanted], total
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
+from rlhf_bench.roles import Step
 from rlhf_bench.types import Row
 
 pytestmark = pytest.mark.engine
@@ -123,7 +124,7 @@ def train(group, model, ray) -> Trained:
     for rows in UPDATES:
         reference, _ = group.measure("reference", rows)
         rows = DPO.prepare(rows, [(1.0, 0.0)] * len(rows), {"reference_logprobs": reference}, SETTINGS, {}).rows
-        means, _ = group.step(DPO.objectives[0], rows, SETTINGS, RATE)
+        (means,), _ = group.steps([Step(DPO.objectives[0], rows, SETTINGS, RATE)])
         losses.append(means["loss"])
         norms.append(means["grad_norm"])
     weights = {name.removeprefix("lm."): array.copy() for name, array in ray.get(group.weights("policy")).items()}
@@ -162,12 +163,25 @@ def test_loading_again_forgets_weights_and_optimizer(group, trained, model, clus
     assert gap(train(group, model, cluster).weights, trained.weights) < 1e-6
 
 
-def test_what_a_step_costs_is_known_before(group, trained):
+def test_what_steps_cost_is_known_before(group, trained):
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
-    before = group.step_cost(DPO.objectives[0], rows)
-    _, cost = group.step(DPO.objectives[0], rows, SETTINGS, 0.0)
+    work = [Step(DPO.objectives[0], rows, SETTINGS, 0.0), Step(DPO.objectives[0], rows[:3], SETTINGS, 0.0)]
+    before = group.steps_cost(work)
+    _, cost = group.steps(work)
     assert (cost.flops, cost.trained_tokens) == (before.flops, before.trained_tokens)
-    assert cost.device_seconds > 0 and cost.trained_tokens == sum(r.response_tokens for r in PAIRS)
+    assert cost.device_seconds > 0 and cost.trained_tokens == sum(r.response_tokens for r in [*PAIRS, *PAIRS[:3]])
+
+
+def test_steps_in_one_call_are_steps_one_by_one(group, trained, model, cluster):
+    rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
+    work = [Step(DPO.objectives[0], rows[i : i + 3], SETTINGS, RATE / (i + 1)) for i in range(3)]
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    single = [group.steps([step])[0][0] for step in work]
+    alone = {name: array.copy() for name, array in cluster.get(group.weights("policy")).items()}
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    together, _ = group.steps(work)
+    assert together == single
+    assert gap(cluster.get(group.weights("policy")), alone) == 0
 
 
 def plain_sides(model, rows):
@@ -238,7 +252,7 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
         reference, _ = group.measure("reference", rows)
         rows = DPO.prepare(rows, [(1.0, 0.0)] * len(rows), {"reference_logprobs": reference}, SETTINGS, {}).rows
         group.side_gradients(ADAPTIVE, rows, WEIGHTED)
-        group.step(DPO.objectives[0], rows, SETTINGS, RATE)
+        group.steps([Step(DPO.objectives[0], rows, SETTINGS, RATE)])
     weights = {n.removeprefix("lm."): a.copy() for n, a in cluster.get(group.weights("policy")).items()}
     assert gap(weights, oracle.weights) < 0.02 * RATE
     group.free("policy")

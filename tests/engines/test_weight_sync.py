@@ -10,6 +10,7 @@ from rlhf_bench.feedback import row_of
 from rlhf_bench.flops import generation_flops
 from rlhf_bench.methods.stages import SFT
 from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.roles import Step
 from rlhf_bench.types import Prompt, Row, RunFailed, Sampling
 
 pytestmark = pytest.mark.engine
@@ -37,8 +38,7 @@ class Side:
         return self.pool.check(PROBE.prompt_ids, PROBE.responses[0], expected.tolist(), tolerance, version)
 
     def train(self, steps: int = 2) -> None:
-        for _ in range(steps):
-            self.learner.step(SFT, LESSONS, None, 1e-2)
+        self.learner.steps([Step(SFT, LESSONS, None, 1e-2)] * steps)
 
     def begin(self) -> None:
         self.learner.load("policy", self.weights, learning_rate=1e-2)
@@ -83,8 +83,17 @@ def tied(sides):
     return side
 
 
+def test_an_engine_that_was_sent_no_weights_does_not_answer(sides):
+    """It has started with random ones. First in this file: the engines are shared."""
+    for side in sides.values():
+        side.begin()
+        with pytest.raises(RuntimeError, match="has been sent no weights yet"):
+            side.gap()
+
+
 def test_engines_follow_the_learner(side):
-    assert side.gap() < TOLERANCE  # both have read the same folder: no sync so far
+    side.sync.send(0)
+    assert side.gap() < TOLERANCE
     side.train()
     with pytest.raises(RunFailed, match=r"after update 3 .* more than placement\.sync_tolerance"):
         side.gap(version=3)

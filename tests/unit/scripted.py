@@ -71,13 +71,16 @@ class Learner:
         self.measured.append((name, list(rows)))
         return [tuple(np.full(len(a), -1.0) for a in row.responses) for row in rows], MEASURING
 
-    def step_cost(self, objective, rows):
-        return STEP
+    def steps_cost(self, work):
+        return sum((STEP for _ in work), Cost())
 
-    def step(self, objective, rows, settings, learning_rate, temperature=1.0):
-        self.stepped.append((list(rows), settings, learning_rate))
-        loss = self.losses.pop(0) if self.losses else 1.0
-        return {"loss": loss, "accuracy": 0.5, "grad_norm": 1.0}, STEP
+    def steps(self, work, temperature=1.0):
+        found = []
+        for step in work:
+            self.stepped.append((list(step.rows), step.settings, step.learning_rate))
+            loss = self.losses.pop(0) if self.losses else 1.0
+            found.append({"loss": loss, "accuracy": 0.5, "grad_norm": 1.0})
+        return found, self.steps_cost(work)
 
     def side_gradients_cost(self, rows):
         return SIDES

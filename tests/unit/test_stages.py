@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -34,12 +36,12 @@ class ByFirstToken:
         return [[float(a[0]) for a in row.responses] for row in rows], Cost(flops=1)
 
 
-def start(folder, pool=None, scorer=None, **more):
+def start(folder, pool=None, scorer=None, learner=None, **more):
     recipe = parse_recipe(SMALL | more)
     cache, said = Cache(folder / "cache"), []
     material = prepare(recipe, cache)
     pool = pool(material.tokenizer) if pool else Pool(material.tokenizer)
-    roles = Roles(pool, scorer, Learner(), None, Sync())
+    roles = Roles(pool, scorer, learner or Learner(), None, Sync())
     return make_start(recipe, material, roles, cache, said.append), material, said, roles
 
 
@@ -147,3 +149,45 @@ def test_an_unfinished_side_survives_the_cache(tmp_path):
     for _ in range(2):
         begun, _, _, _ = start(tmp_path, lambda tokenizer: Pool(tokenizer, ["right", "unfinished"]))
         assert {p.rejected_score for p in begun.pairs} == {-math.inf}
+
+
+def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_base(tmp_path):
+    base_saved = threading.Event()
+
+    class Tells(Learner):
+        def save(self, name, path, score_scale=1.0):
+            super().save(name, path)
+            if len(self.saved) == 2:  # the weaker policy came first
+                base_saved.set()
+
+    class WaitsForTheBase(Pool):
+        def generate(self, prompts, sampling):
+            assert base_saved.wait(10), "the base policy waited for the pairs"
+            return super().generate(prompts, sampling)
+
+    learner = Tells()
+    begun, material, _, roles = start(tmp_path, pool=WaitsForTheBase, learner=learner)
+    assert len(begun.pairs) == 8
+    fresh, weaker, base = learner.loaded
+    assert fresh[1] == base[1] == material.model and "weaker" in str(weaker[1])
+    assert roles.sync.versions == [0], "engines hold the weaker policy before they are asked"
+
+
+def test_where_the_base_fails_the_pairs_are_given_up(tmp_path):
+    sampled = []
+
+    class Slow(Pool):
+        def generate(self, prompts, sampling):
+            sampled.append(len(prompts))
+            time.sleep(0.3)
+            return super().generate(prompts, sampling)
+
+    def without_quality(tokenizer):
+        return Slow(tokenizer, answers=("right",))  # no pairs, so it would ask on to the last prompt
+
+    data = SMALL["data"] | {"train_prompts": 90, "off_policy_pairs": 8}
+    with pytest.raises(RunFailed, match="base: fine-tuning: the loss is inf after 1 steps"):
+        start(tmp_path, pool=without_quality, learner=Learner(losses=[1.0, math.inf]), data=data,
+              task={"kind": "arithmetic", "digits": 2})  # fmt: skip
+    assert sampled == [32], "one chunk was on its way"
+    assert not list((tmp_path / "cache").glob("pairs-*"))

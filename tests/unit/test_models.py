@@ -1,0 +1,45 @@
+"""Fresh models: a folder that says how its weights are drawn, and what is known of it without drawing them."""
+
+import pytest
+import torch
+
+from rlhf_bench.flops import ModelShape
+from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.recipe import ModelSettings
+from rlhf_bench.tokenizer import build_tokenizer
+
+SETTINGS = ModelSettings(hidden_size=32, layers=3, heads=2, intermediate_size=48, max_length=16)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    tokenizer = build_tokenizer(SETTINGS.tokenizer, ["1+2=3"])
+    write_fresh_model(SETTINGS, tokenizer, 7, tmp_path)
+    return tmp_path, len(tokenizer)
+
+
+def test_a_fresh_models_weights_are_the_same_every_time_and_hang_on_its_own_seed_only(fresh):
+    folder, _ = fresh
+    one, other = (load_model(str(folder), "causal", "float32", seed).state_dict() for seed in (1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    (folder / "fresh.json").write_text('{"seed": 8}')
+    assert not torch.equal(load_model(str(folder), "causal", "float32", 1).state_dict()["lm.model.embed_tokens.weight"],
+                           one["lm.model.embed_tokens.weight"])  # fmt: skip
+
+
+def test_a_fresh_models_shape_is_known_without_its_weights(fresh):
+    folder, vocabulary = fresh
+    assert fresh_shape(SETTINGS, vocabulary) == ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
+
+
+def test_a_critic_begins_with_the_fresh_policys_backbone(fresh):
+    policy, critic = (load_model(str(fresh[0]), kind, "float32", 3).lm for kind in ("causal", "scalar"))
+    ours, theirs = policy.base_model.state_dict(), critic.base_model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert critic.score.weight.shape == (1, SETTINGS.hidden_size)
+
+
+def test_a_folder_without_weights_that_is_not_marked_as_fresh_is_refused(fresh):
+    (fresh[0] / "fresh.json").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        load_model(str(fresh[0]), "causal", "float32", 0)
