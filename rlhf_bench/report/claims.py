@@ -131,7 +131,9 @@ def metric_values(recorded: Recorded, arm: str, metric: str) -> dict[int, float]
     else:
         split = next((s for s in SPLITS if metric == f"{SCORE}/{s}"), MAIN_SPLIT)
         column = SCORE if metric == f"{SCORE}/{split}" else metric
-        values = {seed: _of_curve(rows, column) for seed, rows in _looks(recorded, arm, split).items() if seed in done}
+        values = {
+            seed: _of_curve(rows, column) for seed, rows in recorded.looks.get((arm, split), {}).items() if seed in done
+        }
     return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
 
 
@@ -139,7 +141,7 @@ def kl_curves(recorded: Recorded, arm: str) -> dict[int, Curve]:
     """Seed → KL and score at its looks, in time order, of the finished seeds of `arm` that recorded both."""
     done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
     curves = {}
-    for seed, rows in _looks(recorded, arm, MAIN_SPLIT).items():
+    for seed, rows in recorded.looks.get((arm, MAIN_SPLIT), {}).items():
         both = pd.DataFrame({"kl": _column(rows, "kl"), "score": _column(rows, SCORE)})
         both = both[np.isfinite(both).all(axis=1)]
         if seed in done and not both.empty:
@@ -211,13 +213,6 @@ def _malformed(entry: Any) -> str:
 
 def _arms(recorded: Recorded) -> Mapping[str, Any]:
     return recorded.results["arms"]
-
-
-def _looks(recorded: Recorded, arm: str, split: str) -> dict[int, pd.DataFrame]:
-    """Seed → the evaluations of `arm` on `split`, in time order."""
-    evaluations = recorded.evaluations
-    own = evaluations[(evaluations["arm"] == arm) & (evaluations["split"] == split)]
-    return {int(seed): rows for seed, rows in own.groupby("seed", sort=True)}
 
 
 def _of_curve(rows: pd.DataFrame, metric: str) -> float:

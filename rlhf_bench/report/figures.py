@@ -23,7 +23,6 @@ from rlhf_bench.report.plotting import (
     curve,
     label,
     legend,
-    main_split,
     new_figure,
     own_rows,
     panel_grid,
@@ -234,7 +233,7 @@ def overview(recorded: Recorded, summary: Summary) -> Figure:
 
 
 def _score_curves(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]:
-    rows = main_split(recorded)
+    rows = recorded.main_split
     recorded_arms = [curve(axes, arm, look, rows, "score") for arm, look in styled(summary)]
     axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2)
     label(axes, budget_label(summary), "held-out score")
@@ -244,7 +243,7 @@ def _score_curves(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool
 def _score_by_kl(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]:
     recorded_arms = []
     for arm, look in styled(summary):
-        rows = own_rows(main_split(recorded), arm).dropna(subset=["score"])
+        rows = own_rows(recorded.main_split, arm).dropna(subset=["score"])
         rows = rows.assign(kl=numbers(rows, "kl")).dropna(subset=["kl"])
         recorded_arms.append(not rows.empty)
         for _, seed in rows.groupby("seed"):
@@ -259,7 +258,7 @@ def _likelihood_panels(
     panels: Sequence[Axes], recorded: Recorded, summary: Summary, kind: Kind
 ) -> tuple[list[bool], list[str]]:
     """Fill one panel per arm; which arms recorded likelihoods, and which probe sets any of them recorded."""
-    rows, recorded_arms, probes = main_split(recorded), [], []
+    rows, recorded_arms, probes = recorded.main_split, [], []
     for panel, arm in zip(panels, summary.arms, strict=False):
         probes += [
             column

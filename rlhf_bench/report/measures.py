@@ -81,9 +81,9 @@ def change(recorded: Recorded, column: str) -> Of:
     """The last look's value less the first one's, which is the base policy's."""
 
     def of(arm: str) -> dict[int, float]:
-        rows = recorded.evaluations
-        rows = rows[(rows["arm"] == arm) & (rows["split"] == MAIN_SPLIT)]
-        first = numbers(rows, column).groupby(rows["seed"]).first()
+        looks = recorded.looks.get((arm, MAIN_SPLIT), {})
+        seen = {seed: numbers(rows, column).dropna() for seed, rows in looks.items()}
+        first = {seed: float(values.iloc[0]) for seed, values in seen.items() if len(values)}
         last = metric_values(recorded, arm, column)
         return {seed: value - first[seed] for seed, value in last.items() if math.isfinite(first.get(seed, math.nan))}
 

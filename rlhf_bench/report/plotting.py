@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.report.recorded import BASE, MAIN_SPLIT, Recorded, numbers
+from rlhf_bench.report.recorded import BASE, Recorded, numbers
 from rlhf_bench.report.summary import ArmResult, Summary
 from rlhf_bench.report.sweeps import swept
 from rlhf_bench.report.text import listed, quantity
@@ -110,11 +111,6 @@ def styled(summary: Summary) -> Iterable[tuple[ArmResult, dict[str, Any]]]:
         )
 
 
-def main_split(recorded: Recorded) -> pd.DataFrame:
-    evaluations = recorded.evaluations
-    return evaluations[evaluations["split"] == MAIN_SPLIT]
-
-
 def own_rows(rows: pd.DataFrame, arm: ArmResult) -> pd.DataFrame:
     return rows[rows["arm"] == arm.name]
 
@@ -128,7 +124,8 @@ def curve(
     Thin lines are single seeds. The mean and its interval (`details`) are over the finished seeds, as in the table.
     Against another column than the mark, a point of the mean stands at the mean of that column.
     """
-    own = own_rows(rows, arm)
+    # Few columns first: to take rows of a table with a hundred of them is what a page would spend its time on.
+    own = own_rows(rows[[c for c in dict.fromkeys(("arm", "seed", "mark", column, across)) if c in rows]], arm)
     scale = 100 if across == "mark" else 1
     own = own.assign(value=numbers(own, column), place=scale * numbers(own, across)).dropna(subset=["value", "place"])
     means = own.groupby(["mark", "seed"])[["value", "place"]].mean()
@@ -194,6 +191,11 @@ def to_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element to stand inside a page: same input, same text; ids are unique to `name`."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    if layout := figure.get_layout_engine():
+        figure.set_dpi(72)
+        FigureCanvasSVG(figure)  # text is measured as it will be saved
+        layout.execute(figure)
+        figure.set_layout_engine("none")  # or saving draws everything once more, to lay it out again
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -33,7 +33,6 @@ from rlhf_bench.report.plotting import (
     curve,
     label,
     legend,
-    main_split,
     new_figure,
     panel_grid,
     plotted,
@@ -290,7 +289,7 @@ def _lines(
     if not was_recorded(recorded, column):
         return Plot(title, how_to_read, "", f"Not recorded: {vertical}.")
     figure, axes = new_figure()
-    there = [curve(axes, arm, look, main_split(recorded), column, across) for arm, look in styled(summary)]
+    there = [curve(axes, arm, look, recorded.main_split, column, across) for arm, look in styled(summary)]
     if zero:
         axes.axhline(0, color=INK, linestyle="--", linewidth=1)
     horizontal = {"mark": budget_label(summary), "update": "updates", "margin": "margin Δ⁺ − Δ⁻ (nats)"}[across]
@@ -312,7 +311,7 @@ def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
     there = [False] * len(summary.arms)
     for panel, (column, name) in zip(panels, sets.items(), strict=True):
         for number, (arm, look) in enumerate(styled(summary)):
-            there[number] |= curve(panel, arm, look, main_split(recorded), column)
+            there[number] |= curve(panel, arm, look, recorded.main_split, column)
         panel.axhline(0, color=INK, linestyle="--", linewidth=1)
         panel.set_title(name, fontsize=8.5)
         panel.xaxis.set_major_formatter("{x:.0f}%")
@@ -348,7 +347,7 @@ def _two_lines(
     if not was_recorded(recorded, solid, dashed):
         return Plot(title, how, "", f"Not recorded: {what}.")
     figure, axes = new_figure()
-    rows, there = main_split(recorded), []
+    rows, there = recorded.main_split, []
     for arm, look in styled(summary):
         there.append(curve(axes, arm, look | {"linestyle": "-"}, rows, solid))
         curve(axes, arm, look | _HOLLOW, rows, dashed, details=False)

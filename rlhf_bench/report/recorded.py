@@ -59,6 +59,19 @@ class Recorded:
         return self.metrics[self.metrics["phase"] == EVALUATION].sort_values(["mark", "update"], kind="stable")
 
     @cached_property
+    def main_split(self) -> pd.DataFrame:
+        """The evaluations on the main split: most plots are of them."""
+        return self.evaluations[self.evaluations["split"] == MAIN_SPLIT]
+
+    @cached_property
+    def looks(self) -> Mapping[tuple[str, str], Mapping[int, pd.DataFrame]]:
+        """(arm, split) → seed → its evaluations, in time order. Cut once: a table this wide is slow to filter."""
+        found: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+        for (arm, split, seed), rows in self.evaluations.groupby(["arm", "split", "seed"], sort=True):
+            found.setdefault((arm, split), {})[int(seed)] = rows
+        return found
+
+    @cached_property
     def updates(self) -> pd.DataFrame:
         """The rows of the training updates, in order."""
         return self.metrics[self.metrics["phase"] == "train"].sort_values("update", kind="stable")
