@@ -59,14 +59,14 @@ def drive(
     fleet: Fleet | None = None
     status: Status = "failed"
     try:
-        # Takes seconds, which the engines need to start anyway.
-        threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         display.say(
             f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
         )
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
         engine_time = EngineTime()
         fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time)
+        # Takes seconds, in which the engines are at work anyway.
+        threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,

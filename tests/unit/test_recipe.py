@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf_bench.forecast import lengths_of, refuse_small_budget
+from rlhf_bench.material import Cache, prepare
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import Recipe, load_recipe, load_series, merge, parse_recipe
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
@@ -36,10 +38,13 @@ def test_every_shipped_recipe_loads_and_says_what_it_is_for(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_experiment_has_a_small_size_that_costs_less(path):
+def test_every_experiment_has_a_small_size_that_costs_less_and_is_enough_for_its_arms(path, tmp_path):
     full, fast = load_series(path), load_series(path, fast=True)
     cost = [sum(len(v.recipe.arms) * len(v.recipe.seeds) * v.recipe.compute.limit for v in vs) for vs in (full, fast)]
     assert cost[1] < cost[0]
+    for variant in fast:
+        material = prepare(variant.recipe, Cache(tmp_path))
+        refuse_small_budget(variant.recipe, material.shape, lengths_of(variant.recipe, material))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
