@@ -168,8 +168,8 @@ class EvaluatorActor:
 class Evaluator:
     """The driver's handle: hand in snapshots, collect results when they are there."""
 
-    def __init__(self, actor: Any, engine_time: EngineTime | None = None):
-        self.engine_time = engine_time or EngineTime()
+    def __init__(self, actor: Any, engine_time: EngineTime):
+        self.engine_time = engine_time
         self.actor = actor
         self.pending: list[tuple[Any, float, ray.ObjectRef]] = []  # label, when it was submitted, result
 

@@ -70,9 +70,9 @@ class RewardScorer:
         cpus: int,
         gpus: int,
         tokens_per_micro_batch: int,
-        engine_time: EngineTime | None = None,
+        engine_time: EngineTime,
     ):
-        self.engine_time = engine_time or EngineTime()
+        self.engine_time = engine_time
         self.actors = list(actors)
         self.devices = len(actors) * (gpus or cpus)
         self.tokens_per_micro_batch = tokens_per_micro_batch

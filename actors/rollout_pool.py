@@ -60,9 +60,9 @@ class RolloutPool:
         placement: RolloutPlacement,
         shape: ModelShape,
         eos_id: int,
-        engine_time: EngineTime | None = None,
+        engine_time: EngineTime,
     ):
-        self.engine_time = engine_time or EngineTime()
+        self.engine_time = engine_time
         self.actors = list(actors)
         self.devices_each = placement.gpus or placement.cpus
         self.batch = placement.concurrent_requests

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 from rlhf_bench.types import Judgement, Pair, Prompt
@@ -44,7 +45,7 @@ def looks(start, write_llama, tmp_path_factory):
 
     base = write_llama(tmp_path_factory.mktemp("models") / "base")
     actor = start(EvaluatorActor, str(base), RolloutPlacement(cpus=1, cache_mib=32), LONGEST, "float32")
-    evaluator = Evaluator(actor)
+    evaluator = Evaluator(actor, EngineTime())
     held_out = HeldOut(
         prompts={s: prompts(s) for s in SPLITS}, pairs={s: pairs(s) for s in SPLITS}, training=pairs(SPLITS[0])[:1],
         settings=EvaluationSettings(prompts=12, kl_samples=8, gradient_pairs=3), max_response_tokens=6,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.roles import Step
@@ -89,7 +90,11 @@ def groups(start):
 
     found = {
         count: LearnerGroup(
-            [start(LearnerRank, i, count, 1, 0, 0, "float32") for i in range(count)], 1, 0, TOKENS_PER_MICRO_BATCH
+            [start(LearnerRank, i, count, 1, 0, 0, "float32") for i in range(count)],
+            1,
+            0,
+            TOKENS_PER_MICRO_BATCH,
+            EngineTime(),
         )
         for count in (1, 2)
     }

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.types import Row
 
 pytestmark = pytest.mark.engine
@@ -29,7 +30,7 @@ def score(start, model):
     both = [start(ScorerActor, 1, 0) for _ in range(2)]
 
     def score(rows, actors=1, budget=4096):
-        scorer = RewardScorer(both[:actors], 1, 0, budget)
+        scorer = RewardScorer(both[:actors], 1, 0, budget, EngineTime())
         scorer.load(model, "float32")
         return scorer.score(rows)
 

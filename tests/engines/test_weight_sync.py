@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.feedback import row_of
 from rlhf_bench.flops import generation_flops
 from rlhf_bench.methods.stages import SFT
@@ -52,7 +53,7 @@ def sides(start, write_llama, tmp_path_factory):
     from actors.weight_sync import weight_sync
 
     folder = tmp_path_factory.mktemp("models")
-    learner = LearnerGroup([start(LearnerRank, 0, 1, 1, 0, 0, "float32")], 1, 0, 512)
+    learner = LearnerGroup([start(LearnerRank, 0, 1, 1, 0, 0, "float32")], 1, 0, 512, EngineTime())
     found = {}
     for name, engines in (("tied", 2), ("untied", 1)):
         path = write_llama(folder / name, tie_word_embeddings=name == "tied")
@@ -61,7 +62,7 @@ def sides(start, write_llama, tmp_path_factory):
     learner.join()
     for side in found.values():
         side.begin()
-        side.pool = RolloutPool(side.engines, PLACEMENT, learner.shapes["policy"], EOS)
+        side.pool = RolloutPool(side.engines, PLACEMENT, learner.shapes["policy"], EOS, EngineTime())
     return found
 
 
@@ -125,7 +126,7 @@ def test_a_seed_fixes_the_samples_on_any_number_of_engines(tied):
         assert [g.prompt for g in groups] == PROMPTS
         return [[s.response_ids for s in g.samples] for g in groups], cost.flops
 
-    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS)
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, EngineTime())
     once = draw(alone, 1)
     assert draw(alone, 1) == draw(tied.pool, 1) == once
     assert draw(alone, 2) != once
@@ -151,7 +152,7 @@ def test_the_end_of_a_response_is_marked(tied):
 def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
     from actors.rollout_pool import RolloutPool
 
-    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS)
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, EngineTime())
     long = Prompt("long", "", "", token_ids=(1, *[4 + i % 11 for i in range(380)]))
 
     def draw():
