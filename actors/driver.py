@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ def drive(
     began: float,
 ) -> str:
     """Run the comparison; returns the text that ends it: table, verdict, where to look."""
+    # MLflow's thread would otherwise hold this one up for 5 ms at a time, while an engine waits for its next call.
+    sys.setswitchinterval(0.0005)
     display = Display(directory)
     run_key, commit = _run_key(directory), _commit()
     tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.say)

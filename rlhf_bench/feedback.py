@@ -22,13 +22,19 @@ class Judge:
     tokenizer: object
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], Cost]:
-        judged = [replace(g, samples=tuple(self._one(g, s) for s in g.samples)) for g in groups]
+        judged = [replace(g, samples=self._samples(g)) for g in groups]
         return judged, Cost(judge_queries=sum(len(g.samples) for g in groups))
 
-    def _one(self, group: Group, sample: Sample) -> Sample:
-        text = decode_response(self.tokenizer, sample.response_ids)
-        gold = self.task.judge(group.prompt, text).score if sample.finished else 0.0
-        return replace(sample, text=text, gold=gold)
+    def _samples(self, group: Group) -> tuple[Sample, ...]:
+        known: dict[tuple[int, ...], tuple[str, float]] = {}  # a prompt's samples are often the same few responses
+        out = []
+        for sample in group.samples:
+            if sample.response_ids not in known:
+                text = decode_response(self.tokenizer, sample.response_ids)
+                known[sample.response_ids] = text, self.task.judge(group.prompt, text).score
+            text, gold = known[sample.response_ids]
+            out.append(replace(sample, text=text, gold=gold if sample.finished else 0.0))
+        return tuple(out)
 
 
 def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> tuple[list[Group], Cost]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Column = Literal["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
@@ -27,10 +27,10 @@ class Cost:
     device_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in COLUMNS))
 
     def as_dict(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
 class Ledger:

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,11 @@ def pair_rows(
     arm: str, seed: int, look: Look, evaluation: Evaluation, reward_margins: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     where = {"arm": arm, "seed": seed, "mark": look.mark, "update": look.update}
-    return [where | asdict(p) | {"reward_margin": reward_margins.get(p.pair_id, math.nan)} for p in evaluation.pairs]
+    names = [f.name for f in fields(PairLook)]
+    return [
+        where | {n: getattr(p, n) for n in names} | {"reward_margin": reward_margins.get(p.pair_id, math.nan)}
+        for p in evaluation.pairs
+    ]
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -112,18 +112,17 @@ class FixedPairs:
     """Shuffled epochs over a set of pairs: offline, and on_policy once its candidates are drawn."""
 
     def __init__(self, pairs: Sequence[Pair], per_update: int, seed: int, metrics: dict[str, float]):
-        self.pairs, self.size, self.metrics = list(pairs), min(per_update, len(pairs)), metrics
+        self.rows, self.rewards, self.versions = rows_of(pairs), _pair_rewards(pairs), [p.policy_version for p in pairs]
+        self.size, self.metrics = min(per_update, len(pairs)), metrics
         self.rng = np.random.default_rng([seed, 2])
         self.order: list[int] = []
 
     def draw(self, version: int) -> Drawn:
         while len(self.order) < self.size:
-            self.order += self.rng.permutation(len(self.pairs)).tolist()
-        now, self.order = [self.pairs[i] for i in self.order[: self.size]], self.order[self.size :]
-        lag = version - float(np.mean([p.policy_version for p in now]))
-        return Drawn(
-            rows_of(now), _pair_rewards(now), {"policy_version_lag": lag, "pairs": len(now)} | self.metrics, fixed=True
-        )
+            self.order += self.rng.permutation(len(self.rows)).tolist()
+        now, self.order = self.order[: self.size], self.order[self.size :]
+        metrics = {"policy_version_lag": version - float(np.mean([self.versions[i] for i in now])), "pairs": len(now)}
+        return Drawn([self.rows[i] for i in now], [self.rewards[i] for i in now], metrics | self.metrics, fixed=True)
 
 
 class OnlinePairs:

@@ -305,7 +305,7 @@ def with_reference(
     if settings.reference_free:
         return Prepared(list(rows), dict(state), settings.strengths())
     out = [
-        Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": tuple(np.array([a.sum()]) for a in logprobs)})
+        Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": tuple(a.sum(keepdims=True) for a in logprobs)})
         for r, logprobs in zip(rows, measured["reference_logprobs"], strict=True)
     ]
     return Prepared(out, dict(state), settings.strengths())
