@@ -206,6 +206,14 @@ def test_an_arm_that_spent_less_is_named(directory):
     assert "Compute is not equal: the budget&#39;s share that was spent is single 50%." in page_of(directory)
 
 
+def test_table_and_plots_come_first(page):
+    places = [
+        page.index(mark) for mark in ('aria-label="Comparison of the arms"', '<h2 id="plots">', '<h2 id="claims">')
+    ]
+    assert places == sorted(places)
+    assert [page.index(f'href="#{name}"') for name in ("plots", "claims")] < [places[0]] * 2
+
+
 def test_generated_text_is_escaped_and_its_control_characters_are_visible(page):
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; ⟨U+001B⟩[31m⟨U+202E⟩evil↵\nnext" in page
     assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
