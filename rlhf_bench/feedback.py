@@ -31,9 +31,10 @@ class Judge:
         for sample in group.samples:
             if sample.response_ids not in known:
                 text = decode_response(self.tokenizer, sample.response_ids)
-                known[sample.response_ids] = text, self.task.judge(group.prompt, text).score
+                gold = self.task.judge(group.prompt, text).score if sample.finished else 0.0
+                known[sample.response_ids] = text, gold  # a finished one ends in EOS, so the ids tell them apart
             text, gold = known[sample.response_ids]
-            out.append(replace(sample, text=text, gold=gold if sample.finished else 0.0))
+            out.append(replace(sample, text=text, gold=gold))
         return tuple(out)
 
 
