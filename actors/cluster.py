@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +43,11 @@ def _lines(path: str) -> list[str]:
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[Callable[[], None]]:
     """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one; leave or end it after.
 
-    Raises RunFailed where there is none to join, or none starts.
+    Gives a function that waits until the cluster is there: seconds in which there is other work. Raises RunFailed where
+    there is none to join, or none starts.
 
     Ray starts its processes by forking. A signal whose handler raises inside one of Python's fork hooks is swallowed,
     and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
@@ -59,7 +60,8 @@ def cluster() -> Iterator[None]:
     settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
     starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
     started = starter.submit(ray.init, address=address or "local", **settings)
-    try:
+
+    def ready() -> None:
         try:
             started.result()
         except Exception as error:  # Ray has no class of its own for this
@@ -67,7 +69,9 @@ def cluster() -> Iterator[None]:
             reason = " ".join(str(error).split())[:200]
             raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
         raise_on_signals()  # once more: Ray's core sets a handler of its own
-        yield
+
+    try:
+        yield ready
     finally:
         wait([started])
         ray.shutdown()

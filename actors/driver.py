@@ -17,6 +17,7 @@ import ray
 import yaml
 
 from actors.cluster import machine
+from actors.draughtsman import begin_report
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
 from rlhf_bench.comparison import Comparison
@@ -73,7 +74,7 @@ def drive(
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
-            functools.partial(_begin_evaluation, fleet, recipe, material),
+            functools.partial(_begin_evaluation, fleet, recipe, material), begin_report,
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
         status = "done"

@@ -190,7 +190,7 @@ class Evaluator:
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
             evaluation = self.engine_time.during(ray.get, ref)
-            self.engine_time.aside(submitted, min(evaluation.seconds, perf_counter() - submitted))
+            self.engine_time.aside("evaluator", submitted, min(evaluation.seconds, perf_counter() - submitted))
             done.append((label, evaluation))
             self.pending.pop(0)
         return done

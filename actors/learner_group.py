@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -132,10 +133,12 @@ class LearnerRank:
 
     def steps(
         self, work: Sequence[Step], plans: list[list[list[int]]], idle: list[int], units: list[int], temperature: float
-    ) -> list[dict[str, float]]:
-        """Optimizer steps one after another, each over this rank's share of its units: see `_step`."""
+    ) -> tuple[list[dict[str, float]], float]:
+        """Optimizer steps one after another, each over this rank's share of its units: see `_step`. And the seconds."""
+        began = perf_counter()
         shares = zip(work, plans, idle, units, strict=True)
-        return [self._step(step, plan, empty, count, temperature) for step, plan, empty, count in shares]
+        sums = [self._step(step, plan, empty, count, temperature) for step, plan, empty, count in shares]
+        return sums, perf_counter() - began
 
     def _step(self, step: Step, plan: list[list[int]], idle: int, units: int, temperature: float) -> dict[str, float]:
         """Sums of the loss and metrics over this rank's share of `units` units, and the gradient's norm before clipping."""
@@ -240,6 +243,30 @@ class LearnerRank:
             old.destroy()
 
 
+@dataclass(frozen=True)
+class StepsUnderWay:
+    """Optimizer steps that all ranks have been handed, `units` of loss each, at a `cost` that lacks the seconds."""
+
+    refs: list[ray.ObjectRef]
+    units: list[int]
+    cost: Cost
+    group: LearnerGroup
+    began: float
+
+    def result(self) -> tuple[list[dict[str, float]], Cost]:
+        """Wait for them. Per step the means of loss and metrics over all its units and the gradient's norm before
+        clipping; and what they cost together."""
+        time = self.group.engine_time
+        found = time.during(ray.get, self.refs)
+        seconds = max(spent for _, spent in found)
+        time.aside("learner", self.began, min(seconds, perf_counter() - self.began))
+        means = [
+            {key: sum(s[key] for s in sums) / n for key in sums[0]} | {"grad_norm": sums[0]["grad_norm"]}
+            for n, *sums in zip(self.units, *(sums for sums, _ in found), strict=True)
+        ]
+        return means, self.cost + Cost(device_seconds=seconds * self.group.devices)
+
+
 class LearnerGroup:
     """The driver's handle on all ranks. Rows in, numbers and costs out."""
 
@@ -284,23 +311,22 @@ class LearnerGroup:
         return [merged[i] for i in range(len(rows))], cost
 
     def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
-        """Optimizer steps one after another, in one call. Per step the means of loss and metrics over all its units and
-        the gradient's norm before clipping; and what they cost together."""
-        began = perf_counter()
+        """Hand in optimizer steps and wait for their result."""
+        return self.begin_steps(work, temperature).result()
+
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> StepsUnderWay:
+        """Hand in optimizer steps, to be taken one after another in one call to the ranks, and go on."""
         planned = [self._plan(step.rows) for step in work]
         units = [step.units for step in work]
+        cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
+        began = perf_counter()
         with self.engine_time.at_work():
             ref = ray.put(list(work))
-            found = ray.get([
+            refs = [
                 r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
                 for rank, r in enumerate(self.ranks)
-            ])  # fmt: skip
-        means = [
-            {key: sum(s[key] for s in sums) / n for key in sums[0]} | {"grad_norm": sums[0]["grad_norm"]}
-            for n, *sums in zip(units, *found, strict=True)
-        ]
-        cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
-        return means, cost + Cost(device_seconds=self._device_seconds(began))
+            ]
+        return StepsUnderWay(refs, units, cost, self, began)
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What these steps will cost, but for seconds: known before they are taken."""

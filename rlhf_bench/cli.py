@@ -55,21 +55,26 @@ def run(
     from rlhf_bench.records import open_directory
 
     variants, cache, todo = load_series(recipe, overrides or [], fast), _cache(), []
+    chosen = [
+        (_chosen("--arm", arm, list(v.recipe.arms)), _chosen("--seed", seed, list(v.recipe.seeds))) for v in variants
+    ]
     directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
-    for variant in variants:  # all of them are checked before the first one starts
-        settings = variant.recipe
-        arms, seeds = _chosen("--arm", arm, list(settings.arms)), _chosen("--seed", seed, list(settings.seeds))
-        material = prepare(settings, cache)
-        _refuse_small_budget(settings, material)
-        open_directory(directory / variant.label, settings)
-        todo.append((settings, material, directory / variant.label, arms, seeds))
     _guard_local_cluster()
 
     from actors.cluster import cluster
-    from actors.driver import drive
 
     began = BEGAN
-    with cluster():
+    with cluster() as ready:  # it starts while the data is prepared
+        for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
+            settings = variant.recipe
+            material = prepare(settings, cache)
+            _refuse_small_budget(settings, material)
+            open_directory(directory / variant.label, settings)
+            todo.append((settings, material, directory / variant.label, arms, seeds))
+
+        from actors.driver import drive
+
+        ready()
         for settings, material, place, arms, seeds in todo:
             print(drive(settings, material, cache, place, arms, seeds, began), flush=True)
             began = perf_counter()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.ledger import Ledger
+from rlhf_bench.ledger import Cost, Ledger, Phase
 from rlhf_bench.loop import BASE_LOOK, ArmRun, Look, Progress
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
@@ -38,6 +39,7 @@ from rlhf_bench.types import Evaluation
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
+    from rlhf_bench.report.page import Elsewhere
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Comparison:
     tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe, machine: on every run in MLflow
     began: float
     begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
+    begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
     drawn_before: DrawnBefore = field(default_factory=dict)
@@ -66,20 +69,29 @@ class Comparison:
         base = self._look_at_base(start)
         first_update = None
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
-        for done, (arm, seed) in enumerate(todo):
-            part = self._part(arm, seed)
-            if part.result is not None:
-                self.say(f"{arm} · seed {seed}: already done, kept")
-                continue
-            self.display.begin(arm, seed, done, len(todo))
-            seconds = self._run_arm(part, arm, seed, start, base)
-            first_update = first_update if first_update is not None else seconds
-            self._record(start, base, first_update)
-        self._record(start, base, first_update)
+        with ThreadPoolExecutor(1, "records") as writer:  # tables are written while the engines go on with the next arm
+            written: Future[None] | None = None
+            for done, (arm, seed) in enumerate(todo):
+                if done == len(todo) - 1:
+                    elsewhere = self.begin_report()
+                part = self._part(arm, seed)
+                if part.result is not None:
+                    self.say(f"{arm} · seed {seed}: already done, kept")
+                    continue
+                self.display.begin(arm, seed, done, len(todo))
+                seconds, by_phase, result = self._run_arm(part, arm, seed, start, base)
+                first_update = first_update if first_update is not None else seconds
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._write, part, by_phase, result, start, base, first_update)
+            if written is not None:
+                written.result()
+            else:  # all there already: but this recipe may name other arms than the last one did
+                self._record(start, base, first_update)
         before_report = self._own_seconds()
         from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
 
-        summary = write_report(self.directory)
+        summary = write_report(self.directory, elsewhere)
         own, wall = self._own_seconds(), perf_counter() - self.began
         first_call = self.roles.engine_time.spans[0][0] - self.began
         self.say(
@@ -131,8 +143,10 @@ class Comparison:
         self.say("base policy: " + ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items()))
         return evaluation
 
-    def _run_arm(self, part: Part, arm: str, seed: int, start: Start, base: Evaluation) -> float:
-        """Run one arm with one seed; returns seconds from the program's start to its first update."""
+    def _run_arm(
+        self, part: Part, arm: str, seed: int, start: Start, base: Evaluation
+    ) -> tuple[float, Mapping[Phase, Cost], dict[str, Any]]:
+        """Run one arm with one seed: seconds from the program's start to its first update, what it cost, its result."""
         recipe, settings = self.recipe, self.arms[arm]
         ledger = Ledger(recipe.compute.column, recipe.compute.limit)
         if uses_reward_model(settings):
@@ -189,12 +203,11 @@ class Comparison:
             "kl": kl,
             "updates": run.version,
         }
-        part.finish(ledger.by_phase, result)
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
         self.say(
             f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {perf_counter() - began:.0f} s"
         )
-        return first[0]
+        return first[0], ledger.by_phase, result
 
     def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}
@@ -203,6 +216,13 @@ class Comparison:
             "budget/fraction": look.fraction,
         }
         self.tracker.log(arm, seed, look.update, numbers)
+
+    def _write(
+        self, part: Part, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any], start: Start, base: Evaluation,
+        first_update: float | None,
+    ) -> None:  # fmt: skip
+        part.finish(by_phase, result)
+        self._record(start, base, first_update)
 
     def _record(self, start: Start, base: Evaluation, first_update: float | None) -> None:
         """Write what the report reads, after every arm: a run that is cut short can be reported too. All of DIR counts,

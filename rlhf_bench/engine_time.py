@@ -13,7 +13,7 @@ class EngineTime:
 
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
-        self.aside_until = 0.0
+        self.aside_until: dict[str, float] = {}  # by engine
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -29,12 +29,12 @@ class EngineTime:
         with self.at_work():
             return call(*args, **kwargs)
 
-    def aside(self, submitted: float, seconds: float) -> None:
-        """An engine worked `seconds` on something submitted then, after what was submitted to it before, while the
+    def aside(self, engine: str, submitted: float, seconds: float) -> None:
+        """`engine` worked `seconds` on something submitted then, after what was submitted to it before, while the
         driver went on."""
-        began = max(submitted, self.aside_until)
-        self.aside_until = began + seconds
-        self.spans.append((began, self.aside_until))
+        began = max(submitted, self.aside_until.get(engine, 0.0))
+        self.aside_until[engine] = began + seconds
+        self.spans.append((began, began + seconds))
 
     def idle(self, began: float, ended: float) -> float:
         """Seconds between `began` and `ended` in which no engine was at work."""

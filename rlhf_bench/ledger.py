@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,14 +44,24 @@ class Ledger:
     def __init__(self, column: Column, limit: float):
         self.column, self.limit = column, limit
         self.by_phase: dict[Phase, Cost] = {}
+        self.promised: list[tuple[Phase, Cost]] = []
         self._dearest_update = 0.0
         self._update_began_at = 0.0
 
     def charge(self, phase: Phase, cost: Cost) -> None:
         self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
 
+    def promise(self, phase: Phase, cost: Cost) -> None:
+        """Work that is under way: it takes up room at once, and is charged by `settle` when it is done."""
+        self.promised.append((phase, cost))
+
+    def settle(self, cost: Cost) -> None:
+        """Charge what the oldest promise has come to."""
+        phase, _ = self.promised.pop(0)
+        self.charge(phase, cost)
+
     def total(self) -> Cost:
-        return sum((c for p, c in self.by_phase.items() if p not in METERED_APART), Cost())
+        return _total(self.by_phase)
 
     @property
     def spent(self) -> float:
@@ -60,14 +71,30 @@ class Ledger:
     def fraction(self) -> float:
         return self.spent / self.limit
 
+    @property
+    def committed(self) -> float:
+        """Spent and promised, as a share of the limit."""
+        return self._committed() / self.limit
+
     def begin_update(self) -> bool:
         """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
-        self._update_began_at = self.spent
-        return self.spent + self._dearest_update <= self.limit
+        self._update_began_at = self._committed()
+        return self._update_began_at + self._dearest_update <= self.limit
 
     def has_room_for(self, cost: Cost) -> bool:
         """Would the rest of this update, at this cost, stay within the limit?"""
-        return self.spent + getattr(cost, self.column) <= self.limit
+        return self._committed() + getattr(cost, self.column) <= self.limit
 
     def end_update(self) -> None:
-        self._dearest_update = max(self._dearest_update, self.spent - self._update_began_at)
+        self._dearest_update = max(self._dearest_update, self._committed() - self._update_began_at)
+
+    def _committed(self) -> float:
+        # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.
+        by_phase = dict(self.by_phase)
+        for phase, cost in self.promised:
+            by_phase[phase] = by_phase.get(phase, Cost()) + cost
+        return getattr(_total(by_phase), self.column)
+
+
+def _total(by_phase: Mapping[Phase, Cost]) -> Cost:
+    return sum((c for p, c in by_phase.items() if p not in METERED_APART), Cost())

@@ -19,7 +19,7 @@ from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.roles import Roles, Step
+from rlhf_bench.roles import Roles, Step, StepsUnderWay
 from rlhf_bench.sources import Drawn, DrawnBefore, Sampler, make_source
 from rlhf_bench.stages import Start
 from rlhf_bench.types import Evaluation, Row, RunFailed
@@ -53,6 +53,16 @@ BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
 """Every arm's curve begins with the base policy, before anything is spent."""
 
 
+@dataclass(frozen=True)
+class HandedIn:
+    """An update whose optimizer steps the learner has been handed: its number, what is known of it, what is to come."""
+
+    version: int
+    metrics: Mapping[str, float]
+    steps: Sequence[Step] = ()
+    under_way: StepsUnderWay | None = None  # None: there was nothing to learn from
+
+
 @dataclass
 class ArmRun:
     """One arm and one seed: everything that lives as long as it does."""
@@ -70,6 +80,8 @@ class ArmRun:
     marks: tuple[float, ...]  # fractions of the budget at which to look
     drawn_before: DrawnBefore  # shared by the arms of a comparison
     version: int = 0
+    status: Literal["done", "diverged"] = "done"
+    handed_in: list[HandedIn] = field(default_factory=list)
     state: dict[str, float] = field(default_factory=dict)
     reference_cache: dict[str, PerResponse] = field(default_factory=dict)
     began: float = field(default_factory=perf_counter)
@@ -89,28 +101,26 @@ class ArmRun:
         marks = [m for m in self.marks if m < 1]
         while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
             self._looked(self._now(marks.pop(0)), self.base, self._now_settings())
-        status: Literal["done", "diverged"] = "done"
         synced = self.version
-        while self.ledger.begin_update():
+        while self.status == "done" and self.ledger.begin_update():
             if self.settings.data == "online" and synced != self.version:
                 self._sync()  # within the update that samples, so that its cost is foreseen
                 synced = self.version
             drawn = source.draw(self.version)
-            metrics = dict(drawn.metrics)
-            if drawn.rows:
-                learned = self._update(drawn, rng)
-                if learned is None:
-                    break
-                metrics |= learned
-                self.version += 1
-            self.ledger.end_update()
-            self.progress.update(self.version, metrics, self.ledger)
-            if not math.isfinite(metrics.get("loss", 0.0)):
-                status = "diverged"
+            update = self._hand_in(drawn, rng)
+            if update is None:
                 break
+            self.ledger.end_update()
+            self._settle()  # the update before this one: the learner has work meanwhile
+            self.handed_in.append(update)
+            look = bool(marks) and self.ledger.committed >= marks[0]
+            # Fresh samples need the new weights, and seconds are known only afterwards.
+            if look or not drawn.fixed or self.ledger.column == "device_seconds":
+                self._settle()
             while marks and self.ledger.fraction >= marks[0]:
                 self._look(marks.pop(0))
             self._collect(wait=False)
+        self._settle()
         if self.version == 0:
             raise RunFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
@@ -120,11 +130,11 @@ class ArmRun:
         if save_to is not None:
             self.roles.learner.save("policy", save_to)
             self.material.tokenizer.save_pretrained(save_to)
-        return status
+        return self.status
 
     def _now_settings(self) -> Any:
         """The arm's settings as numbers: schedules at the budget spent so far, and what the method has adapted."""
-        return self.settings.at(min(self.ledger.fraction, 1.0), self.state)
+        return self.settings.at(min(self.ledger.committed, 1.0), self.state)
 
     def _load(self) -> None:
         learner, settings = self.roles.learner, self.settings
@@ -138,8 +148,10 @@ class ArmRun:
             path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
             learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
 
-    def _update(self, drawn: Drawn, rng: np.random.Generator) -> dict[str, float] | None:
-        """One update on drawn data. None when it would pass the budget: then nothing was trained."""
+    def _hand_in(self, drawn: Drawn, rng: np.random.Generator) -> HandedIn | None:
+        """One update on drawn data. None when it would pass the budget: then nothing is trained."""
+        if not drawn.rows:
+            return HandedIn(self.version, drawn.metrics)
         settings = self._now_settings()
         measured: Measured = {name: self._measure(name, drawn) for name in self.method.needs(settings)}
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
@@ -153,6 +165,7 @@ class ArmRun:
             return None
         self.state = prepared.state
         if adapts and self.method.adapt is not None:
+            self._settle()
             temperature = self.recipe.data.temperature
             sides, cost = learner.side_gradients(self.method, prepared.rows, settings, temperature)
             self.ledger.charge("measuring", cost)
@@ -160,19 +173,28 @@ class ArmRun:
             settings = self._now_settings()
         adapted = {f"state/{key}": value for key, value in self.state.items()}
         steps = self._steps(parts, settings)
-        found, cost = learner.steps(steps, self.recipe.data.temperature)
-        self.ledger.charge("learning", cost)
-        sums: dict[str, list[float]] = {}
-        for step, means in zip(steps, found, strict=True):
-            prefix = "" if step.objective.model == "policy" else "critic_"
-            for key, value in means.items():
-                sums.setdefault(prefix + key, []).append(value)
-        return (
-            {key: float(np.mean(values)) for key, values in sums.items()}
-            | prepared.metrics
-            | adapted
-            | self._sample_logprob(measured)
-        )
+        under_way = learner.begin_steps(steps, self.recipe.data.temperature)
+        self.ledger.promise("learning", learner.steps_cost(steps))
+        self.version += 1
+        metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
+        return HandedIn(self.version, metrics, steps, under_way)
+
+    def _settle(self) -> None:
+        """Wait for the updates that the learner was handed, charge and report them."""
+        while self.handed_in:
+            update = self.handed_in.pop(0)
+            sums: dict[str, list[float]] = {}
+            if update.under_way is not None:
+                found, cost = update.under_way.result()
+                self.ledger.settle(cost)
+                for step, means in zip(update.steps, found, strict=True):
+                    prefix = "" if step.objective.model == "policy" else "critic_"
+                    for key, value in means.items():
+                        sums.setdefault(prefix + key, []).append(value)
+            learned = {key: float(np.mean(values)) for key, values in sums.items()}
+            if not math.isfinite(learned.get("loss", 0.0)):
+                self.status = "diverged"
+            self.progress.update(update.version, {**learned, **update.metrics}, self.ledger)
 
     def _steps(self, parts: Sequence[Sequence[Row]], settings: Any) -> list[Step]:
         """The optimizer steps over an update's parts: each of the method's models on each part."""
@@ -188,6 +210,7 @@ class ArmRun:
         new = [r for r in drawn.rows if not (keep and r.id in self.reference_cache)]
         found: list[PerResponse] = []
         if new:
+            self._settle()  # or its waiting for those steps would be counted as measuring
             temperature = 1.0 if name == "values" else self.recipe.data.temperature
             found, cost = self.roles.learner.measure(MEASURED_BY[name], new, temperature)
             self.ledger.charge("measuring", cost)

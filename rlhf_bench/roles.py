@@ -33,6 +33,14 @@ class Step:
         return sum(r.response_tokens for r in self.rows)
 
 
+class StepsUnderWay(Protocol):
+    """Optimizer steps that the learner has been handed."""
+
+    def result(self) -> tuple[list[dict[str, float]], Cost]:
+        """Wait for them. Per step the means of loss and metrics over all its units, and `grad_norm` before clipping; and
+        what they cost together."""
+
+
 class RolloutPool(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
@@ -66,9 +74,12 @@ class LearnerGroup(Protocol):
     def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
         """Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens."""
 
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> StepsUnderWay:
+        """Hand in optimizer steps, to be taken one after another, and go on. Whatever is asked of the learner afterwards
+        waits for them."""
+
     def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
-        """Optimizer steps one after another: per step the means of loss and metrics over all its units, and `grad_norm`
-        before clipping; and what they cost together."""
+        """Hand in optimizer steps and wait for their result."""
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What they would cost, but for seconds."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlhf_bench.report import figures, tables
 from rlhf_bench.report.field_section import field_section
 from rlhf_bench.report.pairs_section import displacement, ranking
 from rlhf_bench.report.pairwise import pairwise
-from rlhf_bench.report.plotting import plotted, style
+from rlhf_bench.report.plotting import Plot, plotted, style
 from rlhf_bench.report.properties import properties
 from rlhf_bench.report.recorded import Recorded, read_recorded
 from rlhf_bench.report.samples import shown_seed, side_by_side
@@ -29,25 +30,42 @@ from rlhf_bench.report.verdict import notes, verdict
 TEMPLATE = "report.html.j2"
 
 
-def write_report(directory: Path) -> Summary:
+Properties = list[tuple[Plot, ...]]
+Elsewhere = Callable[[Recorded, Summary], Callable[[], Properties]]
+"""Begins `draw_properties` in another process; gives a function that waits for its result."""
+
+
+def write_report(directory: Path, elsewhere: Elsewhere | None = None) -> Summary:
     """Render the comparison recorded in `directory` into its `summary.json` and `report.html`.
+
+    Figures take seconds: `elsewhere` may draw a good half of them meanwhile.
 
     The same records give the same bytes, and each file is replaced in one step. Raises BadInput where a record
     is missing or contradicts itself, before anything is written.
     """
     recorded = read_recorded(directory)
     summary = summarize(recorded)
+    properties = elsewhere(recorded, summary) if elsewhere else partial(draw_properties, recorded, summary)
     with style():
-        page = render_page(recorded, summary)
+        page = render_page(recorded, summary, properties)
     _replace(directory / "summary.json", json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
     _replace(directory / "report.html", page)
     return summary
 
 
+def draw_properties(recorded: Recorded, summary: Summary) -> Properties:
+    """The plots of the sections on each property, in their order."""
+    with style():
+        return [section.draw() for section in properties(recorded, summary)]
+
+
 def sections(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
     """What the page says beyond the comparison itself, in its order."""
+    return (*properties(recorded, summary), *_further(recorded, summary))
+
+
+def _further(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
     return (
-        *properties(recorded, summary),
         field_section(recorded, summary),
         ranking(recorded, summary),
         displacement(recorded, summary),
@@ -55,8 +73,14 @@ def sections(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
     )
 
 
-def render_page(recorded: Recorded, summary: Summary) -> str:
-    """The HTML page, one file that loads nothing and runs nothing; to be called within `plotting.style()`."""
+def render_page(recorded: Recorded, summary: Summary, property_plots: Callable[[], Properties]) -> str:
+    """The HTML page, one file that loads nothing and runs nothing; to be called within `plotting.style()`.
+
+    `property_plots` gives what `draw_properties` would; it is asked last.
+    """
+    further = [(section, section.draw()) for section in _further(recorded, summary)]
+    plots = figures.draw(recorded, summary)
+    by_property = properties(recorded, summary)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,11 +103,11 @@ def render_page(recorded: Recorded, summary: Summary) -> str:
         equal_kl=tables.equal_kl_table(summary),
         equal_kl_at=summary.equal_kl,
         stability=tables.stability_table(summary),
-        sections=[(section, section.draw()) for section in sections(recorded, summary)],
+        sections=[*zip(by_property, property_plots(), strict=True), *further],
         matrix=pairwise(recorded, summary),
         undrawn=len(summary.arms) - len(plotted(recorded, summary).arms),
         spike_factor=f"{stability.SPIKE_FACTOR:g}",
-        plots=figures.draw(recorded, summary),
+        plots=plots,
         splits=tables.split_table(recorded, summary),
         split_names=tables.SPLIT_NAMES,
         parts=tables.part_table(recorded, summary),

@@ -52,6 +52,17 @@ class LengthScorer:
 
 
 @dataclass
+class UnderWay:
+    found: tuple
+    order: list
+    call: int
+
+    def result(self):
+        self.order.append(("is waited for", self.call))
+        return self.found
+
+
+@dataclass
 class Learner:
     """Trains nothing; remembers what it was handed. `losses`: what its steps answer in turn, then always 1."""
 
@@ -63,6 +74,7 @@ class Learner:
     measured: list = field(default_factory=list)  # model, rows
     sides_measured: list = field(default_factory=list)  # how many steps had been taken, settings
     saved: list = field(default_factory=list)
+    order: list = field(default_factory=list)  # of handing steps in and waiting for them
 
     def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0):
         self.loaded.append((name, path, seed))
@@ -75,12 +87,16 @@ class Learner:
         return sum((STEP for _ in work), Cost())
 
     def steps(self, work, temperature=1.0):
-        found = []
+        return self.begin_steps(work, temperature).result()
+
+    def begin_steps(self, work, temperature=1.0):
+        found, call = [], 1 + sum(what == "begins" for what, _ in self.order)
+        self.order.append(("begins", call))
         for step in work:
             self.stepped.append((list(step.rows), step.settings, step.learning_rate))
             loss = self.losses.pop(0) if self.losses else 1.0
             found.append({"loss": loss, "accuracy": 0.5, "grad_norm": 1.0})
-        return found, self.steps_cost(work)
+        return UnderWay((found, self.steps_cost(work)), self.order, call)
 
     def side_gradients_cost(self, rows):
         return SIDES

@@ -27,9 +27,10 @@ def test_idle_time_is_what_no_span_covers_however_spans_overlap(seed):
 
 def test_work_aside_queues_behind_what_was_submitted_before():
     time = EngineTime()
-    time.aside(submitted=1.0, seconds=3.0)
-    time.aside(submitted=2.0, seconds=3.0)  # begins at 4
-    time.aside(submitted=9.0, seconds=0.5)
+    time.aside("evaluator", submitted=1.0, seconds=3.0)
+    time.aside("learner", submitted=2.5, seconds=1.0)  # meanwhile
+    time.aside("evaluator", submitted=2.0, seconds=3.0)  # begins at 4
+    time.aside("evaluator", submitted=9.0, seconds=0.5)
     assert time.idle(0.0, 10.0) == pytest.approx(1.0 + 2.0 + 0.5)
 
 

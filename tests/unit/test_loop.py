@@ -168,9 +168,32 @@ def test_pairs_of_other_splits_do_not_enter_the_partials():
 
 
 def test_a_loss_that_is_no_number_ends_the_arm_as_diverged_and_the_end_is_still_seen():
+    """Of fixed pairs, the learner was handed the next update meanwhile: it is taken, charged and told as well."""
     arm = Arm(LIMIT, learner=Learner(losses=[1.0, 1.0, float("nan")]), method="dpo")
-    assert arm.status == "diverged" and len(arm.updates) == 3
-    assert [(look.mark, look.update) for look, _ in arm.looks] == [(0.0, 0), (1.0, 3)]
+    assert arm.status == "diverged" and len(arm.updates) == 4 and math.isnan(arm.told("loss")[2])
+    assert [(look.mark, look.update) for look, _ in arm.looks] == [(0.0, 0), (1.0, 4)]
+    assert arm.ledger.spent == MEASURING.flops + 4 * STEP.flops
+    online = Arm(100.0, learner=Learner(losses=[1.0, float("nan")]), method="dpo", data="online", prompts_per_update=4)
+    assert online.status == "diverged" and len(online.updates) == 2
+
+
+@pytest.mark.parametrize("data", ["offline", "online"])
+def test_the_next_update_of_fixed_pairs_is_handed_in_before_the_last_one_is_waited_for(data):
+    learner = Learner()
+    arm = Arm(LIMIT, marks=(0.5,), learner=learner, method="dpo", data=data, prompts_per_update=4)
+    updates = len(arm.updates)
+    in_turn = [what for n in range(1, updates + 1) for what in (("begins", n), ("is waited for", n))]
+    if data == "online":  # fresh samples need the weights that the last update makes
+        assert learner.order == in_turn
+    else:
+        looked = next(look.update for look, _ in arm.looks if look.mark == 0.5)
+        behind = [n for n in range(1, updates) if n != looked]  # a look sees all that came before it
+        assert [
+            n for n in behind if learner.order.index(("is waited for", n)) < learner.order.index(("begins", n + 1))
+        ] == []
+        assert learner.order.index(("is waited for", looked)) < learner.order.index(("begins", looked + 1))
+        assert sorted(learner.order) == sorted(in_turn) and updates == UPDATES
+    assert [update for update, _, _ in arm.updates] == list(range(1, updates + 1))
 
 
 def test_the_finished_policy_is_kept_only_where_a_place_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from html.parser import HTMLParser
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlhf_bench.report import comparison_table, render_text_table, write_report
+from rlhf_bench.report import comparison_table, draw_properties, render_text_table, write_report
 from rlhf_bench.report.text import duration, quantity, visible
 from rlhf_bench.types import BadInput
 
@@ -274,6 +275,24 @@ def test_writing_again_gives_the_same_bytes_and_leaves_nothing_else(directory):
     first = {path.name: path.read_bytes() for path in directory.iterdir()}
     write_report(directory)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == first
+
+
+def test_figures_drawn_in_another_process_are_the_same_and_come_last(directory):
+    write_report(directory)
+    alone, order = (directory / "report.html").read_bytes(), []
+
+    def elsewhere(*handed):
+        order.append("begun")
+        pickled = pickle.dumps(handed)  # as they travel
+
+        def result():
+            order.append("waited for")
+            return draw_properties(*pickle.loads(pickled))
+
+        return result
+
+    write_report(directory, elsewhere)
+    assert (directory / "report.html").read_bytes() == alone and order == ["begun", "waited for"]
 
 
 def test_every_missing_file_is_named_with_a_remedy(tmp_path):

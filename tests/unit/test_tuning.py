@@ -177,7 +177,7 @@ def comparison(directory, evaluator, learner, **tuning):
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
     made = Comparison(
         parse_recipe(data), directory, material, roles, None, None, lambda line: None, None, {}, 0.0,
-        lambda start, tuning: begun.append(tuning) or [],
+        lambda start, tuning: begun.append(tuning) or [], None,
     )  # fmt: skip
     pairs = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]
     return made, Start(Path("base"), pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
