@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -50,21 +51,21 @@ def run(
 
     Example: rlhf-bench run recipes/quickstart.yaml seeds=[1] --output outputs/try
     """
-    from rlhf_bench.material import prepare
-    from rlhf_bench.recipe import load_series
-    from rlhf_bench.records import open_directory
-
-    variants, cache, todo = load_series(recipe, overrides or [], fast), _cache(), []
-    chosen = [
-        (_chosen("--arm", arm, list(v.recipe.arms)), _chosen("--seed", seed, list(v.recipe.seeds))) for v in variants
-    ]
-    directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
     _guard_local_cluster()
-
     from actors.cluster import cluster
 
-    began = BEGAN
-    with cluster() as ready:  # it starts while the data is prepared
+    began, todo = BEGAN, []
+    with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and what follows here too
+        from rlhf_bench.material import prepare
+        from rlhf_bench.recipe import load_series
+        from rlhf_bench.records import open_directory
+
+        variants, cache = load_series(recipe, overrides or [], fast), _cache()
+        chosen = [
+            (_chosen("--arm", arm, list(v.recipe.arms)), _chosen("--seed", seed, list(v.recipe.seeds)))
+            for v in variants
+        ]
+        directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
         for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
             settings = variant.recipe
             material = prepare(settings, cache)
@@ -252,13 +253,27 @@ def _guard_local_cluster() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
+@contextmanager
+def _refusing_at_once() -> Iterator[None]:
+    """What is wrong with the input is said before Ray, which is starting meanwhile, has ended again."""
+    try:
+        yield
+    except BadInput as error:
+        _say(error)
+        raise SystemExit(2) from None
+
+
+def _say(error: BadInput) -> None:
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
 def _exit_code(command: Callable[[], Any]) -> int:
     """Run a command; its last line on failure names the cause."""
     try:
         command()
     except BadInput as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        _say(error)
         return 2
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
