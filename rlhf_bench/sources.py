@@ -29,8 +29,17 @@ class Drawn:
     fixed: bool  # the same rows come again: what was measured on them under the reference stays true
 
 
-DrawnBefore = dict[tuple[Sampling, tuple[str, ...]], tuple[list[Group], Cost]]
-"""The start policy's samples of this seed, by how and on which prompts, with what they cost."""
+@dataclass(frozen=True)
+class Judged:
+    """Samples with their gold scores, what drawing them cost, and what judging them."""
+
+    groups: list[Group]
+    drawing: Cost
+    judging: Cost
+
+
+DrawnBefore = dict[tuple[Sampling, tuple[str, ...]], Judged]
+"""The start policy's samples of this seed, by how and on which prompts."""
 
 
 class Source(Protocol):
@@ -62,7 +71,7 @@ class Sampler:
         return self.sample_on(self._next(prompts), samples)
 
     def sample_on(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
-        return self._judged(*self.roles.pool.generate(prompts, self._sampling(samples)))
+        return self._paid(self._draw(prompts, self._sampling(samples)))
 
     def sample_start(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
         """Samples of the start policy. Another arm with this seed draws the very same ones, so they are drawn once;
@@ -70,21 +79,25 @@ class Sampler:
         key = (self._sampling(samples), tuple(p.id for p in prompts))
         if key not in self.drawn_before:
             self.drawn_before.clear()  # arms run seed by seed: what an earlier seed drew is not asked for again
-            self.drawn_before[key] = self.roles.pool.generate(prompts, key[0])
-        return self._judged(*self.drawn_before[key])
+            self.drawn_before[key] = self._draw(prompts, key[0])
+        return self._paid(self.drawn_before[key])
 
     def _sampling(self, samples: int) -> Sampling:
         self.drawn += 1
         seed = self.seed * 1009 + self.drawn - 1
         return Sampling(samples, self.data.max_response_tokens, self.data.temperature, seed)
 
-    def _judged(self, groups: list[Group], cost: Cost) -> list[Group]:
-        """Pay for the samples, have them judged and rewarded, and pay for that."""
-        self.ledger.charge("rollout", cost)
+    def _draw(self, prompts: Sequence[Prompt], sampling: Sampling) -> Judged:
+        groups, drawing = self.roles.pool.generate(prompts, sampling)
         judged, judging = self.judge(groups)
+        return Judged(judged, drawing, judging)
+
+    def _paid(self, found: Judged) -> list[Group]:
+        """Pay for the samples and their judge, have them rewarded, and pay for that."""
+        self.ledger.charge("rollout", found.drawing)
         # A judge who teaches is paid for; one who only looks on belongs to evaluation.
-        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", judging)
-        rewarded, scoring = with_rewards(judged, self.settings.feedback, self.roles.scorer)
+        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", found.judging)
+        rewarded, scoring = with_rewards(found.groups, self.settings.feedback, self.roles.scorer)
         self.ledger.charge("scoring", scoring)
         return rewarded
 
