@@ -283,6 +283,7 @@ class LearnerGroup:
         self.devices = len(actors) * (gpus or cpus)
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shapes: dict[ModelName, ModelShape] = {}
+        self.first_step_began: float | None = None
 
     def join(self) -> None:
         address, port = self._get(self.ranks[0].address.remote())
@@ -320,6 +321,7 @@ class LearnerGroup:
         units = [step.units for step in work]
         cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
         began = perf_counter()
+        self.first_step_began = self.first_step_began or began
         with self.engine_time.at_work():
             ref = ray.put(list(work))
             refs = [

@@ -94,8 +94,10 @@ class Comparison:
         summary = write_report(self.directory, elsewhere)
         own, wall = self._own_seconds(), perf_counter() - self.began
         first_call = self.roles.engine_time.spans[0][0] - self.began
+        step = self.roles.learner.first_step_began or self.began  # none was taken where all arms were there
         self.say(
-            f"timing: {wall:.0f} s in all, first update of an arm after {first_update or 0:.0f} s; the driver's own work, "
+            f"timing: {wall:.0f} s in all, first optimizer step (of the base policy, where it is not in the cache) after "
+            f"{step - self.began:.0f} s, first update of an arm after {first_update or 0:.0f} s; the driver's own work, "
             f"while no engine was at work, {own / wall:.1%} of that: {first_call:.0f} s before the engines started, "
             f"{before_report - first_call:.0f} s between their calls, {own - before_report:.0f} s for the report"
         )

@@ -65,6 +65,7 @@ class RewardScorer(Protocol):
 
 class LearnerGroup(Protocol):
     devices: int  # CPU cores, or GPUs, of all ranks together
+    first_step_began: float | None  # of `perf_counter`; None before any
 
     def load(
         self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0

@@ -69,6 +69,7 @@ class Learner:
     sides: SideGradients = SideGradients(1.0, 1.0, 0.5)
     losses: list = field(default_factory=list)
     devices: int = 1
+    first_step_began: float | None = None
     loaded: list = field(default_factory=list)  # model, path, seed
     stepped: list = field(default_factory=list)  # rows, settings, learning rate
     measured: list = field(default_factory=list)  # model, rows
