@@ -10,7 +10,7 @@ from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import DataMode, Feedback
 from rlhf_bench.roles import RewardScorer
 from rlhf_bench.tasks import Task
-from rlhf_bench.tokenizer import decode_response
+from rlhf_bench.tokenizer import TextTokenizer, decode_response
 from rlhf_bench.types import Group, Pair, Row, RunFailed, Sample
 
 
@@ -19,7 +19,7 @@ class Judge:
     """The task's judge over token ids. A response that did not end scores 0."""
 
     task: Task
-    tokenizer: object
+    tokenizer: TextTokenizer
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], Cost]:
         judged = [replace(g, samples=self._samples(g)) for g in groups]

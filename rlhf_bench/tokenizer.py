@@ -5,16 +5,16 @@ and is saved and loaded in Hugging Face's format, so every engine reads the same
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rlhf_bench.types import BadInput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
@@ -47,7 +47,47 @@ class TokenizerSettings(BaseModel):
         return self
 
 
-def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+class TextTokenizer(Protocol):
+    """What a run asks of a tokenizer; transformers' own fit."""
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_id(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def save_pretrained(self, folder: Any) -> Any:
+        """Write it in Hugging Face's format."""
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """One that was trained here. transformers' class of it would take the driver seconds to import."""
+
+    backend_tokenizer: Tokenizer
+    pad_token_id: int = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int = 2
+    unk_token_id: int = 3
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size()
+
+    def save_pretrained(self, folder: Any) -> None:
+        self.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "bos_token": BOS, "eos_token": EOS,
+            "unk_token": UNK, "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextTokenizer:
     """The tokenizer, trained on `corpus` unless it is pretrained.
 
     On the corpus's texts decode(encode(text)) is text, for `words` with single spaces. BPE has fewer tokens than
@@ -69,18 +109,18 @@ def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> PreTr
 # thousands of texts.
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+def encode_prompt(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
     """BOS, if the tokenizer has one, and the text's tokens."""
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     return (*start, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
     """The text's tokens and EOS."""
     return (*tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.eos_token_id)
 
 
-def decode_response(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def decode_response(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
     """The text without EOS and padding at its end. A special token elsewhere stays visible: a judge must see it."""
     end, ends = len(ids), (tokenizer.eos_token_id, tokenizer.pad_token_id)
     while end and ids[end - 1] in ends:
@@ -117,23 +157,15 @@ def _bpe(corpus: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    # Imported where it is used: it takes seconds, and reading a recipe needs the settings alone.
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        clean_up_tokenization_spaces=False,
-    )
+def _wrap(tokenizer: Tokenizer) -> TrainedTokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    return TrainedTokenizer(tokenizer)
 
 
-def _pretrained(name_or_path: str) -> PreTrainedTokenizerFast:
+def _pretrained(name_or_path: str) -> TextTokenizer:
     """Without a padding token EOS pads: padding is told by lengths, never by its id, so nothing is lost."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # see _wrap
+    # Imported where it is used: it takes seconds, and most runs train a tokenizer of their own.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)

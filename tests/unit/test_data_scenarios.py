@@ -92,7 +92,7 @@ def sides(source):
 
 
 def text(ids):
-    return TOKENIZER.decode(ids, skip_special_tokens=True).replace(" ", "")
+    return TOKENIZER.backend_tokenizer.decode(list(ids)).replace(" ", "")
 
 
 @pytest.mark.parametrize("data", ["on_policy", "chosen_on_policy", "rejected_on_policy"])

@@ -59,7 +59,7 @@ def test_held_out_pairs_are_on_their_own_splits_prompts_and_no_arm_trains_on_one
 def test_a_side_is_chosen_for_its_score(tmp_path):
     begun, material, _, _ = start(tmp_path)
     for pair in [*begun.pairs, *(p for pairs in begun.held_out_pairs.values() for p in pairs)]:
-        text = material.tokenizer.decode(pair.chosen_ids, skip_special_tokens=True).replace(" ", "")
+        text = material.tokenizer.backend_tokenizer.decode(list(pair.chosen_ids)).replace(" ", "")
         assert text == pair.prompt.reference and pair.chosen_score == 1.0 and pair.rejected_score < 1.0
 
 

@@ -59,7 +59,7 @@ BYTES = build_tokenizer(BPE, TEXTS)
 @pytest.mark.parametrize("settings", TRAINED, ids=lambda s: s.kind)
 def test_special_tokens_stand_where_they_should(settings):
     tokenizer = build_tokenizer(settings, TEXTS)
-    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3]) == ["<pad>", "<bos>", "<eos>", "<unk>"]
+    assert [tokenizer.backend_tokenizer.id_to_token(i) for i in range(4)] == ["<pad>", "<bos>", "<eos>", "<unk>"]
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     prompt, response = encode_prompt(tokenizer, "the cat"), encode_response(tokenizer, "sat")
     assert prompt[0] == 1 and not {0, 1, 2} & set(prompt[1:])
@@ -83,8 +83,10 @@ def test_saving_and_loading_changes_nothing(settings, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pretrained = TokenizerSettings(kind="pretrained", name_or_path=str(tmp_path))
     for loaded in (AutoTokenizer.from_pretrained(tmp_path), build_tokenizer(pretrained, [])):
-        assert loaded.get_vocab() == tokenizer.get_vocab()
-        assert loaded.all_special_ids == tokenizer.all_special_ids
+        assert loaded.get_vocab() == tokenizer.backend_tokenizer.get_vocab() and len(loaded) == len(tokenizer)
+        assert sorted(loaded.all_special_ids) == [0, 1, 2, 3]
+        ends = (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id)
+        assert ends == (0, 1, 2, 3)
         for text in TEXTS:
             ids = encode_prompt(tokenizer, text) + encode_response(tokenizer, text)
             assert encode_prompt(loaded, text) + encode_response(loaded, text) == ids
