@@ -21,6 +21,10 @@ from rlhf_bench.types import RunFailed
 
 Bundle = dict[str, float]
 
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
+"""Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system
+each time, and a quarter of a step goes into having their pages zeroed again (docs/benchmarks.md)."""
+
 
 @dataclass
 class Fleet:
@@ -89,6 +93,11 @@ def _shown(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or resources.get(k))
 
 
+def variables(role: RolePlacement) -> dict[str, str]:
+    """The environment of a role's processes."""
+    return {"OMP_NUM_THREADS": str(role.cpus)} | ({} if role.gpus else ALLOCATOR)
+
+
 def start_fleet(
     recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int, scorer: bool, engine_time: EngineTime
 ) -> Fleet:
@@ -103,7 +112,7 @@ def start_fleet(
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         remote = ray.remote(cls).options(
             num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if roles_of(placement, True)[role].gpus else 0,
-            scheduling_strategy=place, name=None, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(roles_of(placement, True)[role].cpus)}},
+            scheduling_strategy=place, name=None, runtime_env={"env_vars": variables(roles_of(placement, True)[role])},
         )  # fmt: skip
         return remote.remote(*args)
 

@@ -23,7 +23,7 @@ from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
 from rlhf_bench.models import load_model, scale_head
 from rlhf_bench.roles import Step
-from rlhf_bench.sequences import micro_batch, split_by_tokens
+from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
 
 ModelName = Literal["policy", "reference", "critic"]
@@ -118,7 +118,7 @@ class LearnerRank:
         with torch.no_grad():
             for indices in plan:
                 part = [rows[i] for i in indices]
-                batch = micro_batch(part, pad_id=0).to(self.device)
+                batch = micro_batch(part).to(self.device)
                 numbers, _ = model(batch, temperature) if KIND[name] == "causal" else model(batch)
                 flat = np.split(
                     numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1]
@@ -128,7 +128,7 @@ class LearnerRank:
                     found[i] = tuple(flat[at : at + len(row.responses)])
                     at += len(row.responses)
             for _ in range(idle):
-                model(micro_batch(rows[:1], pad_id=0).to(self.device))
+                model(micro_batch(rows[:1]).to(self.device))
         return found
 
     def steps(
@@ -144,23 +144,23 @@ class LearnerRank:
         """Sums of the loss and metrics over this rank's share of `units` units, and the gradient's norm before clipping."""
         import torch
 
-        from rlhf_bench.learning import per_unit
+        from rlhf_bench.learning import loss_sums
 
         engine = self.models[step.objective.model]
         engine.train()
         for group in engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
         sums: dict[str, torch.Tensor] = {}
-        batches = [micro_batch([step.rows[i] for i in part], 0) for part in plan] + [
-            micro_batch(step.rows[:1], 0, weight=0.0)
+        batches = [micro_batch([step.rows[i] for i in part]) for part in plan] + [
+            micro_batch(step.rows[:1], weight=0.0)
         ] * idle
         for i, batch in enumerate(batches):
             engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
-            loss, metrics = per_unit(step.objective, engine, batch.to(self.device), step.settings, temperature)
+            loss, metrics = loss_sums(step.objective, engine, batch.to(self.device), step.settings, temperature)
             # DeepSpeed averages over ranks; × ranks / units makes that the mean over all units everywhere.
-            engine.backward(loss.sum() * (batch.weight * self.ranks / units))
+            engine.backward(loss * (batch.weight * self.ranks / units))
             for key, value in {"loss": loss.detach(), **metrics}.items():
-                sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.sum().cpu()
+                sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.cpu()
         norm = self._full_gradient_norm(engine)
         engine.step()
         if norm is None:
@@ -180,7 +180,7 @@ class LearnerRank:
         module = self.models["policy"].module.train()
         sides = torch.zeros(2, sum(p.numel() for p in module.parameters() if p.requires_grad), device=self.device)
         for indices in plan:
-            batch = micro_batch([rows[i] for i in indices], 0).to(self.device)
+            batch = micro_batch([rows[i] for i in indices]).to(self.device)
             for side, found in zip(sides, weighted_sides(module, batch, weight, settings, temperature), strict=True):
                 side += found
         if self.ranks > 1:
@@ -391,7 +391,7 @@ class LearnerGroup:
         for indices in (part for rank in plan for part in rank):
             part = [rows[i] for i in indices]
             heads = sum(r.response_tokens + (len(r.responses) if scalar else 0) for r in part)
-            total += formula(shape, len(part), max(r.tokens for r in part), heads)
+            total += formula(shape, layout_of(part), heads)
         return total
 
     def _device_seconds(self, began: float) -> float:

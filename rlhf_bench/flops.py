@@ -1,7 +1,7 @@
 """Floating-point operations, counted from shapes (a multiply-add is two). docs/compute.md derives each formula.
 
-What is counted is what is executed: padding inside a micro-batch, and the whole L×L square of masked attention, are
-work that the processor does. Element-wise work (norms, activations, softmax, optimizer) is left out, as in
+What is counted is what is executed: of attention, all scores of the blocks that its kernel is called on, masked or not
+(`attention.Layout.scores`). Element-wise work (norms, activations, softmax, optimizer) is left out, as in
 `torch.utils.flop_counter`, against which a test holds these formulas to 3 %.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+
+from rlhf_bench.attention import Layout
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,22 @@ ATTENTION_BACKWARD = 2.5
 """A fused attention kernel recomputes the scores in its backward pass: five products of the forward's size against two."""
 
 
-def forward_flops(shape: ModelShape, rows: int, length: int, head_positions: int) -> float:
-    """One forward pass over `rows` rows padded to `length` tokens, the head applied at `head_positions`."""
-    linear = 2.0 * shape.matmul_weights * rows * length
-    attention = 4.0 * shape.layers * shape.attention_width * rows * length**2
-    return linear + attention + 2.0 * shape.head_weights * head_positions
+def forward_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
+    """One forward pass over packed rows, the head applied at `head_positions`."""
+    return _linear(shape, layout, head_positions) + _attention(shape, layout)
 
 
-def training_flops(shape: ModelShape, rows: int, length: int, head_positions: int) -> float:
+def training_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     """Forward and backward: products with weights cost twice the forward again, attention 2.5 times."""
-    linear = 2.0 * shape.matmul_weights * rows * length + 2.0 * shape.head_weights * head_positions
-    attention = 4.0 * shape.layers * shape.attention_width * rows * length**2
-    return 3.0 * linear + (1 + ATTENTION_BACKWARD) * attention
+    return 3.0 * _linear(shape, layout, head_positions) + (1 + ATTENTION_BACKWARD) * _attention(shape, layout)
+
+
+def _linear(shape: ModelShape, layout: Layout, head_positions: int) -> float:
+    return 2.0 * shape.matmul_weights * layout.tokens + 2.0 * shape.head_weights * head_positions
+
+
+def _attention(shape: ModelShape, layout: Layout) -> float:
+    return 4.0 * shape.layers * shape.attention_width * layout.scores
 
 
 def generation_flops(shape: ModelShape, requests: Iterable[tuple[int, int, int]]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_bench.attention import Layout
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Material
@@ -45,8 +46,8 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
 
 
 def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
-    length = n.prompt + n.response
-    return Cost(flops=forward_flops(shape, samples, length, samples), scored_tokens=samples * length)
+    layout = Layout.of([(n.prompt, [n.response])] * samples)
+    return Cost(flops=forward_flops(shape, layout, samples), scored_tokens=layout.tokens)
 
 
 def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> ArmForecast:
@@ -68,16 +69,16 @@ def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> Arm
         update += sampling(shape, n, samples, judged)
         if not judged:
             update += scoring(shape, n, samples)
-    length, heads = n.prompt + responses * n.response, rows * responses * n.response
+    layout, heads = Layout.of([(n.prompt, [n.response] * responses)] * rows), rows * responses * n.response
     passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(
         arm, "epochs_per_update", 1
     )
-    looks, one_look = len(method.needs(arm)), forward_flops(shape, rows, length, heads)
+    looks, one_look = len(method.needs(arm)), forward_flops(shape, layout, heads)
     update += Cost(flops=looks * one_look, scored_tokens=looks * heads)
     learning = passes * len(method.objectives)
-    update += Cost(flops=learning * training_flops(shape, rows, length, heads), trained_tokens=learning * heads)
+    update += Cost(flops=learning * training_flops(shape, layout, heads), trained_tokens=learning * heads)
     if method.adapt is not None:  # one forward and two backward passes: at the first update, and then now and again
-        flops = 2 * training_flops(shape, rows, length, heads) - one_look
+        flops = 2 * training_flops(shape, layout, heads) - one_look
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
     return ArmForecast(before, update)
@@ -88,7 +89,8 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost
     samples = settings.start_policy_prompts * data.candidates_per_prompt
     total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
-    learning = settings.steps * training_flops(shape, per_step, n.prompt + 2 * n.response, 2 * per_step)
+    layout = Layout.of([(n.prompt, [n.response] * 2)] * per_step)
+    learning = settings.steps * training_flops(shape, layout, 2 * per_step)
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
 
 

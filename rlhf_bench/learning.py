@@ -7,18 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_bench.heads import Sums
 from rlhf_bench.methods.base import Objective, Outputs, PairLoss, PerUnit, pair_logprobs
-from rlhf_bench.sequences import MicroBatch
+from rlhf_bench.sequences import Answers, MicroBatch
 
 
-def per_unit(
+def loss_sums(
     objective: Objective, model: nn.Module, batch: MicroBatch, settings: Any, temperature: float = 1.0
-) -> PerUnit:
-    """Loss and metrics per pair or per token of this micro-batch."""
+) -> Sums:
+    """The loss, and the method's numbers, summed over the pairs or tokens of this micro-batch."""
     if objective.model == "policy":
-        return objective.loss(_policy_outputs(model, batch, temperature), settings)
+
+        def of_rows(rows: Answers, logprobs: Tensor, entropy: Tensor) -> Sums:
+            outputs = Outputs(rows.response_index, rows.responses, rows.extras, logprobs=logprobs, entropy=entropy)
+            return _summed(objective.loss(outputs, settings))
+
+        return model(batch, temperature, of_rows)
     values, scores = model(batch)
-    return objective.loss(Outputs(**_shared(batch), values=values, scores=scores), settings)
+    return _summed(objective.loss(Outputs(**_shared(batch), values=values, scores=scores), settings))
+
+
+def _summed(per_unit: PerUnit) -> Sums:
+    loss, numbers = per_unit
+    return loss.sum(), {name: values.detach().sum() for name, values in numbers.items()}
 
 
 def weighted_sides(

@@ -25,7 +25,7 @@ DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
 
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 """Raised whenever a stage's code changes what it makes from the same settings: older folders are then made again."""
 
 

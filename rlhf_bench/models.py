@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rlhf_bench import attention
 from rlhf_bench.flops import ModelShape
+from rlhf_bench.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.recipe import ModelSettings
-from rlhf_bench.sequences import ResponseValues, TokenLogprobs
 
 FRESH = "fresh.json"
 """Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
@@ -53,6 +54,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    attention.register()
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(path, **({} if kind == "causal" else {"num_labels": 1}))
     # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
@@ -60,7 +62,11 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)
     ]:
         setattr(config, name, 0.0)
-    kwargs: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    kwargs: dict[str, Any] = {
+        "config": config,
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention.PACKED_ROWS,
+    }
     if (fresh := Path(path) / FRESH).exists():
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
         causal = AutoModelForCausalLM.from_config(**kwargs)

@@ -1,36 +1,36 @@
-"""How rows become tensors, and tensors become log-probabilities of response tokens.
+"""How rows become tensors: packed one behind the other, without padding.
 
-A row is one prompt and its k responses. It is computed as a small tree: the prompt once, then every response,
-each seeing the prompt and itself only, at the positions it would have on its own. That equals k separate
-sequences exactly (a test holds it), and spends the prompt's tokens once. The language-model head is applied at
-the positions that predict a response token and nowhere else.
+A row is one prompt and its k responses. It is computed as a small tree: the prompt once, then every response, each
+seeing the prompt and itself only (`attention.py`), at the positions it would have on its own. That equals k separate
+sequences exactly (a test holds it), and spends the prompt's tokens once.
 
-    row:        p0 p1 p2 | a0 a1 a2 | b0 b1
-    position:    0  1  2 |  3  4  5 |  3  4
-    predicts:          a0,b0| a1 a2   | b1        (p2 predicts the first token of both responses)
+    pack:        p0 p1 p2 | a0 a1 a2 | b0 b1 || q0 q1 | c0 c1 ...
+    position:    0  1  2  |  3  4  5 |  3  4 ||  0  1 |  2  3 ...
+    predicts:          a0,b0 | a1 a2 |   b1                        (p2 predicts the first token of both responses)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlhf_bench.attention import Layout
 from rlhf_bench.types import Row
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows as tensors. B rows padded to L tokens; T response tokens and R responses, both flat, in row order."""
+    """Rows as tensors. N tokens in all; T response tokens and R responses, both flat, in row order."""
 
-    input_ids: Tensor  # [B, L] int64
-    position_ids: Tensor  # [B, L] int64
-    attention_mask: Tensor  # [B, 1, L, L] bool, True where the query may see the key
-    predictor: Tensor  # [T] index into the flat B*L positions: the one that predicts this token
-    last: Tensor  # [R] index into the flat B*L positions: the response's last token
+    input_ids: Tensor  # [1, N] int64
+    position_ids: Tensor  # [1, N] int64
+    layout: Layout
+    predictor: Tensor  # [T] the position that predicts this token
+    last: Tensor  # [R] the position of the response's last token
     targets: Tensor  # [T] int64, the response tokens
     response_index: Tensor  # [T] int64, which of the R responses a token belongs to
     extras: Mapping[str, Tensor]  # name -> [T] or [R] float32
@@ -40,55 +40,69 @@ class MicroBatch:
     def responses(self) -> int:
         return int(self.last.shape[0])
 
+    def answers(self, first: int = 0, last: int | None = None) -> Answers:
+        """The responses of rows `first` up to, not including, `last`."""
+        before, rows = self.layout.rows[:first], self.layout.rows[first:last]
+        token, response = (sum(count(row.responses) for row in before) for count in (sum, len))
+        tokens, responses = (sum(count(row.responses) for row in rows) for count in (sum, len))
+        of_tokens, of_responses = slice(token, token + tokens), slice(response, response + responses)
+        whole = len(self.targets)  # an extra has a number per token, or per response
+        extras = {n: e[of_tokens] if len(e) == whole else e[of_responses] for n, e in self.extras.items()}
+        return Answers(of_tokens, self.response_index[of_tokens] - response, responses, extras)
+
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return MicroBatch(**moved, extras={k: v.to(device) for k, v in self.extras.items()}, weight=self.weight)
+        return replace(self, **moved, extras={k: v.to(device) for k, v in self.extras.items()})
 
 
-def micro_batch(rows: Sequence[Row], pad_id: int, weight: float = 1.0) -> MicroBatch:
+@dataclass(frozen=True)
+class Answers:
+    """The responses of some rows of a batch, as a loss sees them: t tokens, r responses."""
+
+    tokens: slice  # their place among the batch's response tokens
+    response_index: Tensor  # [t]
+    responses: int
+    extras: Mapping[str, Tensor]  # name -> [t] or [r]
+
+
+def layout_of(rows: Sequence[Row]) -> Layout:
+    return Layout.of([(len(row.prompt_ids), [len(tokens) for tokens in row.responses]) for row in rows])
+
+
+def micro_batch(rows: Sequence[Row], weight: float = 1.0) -> MicroBatch:
     """Lay out rows. Raises ValueError for an empty prompt or response: nothing would predict or be predicted."""
-    length = max(row.tokens for row in rows)
-    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    positions = np.zeros((len(rows), length), dtype=np.int64)
-    # Segment 0 is the prompt, 1..k its responses, -1 padding; a query sees keys before it in segment 0 or its own.
-    segment = np.full((len(rows), length), -1, dtype=np.int64)
-    predictor, last, targets, index = [], [], [], []
-    response = 0
-    for b, row in enumerate(rows):
+    for row in rows:
         if not row.prompt_ids or not row.responses or not all(row.responses):
             raise ValueError(f"row {row.id}: the prompt and every response need at least one token")
-        start = len(row.prompt_ids)
-        ids[b, :start], positions[b, :start], segment[b, :start] = row.prompt_ids, np.arange(start), 0
-        at = start
-        for k, tokens in enumerate(row.responses, 1):
+    layout = layout_of(rows)
+    ids = np.concatenate([part for row in rows for part in (row.prompt_ids, *row.responses)])
+    predictor, last, targets = [], [], []
+    for row, place in zip(rows, layout.rows, strict=True):
+        at = place.start + place.prompt
+        before = at - 1
+        for tokens in row.responses:
             n = len(tokens)
-            ids[b, at : at + n], segment[b, at : at + n] = tokens, k
-            positions[b, at : at + n] = np.arange(start, start + n)
-            base = b * length
-            predictor.append(base + np.concatenate(([start - 1], np.arange(at, at + n - 1))))
-            last.append(base + at + n - 1)
+            predictor.append(np.concatenate(([before], np.arange(at, at + n - 1))))
             targets.append(np.asarray(tokens, dtype=np.int64))
-            index.append(np.full(n, response, dtype=np.int64))
-            response, at = response + 1, at + n
-    seg = torch.from_numpy(segment)
-    query, key = seg[:, :, None], seg[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    mask = (((key == 0) & (query >= 0)) | (key == query)) & causal  # padding sees padding: no empty softmax
-    names = rows[0].extras.keys()
+            at += n
+            last.append(at - 1)
+    lengths = torch.tensor([len(t) for t in targets])
     extras = {
-        n: torch.from_numpy(np.concatenate([a for r in rows for a in r.extras[n]]).astype(np.float32)) for n in names
+        n: torch.from_numpy(np.concatenate([a for r in rows for a in r.extras[n]]).astype(np.float32))
+        for n in rows[0].extras
     }
     return MicroBatch(
-        torch.from_numpy(ids), torch.from_numpy(positions), mask[:, None], torch.from_numpy(np.concatenate(predictor)),
-        torch.tensor(last), torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(index)), extras, weight,
+        torch.from_numpy(ids.astype(np.int64))[None], layout.segments[2][None], layout,
+        torch.from_numpy(np.concatenate(predictor)), torch.tensor(last), torch.from_numpy(np.concatenate(targets)),
+        torch.repeat_interleave(torch.arange(len(lengths)), lengths), extras, weight,
     )  # fmt: skip
 
 
 def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int) -> list[list[list[int]]]:
     """Row indices by rank and micro-batch: `plan[rank][micro_batch] -> indices`.
 
-    Rows go, longest first, to the rank with the fewest tokens; within a rank neighbours in length share a
-    micro-batch as long as rows × longest row stays within the budget (a single longer row is a batch of its own).
+    Rows go, longest first, to the rank with the fewest tokens; within a rank neighbours in length share a micro-batch as
+    long as their tokens stay within the budget (a single longer row is a batch of its own).
     """
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].tokens, i))
     loads = [0] * ranks
@@ -102,56 +116,17 @@ def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int
 
 def _chunk(rows: Sequence[Row], indices: Sequence[int], budget: int) -> list[list[int]]:
     chunks: list[list[int]] = []
-    for i in indices:  # longest first, so the first of a chunk sets its padded length
-        if chunks and rows[chunks[-1][0]].tokens * (len(chunks[-1]) + 1) <= budget:
+    room = 0
+    for i in indices:
+        if chunks and rows[i].tokens <= room:
             chunks[-1].append(i)
         else:
             chunks.append([i])
+            room = budget
+        room -= rows[i].tokens
     return chunks
 
 
 def sum_by_response(per_token: Tensor, response_index: Tensor, responses: int) -> Tensor:
     """[T] -> [R]: add up each response's tokens."""
     return per_token.new_zeros(responses).index_add(0, response_index, per_token)
-
-
-def _hidden(backbone: nn.Module, batch: MicroBatch) -> Tensor:
-    """Last hidden states of every position, flat: [B*L, H]."""
-    out = backbone(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask, use_cache=False
-    )
-    return out.last_hidden_state.flatten(0, 1)
-
-
-class TokenLogprobs(nn.Module):
-    """A causal language model that answers with log-probabilities and entropies of the response tokens.
-
-    forward(batch) -> (logprobs [T], entropy [T]), float32, nats, at `temperature`.
-    """
-
-    def __init__(self, causal_lm: nn.Module):
-        super().__init__()
-        self.lm = causal_lm
-
-    def forward(self, batch: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        hidden = _hidden(self.lm.base_model, batch)[batch.predictor]
-        logits = self.lm.get_output_embeddings()(hidden).float() / temperature
-        logp = logits.log_softmax(-1)
-        entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(1, batch.targets[:, None]).squeeze(1), entropy
-
-
-class ResponseValues(nn.Module):
-    """A one-label sequence classifier that answers with values and scores: the critic, and the reward model in training.
-
-    forward(batch) -> (values [T]: V of the state each response token is chosen in, scores [R]: read at the last token).
-    """
-
-    def __init__(self, classifier: nn.Module):
-        super().__init__()
-        self.lm = classifier
-
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        hidden = _hidden(self.lm.base_model, batch)
-        both = self.lm.score(torch.cat([hidden[batch.predictor], hidden[batch.last]])).squeeze(-1).float()
-        return both[: len(batch.predictor)], both[len(batch.predictor) :]

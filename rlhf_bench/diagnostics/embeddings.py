@@ -7,16 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_bench.heads import hidden_states
 from rlhf_bench.sequences import MicroBatch
 
 
 def predictor_states(model: Any, batch: MicroBatch) -> Tensor:
     """Last hidden states [T, H], after the final norm, of the positions that predict the T response tokens: from the
-    last prompt token up to, not including, the last response token. `model` is a `sequences.TokenLogprobs`."""
-    out = model.lm.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask, use_cache=False
-    )
-    return out.last_hidden_state.flatten(0, 1)[batch.predictor]
+    last prompt token up to, not including, the last response token. `model` is a `heads.TokenLogprobs`."""
+    return hidden_states(model.lm.base_model, batch)[batch.predictor]
 
 
 @dataclass(frozen=True)

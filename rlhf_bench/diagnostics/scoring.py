@@ -13,7 +13,7 @@ from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import side_gradients
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.methods.base import SideGradients
-from rlhf_bench.sequences import MicroBatch, micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.sequences import MicroBatch, layout_of, micro_batch, split_by_tokens, sum_by_response
 from rlhf_bench.types import Row
 
 
@@ -67,8 +67,8 @@ class Scorer:
         """‖g⁺‖, ‖g⁻‖, ⟨g⁺, g⁻⟩ of every pair by itself: one forward pass and two backward passes each."""
         found = []
         for row in rows:
-            found.append(side_gradients(model, micro_batch([row], 0).to(self.device)))
-            size = (self.shape, 1, row.tokens, row.response_tokens)
+            found.append(side_gradients(model, micro_batch([row]).to(self.device)))
+            size = (self.shape, layout_of([row]), row.response_tokens)
             self.flops += 2 * training_flops(*size) - forward_flops(*size)
             self.scored_tokens += row.response_tokens
         return found
@@ -76,9 +76,8 @@ class Scorer:
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], MicroBatch]]:
         (plan,) = split_by_tokens(rows, 1, self.tokens_per_micro_batch)
         for indices in plan:
-            yield indices, micro_batch([rows[i] for i in indices], 0).to(self.device)
+            yield indices, micro_batch([rows[i] for i in indices]).to(self.device)
 
     def _count(self, batch: MicroBatch, head_positions: int) -> None:
-        rows, length = batch.input_ids.shape
-        self.flops += forward_flops(self.shape, rows, length, head_positions)
+        self.flops += forward_flops(self.shape, batch.layout, head_positions)
         self.scored_tokens += len(batch.targets)

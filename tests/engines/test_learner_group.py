@@ -246,7 +246,7 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
     ]
     sides, _ = group.side_gradients(ADAPTIVE, at_reference, WEIGHTED)
     with torch.enable_grad():
-        looked = side_gradients(load_model(str(model), "causal", "float32", 0).eval(), micro_batch(PAIRS, 0))
+        looked = side_gradients(load_model(str(model), "causal", "float32", 0).eval(), micro_batch(PAIRS))
     np.testing.assert_allclose(
         [2 * sides.chosen_norm, 2 * sides.rejected_norm, sides.cosine],
         [looked.chosen_norm, looked.rejected_norm, looked.cosine], rtol=1e-4,

@@ -53,19 +53,17 @@ def test_scores_are_the_classifiers_whatever_the_batch(score, expected):
     for actors, budget in ((1, 4096), (1, 16), (1, 40), (2, 4096), (2, 16)):
         scores, cost = score(ROWS, actors, budget)
         np.testing.assert_allclose(scores, expected, atol=1e-5)
-        assert cost.scored_tokens == sum(len(r.prompt_ids) + len(a) for r in ROWS for a in r.responses)
+        assert cost.scored_tokens == sum(r.tokens for r in ROWS)
     alone, _ = score(ROWS[3:4], actors=2)
     np.testing.assert_allclose(alone, expected[3:4], atol=1e-5)
 
 
-def test_padding_is_paid_for(score):
-    """Flops are those executed: sequences of one length need no padding, mixed ones in one batch do."""
-    together, apart = score(ROWS, budget=4096)[1], score(ROWS, budget=1)[1]
-    assert together.flops > apart.flops
-    same = [ROWS[2]] * 3
-    assert score([Row("same", r.prompt_ids, (r.responses[0],)) for r in same])[1].flops == pytest.approx(
-        3 * score([Row("same", ROWS[2].prompt_ids, (ROWS[2].responses[0],))])[1].flops
-    )
+def test_a_prompt_is_paid_for_once_whatever_its_responses(score):
+    apart = [Row(r.id, r.prompt_ids, (a,)) for r in ROWS for a in r.responses]
+    (together, cost), (single, dearer) = score(ROWS), score(apart)
+    np.testing.assert_allclose([s for row in together for s in row], [s for row in single for s in row], atol=1e-5)
+    assert dearer.scored_tokens - cost.scored_tokens == sum(len(r.prompt_ids) for r in ROWS)
+    assert cost.flops < dearer.flops
 
 
 def test_the_offset_beside_the_model_is_taken_off(score, model, expected):

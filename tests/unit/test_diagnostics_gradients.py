@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from rlhf_bench.attention import PACKED_ROWS, register
 from rlhf_bench.diagnostics.gradients import (
     constant_ratio,
     gradient_numbers,
@@ -16,10 +17,13 @@ from rlhf_bench.diagnostics.gradients import (
     partials,
     side_gradients,
 )
+from rlhf_bench.heads import TokenLogprobs
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import PairLogprobs, SideGradients
-from rlhf_bench.sequences import TokenLogprobs, micro_batch
+from rlhf_bench.sequences import micro_batch
 from rlhf_bench.types import PairLook, Row
+
+register()
 
 PAIR_METHODS = {name: method for name, method in METHODS.items() if method.pair_loss is not None}
 ROWS = [
@@ -37,7 +41,7 @@ def model():
         max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
     )  # fmt: skip
     torch.manual_seed(0)
-    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ROWS).eval())
 
 
 def plain_logprob(lm, prompt, response):
@@ -60,7 +64,7 @@ def pair_gradients(lm, row):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.id)
 def test_a_pairs_gradients_are_those_of_two_plain_passes(model, row):
-    found = side_gradients(model, micro_batch([row], 30))
+    found = side_gradients(model, micro_batch([row]))
     up, down = pair_gradients(model.lm, row)
     assert found.chosen_norm == pytest.approx(float(up.norm()), rel=1e-4)
     assert found.rejected_norm == pytest.approx(float(down.norm()), rel=1e-4)
@@ -69,7 +73,7 @@ def test_a_pairs_gradients_are_those_of_two_plain_passes(model, row):
 
 
 def test_a_batchs_gradients_are_the_means_over_its_pairs(model):
-    found = side_gradients(model, micro_batch(ROWS, 30))
+    found = side_gradients(model, micro_batch(ROWS))
     up, down = (torch.stack(side).mean(0) for side in zip(*(pair_gradients(model.lm, r) for r in ROWS), strict=True))
     assert (found.chosen_norm, found.rejected_norm) == pytest.approx((float(up.norm()), float(down.norm())), rel=1e-4)
     assert found.dot == pytest.approx(float(up @ down), rel=1e-3)
@@ -78,7 +82,7 @@ def test_a_batchs_gradients_are_the_means_over_its_pairs(model):
 def test_nothing_is_left_behind_in_the_model(model):
     before = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():  # as an engine in the same process may have set it
-        side_gradients(model, micro_batch(ROWS[:1], 30))
+        side_gradients(model, micro_batch(ROWS[:1]))
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 

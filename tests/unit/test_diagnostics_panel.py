@@ -11,15 +11,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rlhf_bench.attention import PACKED_ROWS, register
 from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import PROBE_SETS, make_probes
 from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.flops import ModelShape
+from rlhf_bench.heads import TokenLogprobs
 from rlhf_bench.methods import METHODS
-from rlhf_bench.sequences import TokenLogprobs, micro_batch
+from rlhf_bench.sequences import micro_batch
 from rlhf_bench.types import Pair, Prompt, Row
+
+register()
 
 EOS, VOCABULARY = 2, 31
 PAGE = Path(__file__).parents[2] / "docs" / "diagnostics.md"
@@ -39,7 +43,7 @@ def build(seed):
         max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ROWS).eval())
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def plain_ches(model, prompt, chosen, rejected):
 def test_ches_by_loops_over_positions(models):
     rows = [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in MAIN]
     with torch.no_grad():
-        whole, normalised = ches(models[0], micro_batch(rows, 0))
+        whole, normalised = ches(models[0], micro_batch(rows))
     expected = [plain_ches(models[0], p.prompt.token_ids, p.chosen_ids, p.rejected_ids) for p in MAIN]
     assert whole.tolist() == pytest.approx([e[0] for e in expected], rel=1e-4)
     assert normalised.tolist() == pytest.approx([e[1] for e in expected], rel=1e-4)
@@ -109,13 +113,13 @@ def test_ches_by_loops_over_positions(models):
 def test_ches_of_a_pair_of_equal_sides_is_zero_and_of_opposite_order_differs(models):
     rows = [Row("same", (5, 6), ((7, 8, 2), (7, 8, 2))), Row("not", (5, 6), ((7, 8, 2), (9, 3, 2)))]
     with torch.no_grad():
-        (same, other), _ = ches(models[0], micro_batch(rows, 0))
+        (same, other), _ = ches(models[0], micro_batch(rows))
     assert float(same) == pytest.approx(0, abs=1e-3) and abs(float(other)) > 0.1
 
 
 def test_token_numbers_are_the_models_own_and_confidence_its_largest_probability(models):
     rows = [Row("r", (5, 6), ((7, 8, 2), (9, 2))), Row("s", (4,), ((3,),))]
-    batch = micro_batch(rows, 0)
+    batch = micro_batch(rows)
     with torch.no_grad():
         found = token_numbers(models[0], batch)
         logprobs, entropy = models[0](batch)
@@ -139,7 +143,7 @@ def test_scores_are_sums_and_means_over_tokens_whatever_the_micro_batches(models
         found = scorer.score(models[0], rows)
         np.testing.assert_allclose(found.logprobs.reshape(-1, 2), plain_sides(models[0], MAIN), rtol=1e-4)
         with torch.no_grad():
-            everything = token_numbers(models[0], micro_batch(rows, 0))
+            everything = token_numbers(models[0], micro_batch(rows))
         assert found.entropy == pytest.approx(float(everything.entropy.mean()), rel=1e-5)
         assert found.confidence == pytest.approx(float(everything.confidence.mean()), rel=1e-5)
         assert scorer.scored_tokens == sum(r.response_tokens for r in rows)

@@ -13,9 +13,13 @@ from transformers import (
     Qwen2Config,
 )
 
+from rlhf_bench.attention import PACKED_ROWS, register
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
-from rlhf_bench.sequences import ResponseValues, TokenLogprobs, micro_batch
+from rlhf_bench.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.sequences import layout_of, micro_batch
 from rlhf_bench.types import Row
+
+register()
 
 VOCABULARY = 50
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
@@ -40,24 +44,27 @@ FUSED = {
 def model_of(name, kind):
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     torch.manual_seed(0)
-    lm = auto.from_config(CONFIGS[name], attn_implementation="sdpa").eval()
+    lm = auto.from_config(CONFIGS[name], attn_implementation=PACKED_ROWS).eval()
     return TokenLogprobs(lm) if kind == "causal" else ResponseValues(lm)
 
 
 def counted(model, rows, backward, fused):
     """FLOPs of one forward pass (and of its backward pass) as PyTorch counts them."""
-    batch = micro_batch(rows, pad_id=0)
+    batch = micro_batch(rows)
     backend = SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
     with sdpa_kernel(backend), FlopCounterMode(display=False, custom_mapping=FUSED if fused else None) as counter:
-        out = model(batch)
-        if backward:
-            sum(part.sum() for part in out).backward()
+        if backward and isinstance(model, TokenLogprobs):
+            model(batch, 1.0, lambda rows, logprobs, entropy: (logprobs.sum(), {}))[0].backward()
+        elif backward:
+            sum(part.sum() for part in model(batch)).backward()
+        else:
+            model(batch)
     return counter.get_total_flops()
 
 
 def formula(of, model, kind, rows):
     heads = sum(r.response_tokens + (len(r.responses) if kind == "scalar" else 0) for r in rows)
-    return of(ModelShape.of(model.lm), len(rows), max(r.tokens for r in rows), heads)
+    return of(ModelShape.of(model.lm), layout_of(rows), heads)
 
 
 @pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
@@ -80,8 +87,8 @@ def test_forward_and_backward(name, kind, rows):
 def test_without_the_fused_kernels_recomputation_attention_costs_three_times_its_forward():
     """So that the 2.5 of the formula is the kernel's own and covers no error elsewhere."""
     model = model_of("llama", "causal")
-    shape, length = ModelShape.of(model.lm), max(r.tokens for r in LONG)
-    recomputed = 0.5 * 4 * shape.layers * shape.attention_width * len(LONG) * length**2
+    shape = ModelShape.of(model.lm)
+    recomputed = 0.5 * 4 * shape.layers * shape.attention_width * layout_of(LONG).scores
     expected = formula(training_flops, model, "causal", LONG) - recomputed
     assert expected == pytest.approx(counted(model, LONG, True, False), rel=0.03)
 

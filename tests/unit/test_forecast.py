@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from rlhf_bench.attention import Layout
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.forecast import Lengths, arm_forecast, memory_gib, refuse_small_budget, reward_model_forecast
 from rlhf_bench.ledger import Cost
@@ -29,6 +30,10 @@ def recipe(arms=ARMS, limit=1e15, column="flops", **sections):
     return parse_recipe(base | {"data": data, "reward_model": reward_model} | sections)
 
 
+def alone(samples):
+    return Layout.of([(7, [5])] * samples)
+
+
 def forecast(name, **sections):
     r = recipe(**sections)
     return arm_forecast(r, r.arms[name], SHAPE, N)
@@ -36,8 +41,8 @@ def forecast(name, **sections):
 
 def test_an_offline_update_is_one_look_at_the_reference_and_one_step():
     f = forecast("offline")
-    rows, length, tokens = 16, 7 + 2 * 5, 16 * 2 * 5
-    flops = forward_flops(SHAPE, rows, length, tokens) + training_flops(SHAPE, rows, length, tokens)
+    layout, tokens = Layout.of([(7, [5] * 2)] * 16), 16 * 2 * 5
+    flops = forward_flops(SHAPE, layout, tokens) + training_flops(SHAPE, layout, tokens)
     assert f.before == Cost()
     assert f.update == Cost(flops=pytest.approx(flops), trained_tokens=tokens, scored_tokens=tokens)
 
@@ -50,10 +55,10 @@ def test_on_policy_candidates_are_paid_before_the_first_update():
 
 
 def test_a_ppo_update_holds_sampling_scoring_measuring_and_every_epoch_of_both_models():
-    update, samples, tokens, length = forecast("ppo").update, 32, 32 * 5, 7 + 4 * 5
-    charged = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, samples, 12, samples)
-    charged += 2 * forward_flops(SHAPE, 8, length, tokens) + forward_flops(SCALAR, 8, length, tokens + samples)
-    charged += 3 * (training_flops(SHAPE, 8, length, tokens) + training_flops(SCALAR, 8, length, tokens + samples))
+    update, samples, tokens, layout = forecast("ppo").update, 32, 32 * 5, Layout.of([(7, [5] * 4)] * 8)
+    charged = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, alone(samples), samples)
+    charged += 2 * forward_flops(SHAPE, layout, tokens) + forward_flops(SCALAR, layout, tokens + samples)
+    charged += 3 * (training_flops(SHAPE, layout, tokens) + training_flops(SCALAR, layout, tokens + samples))
     assert charged <= update.flops <= 1.05 * charged
     assert (update.generated_tokens, update.trained_tokens) == (tokens, 3 * 2 * tokens)
     assert update.scored_tokens == 3 * tokens + samples * 12
@@ -71,8 +76,8 @@ def test_only_arms_that_ask_the_reward_model_pay_for_it():
 def test_the_reward_models_forecast_holds_all_that_its_making_charges():
     """Sampling, judging, training, and scoring the samples to set the scale of its scores."""
     cost, samples = reward_model_forecast(recipe(), SHAPE, N), 12 * 6
-    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, samples, 12, samples)
-    flops += 20 * training_flops(SCALAR, 8, 7 + 2 * 5, 8 * 2 * 5 + 16)
+    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, alone(samples), samples)
+    flops += 20 * training_flops(SCALAR, Layout.of([(7, [5] * 2)] * 8), 8 * 2 * 5 + 16)
     assert cost.flops >= flops
     assert (cost.trained_tokens, cost.judge_queries) == (20 * 8 * 2 * 5, samples)
     assert cost.scored_tokens >= samples * 12

@@ -5,10 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rlhf_bench.attention import PACKED_ROWS, register
+from rlhf_bench.heads import TokenLogprobs
 from rlhf_bench.learning import weighted_sides
 from rlhf_bench.methods import METHODS
-from rlhf_bench.sequences import TokenLogprobs, micro_batch
+from rlhf_bench.sequences import micro_batch
 from rlhf_bench.types import Row
+
+register()
 
 RNG = np.random.default_rng(3)
 ROWS = [
@@ -30,7 +34,7 @@ def model():
         vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
     )  # fmt: skip
-    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
+    return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ROWS))
 
 
 def plain(lm, row, response, temperature):
@@ -54,21 +58,21 @@ def by_pair(lm, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_sides_are_the_sums_of_each_pairs_own_gradient_by_its_own_weight(model, temperature):
-    sides = weighted_sides(model, micro_batch(ROWS, 0), METHOD.pair_weight, SETTINGS, temperature)
+    sides = weighted_sides(model, micro_batch(ROWS), METHOD.pair_weight, SETTINGS, temperature)
     for side, expected in zip(sides, by_pair(model.lm, temperature), strict=True):
         torch.testing.assert_close(side, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_micro_batches_add_up(model):
-    whole = weighted_sides(model, micro_batch(ROWS, 0), METHOD.pair_weight, SETTINGS)
-    parts = [weighted_sides(model, micro_batch([row], 0), METHOD.pair_weight, SETTINGS) for row in ROWS]
+    whole = weighted_sides(model, micro_batch(ROWS), METHOD.pair_weight, SETTINGS)
+    parts = [weighted_sides(model, micro_batch([row]), METHOD.pair_weight, SETTINGS) for row in ROWS]
     for side, found in zip(whole, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(sum(found), side, rtol=0, atol=1e-5 * float(side.abs().max()))
 
 
 def test_nothing_is_left_behind_in_the_parameters(model):
     model.zero_grad(set_to_none=True)
-    weighted_sides(model, micro_batch(ROWS, 0), METHOD.pair_weight, SETTINGS)
+    weighted_sides(model, micro_batch(ROWS), METHOD.pair_weight, SETTINGS)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -77,7 +81,7 @@ def test_parameters_that_are_fixed_or_unused_do_not_count(model):
     first = next(model.parameters()).requires_grad_(False)
     try:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        sides = weighted_sides(model, micro_batch(ROWS, 0), METHOD.pair_weight, SETTINGS)
+        sides = weighted_sides(model, micro_batch(ROWS), METHOD.pair_weight, SETTINGS)
         assert [len(side) for side in sides] == [trained, trained] and all(side.norm() > 0 for side in sides)
     finally:
         del model.lm.unused

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_bench.attention import Layout
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.forecast import Lengths, arm_forecast
 from rlhf_bench.methods import METHODS
@@ -61,8 +62,9 @@ def test_records_travel_to_other_processes(name):
 
 SHAPE = ModelShape(matmul_weights=50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000)
 N = Lengths(prompt=7, response=5)
-ROWS, LENGTH, TOKENS = 16, 7 + 2 * 5, 16 * 2 * 5
-FORWARD, TRAINING = forward_flops(SHAPE, ROWS, LENGTH, TOKENS), training_flops(SHAPE, ROWS, LENGTH, TOKENS)
+ROWS, TOKENS = 16, 16 * 2 * 5
+LAYOUT = Layout.of([(7, [5] * 2)] * ROWS)
+FORWARD, TRAINING = forward_flops(SHAPE, LAYOUT, TOKENS), training_flops(SHAPE, LAYOUT, TOKENS)
 
 
 def forecast(**arm):

@@ -9,18 +9,25 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     Qwen2Config,
 )
 
-from rlhf_bench.learning import per_unit
+from rlhf_bench import attention, heads
+from rlhf_bench.attention import PACKED_ROWS, Layout, register
+from rlhf_bench.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.learning import loss_sums
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Objective
 from rlhf_bench.methods.stages import REWARD_MODEL, SFT
 from rlhf_bench.models import load_model
-from rlhf_bench.sequences import ResponseValues, TokenLogprobs, micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.sequences import micro_batch, split_by_tokens, sum_by_response
 from rlhf_bench.types import Row
+
+register()
 
 VOCABULARY, PAD = 31, 30
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -29,7 +36,12 @@ CONFIGS = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=1, initializer_range=0.3),
     "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2, initializer_range=0.3),
     "gpt2": GPT2Config(**SIZES, initializer_range=0.3),
-}
+    "gemma2": Gemma2Config(  # caps its scores and its logits, and every other layer looks back three tokens only
+        **SIZES, head_dim=8, num_key_value_heads=1, initializer_range=0.3, sliding_window=3, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, query_pre_attn_scalar=8,
+    ),
+    "mistral": MistralConfig(**SIZES, num_key_value_heads=2, initializer_range=0.3, sliding_window=4),
+}  # fmt: skip
 ROWS = [
     Row("a", (1, 2, 3), ((4, 5, 6, 2), (7, 2))),
     Row("b", (8,), ((9,), (10, 11, 12, 13, 14, 2))),
@@ -39,9 +51,17 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True, params=["as_it_is", "in_pieces"])
+def size_of_pieces(request, monkeypatch):
+    """Everything also with every row in attention calls of its own, and logits in chunks of a few tokens."""
+    if request.param == "in_pieces":
+        monkeypatch.setattr(attention, "CALL_IN_SCORES", -1)
+        monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 4 * VOCABULARY)
+
+
 def build(name, auto):
     torch.manual_seed(0)
-    return auto.from_config(CONFIGS[name], attn_implementation="sdpa").eval()
+    return auto.from_config(CONFIGS[name], attn_implementation=PACKED_ROWS).eval()
 
 
 def causal(name):
@@ -55,7 +75,16 @@ def scalar(name):
 def alone(lm, row, response):
     """One sequence, no padding, the library's own causal mask and positions: logits of the response's tokens [n, V]."""
     ids = torch.tensor([[*row.prompt_ids, *response]])
-    return lm(ids).logits[0, len(row.prompt_ids) - 1 : -1]
+    return plain(lm, ids).logits[0, len(row.prompt_ids) - 1 : -1]
+
+
+def plain(lm, ids):
+    """By the library's own attention, written out."""
+    lm.set_attn_implementation("eager")
+    try:
+        return lm(ids)
+    finally:
+        lm.set_attn_implementation(PACKED_ROWS)
 
 
 def every_response(rows):
@@ -66,7 +95,7 @@ def every_response(rows):
 def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
     model = causal(name)
     with torch.no_grad():
-        logprobs, entropy = model(micro_batch(ROWS, PAD))
+        logprobs, entropy = model(micro_batch(ROWS))
         logits = [alone(model.lm, *one) for one in every_response(ROWS)]
     targets = [torch.tensor(response) for _, response in every_response(ROWS)]
     categorical = [torch.distributions.Categorical(logits=x) for x in logits]
@@ -78,7 +107,7 @@ def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
 def test_temperature_divides_the_logits(temperature):
     model = causal("llama")
     with torch.no_grad():
-        logprobs, _ = model(micro_batch(ROWS[:1], PAD), temperature)
+        logprobs, _ = model(micro_batch(ROWS[:1]), temperature)
         logits = torch.cat([alone(model.lm, *one) for one in every_response(ROWS[:1])])
     expected = nn.functional.cross_entropy(logits / temperature, torch.tensor([4, 5, 6, 2, 7, 2]), reduction="none")
     torch.testing.assert_close(logprobs, -expected)
@@ -88,25 +117,25 @@ def test_temperature_divides_the_logits(temperature):
 def test_values_are_those_of_the_states_before_each_token_and_scores_the_classifiers_own(name):
     model = scalar(name)
     with torch.no_grad():
-        values, scores = model(micro_batch(ROWS, PAD))
+        values, scores = model(micro_batch(ROWS))
         before, own = [], []
         for row, response in every_response(ROWS):
             ids = torch.tensor([[*row.prompt_ids, *response]])
-            own.append(model.lm(ids).logits[0, 0])
+            own.append(plain(model.lm, ids).logits[0, 0])
             # V of the state a token is chosen in: the classifier's score of what stands before it.
-            before += [model.lm(ids[:, : len(row.prompt_ids) + t]).logits[0, 0] for t in range(len(response))]
+            before += [plain(model.lm, ids[:, : len(row.prompt_ids) + t]).logits[0, 0] for t in range(len(response))]
     torch.testing.assert_close(scores, torch.stack(own))
     torch.testing.assert_close(values, torch.stack(before))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_other_rows_padding_and_order_change_nothing(name):
+def test_other_rows_and_order_change_nothing(name):
     model = causal(name)
     with torch.no_grad():
-        together = model(micro_batch(ROWS, PAD))[0].split([r.response_tokens for r in ROWS])
-        for pad_id, order in ((PAD, [4, 2, 0, 1, 3]), (0, [0, 3]), (7, [1])):
+        together = model(micro_batch(ROWS))[0].split([r.response_tokens for r in ROWS])
+        for order in ([4, 2, 0, 1, 3], [0, 3], [1]):
             rows = [ROWS[i] for i in order]
-            parts = model(micro_batch(rows, pad_id))[0].split([r.response_tokens for r in rows])
+            parts = model(micro_batch(rows))[0].split([r.response_tokens for r in rows])
             for i, part in zip(order, parts, strict=True):
                 torch.testing.assert_close(part, together[i])
 
@@ -116,7 +145,7 @@ def test_a_model_in_training_mode_answers_as_in_evaluation(auto, tmp_path):
     """PPO's ratio is 1 before the first step, and DPO's margin 0, only where training drops nothing out."""
     build("gpt2", auto).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), "causal" if auto is AutoModelForCausalLM else "scalar", "float32", seed=0)
-    batch = micro_batch(ROWS, PAD)
+    batch = micro_batch(ROWS)
     with torch.no_grad():
         for training, evaluating in zip(model.train()(batch), model.eval()(batch), strict=True):
             torch.testing.assert_close(training, evaluating)
@@ -125,24 +154,23 @@ def test_a_model_in_training_mode_answers_as_in_evaluation(auto, tmp_path):
 @pytest.mark.parametrize("row", [Row("x", (1,), ((2,), ())), Row("x", (), ((2,),)), Row("x", (1,), ())])
 def test_empty_prompts_and_responses_are_refused(row):
     with pytest.raises(ValueError, match="row x: .*at least one token"):
-        micro_batch([ROWS[0], row], PAD)
+        micro_batch([ROWS[0], row])
 
 
 def test_the_layout_by_hand():
-    batch = micro_batch([Row("r", (5, 6), ((7, 8), (9,))), Row("s", (5,), ((7,),))], PAD)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 7, PAD, PAD, PAD]]
-    assert batch.position_ids.tolist()[0] == [0, 1, 2, 3, 2]
+    batch = micro_batch([Row("r", (5, 6), ((7, 8), (9,))), Row("s", (5,), ((7,),))])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 5, 7]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
     assert batch.predictor.tolist() == [1, 2, 1, 5] and batch.last.tolist() == [3, 4, 6]
     assert batch.targets.tolist() == [7, 8, 9, 7] and batch.response_index.tolist() == [0, 0, 1, 2]
-    visible = batch.attention_mask[0, 0].int().tolist()
-    assert visible == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+    assert batch.layout == Layout.of([(2, [2, 1]), (1, [1])]) and batch.layout.tokens == 7
     assert sum_by_response(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch.response_index, 3).tolist() == [3, 4, 8]
 
 
 def test_extras_follow_the_order_of_responses():
     rows = [Row("r", (1,), ((2,), (3, 4)), {"a": (np.array([1.0]), np.array([2.0, 3.0]))}),
             Row("s", (1,), ((5,),), {"a": (np.array([4.0]),)})]  # fmt: skip
-    assert micro_batch(rows, PAD).extras["a"].tolist() == [1, 2, 3, 4]
+    assert micro_batch(rows).extras["a"].tolist() == [1, 2, 3, 4]
 
 
 @st.composite
@@ -160,7 +188,7 @@ def test_a_split_is_a_balanced_partition_within_the_budget(rows, ranks, budget):
     assert len(plan) == ranks
     assert sorted(i for rank in plan for part in rank for i in part) == list(range(len(rows)))
     for part in (part for rank in plan for part in rank):
-        assert part and (len(part) == 1 or len(part) * max(rows[i].tokens for i in part) <= budget)
+        assert part and (len(part) == 1 or sum(rows[i].tokens for i in part) <= budget)
     loads = [sum(rows[i].tokens for part in rank for i in part) for rank in plan]
     assert max(loads) - min(loads) <= max(row.tokens for row in rows)
     assert plan == split_by_tokens(rows, ranks, budget)
@@ -194,8 +222,8 @@ def gradient(objective: Objective, settings, model, rows, plan) -> torch.Tensor:
     units = len(rows) if objective.unit == "pair" else sum(r.response_tokens for r in rows)
     model.zero_grad()
     for part in (part for rank in plan for part in rank):
-        loss, _ = per_unit(objective, model, micro_batch([rows[i] for i in part], PAD), settings)
-        (loss.sum() / units).backward()
+        loss, _ = loss_sums(objective, model, micro_batch([rows[i] for i in part]), settings)
+        (loss / units).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -214,7 +242,7 @@ def test_gradients_do_not_hang_on_micro_batches_ranks_or_order(objective, settin
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_tree_rows_gradient_is_that_of_separate_sequences(name):
-    """DPO's gradient through per_unit, against plain forward passes and the formula written out."""
+    """DPO's gradient through loss_sums, against plain forward passes and the formula written out."""
     model, rows, arm = causal(name), with_extras(ROWS), METHODS["dpo"].settings(beta=0.3)
     tree = gradient(METHODS["dpo"].objectives[0], arm, model, rows, [[[0, 1, 2, 3, 4]]])
     model.zero_grad()

@@ -1,0 +1,178 @@
+"""Rollouts against bare vLLM, weight sync against a copy in memory, and the start of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.learner import VOCABULARY, write_model
+from tests.benchmarks.row import Measured, Row, interleaved
+
+RUNS = 5
+PROMPTS, RESPONSE = 128, 64
+
+
+def _ray() -> Any:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+             object_store_memory=2 * 2**30)  # fmt: skip
+    return ray
+
+
+def _start(ray: Any, cls: type, *arguments: Any) -> Any:
+    variables = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+    return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": variables}).remote(*arguments)
+
+
+def rollouts() -> Measured:
+    """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process."""
+    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
+    from rlhf_bench.engine_time import EngineTime
+    from rlhf_bench.recipe import RolloutPlacement
+    from rlhf_bench.types import Prompt, Sampling
+
+    class Bare(RolloutActor):
+        def seconds(self, requests: Any, sampling: Sampling) -> tuple[float, int]:
+            from vllm import SamplingParams
+
+            params = [
+                SamplingParams(
+                    temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed, logprobs=0,
+                    stop_token_ids=[1], detokenize=False,
+                )
+                for _, seed in requests
+            ]  # fmt: skip
+            prompts = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
+            began = perf_counter()
+            found = self.engine.llm.generate(prompts, params, use_tqdm=False)
+            return perf_counter() - began, sum(len(output.outputs[0].token_ids) for output in found)
+
+    ray, threads = _ray(), int(os.environ["OMP_NUM_THREADS"])
+    with tempfile.TemporaryDirectory() as aside:
+        folder = write_model(Path(aside), "float32")
+        placement = RolloutPlacement(cpus=threads, concurrent_requests=PROMPTS)
+        pooled, alone = (
+            _start(ray, cls, str(folder), placement, 512, "float32", OBJECT_STORE) for cls in (RolloutActor, Bare)
+        )
+        rank = _start(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
+        learner = LearnerGroup([rank], threads, 0, 4096, EngineTime())
+        learner.join()
+        learner.load("policy", folder)
+        ObjectStoreSync(learner, [pooled, alone]).send(0)
+        ray.kill(rank)
+        pool = RolloutPool([pooled], placement, learner.shapes["policy"], 1, EngineTime())
+        rng = np.random.default_rng(0)
+        prompts = [
+            Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(32, 97)).tolist()))
+            for i in range(PROMPTS)
+        ]
+        seeds = iter(range(10**6))
+
+        def ours() -> float:
+            sampling = Sampling(1, RESPONSE, 1.0, next(seeds))
+            began = perf_counter()
+            _, cost = pool.generate(prompts, sampling)
+            return cost.generated_tokens / (perf_counter() - began)
+
+        def theirs() -> float:
+            sampling = Sampling(1, RESPONSE, 1.0, next(seeds))
+            requests = [(p.token_ids, sampling.seed * 1_000_003 + i) for i, p in enumerate(prompts)]
+            seconds, tokens = ray.get(alone.seconds.remote(requests, sampling))
+            return tokens / seconds
+
+        ours(), theirs()
+        mine, others = interleaved(2 * RUNS, ours, theirs)
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "tokens/s")
+
+
+def weight_sync() -> Measured:
+    """Bytes per second from the learner's parameters to the engine's, and of one thread copying memory."""
+    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.rollout_pool import RolloutActor
+    from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
+    from rlhf_bench.engine_time import EngineTime
+    from rlhf_bench.recipe import RolloutPlacement
+
+    ray, threads = _ray(), int(os.environ["OMP_NUM_THREADS"])
+    with tempfile.TemporaryDirectory() as aside:
+        folder = write_large_model(Path(aside))
+        placement = RolloutPlacement(cpus=threads, concurrent_requests=4)
+        engine = _start(ray, RolloutActor, str(folder), placement, 128, "float32", OBJECT_STORE)
+        learner = LearnerGroup(
+            [_start(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")], threads, 0, 4096, EngineTime()
+        )
+        learner.join()
+        learner.load("policy", folder)
+        size = 4 * learner.shapes["policy"].parameters
+        sync, source, target = (
+            ObjectStoreSync(learner, [engine]),
+            np.ones(size // 4, np.float32),
+            np.zeros(size // 4, np.float32),
+        )
+
+        def ours() -> float:
+            began = perf_counter()
+            sync.send(0)
+            return size / (perf_counter() - began) / 2**30
+
+        def theirs() -> float:
+            began = perf_counter()
+            np.copyto(target, source)
+            return size / (perf_counter() - began) / 2**30
+
+        ours()
+        mine, others = interleaved(2 * RUNS, ours, theirs)
+    return Measured(
+        [a / b for a, b in zip(mine, others, strict=True)], mine, others, "GiB/s", f"{size / 4e6:.0f}M parameters"
+    )
+
+
+def write_large_model(folder: Path) -> Path:
+    """100M float32 parameters: a Llama of 8 layers and width 896."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=896, intermediate_size=2432, num_hidden_layers=7, num_attention_heads=14,
+        num_key_value_heads=14, max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def start() -> Measured:
+    """Seconds from `run` to an arm's first update, base policy and pairs in the cache."""
+
+    def once(directory: Path) -> float:
+        command = [
+            sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=2e10",
+            "--arm", "dpo-offline", "--output", str(directory / "out"),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return json.loads((directory / "out" / "results.json").read_text())["timing"]["first_update_seconds"]
+
+    seconds = []
+    for _ in range(RUNS + 1):  # the first one fills the cache, where it is empty
+        with tempfile.TemporaryDirectory() as aside:
+            seconds.append(once(Path(aside)))
+    return Measured(seconds[1:], unit="s")
+
+
+ROWS = (
+    Row("rollout", "rollout pool, tokens/s", "bare vllm.LLM.generate", "at least", 0.97, rollouts),
+    Row("weight_sync", "weight sync, bytes/s, 100M float32", "one thread's memory copy", "at least", 0.3, weight_sync),
+    Row("start", "run to first update, warm, seconds", "–", "at most", 45, start),
+)

@@ -1,0 +1,287 @@
+"""The learner's step: against TRL's `DPOTrainer`, and against the floor that this machine's matrix products set."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.row import Measured, Row, interleaved
+
+VOCABULARY, PAIRS, STEPS, BETA, RATE = 32_768, 8, 5, 0.1, 1e-4
+SHAPES = {"short": ((64, 192), (16, 96)), "long": ((512, 512), (64, 64))}
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+RUNS = 2
+
+
+def write_model(folder: Path, dtype: str) -> Path:
+    """12.8M parameters: Qwen2 of 6 layers and width 256, its head tied to the embedding."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=640, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def pairs(kind: str) -> list[tuple[list[int], list[int], list[int]]]:
+    """Prompt, chosen, rejected: `STEPS` × `PAIRS` of them, of random tokens and lengths; 1 ends a response."""
+    rng = np.random.default_rng(0)
+    prompt, response = SHAPES[kind]
+
+    def tokens(lengths: tuple[int, int]) -> list[int]:
+        return rng.integers(2, VOCABULARY, rng.integers(lengths[0], lengths[1] + 1)).tolist()
+
+    return [(tokens(prompt), [*tokens(response)[:-1], 1], [*tokens(response)[:-1], 1]) for _ in range(STEPS * PAIRS)]
+
+
+def rank(dtype: str) -> tuple[Any, Any]:
+    """A learner group of one rank on a Ray cluster of its own, and the rank."""
+    import ray
+
+    from actors.fleet import ALLOCATOR
+    from actors.learner_group import LearnerGroup, LearnerRank
+    from rlhf_bench.engine_time import EngineTime
+
+    class Rank(LearnerRank):
+        def resident(self, reset: bool) -> float:
+            return resident(reset)
+
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False, logging_level="error",
+             object_store_memory=256 * 2**20)  # fmt: skip
+    variables = {"OMP_NUM_THREADS": str(threads)} | ALLOCATOR
+    actor = ray.remote(Rank).options(num_cpus=0, runtime_env={"env_vars": variables}).remote(0, 1, threads, 0, 0, dtype)
+    group = LearnerGroup([actor], threads, 0, 4096, EngineTime())
+    group.join()
+    return group, actor
+
+
+class Ours:
+    """The project's own learner group: one DeepSpeed rank in a Ray actor."""
+
+    def __init__(self, folder: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]]):
+        from rlhf_bench.types import Row as Sequences
+
+        self.folder = folder
+        self.group, self.actor = rank(dtype)
+        rows = [Sequences(str(i), tuple(p), (tuple(c), tuple(r))) for i, (p, c, r) in enumerate(data)]
+        self.group.load("reference", folder)
+        measured, _ = self.group.measure("reference", rows)
+        self.rows = [
+            Sequences(r.id, r.prompt_ids, r.responses, {"reference_logprob": tuple(a.sum(keepdims=True) for a in m)})
+            for r, m in zip(rows, measured, strict=True)
+        ]
+        self.group.free("reference")
+        self.losses, self.peak = list[float](), 0.0
+
+    def run(self) -> float:
+        """`STEPS` optimizer steps from the same start; seconds."""
+        import ray
+
+        from rlhf_bench.methods import METHODS
+        from rlhf_bench.roles import Step
+
+        dpo = METHODS["dpo"]
+        settings = dpo.settings(beta=BETA)
+        self.group.load("policy", self.folder, 0, RATE, 1.0)
+        work = [
+            Step(dpo.objectives[0], self.rows[at : at + PAIRS], settings, RATE)
+            for at in range(0, len(self.rows), PAIRS)
+        ]
+        self.group.steps(work[:1])  # what is done once is done; then from the start again
+        self.group.load("policy", self.folder, 0, RATE, 1.0)
+        before = ray.get(self.actor.resident.remote(True))
+        began = perf_counter()
+        found = [self.group.steps([step])[0][0] for step in work]  # a call for each step, as in an arm
+        seconds = perf_counter() - began
+        self.losses = [f["loss"] for f in found]
+        self.peak = ray.get(self.actor.resident.remote(False)) - before
+        return seconds
+
+
+class Theirs:
+    """TRL's trainer on the same weights and pairs: reference log-probabilities precomputed, one batch a step, fused
+    AdamW, nothing logged or saved, padded no further than the longest of a batch."""
+
+    def __init__(self, folder: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]]):
+        self.folder, self.dtype, self.losses = folder, dtype, list[float]()
+        self.texts = [
+            {"prompt": _text(p), "chosen": f" {_text(c[:-1])} <eos>", "rejected": f" {_text(r[:-1])} <eos>"}
+            for p, c, r in data
+        ]
+        self.peak = 0.0
+
+    def run(self) -> float:
+        import torch
+        from datasets import Dataset
+        from torch.utils.data import SequentialSampler
+        from transformers import AutoModelForCausalLM, TrainerCallback
+        from trl import DPOConfig, DPOTrainer
+
+        class InOrder(DPOTrainer):
+            def _get_train_sampler(self, *_: Any) -> Any:
+                return SequentialSampler(self.train_dataset)
+
+            def training_step(self, *args: Any, **kwargs: Any) -> Any:
+                loss = super().training_step(*args, **kwargs)
+                losses.append(loss)
+                return loss
+
+        class Clock(TrainerCallback):
+            began = ended = before = 0.0
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                self.before = resident(reset=True)
+
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == 0:
+                    self.began = perf_counter()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                self.ended = perf_counter()
+
+        losses: list[Any] = []
+        model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=getattr(torch, self.dtype), attn_implementation="sdpa"
+        )
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as aside:
+            config = DPOConfig(
+                output_dir=aside, per_device_train_batch_size=PAIRS, max_steps=STEPS, learning_rate=RATE, beta=BETA,
+                lr_scheduler_type="constant", warmup_steps=0, optim="adamw_torch_fused", adam_beta1=0.9, adam_beta2=0.95,
+                weight_decay=0.0, max_grad_norm=1.0, precompute_ref_log_probs=True, max_length=None, use_cpu=True,
+                bf16=False, fp16=False, gradient_checkpointing=False, save_strategy="no", logging_strategy="no",
+                report_to="none", disable_tqdm=True, dataloader_pin_memory=False, seed=0,
+            )  # fmt: skip
+            trainer = InOrder(
+                model=model, args=config, train_dataset=Dataset.from_list(self.texts), processing_class=tokenizer(),
+                callbacks=[clock],
+            )  # fmt: skip
+            trainer.train()
+        self.losses, self.peak = [float(loss) for loss in losses], resident() - clock.before
+        return clock.ended - clock.began
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def tokenizer() -> Any:
+    """Token i is the word "w<i>", 1 is the end; so that texts come back as the very same tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>")
+
+
+def against_trl(kind: str, dtype: str) -> Measured:
+    """Seconds of `STEPS` steps of each, in turn; losses must agree, or nothing was compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = write_model(Path(folder), dtype), pairs(kind)
+        ours, theirs = Ours(model, dtype, data), Theirs(model, dtype, data)
+        ours.run()
+        theirs.run()
+        mine, others = interleaved(RUNS, ours.run, theirs.run)
+    apart = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
+    if not apart <= LOSS_TOLERANCE[dtype]:
+        raise SystemExit(f"losses differ by {apart:.2g}: {ours.losses} and {theirs.losses}")
+    done = STEPS * PAIRS
+    return Measured(
+        [b / a for a, b in zip(mine, others, strict=True)], [done / s for s in mine], [done / s for s in others],
+        "pairs/s", f"losses of {STEPS} steps agree to {apart:.1g}",
+    )  # fmt: skip
+
+
+def floor_flops(data: Sequence[tuple[list[int], list[int], list[int]]], shape: Any) -> float:
+    """The fewest operations of forward and backward: prompt once, head where a response token is predicted, scores that
+    are used and no others, nothing computed twice."""
+    total = 0.0
+    for prompt, chosen, rejected in data:
+        p, sides = len(prompt), (len(chosen), len(rejected))
+        tokens = p + sum(sides)
+        scores = p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in sides)
+        total += 6 * (shape.matmul_weights * tokens + shape.head_weights * sum(sides))
+        total += 3 * 4 * shape.layers * shape.attention_width * scores
+    return total
+
+
+def matrix_rate() -> float:
+    """Floating-point operations per second of a product of square float32 matrices."""
+    import torch
+
+    size = 2048
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    began = perf_counter()
+    for _ in range(5):
+        a @ b
+    return 5 * 2 * size**3 / (perf_counter() - began)
+
+
+def against_floor() -> Measured:
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    with tempfile.TemporaryDirectory() as folder:
+        data = pairs("short")
+        ours = Ours(write_model(Path(folder), "float32"), "float32", data)
+        ours.run()
+        flops = floor_flops(data, ours.group.shapes["policy"])
+        rates, seconds = interleaved(RUNS, matrix_rate, ours.run)
+    ratios = [flops / rate / s for rate, s in zip(rates, seconds, strict=True)]
+    return Measured(ratios, [flops / s / 1e9 for s in seconds], [r / 1e9 for r in rates], "GFLOP/s")
+
+
+def against_trl_in_memory() -> Measured:
+    """MiB that the steps add, at their peak, to what the process holds before the first one with the model loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = write_model(Path(folder), "float32"), pairs("short")
+        ours, theirs = Ours(model, "float32", data), Theirs(model, "float32", data)
+        ours.run()
+        theirs.run()
+        mine, others = interleaved(RUNS, lambda: ours.run() and ours.peak, lambda: theirs.run() and theirs.peak)
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "MiB")
+
+
+def resident(reset: bool = False) -> float:
+    """MiB of this process: resident now, and with that the start of a new peak; or the peak since then."""
+    import gc
+
+    if reset:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+    field = "VmRSS" if reset else "VmHWM"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+ROWS = (
+    Row("dpo", "DPO learner, pairs/s, float32", "TRL", "at least", 6.0, partial(against_trl, "short", "float32")),
+    Row(
+        "dpo_long", "the same, prompt 512, response 64", "TRL", "at least", 6.0, partial(against_trl, "long", "float32")
+    ),
+    Row(
+        "dpo_bfloat16",
+        "the same, bfloat16",
+        "TRL in bfloat16",
+        "at least",
+        5.0,
+        partial(against_trl, "short", "bfloat16"),
+    ),
+    Row("memory", "peak memory of the learner's steps", "TRL", "at most", 0.5, against_trl_in_memory),
+    Row("floor", "learner step, speed", "fewest FLOPs at the machine's matrix rate", "at least", 0.6, against_floor),
+)

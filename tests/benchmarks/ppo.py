@@ -1,0 +1,128 @@
+"""A PPO update of the learner group against the same work in a plain PyTorch loop, without DeepSpeed and Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.learner import VOCABULARY, rank, write_model
+from tests.benchmarks.row import Measured, Row, interleaved
+
+RUNS = 5
+PROMPTS, SAMPLES, RATE, BUDGET = 8, 4, 1e-5, 4096
+
+
+def rollouts() -> tuple[list[Any], list[tuple[float, ...]]]:
+    """Rows of `SAMPLES` responses to a prompt, and a reward each."""
+    from rlhf_bench.types import Row as Sequences
+
+    rng = np.random.default_rng(0)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(2, VOCABULARY, rng.integers(low, high + 1)).tolist())
+
+    rows = [Sequences(str(i), tokens(64, 192), tuple(tokens(16, 96) for _ in range(SAMPLES))) for i in range(PROMPTS)]
+    return rows, [tuple(rng.normal(size=SAMPLES)) for _ in rows]
+
+
+class Group:
+    """As an arm does it: measure by policy, reference and critic, prepare, four epochs of steps."""
+
+    def __init__(self, folder: Path):
+        self.group, _ = rank("float32")
+        for name, rate in (("policy", RATE), ("critic", RATE), ("reference", None)):
+            self.group.load(name, folder, 0, rate, 1.0)
+
+    def measure(self, rows: list[Any]) -> dict[str, Any]:
+        names = {"reference_logprobs": "reference", "logprobs": "policy", "values": "critic"}
+        return {key: self.group.measure(model, rows)[0] for key, model in names.items()}
+
+    def steps(self, steps: list[Any]) -> None:
+        self.group.steps(steps)
+
+
+class Loop:
+    """The same packed batches and losses; torch and nothing else."""
+
+    def __init__(self, folder: Path):
+        import torch
+
+        from rlhf_bench.models import load_model
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self.models = {
+            name: load_model(str(folder), kind, "float32", 0)
+            for name, kind in (("policy", "causal"), ("reference", "causal"), ("critic", "scalar"))
+        }
+        self.models["reference"].eval().requires_grad_(False)
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                self.models[name].parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.95), fused=True
+            )
+            for name in ("policy", "critic")
+        }
+
+    def measure(self, rows: list[Any]) -> dict[str, Any]:
+        import torch
+
+        from rlhf_bench.sequences import micro_batch, split_by_tokens
+
+        found: dict[str, Any] = {}
+        for key, name in (("reference_logprobs", "reference"), ("logprobs", "policy"), ("values", "critic")):
+            by_row: list[Any] = [None] * len(rows)
+            for indices in split_by_tokens(rows, 1, BUDGET)[0]:
+                with torch.no_grad():
+                    numbers, _ = self.models[name](micro_batch([rows[i] for i in indices]))
+                parts = iter(torch.split(numbers, [len(a) for i in indices for a in rows[i].responses]))
+                for i in indices:
+                    by_row[i] = tuple(next(parts).numpy() for _ in rows[i].responses)
+            found[key] = by_row
+        return found
+
+    def steps(self, steps: list[Any]) -> None:
+        import torch
+
+        from rlhf_bench.learning import loss_sums
+        from rlhf_bench.sequences import micro_batch, split_by_tokens
+
+        for step in steps:
+            model, optimizer = self.models[step.objective.model], self.optimizers[step.objective.model]
+            optimizer.zero_grad()
+            for indices in split_by_tokens(step.rows, 1, BUDGET)[0]:
+                batch = micro_batch([step.rows[i] for i in indices])
+                loss, _ = loss_sums(step.objective, model, batch, step.settings)
+                (loss / step.units).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+
+def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
+    """One PPO update; seconds."""
+    from rlhf_bench.methods import METHODS
+    from rlhf_bench.roles import Step
+
+    ppo = METHODS["ppo"]
+    settings = ppo.settings(epochs_per_update=4).at(0.0, {})
+    began = perf_counter()
+    prepared = ppo.prepare(rows, rewards, side.measure(rows), settings, {})
+    parts = ppo.minibatches(prepared.rows, settings, np.random.default_rng(0))
+    side.steps([Step(o, [prepared.rows[i] for i in part], settings, RATE) for part in parts for o in ppo.objectives])
+    return perf_counter() - began
+
+
+def against_loop() -> Measured:
+    with tempfile.TemporaryDirectory() as aside:
+        folder = write_model(Path(aside), "float32")
+        ours, theirs = Group(folder), Loop(folder)
+        data = rollouts()
+        update(ours, *data), update(theirs, *data)
+        mine, others = interleaved(RUNS, lambda: update(ours, *data), lambda: update(theirs, *data))
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s")
+
+
+ROWS = (Row("ppo", "PPO update, 4 epochs, seconds", "a bare torch loop", "at most", 1.1, against_loop),)
