@@ -1,5 +1,6 @@
 # make compare   set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
 # make test      set up, run every test            make check   ruff and mypy
+# make bench     set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
 #
 # ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit -k dpo".
 # PYTHON chooses the interpreter of the virtual environment: make compare PYTHON=python3.12.
@@ -14,7 +15,7 @@ hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
 RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
 DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
 
-.PHONY: compare test check
+.PHONY: compare test check bench
 .DELETE_ON_ERROR:
 
 compare: $(RUNTIME)
@@ -22,6 +23,9 @@ compare: $(RUNTIME)
 
 test: $(DEVELOPMENT)
 	@.venv/bin/python -m pytest -q --durations=10 $(ARGS)
+
+bench: $(DEVELOPMENT)
+	@.venv/bin/python -m tests.benchmarks $(ROW) $(ARGS)
 
 check: $(DEVELOPMENT)
 	.venv/bin/ruff check .

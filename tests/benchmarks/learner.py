@@ -17,7 +17,7 @@ from tests.benchmarks.row import Measured, Row, interleaved
 VOCABULARY, PAIRS, STEPS, BETA, RATE = 32_768, 8, 5, 0.1, 1e-4
 SHAPES = {"short": ((64, 192), (16, 96)), "long": ((512, 512), (64, 64))}
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-RUNS = 2
+RUNS = 5
 
 
 def write_model(folder: Path, dtype: str) -> Path:
