@@ -280,7 +280,9 @@ class _Kernel:
             return scaled_dot_product_attention(query, key, value, attn_mask=sees, scale=self.scaling)
         scale = self.scaling if self.scaling is not None else query.shape[-1] ** -0.5
         scores = self.softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / self.softcap))
-        weights = scores.masked_fill(~sees, float("-inf")).softmax(-1, dtype=torch.float32)
+        weights = scores.masked_fill(~sees, float("-inf")).softmax(
+            -1, dtype=torch.promote_types(query.dtype, torch.float32)
+        )
         return weights.to(query.dtype) @ value
 
 

@@ -91,9 +91,7 @@ class ComputeSettings(Section):
 
     column: Column = Field("flops", description="which column of the ledger is the budget")
     limit: float = Field(gt=0, description="how much of it each arm may spend")
-    tokens_per_micro_batch: int = Field(
-        4096, ge=16, description="tokens in one forward pass of the learner or scorer"
-    )
+    tokens_per_micro_batch: int = Field(4096, ge=16, description="tokens in one forward pass of the learner or scorer")
 
 
 class EvaluationSettings(Section):

@@ -63,7 +63,7 @@ def test_each_engine_is_known_to_its_own_files_only(engine, allowed):
     ("tasks", ["rlhf_bench.tasks", "rlhf_bench.types"], {"numpy", "pydantic", "pandas", "pyarrow", "math_verify"}),
     # What a loss on pairs is, and what its pairs look like; no single method.
     ("diagnostics", ["rlhf_bench.diagnostics", "rlhf_bench.methods.base", "rlhf_bench.sequences", "rlhf_bench.types",
-                     "rlhf_bench.flops", "rlhf_bench.distance"], NUMERICS | {"scipy"}),
+                     "rlhf_bench.flops", "rlhf_bench.distance", "rlhf_bench.heads"], NUMERICS | {"scipy"}),
 ])  # fmt: skip
 def test_methods_tasks_and_diagnostics_know_little(folder, allowed, third_party):
     for path in files(f"rlhf_bench/{folder}"):
@@ -87,7 +87,18 @@ def test_no_method_knows_another():
 
 
 @pytest.mark.parametrize(
-    "path", ["types.py", "sequences.py", "flops.py", "ledger.py", "learning.py", "roles.py", "distance.py"]
+    "path",
+    [
+        "types.py",
+        "sequences.py",
+        "attention.py",
+        "heads.py",
+        "flops.py",
+        "ledger.py",
+        "learning.py",
+        "roles.py",
+        "distance.py",
+    ],
 )
 def test_the_ground_floor_does_not_look_up(path):
     upper = ["recipe", "material", "stages", "loop", "comparison", "records", "forecast", "tracking", "report", "cli",
