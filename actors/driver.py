@@ -20,6 +20,7 @@ from actors.cluster import machine
 from actors.draughtsman import begin_report
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
+from actors.profile import write_profile
 from rlhf_bench.comparison import Comparison
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.material import Cache, Material
@@ -43,6 +44,7 @@ def drive(
     arms: Sequence[str],
     seeds: Sequence[int],
     began: float,
+    profile: bool = False,
 ) -> str:
     """Run the comparison; returns the text that ends it: table, verdict, where to look."""
     # MLflow's thread would otherwise hold this one up for 5 ms at a time, while an engine waits for its next call.
@@ -68,7 +70,7 @@ def drive(
         )
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
         engine_time = EngineTime()
-        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time)
+        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, profile)
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
@@ -77,6 +79,8 @@ def drive(
             functools.partial(_begin_evaluation, fleet, recipe, material), begin_report,
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
+        if profile:
+            write_profile(directory / "profile.json", engine_time, fleet.actors)
         status = "done"
     except ray.exceptions.RayActorError as error:
         raise RunFailed(f"an engine's process died: {' '.join(str(error).split())[:300]}") from error
@@ -102,6 +106,7 @@ def drive(
         verdict(summary),
         *notes(summary),
         "",
+        *([f"profile: {directory / 'profile.json'} (open it at ui.perfetto.dev)"] if profile else []),
         f"report: {directory / 'report.html'}",
     ]
     return "\n".join(ends)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.profile import Profiled, noted
 from actors.rollout_pool import load_from_object_store
 from actors.vllm_engine import VLLMEngine
+from actors.weight_sync import as_tensor
 from rlhf_bench.diagnostics.likelihood import sequence_kl
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import make_probes
@@ -42,13 +44,14 @@ class HeldOut:
     decode: Callable[[Sequence[int]], str] = field(repr=False)
 
 
-class EvaluatorActor:
+class EvaluatorActor(Profiled):
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, "object_store")
         self.devices = placement.gpus or placement.cpus
         self.device = "cuda" if placement.gpus else "cpu"
         self.dtype, self.max_length = dtype, max_length
 
+    @noted
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """Set what is looked at, and the policy that KL, log-ratios and probes refer to. Returns what a reader of the
         probe sets must know, a sentence each. The next look is charged with what this costs."""
@@ -72,6 +75,7 @@ class EvaluatorActor:
         self.setup_seconds, self.setup_flops = perf_counter() - began, self._flops()
         return probes.notes
 
+    @noted
     def evaluate(self, weights: list[ray.ObjectRef], version: int) -> Evaluation:
         """Scores per split; held-out pairs, probes and gradients; KL, entropy and confidence under the policy's samples."""
         began = perf_counter()
@@ -117,12 +121,9 @@ class EvaluatorActor:
         return {n: (p if p.dtype == torch.float32 else p.view(torch.uint16)).numpy() for n, p in parameters.items()}
 
     def _load_policy(self, arrays: Mapping[str, np.ndarray]) -> None:
-        import torch
-
         own = dict(self.policy.lm.named_parameters())
         for name, array in arrays.items():
-            tensor = torch.from_numpy(array.copy())
-            own[name].data.copy_(tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor)
+            own[name].data.copy_(as_tensor(array))
 
     def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[dict[str, Any]]:
         requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in enumerate(prompts)]
@@ -175,7 +176,7 @@ class Evaluator:
 
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each."""
-        with self.engine_time.at_work():
+        with self.engine_time.at_work("evaluation"):
             return ray.get(self.actor.begin.remote(held_out, reference))
 
     def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
@@ -189,8 +190,8 @@ class Evaluator:
             label, submitted, ref = self.pending[0]
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
-            evaluation = self.engine_time.during(ray.get, ref)
-            self.engine_time.aside("evaluator", submitted, min(evaluation.seconds, perf_counter() - submitted))
+            evaluation = self.engine_time.during("evaluation", ray.get, ref)
+            self.engine_time.aside("evaluation", "evaluator", submitted, evaluation.seconds)
             done.append((label, evaluation))
             self.pending.pop(0)
         return done

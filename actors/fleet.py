@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.evaluator import Evaluator, EvaluatorActor
 from actors.learner_group import LearnerGroup, LearnerRank
+from actors.profile import ENABLED
 from actors.reward_scorer import RewardScorer, ScorerActor
 from actors.rollout_pool import RolloutActor, RolloutPool
 from actors.weight_sync import WeightSync, weight_sync
@@ -36,10 +37,10 @@ class Fleet:
     evaluator: Evaluator
     sync: WeightSync
     group: PlacementGroup
-    actors: list[Any]
+    actors: dict[str, Any]  # "learner 0" and so on
 
     def stop(self) -> None:
-        for actor in self.actors:
+        for actor in self.actors.values():
             ray.kill(actor)
         remove_placement_group(self.group)
 
@@ -93,17 +94,24 @@ def _shown(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or resources.get(k))
 
 
-def variables(role: RolePlacement) -> dict[str, str]:
+def variables(role: RolePlacement, profile: bool) -> dict[str, str]:
     """The environment of a role's processes."""
-    return {"OMP_NUM_THREADS": str(role.cpus)} | ({} if role.gpus else ALLOCATOR)
+    return {"OMP_NUM_THREADS": str(role.cpus)} | ({} if role.gpus else ALLOCATOR) | ({ENABLED: "1"} if profile else {})
 
 
 def start_fleet(
-    recipe: Recipe, model_path: str, shape: ModelShape, eos_id: int, scorer: bool, engine_time: EngineTime
+    recipe: Recipe,
+    model_path: str,
+    shape: ModelShape,
+    eos_id: int,
+    scorer: bool,
+    engine_time: EngineTime,
+    profile: bool = False,
 ) -> Fleet:
     """Start every role at once; calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
-    group, asked, where = engine_time.during(reserve, placement, scorer)
+    group, asked, where = engine_time.during("starting", reserve, placement, scorer)
+    actors: dict[str, Any] = {}
     sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
 
     def start(cls: type, role: str, i: int, *args: Any) -> Any:
@@ -112,9 +120,11 @@ def start_fleet(
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         remote = ray.remote(cls).options(
             num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if roles_of(placement, True)[role].gpus else 0,
-            scheduling_strategy=place, name=None, runtime_env={"env_vars": variables(roles_of(placement, True)[role])},
+            scheduling_strategy=place, name=None,
+            runtime_env={"env_vars": variables(roles_of(placement, True)[role], profile)},
         )  # fmt: skip
-        return remote.remote(*args)
+        actors[f"{role} {i}"] = remote.remote(*args)
+        return actors[f"{role} {i}"]
 
     learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
     ranks = [
@@ -138,7 +148,7 @@ def start_fleet(
     group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget, engine_time)
     group_handle.join()
     return Fleet(
-        pool=RolloutPool(engines, rollout, shape, eos_id, engine_time),
+        pool=RolloutPool(engines, rollout, shape, eos_id, budget, engine_time),
         scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time)
         if scorer
         else None,
@@ -146,5 +156,5 @@ def start_fleet(
         evaluator=Evaluator(looker, engine_time),
         sync=weight_sync(placement.weight_sync, group_handle, engines),
         group=group,
-        actors=[*ranks, *engines, looker, *scorers],
+        actors=actors,
     )

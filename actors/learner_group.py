@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -17,12 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
-from rlhf_bench.engine_time import EngineTime
+from actors.profile import Profiled, noted
+from actors.under_way import UnderWay
+from rlhf_bench.engine_time import Activity, EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
 from rlhf_bench.models import load_model, scale_head
-from rlhf_bench.roles import Step
+from rlhf_bench.roles import Means, Measures, Step
 from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
 
@@ -43,7 +44,7 @@ def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str
     }
 
 
-class LearnerRank:
+class LearnerRank(Profiled):
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
     def __init__(self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str):
@@ -80,6 +81,7 @@ class LearnerRank:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if self.device == "cuda" else "gloo", verbose=False)
 
+    @noted
     def load(
         self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
     ) -> ModelShape:
@@ -106,12 +108,15 @@ class LearnerRank:
         self.models[name] = engine
         return shape
 
+    @noted
     def measure(
         self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float
-    ) -> dict[int, PerResponse]:
-        """Log-probs (causal) or values (scalar) per response token; `{row index: one array per response}`."""
+    ) -> tuple[dict[int, PerResponse], float]:
+        """Log-probs (causal) or values (scalar) per response token, `{row index: one array per response}`; and the
+        seconds it took."""
         import torch
 
+        began = perf_counter()
         model = self.models[name]
         model.eval()
         found: dict[int, PerResponse] = {}
@@ -129,8 +134,9 @@ class LearnerRank:
                     at += len(row.responses)
             for _ in range(idle):
                 model(micro_batch(rows[:1]).to(self.device))
-        return found
+        return found, perf_counter() - began
 
+    @noted
     def steps(
         self, work: Sequence[Step], plans: list[list[list[int]]], idle: list[int], units: list[int], temperature: float
     ) -> tuple[list[dict[str, float]], float]:
@@ -169,6 +175,7 @@ class LearnerRank:
             "grad_norm": float("nan") if norm is None else float(norm)
         }
 
+    @noted
     def side_gradients(
         self, weight: PairLoss, rows: Sequence[Row], plan: list[list[int]], settings: Any, temperature: float
     ) -> list[float]:
@@ -198,8 +205,13 @@ class LearnerRank:
             )
         return None
 
+    @noted
     def weights(self, name: ModelName) -> dict[str, np.ndarray] | None:
-        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0."""
+        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0.
+
+        Where nothing had to be gathered these are the parameters' own memory: Ray copies what a call returns before the
+        next call begins.
+        """
         import torch
 
         found = {}
@@ -207,9 +219,12 @@ class LearnerRank:
             with self._gathered([parameter]):
                 if self.rank == 0:
                     value = parameter.detach().cpu()
-                    found[key] = value.clone() if value.dtype == torch.float32 else value.view(torch.uint16).clone()
-        return {k: v.numpy() for k, v in found.items()} if self.rank == 0 else None
+                    if self.zero_stage == 3:  # else it is gone with the gathering
+                        value = value.clone()
+                    found[key] = (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
+        return found if self.rank == 0 else None
 
+    @noted
     def save(self, name: ModelName, path: str, score_scale: float) -> None:
         """Write a Hugging Face folder from rank 0. A scalar head is multiplied by `score_scale` first."""
         module = self._module(name)
@@ -243,30 +258,6 @@ class LearnerRank:
             old.destroy()
 
 
-@dataclass(frozen=True)
-class StepsUnderWay:
-    """Optimizer steps that all ranks have been handed, `units` of loss each, at a `cost` that lacks the seconds."""
-
-    refs: list[ray.ObjectRef]
-    units: list[int]
-    cost: Cost
-    group: LearnerGroup
-    began: float
-
-    def result(self) -> tuple[list[dict[str, float]], Cost]:
-        """Wait for them. Per step the means of loss and metrics over all its units and the gradient's norm before
-        clipping; and what they cost together."""
-        time = self.group.engine_time
-        found = time.during(ray.get, self.refs)
-        seconds = max(spent for _, spent in found)
-        time.aside("learner", self.began, min(seconds, perf_counter() - self.began))
-        means = [
-            {key: sum(s[key] for s in sums) / n for key in sums[0]} | {"grad_norm": sums[0]["grad_norm"]}
-            for n, *sums in zip(self.units, *(sums for sums, _ in found), strict=True)
-        ]
-        return means, self.cost + Cost(device_seconds=seconds * self.group.devices)
-
-
 class LearnerGroup:
     """The driver's handle on all ranks. Rows in, numbers and costs out."""
 
@@ -286,49 +277,66 @@ class LearnerGroup:
         self.first_step_began: float | None = None
 
     def join(self) -> None:
-        address, port = self._get(self.ranks[0].address.remote())
-        self._get([r.join.remote(address, port) for r in self.ranks])
+        address, port = self._get("starting", self.ranks[0].address.remote())
+        self._get("starting", [r.join.remote(address, port) for r in self.ranks])
 
     def load(
         self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
     ) -> None:
-        shapes = self._get([r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks])
+        asked = [r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks]
+        shapes = self._get("loading", asked)
         self.shapes[name] = shapes[0]
 
-    def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
-        """Per row, one array per response with a number per response token; and what it cost."""
-        began = perf_counter()
-        plan, idle = self._plan(rows)
-        with self.engine_time.at_work():
-            ref = ray.put(list(rows))
-            parts = ray.get(
-                [r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)]
-            )
-        merged: dict[int, PerResponse] = {k: v for part in parts for k, v in part.items()}
-        flops = self._planned_flops(name, rows, plan, forward_flops)
-        cost = Cost(
-            flops=flops, scored_tokens=sum(r.response_tokens for r in rows), device_seconds=self._device_seconds(began)
-        )
-        return [merged[i] for i in range(len(rows))], cost
+    def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
+        """Hand rows in, and wait."""
+        return self.begin_measure(name, rows, temperature).result()
 
-    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
-        """Hand in optimizer steps and wait for their result."""
+    def begin_measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+        """Hand rows in for a forward pass, and go on."""
+        plan, idle = self._plan(rows)
+        cost, count = self._measure_cost(name, rows, plan), len(rows)
+
+        def finish(found: list[dict[int, PerResponse]], seconds: list[float]) -> Measures:
+            by_row = {i: numbers for part in found for i, numbers in part.items()}
+            return [by_row[i] for i in range(count)], cost + Cost(device_seconds=max(seconds) * self.devices)
+
+        with self.engine_time.at_work("measuring"):
+            ref = ray.put(list(rows))
+            refs = [
+                r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)
+            ]
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time)
+
+    def measure_cost(self, name: ModelName, rows: Sequence[Row]) -> Cost:
+        """What that would cost, but for seconds."""
+        return self._measure_cost(name, rows, self._plan(rows)[0])
+
+    def _measure_cost(self, name: ModelName, rows: Sequence[Row], plan: list[list[list[int]]]) -> Cost:
+        flops = self._planned_flops(name, rows, plan, forward_flops)
+        return Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows))
+
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> Means:
+        """Hand in optimizer steps, and wait."""
         return self.begin_steps(work, temperature).result()
 
-    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> StepsUnderWay:
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
         """Hand in optimizer steps, to be taken one after another in one call to the ranks, and go on."""
         planned = [self._plan(step.rows) for step in work]
         units = [step.units for step in work]
         cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
-        began = perf_counter()
-        self.first_step_began = self.first_step_began or began
-        with self.engine_time.at_work():
+
+        def finish(found: list[list[dict[str, float]]], seconds: list[float]) -> Means:
+            means = [_mean(sums, n) for n, *sums in zip(units, *found, strict=True)]
+            return means, cost + Cost(device_seconds=max(seconds) * self.devices)
+
+        self.first_step_began = self.first_step_began or perf_counter()
+        with self.engine_time.at_work("learning"):
             ref = ray.put(list(work))
             refs = [
                 r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
                 for rank, r in enumerate(self.ranks)
             ]
-        return StepsUnderWay(refs, units, cost, self, began)
+        return UnderWay("learning", "learner", refs, finish, self.engine_time)
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What these steps will cost, but for seconds: known before they are taken."""
@@ -344,7 +352,7 @@ class LearnerGroup:
         """Both sides' mean gradients under the method's `pair_weight`: norms and product, and what it cost."""
         began = perf_counter()
         plan, _ = self._plan(rows)
-        with self.engine_time.at_work():
+        with self.engine_time.at_work("measuring"):
             ref = ray.put(list(rows))
             found = ray.get([
                 r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
@@ -365,18 +373,18 @@ class LearnerGroup:
     def weights(self, name: ModelName) -> ray.ObjectRef:
         """The full weights, as one object in Ray's store."""
         refs = [r.weights.remote(name) for r in self.ranks]
-        self.engine_time.during(ray.wait, refs, num_returns=len(refs))
-        self._get(refs[1:])
+        self.engine_time.during("sync", ray.wait, refs, num_returns=len(refs))
+        self._get("sync", refs[1:])
         return refs[0]
 
     def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
-        self._get([r.save.remote(name, str(path), score_scale) for r in self.ranks])
+        self._get("loading", [r.save.remote(name, str(path), score_scale) for r in self.ranks])
 
     def free(self, name: ModelName) -> None:
-        self._get([r.free.remote(name) for r in self.ranks])
+        self._get("loading", [r.free.remote(name) for r in self.ranks])
 
-    def _get(self, refs: Any) -> Any:
-        return self.engine_time.during(ray.get, refs)
+    def _get(self, activity: Activity, refs: Any) -> Any:
+        return self.engine_time.during(activity, ray.get, refs)
 
     def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
         if not rows:
@@ -396,3 +404,9 @@ class LearnerGroup:
 
     def _device_seconds(self, began: float) -> float:
         return (perf_counter() - began) * self.devices
+
+
+def _mean(by_rank: Sequence[Mapping[str, float]], units: int) -> dict[str, float]:
+    """Sums over each rank's share of the units -> means over all units; the gradient's norm is every rank's."""
+    means = {key: sum(sums[key] for sums in by_rank) / units for key in by_rank[0]}
+    return means | {"grad_norm": by_rank[0]["grad_norm"]}

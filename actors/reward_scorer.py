@@ -10,14 +10,17 @@ from typing import Any
 
 import ray
 
+from actors.profile import Profiled, noted
+from actors.under_way import UnderWay
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops
 from rlhf_bench.ledger import Cost
+from rlhf_bench.roles import Scores
 from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row
 
 
-class ScorerActor:
+class ScorerActor(Profiled):
     def __init__(self, cpus: int, gpus: int):
         import torch
 
@@ -26,6 +29,7 @@ class ScorerActor:
         self.model: Any = None
         self.offset = 0.0
 
+    @noted
     def load(self, path: str, dtype: str) -> ModelShape:
         """A folder of AutoModelForSequenceClassification with one label; `reward.json` beside it holds the score's offset."""
         from rlhf_bench.models import load_model
@@ -35,17 +39,19 @@ class ScorerActor:
         self.offset = json.loads(side.read_text())["offset"] if side.exists() else 0.0
         return ModelShape.of(self.model.lm)
 
-    def score(self, rows: Sequence[Row], plan: list[list[int]]) -> dict[int, list[float]]:
-        """Scores read at each response's last token; `{row index: a score per response}`."""
+    @noted
+    def score(self, rows: Sequence[Row], plan: list[list[int]]) -> tuple[dict[int, list[float]], float]:
+        """Scores read at each response's last token, `{row index: a score per response}`; and the seconds it took."""
         import torch
 
+        began = perf_counter()
         found: dict[int, list[float]] = {}
         with torch.no_grad():
             for indices in plan:
                 _, scores = self.model(micro_batch([rows[i] for i in indices]).to(self.device))
                 flat = iter((scores.cpu().numpy() - self.offset).tolist())
                 found |= {i: [next(flat) for _ in rows[i].responses] for i in indices}
-        return found
+        return found, perf_counter() - began
 
 
 class RewardScorer:
@@ -61,32 +67,32 @@ class RewardScorer:
     ):
         self.engine_time = engine_time
         self.actors = list(actors)
-        self.devices = len(actors) * (gpus or cpus)
+        self.devices_each = gpus or cpus
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shape: ModelShape | None = None
 
     def load(self, path: Path, dtype: str) -> None:
-        self.shape = self.engine_time.during(ray.get, [a.load.remote(str(path), dtype) for a in self.actors])[0]
+        self.shape = self.engine_time.during(
+            "loading", ray.get, [a.load.remote(str(path), dtype) for a in self.actors]
+        )[0]
 
-    def score(self, rows: Sequence[Row]) -> tuple[list[list[float]], Cost]:
-        """Per row, a score per response."""
+    def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
+        """Hand rows in, and go on."""
         assert self.shape is not None, "load comes first"
-        began = perf_counter()
         plan = split_by_tokens(rows, len(self.actors), self.tokens_per_micro_batch)
-        with self.engine_time.at_work():
+        parts = [[rows[i] for i in indices] for rank in plan for indices in rank]
+        flops = sum(forward_flops(self.shape, layout_of(p), sum(len(r.responses) for r in p)) for p in parts)
+        cost, count = Cost(flops=flops, scored_tokens=sum(r.tokens for r in rows)), len(rows)
+
+        def finish(found: list[dict[int, list[float]]], seconds: list[float]) -> Scores:
+            by_row = {i: scores for part in found for i, scores in part.items()}
+            return [by_row[i] for i in range(count)], cost + Cost(device_seconds=sum(seconds) * self.devices_each)
+
+        with self.engine_time.at_work("scoring"):
             ref = ray.put(list(rows))
-        found: dict[int, list[float]] = {}
-        asked = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
-        for part in self.engine_time.during(ray.get, asked):
-            found |= part
-        flops = sum(
-            forward_flops(self.shape, layout_of(part), sum(len(r.responses) for r in part))
-            for part in ([rows[i] for i in indices] for rank in plan for indices in rank)
-        )
-        scores = [found[i] for i in range(len(rows))]
-        cost = Cost(
-            flops=flops,
-            scored_tokens=sum(r.tokens for r in rows),
-            device_seconds=(perf_counter() - began) * self.devices,
-        )
-        return scores, cost
+            refs = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
+        return UnderWay("scoring", "scorer", refs, finish, self.engine_time)
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Hand rows in, and wait."""
+        return self.begin_score(rows).result()

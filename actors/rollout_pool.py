@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import ray
 
-from actors.vllm_engine import VLLMEngine
+from actors.profile import Profiled, noted
+from actors.vllm_engine import Request, VLLMEngine
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, generation_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.roles import Part
 from rlhf_bench.types import Group, Prompt, RunFailed, Sample, Sampling
 
+CALLS_AHEAD = 2
+"""Calls that an engine has at a time: while one's answers travel to the driver, the engine is at the next."""
+RETURNS_PER_BATCH = 8
+"""An engine that is decoding its full number of sequences hands back what has ended when an eighth of them has."""
 
-class RolloutActor:
+
+class RolloutActor(Profiled):
     """One engine in one process."""
 
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
@@ -25,14 +34,25 @@ class RolloutActor:
     def ready(self) -> None:
         """Returns once the engine has started."""
 
-    def generate(
-        self, requests: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling, eos_id: int
-    ) -> tuple[int, list[dict[str, Any]]]:
-        return self.engine.version, self.engine.generate(requests, sampling.max_tokens, sampling.temperature, eos_id)
+    @noted
+    def advance(
+        self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int
+    ) -> tuple[dict[int, dict[str, Any]], int, float]:
+        """Take on requests and decode until so many, of these or earlier ones, have ended: what has ended by number, the
+        weights' version, and the seconds it took."""
+        began = perf_counter()
+        self.engine.take_on(requests, sampling.max_tokens, sampling.temperature, eos_id)
+        found = self.engine.work(until)
+        return found, self.engine.version, perf_counter() - began
 
+    def abandon(self) -> None:
+        self.engine.abandon()
+
+    @noted
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         return self.engine.logprobs(prompt_ids, response_ids)
 
+    @noted
     def load_weights(self, weights: list[ray.ObjectRef], version: int) -> None:
         load_from_object_store(self.engine, weights[0], version)
 
@@ -51,6 +71,28 @@ def load_from_object_store(engine: VLLMEngine, weights: ray.ObjectRef, version: 
     engine.finish_sync(version)
 
 
+_Answer = tuple[int, dict[str, Any]]
+"""The version of the weights that drew it, and what the engine says of it."""
+
+
+@dataclass
+class _Engine:
+    """What one engine has been handed and has not answered yet."""
+
+    actor: Any
+    number: int
+    requests: int = 0
+    tokens: int = 0  # of prompts, and of responses at their longest
+    calls: deque[tuple[ray.ObjectRef, float, int]] = field(
+        default_factory=deque
+    )  # oldest first: call, since when, until
+
+    @property
+    def promised(self) -> int:
+        """So many of its requests will have been answered with the calls that are under way."""
+        return sum(until for _, _, until in self.calls)
+
+
 class RolloutPool:
     """The driver's handle: prompts in, groups of samples out."""
 
@@ -60,56 +102,131 @@ class RolloutPool:
         placement: RolloutPlacement,
         shape: ModelShape,
         eos_id: int,
+        tokens_per_part: int,
         engine_time: EngineTime,
     ):
         self.engine_time = engine_time
         self.actors = list(actors)
         self.devices_each = placement.gpus or placement.cpus
         self.batch = placement.concurrent_requests
-        self.shape, self.eos_id = shape, eos_id
+        self.shape, self.eos_id, self.tokens_per_part = shape, eos_id, tokens_per_part
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
-        """`sampling.count` samples per prompt. Seeds hang on prompt and sample, not on which engine draws it."""
-        requests = [
-            (p.token_ids, sampling.seed * 1_000_003 + i * sampling.count + k)
-            for i, p in enumerate(prompts)
-            for k in range(sampling.count)
-        ]
-        found: list[Any] = [None] * len(requests)  # (version, output) of each
-        busy = 0.0
-        for part, (version, outputs), seconds in self._spread(requests, sampling):
-            busy += seconds
-            for i, output in zip(part, outputs, strict=True):
-                found[i] = (version, output)
+        """`sampling.count` samples for each prompt, in the prompts' order."""
+        found: dict[int, Group] = {}
+        total = Cost()
+        for part in self.stream(prompts, sampling):
+            found |= zip(part.indices, part.groups, strict=True)
+            total += part.cost
+        return [found[i] for i in range(len(prompts))], total
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Part]:
+        """The same part by part, as parts are done: whoever takes them works on one while the engines draw the next.
+
+        A part is as many prompts as one micro-batch of the learner holds, longest prompts first. Seeds hang on prompt
+        and sample, and what a part holds on the prompts alone: not on which engine draws it, or when.
+        """
+        parts = deque(self._parts(prompts, sampling))
+        found: dict[int, _Answer] = {}
+        seconds = 0.0
+        for answers, spent in self._answers(prompts, sampling, list(parts)):
+            found |= answers
+            seconds += spent
+            while parts and all(n in found for i in parts[0] for n in _numbers(i, sampling)):
+                yield self._part(prompts, sampling, parts.popleft(), found, seconds * self.devices_each)
+                seconds = 0.0
+
+    def _part(
+        self, prompts: Sequence[Prompt], sampling: Sampling, indices: list[int], found: dict[int, _Answer], seconds: float
+    ) -> Part:  # fmt: skip
+        """Takes the part's answers out of `found`."""
+        answers = [[found.pop(n) for n in _numbers(i, sampling)] for i in indices]
         groups = [
-            Group(p, tuple(_sample(p, k, *found[i * sampling.count + k]) for k in range(sampling.count)))
-            for i, p in enumerate(prompts)
+            Group(prompts[i], tuple(_sample(prompts[i], k, *answer) for k, answer in enumerate(own)))
+            for i, own in zip(indices, answers, strict=True)
         ]
         counted = [
-            (len(ids), out["cached"], len(out["ids"])) for (ids, _), (_, out) in zip(requests, found, strict=True)
+            (len(prompts[i].token_ids), out["cached"], len(out["ids"]))
+            for i, own in zip(indices, answers, strict=True)
+            for _, out in own
         ]
-        flops = generation_flops(self.shape, counted)
-        return groups, Cost(
-            flops=flops, generated_tokens=sum(c[2] for c in counted), device_seconds=busy * self.devices_each
-        )
+        flops, tokens = generation_flops(self.shape, counted), sum(n for _, _, n in counted)
+        return Part(indices, groups, Cost(flops=flops, generated_tokens=tokens, device_seconds=seconds))
 
-    def _spread(self, requests: list[Any], sampling: Sampling) -> Any:
-        """Hand out parts, longest prompts first, a new one to whichever engine is free; yield results with their seconds."""
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][0]))
-        size = min(self.batch, -(-len(order) // len(self.actors)))
-        parts = [order[at : at + size] for at in range(0, len(order), size)]
-        idle = list(self.actors)
-        running: dict[Any, Any] = {}
-        while parts or running:
-            while parts and idle:
-                part, actor = parts.pop(0), idle.pop()
-                with self.engine_time.at_work():
-                    ref = actor.generate.remote([requests[i] for i in part], sampling, self.eos_id)
-                running[ref] = (part, actor, perf_counter())
-            (ref,), _ = self.engine_time.during(ray.wait, list(running))
-            part, actor, began = running.pop(ref)
-            idle.append(actor)
-            yield part, self.engine_time.during(ray.get, ref), perf_counter() - began
+    def _parts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
+        """Indices of prompts, longest first, cut where a part would pass `tokens_per_part` or an engine's fair share."""
+        tokens = [len(p.token_ids) + sampling.count * sampling.max_tokens for p in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-tokens[i], i))
+        most = min(self.tokens_per_part, -(-sum(tokens) // len(self.actors)))
+        parts: list[list[int]] = []
+        room = 0
+        for i in order:
+            if not parts or tokens[i] > room:
+                parts.append([])
+                room = most
+            parts[-1].append(i)
+            room -= tokens[i]
+        return parts
+
+    def _answers(
+        self, prompts: Sequence[Prompt], sampling: Sampling, parts: list[list[int]]
+    ) -> Iterator[tuple[dict[int, _Answer], float]]:
+        """Keep every engine's queue filled, prompt by prompt in the parts' order, and yield answers as they come, with the
+        seconds that an engine has worked on them."""
+        waiting = deque(i for part in parts for i in part)
+        most_in_part = max(len(part) for part in parts) * sampling.count if parts else 0
+        engines = [_Engine(actor, i) for i, actor in enumerate(self.actors)]
+        try:
+            while waiting or any(e.requests for e in engines):
+                self._hand_out(engines, waiting, prompts, sampling, most_in_part)
+                answered = self._answered(engines)
+                for engine, (answers, _, _) in answered:
+                    engine.requests -= len(answers)
+                    engine.tokens -= sum(_tokens(prompts[n // sampling.count], sampling) for n in answers)
+                if waiting:  # before the answers are looked at, so that no engine waits for that
+                    self._hand_out(engines, waiting, prompts, sampling, most_in_part)
+                for _, (answers, version, seconds) in answered:
+                    yield {n: (version, out) for n, out in answers.items()}, seconds
+        finally:
+            for engine in engines:
+                if engine.requests:  # whoever took the answers has stopped early
+                    engine.actor.abandon.remote()
+
+    def _hand_out(
+        self, engines: Sequence[_Engine], waiting: deque[int], prompts: Sequence[Prompt], sampling: Sampling, part: int
+    ) -> None:
+        """Give prompts, one at a time, to the engine with the fewest tokens to go; have every engine with work go on."""
+        handed: dict[int, dict[int, Request]] = {}
+        few = max(1, self.batch // RETURNS_PER_BATCH)
+        while waiting:
+            with_room = [e for e in engines if e.requests + sampling.count <= self.batch + few or not e.requests]
+            if not with_room:
+                break
+            engine, i = min(with_room, key=lambda e: (e.tokens, e.number)), waiting.popleft()
+            handed.setdefault(engine.number, {}).update(
+                {n: (prompts[i].token_ids, sampling.seed * 1_000_003 + n) for n in _numbers(i, sampling)}
+            )
+            engine.requests += sampling.count
+            engine.tokens += sampling.count * _tokens(prompts[i], sampling)
+        for engine in engines:
+            new = handed.get(engine.number, {})
+            while new or (engine.promised < engine.requests and len(engine.calls) < CALLS_AHEAD):
+                until = few if waiting else part
+                ref = engine.actor.advance.remote(new, sampling, self.eos_id, until)
+                engine.calls.append((ref, perf_counter(), until))
+                new = {}
+
+    def _answered(self, engines: Sequence[_Engine]) -> list[tuple[_Engine, Any]]:
+        """What `advance` gave, of every engine whose oldest call is done; waits for one."""
+        asked = {engine.calls[0][0]: engine for engine in engines if engine.calls}
+        self.engine_time.during("rollout", ray.wait, list(asked))
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        found = []
+        for ref, answer in zip(ready, self.engine_time.during("rollout", ray.get, ready), strict=True):
+            _, began, _ = asked[ref].calls.popleft()
+            self.engine_time.aside("rollout", f"rollout {asked[ref].number}", began, answer[2])
+            found.append((asked[ref], answer))
+        return found
 
     def check(
         self,
@@ -121,7 +238,7 @@ class RolloutPool:
     ) -> float:
         """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the tolerance."""
         asked = [a.logprobs.remote(tuple(prompt_ids), tuple(response_ids)) for a in self.actors]
-        answers = self.engine_time.during(ray.get, asked)
+        answers = self.engine_time.during("sync", ray.get, asked)
         gap = max(abs(x - y) for answer in answers for x, y in zip(answer, expected, strict=True))
         if not gap <= tolerance:  # nan fails too
             raise RunFailed(
@@ -129,6 +246,16 @@ class RolloutPool:
                 f"more than placement.sync_tolerance {tolerance:.2g}: the engines do not hold the learner's weights"
             )
         return gap
+
+
+def _numbers(prompt: int, sampling: Sampling) -> range:
+    """The numbers of a prompt's requests: one per sample."""
+    return range(prompt * sampling.count, (prompt + 1) * sampling.count)
+
+
+def _tokens(prompt: Prompt, sampling: Sampling) -> int:
+    """Of one request, at its longest."""
+    return len(prompt.token_ids) + sampling.max_tokens
 
 
 def _sample(prompt: Prompt, k: int, version: int, output: dict[str, Any]) -> Sample:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_bench.recipe import RolloutPlacement
+
+Request = tuple[tuple[int, ...], int]
+"""Prompt ids and the seed that its response is sampled with."""
 
 
 class VLLMEngine:
@@ -43,33 +46,52 @@ class VLLMEngine:
             generation_config="vllm", disable_log_stats=True, **cpu_only,
         )  # fmt: skip
         self.version = -1
+        self.open: set[int] = set()  # numbers of requests without an answer
 
-    def generate(
-        self, requests: Sequence[tuple[tuple[int, ...], int]], max_tokens: int, temperature: float, eos_id: int
-    ) -> list[dict[str, Any]]:
-        """Each request is (prompt ids, seed). Per request: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
+    def take_on(self, requests: Mapping[int, Request], max_tokens: int, temperature: float, eos_id: int) -> None:
+        """Queue requests, each under a number of the caller's. `work` answers them."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
 
         self._refuse_without_weights()
-        params = [
-            SamplingParams(
+        for number, (ids, seed) in requests.items():
+            params = SamplingParams(
                 temperature=temperature, max_tokens=max_tokens, seed=seed if temperature else None, logprobs=0,
-                stop_token_ids=[eos_id], detokenize=False,
-            )
-            for _, seed in requests
-        ]  # fmt: skip
-        prompts = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
-        found = []
-        for output in self.llm.generate(prompts, params, use_tqdm=False):
-            completion = output.outputs[0]
-            ids = tuple(completion.token_ids)
-            found.append({
-                "ids": ids,
-                "logprobs": tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)),
-                "finished": completion.finish_reason == "stop",
-                "cached": output.num_cached_tokens or 0,
-            })  # fmt: skip
+                stop_token_ids=[eos_id], detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+            )  # fmt: skip
+            self.llm.llm_engine.add_request(str(number), tokens_input(list(ids)), params)
+            self.open.add(number)
+
+    def work(self, until: int) -> dict[int, dict[str, Any]]:
+        """Decode until at least so many of the queued requests have ended, or all. By number, in the order in which they
+        ended: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
+        engine, found = self.llm.llm_engine, dict[int, dict[str, Any]]()
+        while len(found) < until and engine.has_unfinished_requests():
+            for output in engine.step():
+                completion = output.outputs[0]
+                ids = tuple(completion.token_ids)
+                found[int(output.request_id)] = {
+                    "ids": ids,
+                    "logprobs": tuple(s[token].logprob for s, token in zip(completion.logprobs, ids, strict=True)),
+                    "finished": completion.finish_reason == "stop",
+                    "cached": output.num_cached_tokens or 0,
+                }
+        self.open -= found.keys()
         return found
+
+    def generate(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, eos_id: int
+    ) -> list[dict[str, Any]]:
+        """All at once; answers in the requests' order."""
+        self.take_on(dict(enumerate(requests)), max_tokens, temperature, eos_id)
+        found = self.work(len(requests))
+        return [found[i] for i in range(len(requests))]
+
+    def abandon(self) -> None:
+        """Forget all that is queued or half done."""
+        self.llm.llm_engine.abort_request([str(number) for number in self.open])
+        self.open.clear()
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of a given response, from the engine's own forward pass: what a sync is checked with."""

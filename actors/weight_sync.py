@@ -10,11 +10,16 @@ init_weight_transfer_engine, start_weight_update, update_weights, finish_weight_
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import ray
+
+if TYPE_CHECKING:
+    import torch
 
 OBJECT_STORE = "object_store"
 
@@ -30,7 +35,9 @@ class ObjectStoreSync:
 
     def send(self, version: int) -> ray.ObjectRef:
         weights = self.learner.weights("policy")
-        self.learner.engine_time.during(ray.get, [e.load_weights.remote([weights], version) for e in self.engines])
+        self.learner.engine_time.during(
+            "sync", ray.get, [e.load_weights.remote([weights], version) for e in self.engines]
+        )
         return weights
 
 
@@ -46,8 +53,8 @@ class DeviceSync:
             r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)
             for r in self.learner.ranks
         ]
-        self.learner.engine_time.during(ray.get, sent)
-        self.learner.engine_time.during(ray.get, [e.finish_sync.remote(version) for e in self.engines])
+        self.learner.engine_time.during("sync", ray.get, sent)
+        self.learner.engine_time.during("sync", ray.get, [e.finish_sync.remote(version) for e in self.engines])
 
 
 def weight_sync(backend: str, learner: Any, engines: list[Any]) -> WeightSync:
@@ -115,9 +122,17 @@ def trainer_engine(
     return WeightTransferTrainerFactory.trainer_init(info, client=EngineClient(engines), source=ShardedSource())
 
 
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array of `LearnerRank.weights` as a tensor on the same memory. It lies in Ray's store: to be read only."""
+    import torch
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # which says that it must not be written to
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
 def register_object_store_engine() -> None:
     """Teach this process's vLLM the object_store backend: weights arrive as a mapping of name to array."""
-    import torch
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
@@ -147,9 +162,7 @@ def register_object_store_engine() -> None:
         def receive_weights(self, update_info: Arrays) -> None:
             def tensors() -> Iterator[tuple[str, torch.Tensor]]:
                 for name, array in update_info.arrays.items():
-                    # Arrays in Ray's store are read-only; the copy also outlives the store's object.
-                    tensor = torch.from_numpy(array.copy())
-                    yield name, (tensor.view(torch.bfloat16) if array.dtype == "uint16" else tensor).to(self.device)
+                    yield name, as_tensor(array).to(self.device)
 
             self.model.load_weights(tensors())
 

@@ -124,7 +124,9 @@ class Layout:
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Per position of the pack [N]: its row, 0 in a prompt or the response's number, and its position in the row."""
-        row, part, position = [], [], []
+        row: list[int] = []
+        part: list[int] = []
+        position: list[int] = []
         for i, r in enumerate(self.rows):
             row += [i] * r.tokens
             part += [0] * r.prompt
@@ -219,12 +221,9 @@ def packed_attention(
     if layout is None:
         kernel = _Kernel(scaling, softcap, sliding_window if attention_mask is None else None)
         before = key.shape[2] - query.shape[2]
-        out = (
-            kernel(query, key, value, before)
-            if attention_mask is None
-            else kernel.masked(query, key, value, attention_mask)
-        )
-        return out.transpose(1, 2), None
+        if attention_mask is None:
+            return kernel(query, key, value, before).transpose(1, 2), None
+        return kernel.masked(query, key, value, attention_mask).transpose(1, 2), None
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
     kernel = _Kernel(scaling, softcap, window)
     # Cut once: the gradient of every slice by itself would be a tensor of the whole pack's size.
@@ -235,7 +234,7 @@ def packed_attention(
         if len(block.rows) == 1:
             out += kernel.row([next(pieces) for _ in block.spans], block.rows[0].prompt)
         else:
-            out.append(kernel.padded(*next(pieces), layout.padded[block]))
+            out.append(kernel.padded(next(pieces), layout.padded[block]))
     return torch.cat(out, 2).transpose(1, 2), None
 
 
@@ -262,15 +261,16 @@ class _Kernel:
         place, seen = torch.arange(query.shape[2])[:, None] + before, torch.arange(key.shape[2])
         return self.masked(query, key, value, seen <= place, place - seen)
 
-    def padded(self, query: Tensor, key: Tensor, value: Tensor, block: Padded) -> Tensor:
-        """Several rows padded to the longest, in one call."""
+    def padded(self, pieces: tuple[Tensor, ...], block: Padded) -> Tensor:
+        """Several rows padded to the longest, in one call: query, key and value of all of them."""
         count, _, length, _ = block.sees.shape
 
         def pad(flat: Tensor) -> Tensor:
             side_by_side = _Pad.apply(flat[0].transpose(0, 1), block.places, count * length)
             return side_by_side.unflatten(0, (count, length)).transpose(1, 2)
 
-        out = self.masked(pad(query), pad(key), pad(value), block.sees, block.distance)
+        query, key, value = (pad(piece) for piece in pieces)
+        out = self.masked(query, key, value, block.sees, block.distance)
         return _Unpad.apply(out.transpose(1, 2).flatten(0, 1), block.places).transpose(0, 1)[None]
 
     def masked(self, query: Tensor, key: Tensor, value: Tensor, sees: Tensor, distance: Tensor | None = None) -> Tensor:

@@ -44,6 +44,9 @@ def run(
     fast: Annotated[
         bool, typer.Option("--fast", help="the recipe's small size: its section `fast` laid over it")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="write DIR/profile.json: what every process was at, as a Chrome trace")
+    ] = False,
 ) -> None:
     """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
 
@@ -77,7 +80,7 @@ def run(
 
         ready()
         for settings, material, place, arms, seeds in todo:
-            print(drive(settings, material, cache, place, arms, seeds, began), flush=True)
+            print(drive(settings, material, cache, place, arms, seeds, began, profile), flush=True)
             began = perf_counter()
     if variants[0].label:
         from rlhf_bench.report.series import write_series

@@ -61,12 +61,14 @@ class Comparison:
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
     drawn_before: DrawnBefore = field(default_factory=dict)
+    before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         start = make_start(self.recipe, self.material, self.roles, self.cache, self.say)
         self.arms = self._tuned(start, arms)
         self.notes = [*self.material.task.notes, *self.begin_evaluation(start, False)]
         base = self._look_at_base(start)
+        self.before_arms = self._seconds(self.began)
         first_update = None
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
         with ThreadPoolExecutor(1, "records") as writer:  # tables are written while the engines go on with the next arm
@@ -93,7 +95,7 @@ class Comparison:
 
         summary = write_report(self.directory, elsewhere)
         own, wall = self._own_seconds(), perf_counter() - self.began
-        first_call = self.roles.engine_time.spans[0][0] - self.began
+        first_call = self.roles.engine_time.spans[0].began - self.began
         step = self.roles.learner.first_step_began or self.began  # none was taken where all arms were there
         self.say(
             f"timing: {wall:.0f} s in all, first optimizer step (of the base policy, where it is not in the cache) after "
@@ -130,7 +132,7 @@ class Comparison:
 
             run = ArmRun(
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, self.roles, ledger,
-                Progress(lambda *_: None, looked), base, (), self.drawn_before,
+                Progress(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             status = run.run(None)
             return scores[-1], status, ledger.total().as_dict()
@@ -192,6 +194,7 @@ class Comparison:
             base,
             recipe.evaluation.marks,
             self.drawn_before,
+            self.cache,
         )
         status = run.run(aside)
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
@@ -204,6 +207,7 @@ class Comparison:
             "score": score,
             "kl": kl,
             "updates": run.version,
+            "seconds": self._seconds(began),
         }
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
         self.say(
@@ -274,10 +278,18 @@ class Comparison:
             table(pair_rows("base", 0, BASE_LOOK, base, start.reward_margins), PAIR_KEYS),
         )
 
-    def _timing(self, first_update: float | None) -> dict[str, float | None]:
+    def _timing(self, first_update: float | None) -> dict[str, Any]:
         """Seconds so far, and the share of them in which no engine was at work: they waited for the driver."""
         wall = perf_counter() - self.began
-        return {"wall_seconds": wall, "driver_share": self._own_seconds() / wall, "first_update_seconds": first_update}
+        return {
+            "wall_seconds": wall, "driver_share": self._own_seconds() / wall, "first_update_seconds": first_update,
+            "before_arms": self.before_arms,
+        }  # fmt: skip
+
+    def _seconds(self, began: float) -> dict[str, float]:
+        """Wall time since `began` by what engines were at; `driver` where they were at nothing."""
+        ended = perf_counter()
+        return {**self.roles.engine_time.by_activity(began, ended), "driver": self.roles.engine_time.idle(began, ended)}
 
     def _own_seconds(self) -> float:
         return self.roles.engine_time.idle(self.began, perf_counter())

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, get_args
+
+Activity = Literal["starting", "loading", "rollout", "scoring", "measuring", "learning", "sync", "evaluation"]
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
+"""What an engine may be at; `ledger.Phase` says who pays for it."""
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A stretch of wall time, in seconds of `perf_counter`, and what an engine was at in it."""
+
+    began: float
+    ended: float
+    activity: Activity
 
 
 class EngineTime:
-    """Spans of wall time, in seconds of `perf_counter`, in which an engine was at work or data was on its way to one."""
+    """Spans in which an engine was at work or data was on its way to one."""
 
     def __init__(self) -> None:
-        self.spans: list[tuple[float, float]] = []
+        self.spans: list[Span] = []
         self.aside_until: dict[str, float] = {}  # by engine
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self, activity: Activity) -> Iterator[None]:
         """Around handing work to engines and waiting for it."""
         began = perf_counter()
         try:
             yield
         finally:
-            self.spans.append((began, perf_counter()))
+            self.spans.append(Span(began, perf_counter(), activity))
 
-    def during(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def during(self, activity: Activity, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call that lasts as long as engines work for it."""
-        with self.at_work():
+        with self.at_work(activity):
             return call(*args, **kwargs)
 
-    def aside(self, engine: str, submitted: float, seconds: float) -> None:
+    def aside(self, activity: Activity, engine: str, submitted: float, seconds: float) -> None:
         """`engine` worked `seconds` on something submitted then, after what was submitted to it before, while the
         driver went on."""
         began = max(submitted, self.aside_until.get(engine, 0.0))
-        self.aside_until[engine] = began + seconds
-        self.spans.append((began, began + seconds))
+        ended = min(began + seconds, perf_counter())
+        self.aside_until[engine] = ended
+        self.spans.append(Span(began, ended, activity))
 
     def idle(self, began: float, ended: float) -> float:
         """Seconds between `began` and `ended` in which no engine was at work."""
-        idle, at = 0.0, began
-        for start, stop in sorted(self.spans):
-            if start > at:
-                idle += min(start, ended) - at
-            at = max(at, stop)
-            if at >= ended:
-                return idle
-        return idle + ended - at
+        return ended - began - sum(self.by_activity(began, ended).values())
+
+    def by_activity(self, began: float, ended: float) -> dict[str, float]:
+        """Seconds between `began` and `ended` by what engines were at. Where they were at several things at a time,
+        these share the moment equally: the sum is the time in which any engine was at work."""
+        edges: list[tuple[float, int, Activity]] = []
+        for span in self.spans:
+            start, stop = max(span.began, began), min(span.ended, ended)
+            if start < stop:
+                edges += [(start, 1, span.activity), (stop, -1, span.activity)]
+        return _shared(sorted(edges))
+
+
+def _shared(edges: Sequence[tuple[float, int, Activity]]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    running: dict[str, int] = {}
+    at = 0.0
+    for moment, change, activity in edges:
+        for each in running:
+            seconds[each] = seconds.get(each, 0.0) + (moment - at) / len(running)
+        at = moment
+        running[activity] = running.get(activity, 0) + change
+        if not running[activity]:
+            del running[activity]
+    return seconds

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
 
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import DataMode, Feedback
@@ -38,13 +41,24 @@ class Judge:
         return tuple(out)
 
 
-def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> tuple[list[Group], Cost]:
+Rewarded = tuple[list[Group], Cost]
+"""Groups whose samples have their `reward`, and what it cost."""
+
+
+def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Rewarded:
     """Fill in `reward`: the judge's gold (already there), or the reward model's score. A response without EOS gets nan."""
+    return begin_rewards(groups, feedback, scorer)()
+
+
+def begin_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Callable[[], Rewarded]:
+    """The same without waiting: the reward model is at work, and what is returned waits for it."""
     if feedback == "judge":
-        scores, cost = [[s.gold for s in g.samples] for g in groups], Cost()
-    else:
-        assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
-        scores, cost = scorer.score([row_of(g) for g in groups])
+        return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost())
+    assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
+    under_way = scorer.begin_score([row_of(g) for g in groups])
+
+    def wait() -> Rewarded:
+        scores, cost = under_way.result()
         bad = [
             s.id
             for g, row in zip(groups, scores, strict=True)
@@ -55,6 +69,12 @@ def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScor
             raise RunFailed(
                 f"the reward model's score of sample {bad[0]} (and {len(bad) - 1} more) is not a finite number"
             )
+        return _rewarded(groups, scores, cost)
+
+    return wait
+
+
+def _rewarded(groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: Cost) -> Rewarded:
     out = [
         replace(
             g,
@@ -69,6 +89,12 @@ def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScor
 
 def row_of(group: Group) -> Row:
     return Row(group.prompt.id, group.prompt.token_ids, tuple(s.response_ids for s in group.samples))
+
+
+def sampled_row(group: Group) -> Row:
+    """With the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
+    drawn = tuple(np.array(s.sampler_logprobs) for s in group.samples)
+    return replace(row_of(group), extras={"sampler_logprobs": drawn})
 
 
 def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:

@@ -101,7 +101,7 @@ class _Gradients:
     def scaled(self, factor: Tensor | float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         dtype = self.head.weight.dtype
         rest = (None if g is None else g.mul_(factor).to(dtype) for g in (self.by_weight, self.by_bias))
-        return self.by_hidden.mul_(factor), *rest  # type: ignore[return-value]
+        return self.by_hidden.mul_(factor), *rest
 
 
 class _Logprobs(torch.autograd.Function):

@@ -1,6 +1,9 @@
 """The one training loop. It knows roles and the method's record; it never asks for a method's name.
 
 draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
+
+Data comes in parts, and each is measured while the engines draw the next. An arm that asks for it draws a whole update's
+data while the learner is at the steps of the one before.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import numpy as np
 
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.ledger import Cost, Ledger
-from rlhf_bench.material import Material
+from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.roles import Roles, Step, StepsUnderWay
-from rlhf_bench.sources import Drawn, DrawnBefore, Sampler, make_source
+from rlhf_bench.reference import ReferenceLogprobs, reference_logprobs
+from rlhf_bench.roles import Means, Measures, Roles, Step, UnderWay
+from rlhf_bench.sources import Drawn, DrawnBefore, FixedPairs, Sampler, Source, joined, make_source
 from rlhf_bench.stages import Start
 from rlhf_bench.types import Evaluation, Row, RunFailed
 
@@ -60,7 +64,11 @@ class HandedIn:
     version: int
     metrics: Mapping[str, float]
     steps: Sequence[Step] = ()
-    under_way: StepsUnderWay | None = None  # None: there was nothing to learn from
+    under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
+
+
+Asked = Mapping[str, UnderWay[Measures]]
+"""What the learner has been asked to measure on a part of an update's data."""
 
 
 @dataclass
@@ -79,11 +87,13 @@ class ArmRun:
     base: Evaluation  # the look at the start policy, shared by all arms
     marks: tuple[float, ...]  # fractions of the budget at which to look
     drawn_before: DrawnBefore  # shared by the arms of a comparison
+    cache: Cache
     version: int = 0
     status: Literal["done", "diverged"] = "done"
     handed_in: list[HandedIn] = field(default_factory=list)
     state: dict[str, float] = field(default_factory=dict)
-    reference_cache: dict[str, PerResponse] = field(default_factory=dict)
+    references: ReferenceLogprobs | None = None  # of the rows of an arm whose data is fixed
+    paid_for: set[str] = field(default_factory=set)  # ids of rows whose reference log-probs have been charged
     began: float = field(default_factory=perf_counter)
 
     def run(self, save_to: Path | None) -> Literal["done", "diverged"]:
@@ -98,21 +108,28 @@ class ArmRun:
             self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
         )
         source = make_source(self.method, self.settings, sampler, self.start.pairs)
+        self._measure_references(source)
         marks = [m for m in self.marks if m < 1]
         while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
             self._looked(self._now(marks.pop(0)), self.base, self._now_settings())
         synced = self.version
-        while self.status == "done" and self.ledger.begin_update():
+        ahead: list[tuple[Drawn, Asked]] | None = None
+        while self.status == "done" and (ahead or self.ledger.begin_update()):
             if self.settings.data == "online" and synced != self.version:
                 self._sync()  # within the update that samples, so that its cost is foreseen
                 synced = self.version
-            drawn = source.draw(self.version)
-            update = self._hand_in(drawn, rng)
+            parts = ahead or self._draw(source)
+            settings = self._now_settings()
+            drawn, measured = self._all_of(parts)
+            update = self._hand_in(drawn, measured, settings, rng)
             if update is None:
                 break
             self.ledger.end_update()
             self._settle()  # the update before this one: the learner has work meanwhile
             self.handed_in.append(update)
+            ahead = None
+            if self.settings.draws_ahead and self.ledger.begin_update():
+                ahead = self._draw(source)  # by the engines, whose weights are those from before this update
             look = bool(marks) and self.ledger.committed >= marks[0]
             # Fresh samples need the new weights, and seconds are known only afterwards.
             if look or not drawn.fixed or self.ledger.column == "device_seconds":
@@ -139,7 +156,7 @@ class ArmRun:
     def _load(self) -> None:
         learner, settings = self.roles.learner, self.settings
         learner.load("policy", self.start.base, self.seed, settings.learning_rate, settings.max_grad_norm)
-        if "reference_logprobs" in self.method.needs(settings):
+        if "reference_logprobs" in self.method.needs(settings) and settings.data == "online":
             learner.load("reference", self.start.base)
         if "values" in self.method.needs(settings):
             paid_for = uses_reward_model(
@@ -148,12 +165,55 @@ class ArmRun:
             path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
             learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
 
-    def _hand_in(self, drawn: Drawn, rng: np.random.Generator) -> HandedIn | None:
+    def _measure_references(self, source: Source) -> None:
+        """Of all rows that the arm may use, where they are known from the start."""
+        if isinstance(source, FixedPairs) and "reference_logprobs" in self.method.needs(self.settings):
+            data, model = self.recipe.data, self.recipe.model
+            self.references = reference_logprobs(
+                self.roles.learner, self.cache, self.start.base, source.rows, data.temperature, model.dtype
+            )
+
+    def _draw(self, source: Source) -> list[tuple[Drawn, Asked]]:
+        """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
+        return [(part, self._begin_measuring(part)) for part in source.draw(self.version)]
+
+    def _begin_measuring(self, drawn: Drawn) -> Asked:
+        if drawn.fixed or not drawn.rows:
+            return {}
+        learner, temperature = self.roles.learner, self.recipe.data.temperature
+        return {
+            name: learner.begin_measure(MEASURED_BY[name], drawn.rows, 1.0 if name == "values" else temperature)
+            for name in self.method.needs(self.settings)
+        }
+
+    def _all_of(self, parts: Sequence[tuple[Drawn, Asked]]) -> tuple[Drawn, Measured]:
+        """All parts as one, and what was measured on them, charged."""
+        drawn = joined([part for part, _ in parts])
+        if drawn.fixed:
+            return drawn, self._reference_of(drawn.rows)
+        measured: dict[str, list[PerResponse]] = {name: [] for name in self.method.needs(self.settings)}
+        for _, asked in parts:
+            for name, under_way in asked.items():
+                found, cost = under_way.result()
+                measured[name] += found
+                self.ledger.charge("measuring", cost)
+        return drawn, measured
+
+    def _reference_of(self, rows: Sequence[Row]) -> Measured:
+        """Every row's forward pass is charged when the arm first uses it."""
+        if self.references is None:
+            return {}
+        new = [row for row in rows if row.id not in self.paid_for]
+        if new:
+            self._settle()  # the update before this one is recorded with what had been spent until then
+            self.ledger.charge("measuring", self.references.cost(self.roles.learner, new))
+            self.paid_for |= {row.id for row in new}
+        return {"reference_logprobs": self.references.of(rows)}
+
+    def _hand_in(self, drawn: Drawn, measured: Measured, settings: Any, rng: np.random.Generator) -> HandedIn | None:
         """One update on drawn data. None when it would pass the budget: then nothing is trained."""
         if not drawn.rows:
             return HandedIn(self.version, drawn.metrics)
-        settings = self._now_settings()
-        measured: Measured = {name: self._measure(name, drawn) for name in self.method.needs(settings)}
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
         parts = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, rng)]
         learner = self.roles.learner
@@ -203,21 +263,6 @@ class ArmRun:
             for rows in parts
             for o in self.method.objectives
         ]
-
-    def _measure(self, name: str, drawn: Drawn) -> list[PerResponse]:
-        """A forward pass over the rows; under the reference only over those of a fixed set that are new."""
-        keep = drawn.fixed and name == "reference_logprobs"
-        new = [r for r in drawn.rows if not (keep and r.id in self.reference_cache)]
-        found: list[PerResponse] = []
-        if new:
-            self._settle()  # or its waiting for those steps would be counted as measuring
-            temperature = 1.0 if name == "values" else self.recipe.data.temperature
-            found, cost = self.roles.learner.measure(MEASURED_BY[name], new, temperature)
-            self.ledger.charge("measuring", cost)
-        if not keep:
-            return found
-        self.reference_cache |= {r.id: numbers for r, numbers in zip(new, found, strict=True)}
-        return [self.reference_cache[r.id] for r in drawn.rows]
 
     def _sample_logprob(self, measured: Measured) -> dict[str, float]:
         """Mean log-probability of the policy's own samples, where a method measures it."""

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from rlhf_bench.flops import ModelShape
+from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models import fresh_shape, shape_of, write_fresh_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
@@ -119,6 +120,8 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
         encoded = [encode.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
         pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
+    known = rows_of([*(pairs or []), *looked_at])
+    _refuse_long_rows(recipe, [*demonstrations, *known], train)
     model, shape, fingerprint = _model(recipe, tokenizer, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
@@ -183,6 +186,30 @@ class _Encoder:
         row = self.row(pair.prompt, pair.chosen, pair.rejected)
         chosen, rejected = row.responses
         return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), chosen, rejected)
+
+
+def _refuse_long_rows(recipe: Recipe, rows: Sequence[Row], train: Sequence[Prompt]) -> None:
+    """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
+    most = recipe.compute.tokens_per_micro_batch
+    remedy = "more than compute.tokens_per_micro_batch {most}, and a row is never cut; raise it to {tokens} or more"
+    for row in rows:
+        if row.tokens > most:
+            what = (
+                f"its prompt and {len(row.responses)} response{'s' * (len(row.responses) > 1)} make {row.tokens} tokens"
+            )
+            raise BadInput(f"row {row.id}: {what}, {remedy.format(most=most, tokens=row.tokens)}, or leave the row out")
+    longest, responses = max(train, key=lambda p: len(p.token_ids)), recipe.data.max_response_tokens
+    for name, arm in recipe.arms.items():
+        if arm.data == "offline":
+            continue
+        count = recipe.data.candidates_per_prompt if uses_reward_model(arm) else 2
+        count = getattr(arm, "samples_per_prompt", count)
+        tokens = len(longest.token_ids) + count * responses
+        if tokens > most:
+            raise BadInput(
+                f"prompt {longest.id}: with {count} responses of data.max_response_tokens {responses}, as arm {name} draws "
+                f"them, it makes {tokens} tokens, {remedy.format(most=most, tokens=tokens)}, or draw fewer or shorter ones"
+            )
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[Row]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.ledger import Cost
@@ -33,15 +33,37 @@ class Step:
         return sum(r.response_tokens for r in self.rows)
 
 
-class StepsUnderWay(Protocol):
-    """Optimizer steps that the learner has been handed."""
+T = TypeVar("T", covariant=True)
 
-    def result(self) -> tuple[list[dict[str, float]], Cost]:
-        """Wait for them. Per step the means of loss and metrics over all its units, and `grad_norm` before clipping; and
-        what they cost together."""
+
+class UnderWay(Protocol[T]):
+    """Work that a role has been handed, while the driver goes on."""
+
+    def result(self) -> T:
+        """Wait for it."""
+
+
+Scores = tuple[list[list[float]], Cost]
+"""Per row, a score per response; and what they cost."""
+Measures = tuple[list[PerResponse], Cost]
+"""Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens; and what they cost."""
+Means = tuple[list[dict[str, float]], Cost]
+"""Per step, means of loss and metrics over all its units and `grad_norm` before clipping; and what all of them cost."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts that were asked for, all of whose samples are there."""
+
+    indices: Sequence[int]  # of the prompts, among those asked for
+    groups: Sequence[Group]
+    cost: Cost
 
 
 class RolloutPool(Protocol):
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Part]:
+        """`sampling.count` samples for each prompt, part by part: the engines go on while one is looked at."""
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
 
@@ -59,8 +81,11 @@ class RolloutPool(Protocol):
 class RewardScorer(Protocol):
     def load(self, path: Path, dtype: str) -> None: ...
 
-    def score(self, rows: Sequence[Row]) -> tuple[list[list[float]], Cost]:
-        """Per row, a score per response."""
+    def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
+        """Hand rows in, and go on."""
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Hand rows in, and wait."""
 
 
 class LearnerGroup(Protocol):
@@ -72,15 +97,21 @@ class LearnerGroup(Protocol):
     ) -> None:
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 
-    def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[list[PerResponse], Cost]:
-        """Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens."""
+    def begin_measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+        """Hand rows in for a forward pass, and go on."""
 
-    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> StepsUnderWay:
+    def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
+        """Hand rows in for a forward pass, and wait."""
+
+    def measure_cost(self, name: Any, rows: Sequence[Row]) -> Cost:
+        """What that would cost, but for seconds."""
+
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
         """Hand in optimizer steps, to be taken one after another, and go on. Whatever is asked of the learner afterwards
         waits for them."""
 
-    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> tuple[list[dict[str, float]], Cost]:
-        """Hand in optimizer steps and wait for their result."""
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> Means:
+        """Hand in optimizer steps, and wait."""
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What they would cost, but for seconds."""

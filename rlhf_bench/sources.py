@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from rlhf_bench.distance import pairs_within
-from rlhf_bench.feedback import Judge, best_and_worst, crossed, row_of, with_rewards
+from rlhf_bench.feedback import Judge, Rewarded, begin_rewards, best_and_worst, crossed, sampled_row, with_rewards
 from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.material import Material, rows_of
 from rlhf_bench.methods.base import DataMode, Method
@@ -21,7 +22,7 @@ from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
 
 @dataclass(frozen=True)
 class Drawn:
-    """One update's data. `rewards`: per row, one number per response. `lag`: updates since the samples' policy."""
+    """An update's data, or a part of it. `rewards`: per row, one number per response."""
 
     rows: list[Row]
     rewards: list[tuple[float, ...]]
@@ -43,7 +44,14 @@ DrawnBefore = dict[tuple[Sampling, tuple[str, ...]], Judged]
 
 
 class Source(Protocol):
-    def draw(self, version: int) -> Drawn: ...
+    def draw(self, version: int) -> Iterator[Drawn]:
+        """One update's data, part by part as parts are there. Its numbers, `metrics`, come with the last one."""
+
+
+def joined(parts: Sequence[Drawn]) -> Drawn:
+    """All parts of an update as one."""
+    rows, rewards = ([x for part in parts for x in getattr(part, name)] for name in ("rows", "rewards"))
+    return Drawn(rows, rewards, {k: v for part in parts for k, v in part.metrics.items()}, parts[-1].fixed)
 
 
 class Sampler:
@@ -66,12 +74,18 @@ class Sampler:
         self.queue: list[int] = []
         self.drawn = 0
 
-    def sample(self, prompts: int, samples: int) -> list[Group]:
-        """`samples` responses to each of the next `prompts` training prompts."""
-        return self.sample_on(self._next(prompts), samples)
-
-    def sample_on(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
-        return self._paid(self._draw(prompts, self._sampling(samples)))
+    def sample(self, prompts: int, samples: int) -> Iterator[list[Group]]:
+        """`samples` responses to each of the next `prompts` training prompts, judged, rewarded and paid for: part by
+        part. While one is being scored, the engines draw the next."""
+        scored: deque[Callable[[], Rewarded]] = deque()
+        for part in self.roles.pool.stream(self._next(prompts), self._sampling(samples)):
+            judged, judging = self.judge(part.groups)
+            self._pay(part.cost, judging)
+            scored.append(begin_rewards(judged, self.settings.feedback, self.roles.scorer))
+            while len(scored) > 1:
+                yield self._paid_scoring(*scored.popleft()())
+        while scored:
+            yield self._paid_scoring(*scored.popleft()())
 
     def sample_start(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
         """Samples of the start policy. Another arm with this seed draws the very same ones, so they are drawn once;
@@ -94,12 +108,17 @@ class Sampler:
 
     def _paid(self, found: Judged) -> list[Group]:
         """Pay for the samples and their judge, have them rewarded, and pay for that."""
-        self.ledger.charge("rollout", found.drawing)
+        self._pay(found.drawing, found.judging)
+        return self._paid_scoring(*with_rewards(found.groups, self.settings.feedback, self.roles.scorer))
+
+    def _pay(self, drawing: Cost, judging: Cost) -> None:
+        self.ledger.charge("rollout", drawing)
         # A judge who teaches is paid for; one who only looks on belongs to evaluation.
-        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", found.judging)
-        rewarded, scoring = with_rewards(found.groups, self.settings.feedback, self.roles.scorer)
+        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", judging)
+
+    def _paid_scoring(self, groups: list[Group], scoring: Cost) -> list[Group]:
         self.ledger.charge("scoring", scoring)
-        return rewarded
+        return groups
 
     def on_own_scale(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Others' pairs with the scores of whoever ranks this arm's samples: only then do sides of both kinds compare."""
@@ -130,12 +149,12 @@ class FixedPairs:
         self.rng = np.random.default_rng([seed, 2])
         self.order: list[int] = []
 
-    def draw(self, version: int) -> Drawn:
+    def draw(self, version: int) -> Iterator[Drawn]:
         while len(self.order) < self.size:
             self.order += self.rng.permutation(len(self.rows)).tolist()
         now, self.order = self.order[: self.size], self.order[self.size :]
         metrics = {"policy_version_lag": version - float(np.mean([self.versions[i] for i in now])), "pairs": len(now)}
-        return Drawn([self.rows[i] for i in now], [self.rewards[i] for i in now], metrics | self.metrics, fixed=True)
+        yield Drawn([self.rows[i] for i in now], [self.rewards[i] for i in now], metrics | self.metrics, fixed=True)
 
 
 class OnlinePairs:
@@ -144,12 +163,13 @@ class OnlinePairs:
     def __init__(self, sampler: Sampler, prompts: int, candidates: int):
         self.sampler, self.prompts, self.candidates = sampler, prompts, candidates
 
-    def draw(self, version: int) -> Drawn:
-        groups = self.sampler.sample(self.prompts, self.candidates)
-        pairs = best_and_worst(groups)
-        return Drawn(
-            rows_of(pairs), _pair_rewards(pairs), sample_metrics(groups, version) | {"pairs": len(pairs)}, fixed=False
-        )
+    def draw(self, version: int) -> Iterator[Drawn]:
+        groups, pairs = list[Group](), 0
+        for part in self.sampler.sample(self.prompts, self.candidates):
+            made = best_and_worst(part)
+            groups, pairs = groups + part, pairs + len(made)
+            yield Drawn(rows_of(made), _pair_rewards(made), {}, fixed=False)
+        yield Drawn([], [], sample_metrics(groups, version) | {"pairs": pairs}, fixed=False)
 
 
 class OnlineSamples:
@@ -158,10 +178,13 @@ class OnlineSamples:
     def __init__(self, sampler: Sampler, prompts: int, samples: int):
         self.sampler, self.prompts, self.samples = sampler, prompts, samples
 
-    def draw(self, version: int) -> Drawn:
-        groups = self.sampler.sample(self.prompts, self.samples)
-        rewards = [tuple(s.reward for s in g.samples) for g in groups]
-        return Drawn([row_of(g) for g in groups], rewards, sample_metrics(groups, version), fixed=False)
+    def draw(self, version: int) -> Iterator[Drawn]:
+        groups = list[Group]()
+        for part in self.sampler.sample(self.prompts, self.samples):
+            groups += part
+            rewards = [tuple(s.reward for s in g.samples) for g in part]
+            yield Drawn([sampled_row(g) for g in part], rewards, {}, fixed=False)
+        yield Drawn([], [], sample_metrics(groups, version), fixed=False)
 
 
 def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequence[Pair]) -> Source:

@@ -95,6 +95,11 @@ class MethodSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
 
     @property
+    def draws_ahead(self) -> bool:
+        """Whether an update's samples are drawn while the update before it is being learned from."""
+        return False
+
+    @property
     def reference_free(self) -> bool:
         """Whether the loss leaves the reference out; its log-probabilities are then neither measured nor charged."""
         return False

@@ -53,6 +53,15 @@ class PPOSettings(MethodSettings):
         None, gt=0, description="sequence KL (nats) that an adaptive k steers to; null keeps k fixed"
     )
     missing_eos_score: float = Field(-1.0, description="whitened score of a response without EOS")
+    rollouts_ahead: Literal[0, 1] = Field(
+        0,
+        description="1 samples for an update while the one before it is being learned from: faster where engines and learner have cores of their own, and one update off-policy, which truncated importance weights correct",
+    )
+    importance_cap: float = Field(2.0, ge=1, description="largest importance weight of a token (rollouts_ahead: 1)")
+
+    @property
+    def draws_ahead(self) -> bool:
+        return self.rollouts_ahead == 1
 
 
 def gae(rewards: np.ndarray, values: np.ndarray, discount: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +93,12 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     """Clipped squared error per token [T]."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def importance_weights(old_logprobs: np.ndarray, sampler_logprobs: np.ndarray, cap: float) -> np.ndarray:
+    """min(π_old/μ, cap) per token: μ drew the sample, π_old is the policy that the update starts from. With μ = π_old all
+    are 1 (truncated importance sampling, Ionides 2008; for a lagging μ in PPO, arXiv 2110.00641, eq. 3)."""
+    return np.minimum(np.exp(old_logprobs.astype(np.float64) - sampler_logprobs), cap)
 
 
 def next_kl_coefficient(coefficient: float, kl: float, target: float | None, samples: int) -> float:
@@ -131,6 +146,9 @@ def prepare(
             "old_logprobs": tuple(measured["logprobs"][i]), "old_values": tuple(measured["values"][i]),
             "advantages": tuple(white[at : at + k]), "returns": tuple(returns[at : at + k]),
         }  # fmt: skip
+        if settings.rollouts_ahead:
+            both = zip(measured["logprobs"][i], row.extras["sampler_logprobs"], strict=True)
+            extras["importance"] = tuple(importance_weights(old, drawn, settings.importance_cap) for old, drawn in both)
         out.append(Row(row.id, row.prompt_ids, row.responses, extras))
         at += k
     kl = float(np.mean(kls))
@@ -141,6 +159,10 @@ def prepare(
         "kl_penalty": float(np.mean(penalties)),
         "unfinished": float(1 - ended.mean()),
     }
+    if settings.rollouts_ahead:
+        weights = np.concatenate([w for row in out for w in row.extras["importance"]])
+        metrics["importance"] = float(weights.mean())
+        metrics["importance_capped"] = float((weights >= settings.importance_cap).mean())
     return Prepared(out, {"kl_coefficient": following}, metrics)
 
 
@@ -157,6 +179,8 @@ def minibatches(rows: Sequence[object], settings: PPOSettings, rng: np.random.Ge
 def actor_objective(out: Outputs, settings: PPOSettings) -> PerUnit:
     old, advantages = out.extras["old_logprobs"], out.extras["advantages"]
     per_token = policy_loss(out.logprobs, old, advantages, settings.clip)
+    if settings.rollouts_ahead:
+        per_token = per_token * out.extras["importance"]
     gap = out.logprobs.detach() - old
     clipped = ((gap.exp() - 1).abs() > settings.clip).float()
     return per_token, {"entropy": out.entropy.detach(), "clip_fraction": clipped, "step_kl": gap.exp() - 1 - gap}

@@ -291,6 +291,11 @@ class Recipe(Section):
             raise ValueError(
                 f"placement.learner.zero_stage: 3 shards the weights, and arm {adapting[0]} takes gradients of whole ones; use 2"
             )
+        ahead = [name for name, arm in self.arms.items() if arm.draws_ahead]
+        if ahead and self.compute.column == "device_seconds":
+            raise ValueError(
+                f"arms.{ahead[0]}.rollouts_ahead: 1 draws before the seconds of the update under way are known, so a budget of device_seconds could be passed; use another compute.column"
+            )
         if self.tuning and self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed: {self.tuning.seed} is one of seeds; trials need a seed of their own")
         return self

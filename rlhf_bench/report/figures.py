@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rlhf_bench.engine_time import ACTIVITIES
 from rlhf_bench.report.plotting import (
     CHOSEN,
     INK,
@@ -34,6 +36,8 @@ from rlhf_bench.report.recorded import Recorded, numbers
 from rlhf_bench.report.summary import Summary
 from rlhf_bench.report.tables import is_charged, phase_means
 
+TIMES = (*ACTIVITIES, "driver")
+"""What wall time is divided into, in the order in which it is drawn."""
 TRAINING_BINS = 20
 """Updates of different arms and seeds cost differently; their means are taken per twentieth of the budget."""
 PROBES: Mapping[str, str] = {
@@ -72,6 +76,7 @@ class Plots:
     comparison: tuple[Plot, ...]
     training: tuple[Plot, ...]
     compute: Plot
+    time: Plot
 
 
 def draw(recorded: Recorded, summary: Summary) -> Plots:
@@ -97,6 +102,7 @@ def draw(recorded: Recorded, summary: Summary) -> Plots:
             ),
         ),
         compute=compute_by_phase(recorded, summary),
+        time=time_by_activity(recorded, summary),
     )  # fmt: skip
 
 
@@ -183,27 +189,53 @@ def compute_by_phase(recorded: Recorded, summary: Summary) -> Plot:
     charged = means[[is_charged(arm, phase) for arm, phase in zip(means["arm"], means["phase"], strict=True)]]
     shares = charged.pivot_table(index="arm", columns="phase", values=summary.unit, sort=False) / summary.limit
     shares = shares.reindex([arm.name for arm in summary.arms]).fillna(0.0)
-    names = list(shares.index)
-    figure, axes = new_figure(height=1.4 + 0.35 * len(names))
-    left = np.zeros(len(names))
-    for index, phase in enumerate(shares.columns):
-        widths = 100 * shares[phase].to_numpy()
-        # A hatch as well as a colour, so that more phases than colours stay apart.
-        hatch = "" if index < len(PALETTE) else "///"
-        axes.barh(names, widths, left=left, label=phase, color=PALETTE[index % len(PALETTE)], hatch=hatch)
-        left += widths
+    figure, axes = _stacked(100 * shares)
     axes.axvline(100, color=INK, linestyle="--", linewidth=1.2)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
     label(axes, budget_label(summary), "")
-    if names and len(shares.columns):
-        figure.legend(loc="outside lower center", ncols=3)
     return Plot(
         "Where the compute went",
         "Each bar is one arm's mean spending per seed, by phase; the dashed line is the limit, and no arm may pass it.",
         to_svg(figure, "compute") if len(shares.columns) else "",
         "" if len(shares.columns) else "The ledger charged no phase to any arm.",
     )
+
+
+def time_by_activity(recorded: Recorded, summary: Summary) -> Plot:
+    """Where wall time went: what comes before the arms, then each arm's mean per seed."""
+    spent = {"before the arms": pd.Series(recorded.results.get("timing", {}).get("before_arms") or {}, dtype="float64")}
+    for arm in summary.arms:
+        seeds = recorded.results["arms"][arm.name]["seeds"]
+        timed = [seed["seconds"] for seed in seeds if "seconds" in seed]
+        spent[arm.name] = pd.DataFrame(timed, dtype="float64").fillna(0.0).mean()
+    there = [name for name in TIMES if any(name in times for times in spent.values())]
+    seconds = pd.DataFrame(spent).T.reindex(columns=there).fillna(0.0)
+    figure, axes = _stacked(seconds)
+    label(axes, "wall time (s)", "")
+    return Plot(
+        "Where the time went",
+        "Each bar is one arm's mean wall time per seed, by what the engines were at; moments in which they were at several "
+        "things are shared between these. Driver: no engine was at work.",
+        to_svg(figure, "time") if there else "",
+        "" if there else "Not recorded: what the engines were at.",
+    )
+
+
+def _stacked(values: pd.DataFrame) -> tuple[Figure, Axes]:
+    """A bar per row, a part of it per column."""
+    names = list(values.index)
+    figure, axes = new_figure(height=1.4 + 0.35 * len(names))
+    left = np.zeros(len(names))
+    for index, part in enumerate(values.columns):
+        widths = values[part].to_numpy()
+        # A hatch as well as a colour, so that more parts than colours stay apart.
+        hatch = "" if index < len(PALETTE) else "///"
+        axes.barh(names, widths, left=left, label=part, color=PALETTE[index % len(PALETTE)], hatch=hatch)
+        left += widths
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    if names and len(values.columns):
+        figure.legend(loc="outside lower center", ncols=3)
+    return figure, axes
 
 
 def overview(recorded: Recorded, summary: Summary) -> Figure:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from tests.benchmarks.row import Row
 
-FILES = ("learner", "ppo", "engines")
+FILES = ("learner", "ppo", "engines", "iteration", "growth")
 THREADS = 2
 
 
@@ -82,7 +82,7 @@ def _ratio(result: dict[str, Any]) -> str:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    table = Table(title=f"Medians [lowest, highest]; {machine()}")
+    table = Table(title=f"Medians \\[lowest, highest]; {machine()}")
     for heading in ("row", "measured", "against", "ratio", "wanted", ""):
         table.add_column(heading)
     for r in results:

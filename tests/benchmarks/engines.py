@@ -20,30 +20,30 @@ RUNS = 5
 PROMPTS, RESPONSE = 128, 64
 
 
-def _ray() -> Any:
+def local_ray() -> Any:
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
-             object_store_memory=2 * 2**30)  # fmt: skip
+             object_store_memory=2 * 2**30, ignore_reinit_error=True)  # fmt: skip
     return ray
 
 
-def _start(ray: Any, cls: type, *arguments: Any) -> Any:
-    variables = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+def start_actor(ray: Any, cls: type, *arguments: Any) -> Any:
+    """With the environment that a run gives its roles on CPUs."""
+    from actors.fleet import ALLOCATOR
+
+    variables = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} | ALLOCATOR
     return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": variables}).remote(*arguments)
 
 
-def rollouts() -> Measured:
-    """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process."""
-    from actors.learner_group import LearnerGroup, LearnerRank
-    from actors.rollout_pool import RolloutActor, RolloutPool
-    from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
-    from rlhf_bench.engine_time import EngineTime
+def bare_engine(folder: Path, threads: int) -> Any:
+    """An actor whose `seconds` times vLLM's own `generate`, for requests of prompt ids and seed: seconds and tokens."""
+    from actors.rollout_pool import RolloutActor
+    from actors.weight_sync import OBJECT_STORE
     from rlhf_bench.recipe import RolloutPlacement
-    from rlhf_bench.types import Prompt, Sampling
 
     class Bare(RolloutActor):
-        def seconds(self, requests: Any, sampling: Sampling) -> tuple[float, int]:
+        def seconds(self, requests: Any, sampling: Any) -> tuple[float, int]:
             from vllm import SamplingParams
 
             params = [
@@ -58,20 +58,32 @@ def rollouts() -> Measured:
             found = self.engine.llm.generate(prompts, params, use_tqdm=False)
             return perf_counter() - began, sum(len(output.outputs[0].token_ids) for output in found)
 
-    ray, threads = _ray(), int(os.environ["OMP_NUM_THREADS"])
+    placement = RolloutPlacement(cpus=threads, concurrent_requests=PROMPTS)
+    return start_actor(local_ray(), Bare, str(folder), placement, 512, "float32", OBJECT_STORE)
+
+
+def rollouts() -> Measured:
+    """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process."""
+    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
+    from rlhf_bench.engine_time import EngineTime
+    from rlhf_bench.recipe import RolloutPlacement
+    from rlhf_bench.types import Prompt, Sampling
+
+    ray, threads = local_ray(), int(os.environ["OMP_NUM_THREADS"])
     with tempfile.TemporaryDirectory() as aside:
         folder = write_model(Path(aside), "float32")
         placement = RolloutPlacement(cpus=threads, concurrent_requests=PROMPTS)
-        pooled, alone = (
-            _start(ray, cls, str(folder), placement, 512, "float32", OBJECT_STORE) for cls in (RolloutActor, Bare)
-        )
-        rank = _start(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
+        pooled = start_actor(ray, RolloutActor, str(folder), placement, 512, "float32", OBJECT_STORE)
+        alone = bare_engine(folder, threads)
+        rank = start_actor(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
         learner = LearnerGroup([rank], threads, 0, 4096, EngineTime())
         learner.join()
         learner.load("policy", folder)
         ObjectStoreSync(learner, [pooled, alone]).send(0)
         ray.kill(rank)
-        pool = RolloutPool([pooled], placement, learner.shapes["policy"], 1, EngineTime())
+        pool = RolloutPool([pooled], placement, learner.shapes["policy"], 1, 4096, EngineTime())
         rng = np.random.default_rng(0)
         prompts = [
             Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(32, 97)).tolist()))
@@ -96,27 +108,35 @@ def rollouts() -> Measured:
     return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "tokens/s")
 
 
-def weight_sync() -> Measured:
-    """Bytes per second from the learner's parameters to the engine's, and of one thread copying memory."""
+def learner_and_engines(folder: Path, engines: int) -> tuple[Any, list[Any]]:
+    """A learner group of one rank with the model as its policy, and engines of its shape."""
     from actors.learner_group import LearnerGroup, LearnerRank
     from actors.rollout_pool import RolloutActor
-    from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
+    from actors.weight_sync import OBJECT_STORE
     from rlhf_bench.engine_time import EngineTime
     from rlhf_bench.recipe import RolloutPlacement
 
-    ray, threads = _ray(), int(os.environ["OMP_NUM_THREADS"])
+    ray, threads = local_ray(), int(os.environ["OMP_NUM_THREADS"])
+    placement = RolloutPlacement(cpus=threads, concurrent_requests=4, cache_mib=64)
+    actors = [
+        start_actor(ray, RolloutActor, str(folder), placement, 128, "float32", OBJECT_STORE) for _ in range(engines)
+    ]
+    rank = start_actor(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
+    learner = LearnerGroup([rank], threads, 0, 4096, EngineTime())
+    learner.join()
+    learner.load("policy", folder)
+    return learner, actors
+
+
+def weight_sync() -> Measured:
+    """Bytes per second from the learner's parameters to the engine's, and of one thread copying memory."""
+    from actors.weight_sync import ObjectStoreSync
+
     with tempfile.TemporaryDirectory() as aside:
-        folder = write_large_model(Path(aside))
-        placement = RolloutPlacement(cpus=threads, concurrent_requests=4)
-        engine = _start(ray, RolloutActor, str(folder), placement, 128, "float32", OBJECT_STORE)
-        learner = LearnerGroup(
-            [_start(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")], threads, 0, 4096, EngineTime()
-        )
-        learner.join()
-        learner.load("policy", folder)
+        learner, engines = learner_and_engines(write_large_model(Path(aside)), 1)
         size = 4 * learner.shapes["policy"].parameters
         sync, source, target = (
-            ObjectStoreSync(learner, [engine]),
+            ObjectStoreSync(learner, engines),
             np.ones(size // 4, np.float32),
             np.zeros(size // 4, np.float32),
         )
@@ -133,18 +153,17 @@ def weight_sync() -> Measured:
 
         ours()
         mine, others = interleaved(2 * RUNS, ours, theirs)
-    return Measured(
-        [a / b for a, b in zip(mine, others, strict=True)], mine, others, "GiB/s", f"{size / 4e6:.0f}M parameters"
-    )
+    ratios = [a / b for a, b in zip(mine, others, strict=True)]
+    return Measured(ratios, mine, others, "GiB/s", f"{size / 4e6:.0f}M parameters")
 
 
-def write_large_model(folder: Path) -> Path:
-    """100M float32 parameters: a Llama of 8 layers and width 896."""
+def write_large_model(folder: Path, layers: int = 7) -> Path:
+    """100M float32 parameters with 7 layers: a Llama of width 896."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=896, intermediate_size=2432, num_hidden_layers=7, num_attention_heads=14,
+        vocab_size=VOCABULARY, hidden_size=896, intermediate_size=2432, num_hidden_layers=layers, num_attention_heads=14,
         num_key_value_heads=14, max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
         bos_token_id=None,
     )  # fmt: skip

@@ -88,6 +88,10 @@ class Ours:
 
     def run(self) -> float:
         """`STEPS` optimizer steps from the same start; seconds."""
+        return self.seconds([self.rows[at : at + PAIRS] for at in range(0, len(self.rows), PAIRS)])
+
+    def seconds(self, batches: Sequence[Sequence[Any]]) -> float:
+        """A step on each batch, from the same start."""
         import ray
 
         from rlhf_bench.methods import METHODS
@@ -96,10 +100,7 @@ class Ours:
         dpo = METHODS["dpo"]
         settings = dpo.settings(beta=BETA)
         self.group.load("policy", self.folder, 0, RATE, 1.0)
-        work = [
-            Step(dpo.objectives[0], self.rows[at : at + PAIRS], settings, RATE)
-            for at in range(0, len(self.rows), PAIRS)
-        ]
+        work = [Step(dpo.objectives[0], batch, settings, RATE) for batch in batches]
         self.group.steps(work[:1])  # what is done once is done; then from the start again
         self.group.load("policy", self.folder, 0, RATE, 1.0)
         before = ray.get(self.actor.resident.remote(True))

@@ -101,13 +101,13 @@ class Loop:
             optimizer.step()
 
 
-def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
+def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]], epochs: int = 4) -> float:
     """One PPO update; seconds."""
     from rlhf_bench.methods import METHODS
     from rlhf_bench.roles import Step
 
     ppo = METHODS["ppo"]
-    settings = ppo.settings(epochs_per_update=4).at(0.0, {})
+    settings = ppo.settings(epochs_per_update=epochs).at(0.0, {})
     began = perf_counter()
     prepared = ppo.prepare(rows, rewards, side.measure(rows), settings, {})
     parts = ppo.minibatches(prepared.rows, settings, np.random.default_rng(0))

@@ -32,6 +32,7 @@ arms:
   dpo-offline: {method: dpo, data: offline, pairs_per_update: 8, beta: {kind: linear, start: 0.1, end: 0.3}}
   dpo-mixed: {method: dpo, data: chosen_on_policy, pairs_per_update: 8}
   adaptive-online: {method: adaptive_flex_dpo, data: online, prompts_per_update: 8, adapt_every: 2}
+  ppo-ahead: {method: ppo, feedback: judge, prompts_per_update: 8, samples_per_prompt: 2, epochs_per_update: 1, rollouts_ahead: 1}
 baseline: dpo-offline
 claims:
   - {statement: "PPO scores higher than offline DPO", more: ppo, less: dpo-offline}

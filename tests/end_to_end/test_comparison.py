@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlhf_bench.engine_time import ACTIVITIES
+
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
     "ppo": ("ppo", "online"), "dpo-offline": ("dpo", "offline"), "dpo-mixed": ("dpo", "chosen_on_policy"),
-    "adaptive-online": ("adaptive_flex_dpo", "online"),
+    "adaptive-online": ("adaptive_flex_dpo", "online"), "ppo-ahead": ("ppo", "online"),
 }  # fmt: skip
 TRIALS = [1e-4, 5e-4]  # the learning rates that every arm tries
 COLUMNS = ["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
@@ -47,7 +49,7 @@ class Run:
 
 
 def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory)]
+    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile"]
     with open(log, "w") as out, open(f"{log}.err", "w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
 
@@ -113,7 +115,7 @@ def test_every_arm_spends_the_budget_to_within_an_update(first):
         assert phases.loc["evaluation", "flops"] > 0
         # The reward model is paid for by the one arm that asks it.
         assert ("reward_model" in phases.index) == (arm == "ppo")
-        assert ("judging" in phases.index) == (arm in ("dpo-mixed", "adaptive-online"))
+        assert ("judging" in phases.index) == (arm in ("dpo-mixed", "adaptive-online", "ppo-ahead"))
         assert ("rollout" in phases.index) == (arm != "dpo-offline")
         # Trials are metered apart, under their own seed: as many for every arm, each within its share of the budget.
         trials = own[own["phase"] == "tuning"]
@@ -139,6 +141,55 @@ def test_the_summary_has_what_its_readers_rely_on(first):
     assert all(arm in report for arm in ARMS)
 
 
+def test_wall_time_is_divided_among_what_the_engines_were_at(first):
+    recorded = json.loads((first.directory / "results.json").read_text())
+    for arm, found in recorded["arms"].items():
+        (seconds,) = (seed["seconds"] for seed in found["seeds"])
+        assert set(seconds) <= {*ACTIVITIES, "driver"} and {"learning", "evaluation", "driver"} <= set(seconds), arm
+        assert ("rollout" in seconds) == (arm != "dpo-offline") and min(seconds.values()) >= 0
+        assert seconds["driver"] < 0.5 * sum(seconds.values())
+    before = recorded["timing"]["before_arms"]
+    assert {"starting", "loading", "learning", "rollout", "evaluation"} <= set(before)
+    assert sum(before.values()) < recorded["timing"]["wall_seconds"] < first.seconds
+    assert "Where the time went" in (first.directory / "report.html").read_text()
+
+
+def test_a_profile_shows_every_process_on_one_time_axis(first):
+    events = json.loads((first.directory / "profile.json").read_text())["traceEvents"]
+    tracks = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert sorted(tracks.values()) == [
+        "driver: engines at work, as it saw them",
+        "evaluator 0",
+        "learner 0",
+        "rollout 0",
+        "scorer 0",
+    ]
+    calls = {name: [e for e in events if e["ph"] == "X" and tracks[e["pid"]] == name] for name in tracks.values()}
+    names = {track: {e["name"].split(" ")[0] for e in found} for track, found in calls.items()}
+    assert names["rollout 0"] == {"advance", "logprobs", "load_weights"} and names["scorer 0"] == {"load", "score"}
+    assert {"load", "measure", "steps", "weights", "save"} <= names["learner 0"]
+    assert all(0 <= e["ts"] and e["ts"] + e["dur"] <= 1e6 * first.seconds for found in calls.values() for e in found)
+    # What an actor says of its own calls lies within what the driver saw of them, to a few milliseconds.
+    seen = [
+        (e["ts"], e["ts"] + e["dur"])
+        for e in calls["driver: engines at work, as it saw them"]
+        if e["name"] == "rollout"
+    ]
+    for e in calls["rollout 0"]:
+        if e["name"] == "advance" and e["dur"] > 1e4:
+            covered = sum(max(0, min(stop, e["ts"] + e["dur"]) - max(start, e["ts"])) for start, stop in seen)
+            assert covered > 0.5 * e["dur"]
+
+
+def test_an_arm_that_draws_ahead_weighs_its_samples(first):
+    rows = first.table("metrics")
+    own = {arm: rows[(rows["arm"] == arm) & (rows["phase"] == "train")] for arm in ("ppo", "ppo-ahead")}
+    assert own["ppo"]["importance"].isna().all()
+    ahead = own["ppo-ahead"]
+    assert ahead["importance"].iloc[0] == pytest.approx(1, abs=1e-3)  # sampled by the very policy that learns
+    assert (ahead["importance"] > 0.5).all() and (ahead["importance"] < 2).all()
+
+
 def test_the_tables_hold_every_update_and_every_look(first):
     metrics, samples = first.table("metrics"), first.table("samples")
     always = ["loss", "grad_norm", "entropy", "policy_version_lag", *COLUMNS, "wall_seconds"]
@@ -154,7 +205,8 @@ def test_the_tables_hold_every_update_and_every_look(first):
         )
         assert np.isfinite(updates[wanted].to_numpy(dtype=float)).all(), arm
         lag = updates["policy_version_lag"]
-        assert (lag == 0).all() if data == "online" else list(lag) == list(range(len(lag)))
+        behind = [0] + [1] * (len(lag) - 1) if arm == "ppo-ahead" else [0] * len(lag)
+        assert list(lag) == (behind if data == "online" else list(range(len(lag))))
         looks = own[own["phase"] == "evaluation"]
         assert sorted(zip(looks["mark"], looks["split"], strict=True)) == [(m, s) for m in MARKS for s in SPLITS]
         main = looks[looks["split"] == "in_distribution"].set_index("mark")
@@ -241,7 +293,7 @@ def test_mlflow_shows_a_parent_and_a_child_per_arm(first):
     runs = store.search_runs([experiment], f"tags.run_key = '{first.summary['run_key']}'")
     parent = next(r for r in runs if r.info.run_name == "comparison")
     children = {r.data.tags["rlhf_bench.arm"]: r for r in runs if r is not parent}
-    assert len(runs) == 5 and children.keys() == ARMS.keys()
+    assert len(runs) == 1 + len(ARMS) and children.keys() == ARMS.keys()
     assert {r.info.status for r in runs} == {"FINISHED"}
     assert {"report.html", "summary.json", "samples.parquet", "pairs.parquet"} <= {
         f.path for f in store.list_artifacts(parent.info.run_id)

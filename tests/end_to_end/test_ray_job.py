@@ -35,7 +35,13 @@ def test_a_comparison_runs_as_a_job(tiny, folder, environment):
     assert job.returncode == 0, job.stdout + job.stderr
     summary = json.loads((directory / "summary.json").read_text())
     finished = {name: [(s["seed"], s["status"]) for s in arm["seeds"]] for name, arm in summary["arms"].items()}
-    assert finished == {"ppo": [], "dpo-offline": [(3, "done")], "dpo-mixed": [(3, "done")], "adaptive-online": []}
+    assert finished == {
+        "ppo": [],
+        "dpo-offline": [(3, "done")],
+        "dpo-mixed": [(3, "done")],
+        "adaptive-online": [],
+        "ppo-ahead": [],
+    }
     # The job's own output comes through, then where to look.
     assert "tiny: held-out score at equal compute" in job.stdout
     assert (

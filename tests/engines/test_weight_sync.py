@@ -62,7 +62,7 @@ def sides(start, write_llama, tmp_path_factory):
     learner.join()
     for side in found.values():
         side.begin()
-        side.pool = RolloutPool(side.engines, PLACEMENT, learner.shapes["policy"], EOS, EngineTime())
+        side.pool = RolloutPool(side.engines, PLACEMENT, learner.shapes["policy"], EOS, 512, EngineTime())
     return found
 
 
@@ -126,7 +126,7 @@ def test_a_seed_fixes_the_samples_on_any_number_of_engines(tied):
         assert [g.prompt for g in groups] == PROMPTS
         return [[s.response_ids for s in g.samples] for g in groups], cost.flops
 
-    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, EngineTime())
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, 512, EngineTime())
     once = draw(alone, 1)
     assert draw(alone, 1) == draw(tied.pool, 1) == once
     assert draw(alone, 2) != once
@@ -152,7 +152,7 @@ def test_the_end_of_a_response_is_marked(tied):
 def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
     from actors.rollout_pool import RolloutPool
 
-    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, EngineTime())
+    alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, 512, EngineTime())
     long = Prompt("long", "", "", token_ids=(1, *[4 + i % 11 for i in range(380)]))
 
     def draw():
@@ -168,3 +168,40 @@ def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
     tied.sync.send(1)
     fresh, length = draw()
     assert fresh == generation_flops(alone.shape, [(381, 0, length)])
+
+
+def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_however_it_feeds_its_engines(tied):
+    """Few sequences at a time and small parts: engines are fed and answer many times over."""
+    from actors.rollout_pool import RolloutPool
+
+    prompts = [*PROMPTS, *[Prompt(f"more {i}", "", "", token_ids=(1, *range(4, 9 + i))) for i in range(8)], PROMPTS[0]]
+    sampling = Sampling(count=4, max_tokens=8, seed=3)
+    found = []
+    for engines, concurrent, tokens in ((2, 4, 128), (1, 4, 128), (2, 16, 128), (1, 16, 10_000)):
+        placement = RolloutPlacement(cpus=1, concurrent_requests=concurrent)
+        pool = RolloutPool(tied.engines[:engines], placement, tied.pool.shape, EOS, tokens, EngineTime())
+        parts = list(pool.stream(prompts, sampling))
+        order = [i for part in parts for i in part.indices]
+        assert sorted(order) == list(range(len(prompts)))
+        assert order == sorted(order, key=lambda i: (-len(prompts[i].token_ids), i))  # longest first
+        by_prompt = {i: g for part in parts for i, g in zip(part.indices, part.groups, strict=True)}
+        assert all(by_prompt[i].prompt is p for i, p in enumerate(prompts))
+        found.append([[s.response_ids for s in by_prompt[i].samples] for i in range(len(prompts))])
+        if tokens == 128:
+            assert [part.indices for part in parts] == pool._parts(prompts, sampling) and len(parts) > 4
+        assert sum(part.cost.generated_tokens for part in parts) == sum(len(r) for rs in found[-1] for r in rs)
+        assert all(part.cost.device_seconds >= 0 for part in parts) and sum(p.cost.device_seconds for p in parts) > 0
+    assert all(one == found[0] for one in found)
+
+
+def test_whoever_stops_taking_parts_leaves_the_engines_with_nothing_to_do(tied):
+    from actors.rollout_pool import RolloutPool
+
+    pool = RolloutPool(tied.engines, PLACEMENT, tied.pool.shape, EOS, 64, EngineTime())
+    sampling = Sampling(count=4, max_tokens=64, seed=3)
+    whole = [g.samples for g in pool.generate(PROMPTS, sampling)[0]]
+    stream = pool.stream(PROMPTS, sampling)
+    next(stream)
+    stream.close()
+    assert [g.samples for g in pool.generate(PROMPTS, sampling)[0]] == whole
+    tied.sync.send(9)  # which vLLM refuses while requests are running

@@ -6,6 +6,7 @@ import numpy as np
 
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import SideGradients
+from rlhf_bench.roles import Part
 from rlhf_bench.tokenizer import encode_response
 from rlhf_bench.types import Evaluation, Group, Sample, SplitResult
 
@@ -18,21 +19,32 @@ class Pool:
 
     `answers`: the kinds that come in turn. A kind that is none of the three is an answer itself."""
 
-    def __init__(self, tokenizer, answers=("right", "wrong", "unfinished")):
+    def __init__(self, tokenizer, answers=("right", "wrong", "unfinished"), part=None, order=None):
         self.tokenizer, self.answers, self.asked, self.seeds = tokenizer, answers, [], []
+        self.version = 0
+        self.part, self.order = part, [] if order is None else order  # prompts in a part; what happened when
 
     def generate(self, prompts, sampling):
+        parts = list(self.stream(prompts, sampling))
+        return [g for part in parts for g in part.groups], sum((part.cost for part in parts), Cost())
+
+    def stream(self, prompts, sampling):
         self.asked += [p.id for p in prompts]
         self.seeds.append(sampling.seed)
         kinds = [self.answers[k % len(self.answers)] for k in range(sampling.count)]
         groups = [Group(p, tuple(self._sample(p, k, kind) for k, kind in enumerate(kinds))) for p in prompts]
-        return groups, Cost(generated_tokens=sum(len(s.response_ids) for g in groups for s in g.samples))
+        size = self.part or len(prompts) or 1
+        for at in range(0, len(prompts), size):
+            some = groups[at : at + size]
+            self.order.append(("draws", self.asked[-len(prompts) :][at]))
+            tokens = sum(len(s.response_ids) for g in some for s in g.samples)
+            yield Part(range(at, at + len(some)), some, Cost(generated_tokens=tokens))
 
     def _sample(self, prompt, k, kind):
         text = {"right": prompt.reference, "unfinished": prompt.reference, "wrong": "77"}.get(kind, kind)
         ids = encode_response(self.tokenizer, text)
         ids = ids[:-1] if kind == "unfinished" else ids
-        return Sample(f"{prompt.id}#{k}", ids, (-1.0,) * len(ids), kind != "unfinished", 0)
+        return Sample(f"{prompt.id}#{k}", ids, (-1.0,) * len(ids), kind != "unfinished", self.version)
 
     def check(self, prompt_ids, response_ids, expected, tolerance, version):
         return 0.0
@@ -48,7 +60,10 @@ class LengthScorer:
         pass
 
     def score(self, rows):
-        return [[self.scale * len(r) for r in row.responses] for row in rows], Cost(flops=3)
+        return self.begin_score(rows).result()
+
+    def begin_score(self, rows):
+        return UnderWay(([[self.scale * len(r) for r in row.responses] for row in rows], Cost(flops=3)), [], 0)
 
 
 @dataclass
@@ -81,8 +96,15 @@ class Learner:
         self.loaded.append((name, path, seed))
 
     def measure(self, name, rows, temperature=1.0):
+        return self.begin_measure(name, rows, temperature).result()
+
+    def begin_measure(self, name, rows, temperature=1.0):
         self.measured.append((name, list(rows)))
-        return [tuple(np.full(len(a), -1.0) for a in row.responses) for row in rows], MEASURING
+        found = [tuple(np.full(len(a), -1.0) for a in row.responses) for row in rows]
+        return UnderWay((found, MEASURING), [], 0)
+
+    def measure_cost(self, name, rows):
+        return MEASURING
 
     def steps_cost(self, work):
         return sum((STEP for _ in work), Cost())
@@ -138,9 +160,11 @@ class Evaluator:
 
 
 class Sync:
-    def __init__(self):
-        self.versions = []
+    def __init__(self, pool=None):
+        self.versions, self.pool = [], pool
 
     def send(self, version):
         self.versions.append(version)
+        if self.pool is not None:
+            self.pool.version = version
         return None

@@ -14,7 +14,7 @@ from rlhf_bench.material import Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
-from rlhf_bench.sources import Sampler, make_source
+from rlhf_bench.sources import Sampler, joined, make_source
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_response
@@ -87,8 +87,12 @@ def source_of(data, offline=CORPUS, pool=None, feedback="judge", edit=None, befo
     return make_source(DPO, arm, sampler, offline), pool, sampler.ledger
 
 
+def drawn(source, version=0):
+    return joined(list(source.draw(version)))
+
+
 def sides(source):
-    return {row.id: row.responses for row in source.draw(0).rows}
+    return {row.id: row.responses for row in drawn(source).rows}
 
 
 def text(ids):
@@ -120,10 +124,10 @@ def test_the_four_scenarios_on_the_same_prompts():
 @pytest.mark.parametrize("data", ["chosen_on_policy", "rejected_on_policy"])
 def test_candidates_are_paid_once_and_the_pairs_then_stay(data):
     source, pool, ledger = source_of(data)
-    drawn = [source.draw(version) for version in range(3)]
+    found = [drawn(source, version) for version in range(3)]
     assert len(pool.seeds) == 1 and ledger.by_phase["judging"].judge_queries == 4 * 3
-    assert all(d.fixed and len(d.rows) == 4 for d in drawn)
-    assert [d.metrics["policy_version_lag"] for d in drawn] == [0, 1, 2] and drawn[0].metrics["gold"] == 1 / 3
+    assert all(d.fixed and len(d.rows) == 4 for d in found)
+    assert [d.metrics["policy_version_lag"] for d in found] == [0, 1, 2] and found[0].metrics["gold"] == 1 / 3
 
 
 def test_arms_of_one_seed_share_the_start_policys_samples_and_each_pays_for_them():
@@ -147,7 +151,7 @@ def test_a_reward_model_that_ranks_the_samples_scores_the_others_sides_as_well(d
     offline = [replace(CORPUS[0], rejected_ids=long), replace(CORPUS[1], rejected_ids=short)]
     offline = [replace(p, chosen_ids=encode_response(TOKENIZER, "8" * n)) for p, n in zip(offline, (6, 1), strict=True)]
     source, _, ledger = source_of(data, offline, pool, feedback="reward_model")
-    (row,) = source.draw(0).rows
+    (row,) = drawn(source).rows
     if data == "chosen_on_policy":  # the sample's 1111 is longer than the second pair's rejected side only
         assert [text(a) for a in row.responses] == ["1111", "9"]
     else:  # the first pair's chosen side only is longer than the samples' 11
@@ -158,7 +162,7 @@ def test_a_reward_model_that_ranks_the_samples_scores_the_others_sides_as_well(d
 def test_under_a_reward_model_an_unfinished_side_of_others_stays_the_worst_there_is():
     endless = replace(CORPUS[0], rejected_ids=(9,) * 9, rejected_score=-math.inf)
     source, _, _ = source_of("chosen_on_policy", [endless], Pool(TOKENIZER, ["1", "11"]), feedback="reward_model")
-    (row,) = source.draw(0).rows
+    (row,) = drawn(source).rows
     assert (text(row.responses[0]), row.responses[1]) == ("11", (9,) * 9)
 
 

@@ -5,33 +5,47 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.engine_time import ACTIVITIES, EngineTime, Span
 
 
-def by_hand(spans: list[tuple[float, float]], began: float, ended: float, cells: int = 20_000) -> float:
+def by_hand(spans: list[Span], began: float, ended: float, cells: int = 20_000) -> float:
     """The same by cutting the time into cells and counting those that no span covers."""
     middles = began + (np.arange(cells) + 0.5) * (ended - began) / cells
     covered = np.zeros(cells, dtype=bool)
-    for start, stop in spans:
-        covered |= (middles >= start) & (middles < stop)
+    for span in spans:
+        covered |= (middles >= span.began) & (middles < span.ended)
     return float((~covered).mean() * (ended - began))
+
+
+def shared_by_hand(spans: list[Span], activity: str, began: float, ended: float, cells: int = 20_000) -> float:
+    """Each cell is divided equally among the activities that cover it."""
+    middles = began + (np.arange(cells) + 0.5) * (ended - began) / cells
+    at = {a: np.zeros(cells, dtype=bool) for a in ACTIVITIES}
+    for span in spans:
+        at[span.activity] |= (middles >= span.began) & (middles < span.ended)
+    several = np.maximum(sum(here.astype(int) for here in at.values()), 1)
+    return float((at[activity] / several).mean() * (ended - began))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_idle_time_is_what_no_span_covers_however_spans_overlap(seed):
     rng = np.random.default_rng(seed)
     time = EngineTime()
-    time.spans = [(start, start + rng.uniform(0, 2)) for start in rng.uniform(-1, 11, size=int(rng.integers(0, 9)))]
+    starts = rng.uniform(-1, 11, size=int(rng.integers(0, 9)))
+    time.spans = [Span(s, s + rng.uniform(0, 2), ACTIVITIES[int(rng.integers(3))]) for s in starts]
     assert time.idle(0.0, 10.0) == pytest.approx(by_hand(time.spans, 0.0, 10.0), abs=0.02)
+    for activity, seconds in time.by_activity(0.0, 10.0).items():
+        assert seconds == pytest.approx(shared_by_hand(time.spans, activity, 0.0, 10.0), abs=0.02)
 
 
 def test_work_aside_queues_behind_what_was_submitted_before():
     time = EngineTime()
-    time.aside("evaluator", submitted=1.0, seconds=3.0)
-    time.aside("learner", submitted=2.5, seconds=1.0)  # meanwhile
-    time.aside("evaluator", submitted=2.0, seconds=3.0)  # begins at 4
-    time.aside("evaluator", submitted=9.0, seconds=0.5)
+    time.aside("evaluation", "evaluator", submitted=1.0, seconds=3.0)
+    time.aside("learning", "learner", submitted=2.5, seconds=1.0)  # meanwhile
+    time.aside("evaluation", "evaluator", submitted=2.0, seconds=3.0)  # begins at 4
+    time.aside("evaluation", "evaluator", submitted=9.0, seconds=0.5)
     assert time.idle(0.0, 10.0) == pytest.approx(1.0 + 2.0 + 0.5)
+    assert time.by_activity(0.0, 10.0) == pytest.approx({"evaluation": 6.0, "learning": 0.5})  # a second was shared
 
 
 def test_a_call_is_noted_also_when_it_fails():
@@ -42,8 +56,8 @@ def test_a_call_is_noted_also_when_it_fails():
         raise ValueError("engine")
 
     began = perf_counter()
-    with pytest.raises(ValueError, match="engine"), time.at_work():
+    with pytest.raises(ValueError, match="engine"), time.at_work("rollout"):
         fail()
-    assert time.during(lambda a, b: a + b, 1, b=2) == 3
+    assert time.during("rollout", lambda a, b: a + b, 1, b=2) == 3
     ended = perf_counter()
     assert time.idle(began, ended) < ended - began - 0.02

@@ -13,7 +13,7 @@ from rlhf_bench.material import Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
-from rlhf_bench.sources import FixedPairs, Sampler, make_source, sample_metrics
+from rlhf_bench.sources import FixedPairs, Sampler, joined, make_source, sample_metrics
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_response
@@ -118,11 +118,15 @@ def pairs(count):
     return [Pair(f"pair{i}", PROMPT, (i, 2), (i, 3, 2), 1.0 + i, -float(i), policy_version=i % 2) for i in range(count)]
 
 
+def all_of(source, version=0):
+    return joined(list(source.draw(version)))
+
+
 @pytest.mark.parametrize(("count", "per_update"), [(7, 3), (6, 3), (5, 5), (1, 1)])
 def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
     source, ids = FixedPairs(pairs(count), per_update, seed=3, metrics={}), []
     for _ in range(count):  # per_update epochs
-        drawn = source.draw(0)
+        drawn = all_of(source)
         assert len(drawn.rows) == len(drawn.rewards) == drawn.metrics["pairs"] == per_update
         ids += [row.id for row in drawn.rows]
     epochs = [ids[at : at + count] for at in range(0, len(ids), count)]
@@ -132,7 +136,7 @@ def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
 
 
 def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
-    drawn = FixedPairs(pairs(4), 4, seed=0, metrics={"gold": 0.5}).draw(version=10)
+    drawn = all_of(FixedPairs(pairs(4), 4, seed=0, metrics={"gold": 0.5}), version=10)
     for row, reward in zip(drawn.rows, drawn.rewards, strict=True):
         i = int(row.id.removeprefix("pair"))
         assert row.responses == ((i, 2), (i, 3, 2)) and row.prompt_ids == PROMPT.token_ids
@@ -142,13 +146,13 @@ def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
 
 def test_the_seed_decides_the_order_of_fixed_pairs():
     first, again, other = (
-        [r.id for r in FixedPairs(pairs(20), 20, seed, {}).draw(0).rows] for seed in (1, 1, 2)
+        [r.id for r in all_of(FixedPairs(pairs(20), 20, seed, {})).rows] for seed in (1, 1, 2)
     )  # fmt: skip
     assert first == again != other
 
 
 def test_more_pairs_wanted_than_there_are():
-    assert len(FixedPairs(pairs(3), 32, 0, {}).draw(0).rows) == 3
+    assert len(all_of(FixedPairs(pairs(3), 32, 0, {})).rows) == 3
 
 
 def test_sample_metrics_are_means_over_samples():
@@ -169,7 +173,7 @@ def test_every_prompt_is_sampled_once_per_epoch():
     pool = Pool(TOKENIZER)
     sampling = sampler(METHODS["ppo"].settings(), pool)
     for _ in range(5):
-        sampling.sample(prompts=4, samples=3)
+        list(sampling.sample(prompts=4, samples=3))
     assert sorted(pool.asked[:10]) == sorted(pool.asked[10:]) and len(set(pool.asked[:10])) == 10
     assert pool.asked[:10] != pool.asked[10:] and len(set(pool.seeds)) == 5
 
@@ -180,7 +184,7 @@ def test_every_prompt_is_sampled_once_per_epoch():
 ])  # fmt: skip
 def test_who_is_charged_hangs_on_who_teaches(feedback, phases):
     sampling = sampler(METHODS["ppo"].settings(feedback=feedback), Pool(TOKENIZER))
-    sampling.sample(prompts=2, samples=3)
+    list(sampling.sample(prompts=2, samples=3))
     charged = sampling.ledger.by_phase
     assert {phase for phase, cost in charged.items() if cost != Cost()} == phases
     assert charged["judging" if feedback == "judge" else "evaluation"].judge_queries == 6
@@ -188,7 +192,7 @@ def test_who_is_charged_hangs_on_who_teaches(feedback, phases):
 
 def test_samples_of_one_prompt_stay_one_row_with_their_rewards():
     arm = METHODS["ppo"].settings(prompts_per_update=2, samples_per_prompt=3, feedback="judge")
-    drawn = make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), []).draw(0)
+    drawn = all_of(make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), []))
     assert [len(row.responses) for row in drawn.rows] == [3, 3] and not drawn.fixed
     np.testing.assert_array_equal(drawn.rewards, [(1, 0, NAN)] * 2)
     assert drawn.metrics["gold"] == pytest.approx(1 / 3) and drawn.metrics["finished"] == pytest.approx(2 / 3)
@@ -199,7 +203,7 @@ def test_online_pairs_are_drawn_afresh_and_on_policy_ones_once():
         arm = METHODS["dpo"].settings(data=data, prompts_per_update=4, pairs_per_update=4)
         pool = Pool(TOKENIZER)
         source = make_source(METHODS["dpo"], arm, sampler(arm, pool, candidates_per_prompt=3, on_policy_prompts=8), [])
-        drawn = [source.draw(version) for version in range(3)]
+        drawn = [all_of(source, version) for version in range(3)]
         assert len(pool.seeds) == calls and all(d.fixed == fixed and len(d.rows) == 4 for d in drawn)
         assert [d.metrics["policy_version_lag"] for d in drawn] == [0, 1, 2]
         assert drawn[0].rewards == [(1.0, -math.inf)] * 4
@@ -210,3 +214,41 @@ def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_
     arm = METHODS["dpo"].settings(data="on_policy")
     with pytest.raises(RunFailed, match="pair"):
         make_source(METHODS["dpo"], arm, sampler(arm, Pool(TOKENIZER, ["wrong"]), candidates_per_prompt=3), [])
+
+
+@pytest.mark.parametrize(("method", "arm"), [
+    ("ppo", {"prompts_per_update": 5, "samples_per_prompt": 3}),
+    ("dpo", {"data": "online", "prompts_per_update": 5, "feedback": "reward_model"}),
+])  # fmt: skip
+def test_an_updates_data_is_the_same_in_one_part_and_in_several(method, arm):
+    settings, found = METHODS[method].settings(**arm), []
+    for part in (None, 2):
+        sampling = sampler(settings, Pool(TOKENIZER, part=part), candidates_per_prompt=3)
+        parts = list(make_source(METHODS[method], settings, sampling, []).draw(4))
+        assert [len(p.rows) for p in parts] == ([5, 0] if part is None else [2, 2, 1, 0])
+        found.append((joined(parts), sampling.ledger.total().generated_tokens))
+    (whole, tokens), (pieces, same_tokens) = found
+    assert [(r.id, r.responses) for r in whole.rows] == [(r.id, r.responses) for r in pieces.rows]
+    np.testing.assert_array_equal(whole.rewards, pieces.rewards)
+    assert whole.metrics == pieces.metrics and tokens == same_tokens
+
+
+def test_a_part_is_scored_while_the_engines_draw_the_next():
+    """The scorer is handed the first part before the second is asked for, and is waited for after that."""
+    order = []
+
+    class Scorer(LengthScorer):
+        def begin_score(self, rows):
+            order.append(("scoring begins", rows[0].id))
+            found = super().begin_score(rows)
+            found.order, found.call = order, rows[0].id
+            return found
+
+    settings = METHODS["ppo"].settings()
+    sampling = sampler(settings, Pool(TOKENIZER, part=1, order=order))
+    sampling.roles = Roles(sampling.roles.pool, Scorer(), None, None, None)
+    first, second = [part[0].prompt.id for part in sampling.sample(2, 2)]
+    assert order == [
+        ("draws", first), ("scoring begins", first), ("draws", second), ("scoring begins", second),
+        ("is waited for", first), ("is waited for", second),
+    ]  # fmt: skip

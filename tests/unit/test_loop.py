@@ -1,13 +1,15 @@
 """The training loop with roles whose answers are written down: what reaches the learner, when, and who pays for it."""
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
 
 from rlhf_bench.ledger import Cost, Ledger
 from rlhf_bench.loop import ArmRun, Progress
-from rlhf_bench.material import Material
+from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.recipe import parse_recipe
@@ -28,16 +30,21 @@ RISING = {"kind": "linear", "start": 0.1, "end": 0.3}
 class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
-    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, **arm):
+    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, **arm):
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit},
                                "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
-                               "arms": {"a": {"pairs_per_update": 4, **arm}}})  # fmt: skip
+                               "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool, self.sync, self.ledger = Pool(TOKENIZER), Sync(), Ledger("flops", limit)
+        self.pool, self.ledger = Pool(TOKENIZER, order=pool_order), Ledger("flops", limit)
+        self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
         material = Material(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
-        start = Start("base", PAIRS, {}, None, Cost(), Cost(), Cost(), {})
+        self.aside = TemporaryDirectory()
+        base_folder = Path(self.aside.name) / "base"
+        base_folder.mkdir()
+        (base_folder / "model.safetensors").write_bytes(b"weights")
+        start = Start(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, LengthScorer(), self.learner, self.evaluator, self.sync)
         self.updates, self.looks = [], []
         progress = Progress(
@@ -58,6 +65,7 @@ class Arm:
             base,
             marks,
             {},
+            Cache(Path(self.aside.name)),
         )
         self.status = run.run(save_to)
 
@@ -225,3 +233,22 @@ def test_an_online_arm_samples_with_its_newest_weights_and_never_passes_its_limi
 def test_a_method_without_a_reference_loads_and_measures_none():
     arm = Arm(LIMIT, method="simpo")
     assert [name for name, _, _ in arm.learner.loaded] == ["policy"] and arm.learner.measured == []
+
+
+def test_an_arm_that_draws_ahead_samples_while_the_learner_is_at_its_steps():
+    """Update n + 1 is drawn after update n's steps were handed in, before they are waited for: one version behind."""
+    learner = Learner()
+    arm = Arm(400.0, learner=learner, method="ppo", prompts_per_update=4, samples_per_prompt=3, epochs_per_update=1,
+              rollouts_ahead=1, feedback="judge", pool_order=learner.order)  # fmt: skip
+    updates = len(arm.updates)
+    happened = [what if what == "draws" else (what, n) for what, n in learner.order]
+    expected = ["draws"]
+    for n in range(1, updates + 1):
+        ahead = ["draws"] if happened.count("draws") > n else []
+        expected += [("begins", n), *ahead, ("is waited for", n)]
+    assert happened == expected and updates > 5
+    assert arm.told("policy_version_lag") == [0.0] + [1.0] * (updates - 1)
+    assert arm.ledger.spent <= 400.0
+    plain = Arm(400.0, method="ppo", prompts_per_update=4, samples_per_prompt=3, epochs_per_update=1, feedback="judge")
+    assert set(plain.told("policy_version_lag")) == {0.0} and "importance" not in plain.updates[0][1]
+    assert "importance" in arm.updates[0][1]

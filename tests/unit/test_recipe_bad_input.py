@@ -198,6 +198,14 @@ DATA_MISTAKES = [
     (["task={kind: files, prompts: ./none.jsonl, held_out: ./none.jsonl}"], r"task\.prompts: .*none\.jsonl.*"),
     (["data.train_prompts=20000"], r"task arithmetic, train: 20000 different prompts are asked for.*ask for fewer.*"),
     (["model.max_length=8", "data.max_response_tokens=4"], r"prompt \S+: 7 tokens leave no room.*raise model\.max_l.*"),
+    (
+        ["compute.tokens_per_micro_batch=16", "sft.demonstrations=64"],
+        r"prompt \S+: with \d+ responses of data\.max_response_tokens \d+, as arm \w+ draws them, it makes \d+ tokens, more than compute\.tokens_per_micro_batch 16, .*raise it to \d+ or more.*",
+    ),
+    (
+        ["compute.tokens_per_micro_batch=16", "task.digits=4", "task.terms=3"],
+        r"row \S+: its prompt and 1 response make \d+ tokens, more than compute\.tokens_per_micro_batch 16, and a row is never cut; raise it to \d+ or more, or leave the row out",
+    ),
     (["model.name_or_path=some/where"], r"model\.tokenizer\.kind: characters does not fit.*use \{kind: pretrained.*"),
     (["model.tokenizer={kind: pretrained, name_or_path: ./none}"], r".*tokenizer\.name_or_path: .*none.*"),
 ]

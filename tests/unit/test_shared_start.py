@@ -61,6 +61,6 @@ def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
     arm, ledger, critics = with_judge.arms["ppo"], Ledger("flops", 1), set()
     for reward_model in (None, "reward"):
         start, roles = SimpleNamespace(base="base", reward_model=reward_model), SimpleNamespace(learner=Loaded())
-        ArmRun(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None, (), {})._load()
+        ArmRun(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None, (), {}, None)._load()
         critics.add(roles.learner.paths["critic"])
     assert critics == {"base"}

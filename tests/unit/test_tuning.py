@@ -176,11 +176,14 @@ def comparison(directory, evaluator, learner, **tuning):
     data = recipe(**tuning).resolved() | {"arms": arms}
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
     made = Comparison(
-        parse_recipe(data), directory, material, roles, None, None, lambda line: None, None, {}, 0.0,
+        parse_recipe(data), directory, material, roles, Cache(directory / "cache"), None, lambda line: None, None, {}, 0.0,
         lambda start, tuning: begun.append(tuning) or [], None,
     )  # fmt: skip
     pairs = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]
-    return made, Start(Path("base"), pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
+    base = directory / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    return made, Start(base, pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
 
 
 def test_every_trial_has_the_same_share_of_the_budget_the_tuning_seed_and_a_policy_of_its_own(tmp_path):
@@ -189,7 +192,7 @@ def test_every_trial_has_the_same_share_of_the_budget_the_tuning_seed_and_a_poli
     made._tuned(start, ["dpo", "simpo"])
     assert begun == [True]  # the evaluator was told to look at the trials' own prompts
     policies = [(path, seed) for name, path, seed in learner.loaded if name == "policy" and seed]
-    assert policies == [(Path("base"), 9)] * 6
+    assert policies == [(start.base, 9)] * 6
     for trials in json.loads((tmp_path / "tuning.json").read_text()).values():
         spent = [t["spent"]["flops"] for t in trials]
         assert len(set(spent)) == 1 and 100 - 2 * STEP.flops < spent[0] <= 100  # a quarter of 400

@@ -1,0 +1,86 @@
+"""`--profile`: what every process was at, as a Chrome trace on one time axis (open it in Perfetto or chrome://tracing)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlhf_bench.engine_time import EngineTime
+
+ENABLED = "RLHF_BENCH_PROFILE"
+"""Set in the environment of the roles' processes where they are to take notes."""
+Call = tuple[str, float, float]
+"""A method of an actor: its name, when it began (`time.time`, of its own node), and the seconds it took."""
+
+
+class Profiled:
+    """A role's actor that notes its calls. Methods that carry the work are marked by `noted`."""
+
+    calls: list[Call]
+
+    def profile(self) -> tuple[list[Call], float]:
+        """All calls so far, and what this node's clock says now."""
+        return getattr(self, "calls", []), time.time()
+
+
+def noted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of an actor as one whose calls a profile shows."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if ENABLED not in os.environ:
+            return method(self, *args, **kwargs)
+        began = time.time()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if not hasattr(self, "calls"):
+                self.calls = []
+            what = next((a for a in args if isinstance(a, str)), "")  # which model, say
+            self.calls.append((f"{method.__name__} {what}".strip(), began, time.time() - began))
+
+    return call
+
+
+def write_profile(path: Path, engine_time: EngineTime, actors: Mapping[str, Any]) -> None:
+    """Ask every actor for its notes and write the trace. `actors`: name -> handle."""
+    to_wall = time.time() - time.perf_counter()
+    driver = [(span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans]
+    tracks = {"driver: engines at work, as it saw them": driver}
+    for name, actor in actors.items():
+        asked = time.time()
+        calls, clock = ray.get(actor.profile.remote())
+        behind = (
+            asked + time.time()
+        ) / 2 - clock  # the node's clock against the driver's, to half the way there and back
+        tracks[name] = [(what, began + behind, seconds) for what, began, seconds in calls]
+    path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
+
+
+def trace_events(tracks: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:
+    """One process of the trace per track; calls that overlap get a line of their own per name. Microseconds from the
+    first call on."""
+    start = min((began for calls in tracks.values() for _, began, _ in calls), default=0.0)
+    events: list[dict[str, Any]] = []
+    for number, (track, calls) in enumerate(tracks.items()):
+        events.append({"name": "process_name", "ph": "M", "pid": number, "args": {"name": track}})
+        lines = {name: line for line, name in enumerate(dict.fromkeys(name.split(" ")[0] for name, _, _ in calls))}
+        events += [
+            {"name": "thread_name", "ph": "M", "pid": number, "tid": line, "args": {"name": name}}
+            for name, line in lines.items()
+        ]
+        events += [
+            {
+                "name": name, "ph": "X", "pid": number, "tid": lines[name.split(" ")[0]],
+                "ts": round((began - start) * 1e6), "dur": round(seconds * 1e6),
+            }
+            for name, began, seconds in calls
+        ]  # fmt: skip
+    return events

@@ -1,0 +1,147 @@
+"""How cost grows with size: the exponent of a power law through the measured times, 1 for a line."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.engines import write_large_model
+from tests.benchmarks.iteration import dispatched
+from tests.benchmarks.learner import PAIRS, Ours, pairs, write_model
+from tests.benchmarks.row import Measured, Row
+
+RUNS = 5
+KEPT = Path("docs/results/data/verse")
+
+
+def exponents(sizes: Sequence[float], seconds: Callable[[int], float], runs: int = RUNS) -> Measured:
+    """`seconds(i)`: of one run at `sizes[i]`. Every run over all sizes, in turn, gives one exponent."""
+    found, times = [], []
+    for _ in range(runs):
+        taken = [seconds(i) for i in range(len(sizes))]
+        found.append(float(np.polyfit(np.log(sizes), np.log(taken), 1)[0]))
+        times.append(taken)
+    medians = np.median(times, axis=0)
+    notes = ", ".join(f"{size:g}: {t:.3g} s" for size, t in zip(sizes, medians, strict=True))
+    return Measured(found, list(medians), list(sizes), "s", notes)
+
+
+def learner() -> Measured:
+    """Seconds of a step against the tokens in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = pairs("short")
+        ours = Ours(write_model(Path(folder), "float32"), "float32", data)
+        ours.run()
+        counts = (PAIRS // 2, PAIRS, 2 * PAIRS, 4 * PAIRS)
+        tokens = [sum(row.tokens for row in ours.rows[:count]) for count in counts]
+        return exponents(tokens, lambda i: ours.seconds([ours.rows[: counts[i]]]))
+
+
+def pool() -> Measured:
+    """Seconds for the same prompts against the number of sleeping engines: -1 where none of them waits."""
+    engines = (2, 4, 8, 16, 32)
+    return exponents(engines, lambda i: dispatched(engines[i], 640, 112)[0], runs=3)
+
+
+def sync_by_parameters() -> Measured:
+    return _sync(((4, 1), (7, 1), (14, 1), (28, 1)), by=lambda layers, engines: layers)
+
+
+def sync_by_engines() -> Measured:
+    return _sync(((7, 1), (7, 2), (7, 4)), by=lambda layers, engines: engines)
+
+
+def _sync(cases: Sequence[tuple[int, int]], by: Callable[[int, int], int]) -> Measured:
+    """Seconds of a sync of a model of so many layers to so many engines, on one machine of two cores."""
+    from actors.weight_sync import ObjectStoreSync
+    from tests.benchmarks.engines import learner_and_engines, local_ray
+
+    local_ray()
+    with tempfile.TemporaryDirectory() as aside:
+        syncs, sizes = [], []
+        largest = max(engines for _, engines in cases)
+        made: dict[int, tuple[Any, list[Any]]] = {}
+        for layers, engines in cases:
+            if layers not in made:
+                folder = write_large_model(Path(aside) / str(layers), layers=layers)
+                made[layers] = learner_and_engines(folder, largest if by(layers, engines) == engines else engines)
+            group, actors = made[layers]
+            syncs.append(ObjectStoreSync(group, actors[:engines]))
+            sizes.append(group.shapes["policy"].parameters if by(layers, engines) == layers else engines)
+
+        def seconds(i: int) -> float:
+            began = perf_counter()
+            syncs[i].send(0)
+            return perf_counter() - began
+
+        for i in range(len(cases)):
+            seconds(i)
+        return exponents(sizes, seconds)
+
+
+def write_records(folder: Path, arms: int, seeds: int) -> Path:
+    """Copies of the published comparison's first arm and seed, as so many arms and seeds."""
+    import json
+
+    import pandas as pd
+    import yaml
+
+    folder.mkdir()
+    recipe = yaml.safe_load((KEPT / "recipe.yaml").read_text())
+    results = json.loads((KEPT / "results.json").read_text())
+    arm, own = next(iter(results["arms"].items()))
+    names = [f"{arm}-{i}" for i in range(arms)]
+    (seed, *_) = own["seeds"]
+    results["arms"] = {name: own | {"seeds": [seed | {"seed": s} for s in range(seeds)]} for name in names}
+    recipe |= {"arms": dict.fromkeys(names, recipe["arms"][arm]), "seeds": list(range(seeds)), "claims": [], "sweep": {},
+               "baseline": names[0], "tuning": None}  # fmt: skip
+    for name in ("metrics", "samples", "ledger", "pairs"):
+        table = pd.read_parquet(KEPT / f"{name}.parquet")
+        others, one = (
+            table[table["arm"].isin(["base", "shared"])],
+            table[(table["arm"] == arm) & (table["seed"] == seed["seed"])],
+        )
+        copies = [one.assign(arm=name, seed=s) for name in names for s in range(seeds)]
+        pd.concat([others, *copies]).to_parquet(folder / f"{name}.parquet")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "base.json").write_text((KEPT / "base.json").read_text())
+    return folder
+
+
+def report() -> Measured:
+    """Seconds of writing the report against arms × seeds."""
+    sizes = ((2, 2), (4, 3), (6, 4), (8, 6))
+    with tempfile.TemporaryDirectory() as aside:
+        folders = [write_records(Path(aside) / f"{arms}x{seeds}", arms, seeds) for arms, seeds in sizes]
+
+        def seconds(i: int) -> float:
+            from rlhf_bench.report import write_report
+
+            began = perf_counter()
+            write_report(folders[i])
+            return perf_counter() - began
+
+        seconds(0)
+        return exponents([arms * seeds for arms, seeds in sizes], seconds, runs=3)
+
+
+ROWS = (
+    Row("growth_learner", "a step's time against its tokens, exponent", "a line", "at most", 1.1, learner),
+    Row("growth_pool", "a pool's time against its engines, exponent", "one over a line", "at most", -0.9, pool),
+    Row(
+        "growth_sync_parameters",
+        "a sync's time against parameters, exponent",
+        "a line",
+        "at most",
+        1.1,
+        sync_by_parameters,
+    ),
+    Row("growth_sync_engines", "a sync's time against engines, exponent", "a line", "at most", 1.1, sync_by_engines),
+    Row("growth_report", "the report's time against arms × seeds, exponent", "a line", "at most", 1.1, report),
+)

@@ -1,0 +1,195 @@
+"""One on-policy iteration of a run against its engines alone, and the dispatch of rollouts to very many engines."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.engines import bare_engine, local_ray, start_actor
+from tests.benchmarks.learner import VOCABULARY, tokenizer, write_model
+from tests.benchmarks.ppo import Loop, update
+from tests.benchmarks.row import Measured, Row, interleaved
+
+RUNS = 5
+PROMPTS, SAMPLES, RESPONSE, RATE = 8, 4, 64, 1e-5
+ACTORS, DISPATCHED, TOKEN_SECONDS, CONCURRENT = 256, 20_000, 0.008, 16
+
+
+class Alone:
+    """The learner's and the scorer's work in a plain loop: `seconds` for the same rows and rewards."""
+
+    def __init__(self, folder: str, reward: str):
+        from rlhf_bench.models import load_model
+
+        self.loop = Loop(Path(folder))
+        self.scorer = load_model(reward, "scalar", "float32", 0).eval().requires_grad_(False)
+
+    def seconds(self, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
+        import torch
+
+        from rlhf_bench.sequences import micro_batch, split_by_tokens
+
+        began = perf_counter()
+        with torch.no_grad():
+            for indices in split_by_tokens(rows, 1, 4096)[0]:
+                self.scorer(micro_batch([rows[i] for i in indices]))
+        return perf_counter() - began + update(self.loop, rows, rewards, epochs=1)
+
+
+def iteration() -> Measured:
+    """Sync, sampling, judging, scoring, three forward passes and a step of policy and critic, as PPO's loop makes them;
+    against the sum of a bare vLLM and a bare torch loop over the same prompts and samples. A thread each."""
+    from actors.fleet import start_fleet
+    from rlhf_bench.engine_time import EngineTime
+    from rlhf_bench.flops import ModelShape
+    from rlhf_bench.ledger import Cost, Ledger
+    from rlhf_bench.loop import ArmRun, Progress
+    from rlhf_bench.material import Cache, Material
+    from rlhf_bench.methods import METHODS
+    from rlhf_bench.models import shape_of
+    from rlhf_bench.recipe import parse_recipe
+    from rlhf_bench.roles import Roles
+    from rlhf_bench.sources import Sampler, make_source
+    from rlhf_bench.stages import Start
+    from rlhf_bench.tasks import build_task
+    from rlhf_bench.types import Pair, Prompt, Sampling
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ray = local_ray()
+    with tempfile.TemporaryDirectory() as aside:
+        folder = write_model(Path(aside) / "policy", "float32")
+        recipe = parse_recipe({
+            "name": "bench", "task": {"kind": "arithmetic"}, "compute": {"limit": 1e18}, "sft": None,
+            "model": {"name_or_path": str(folder), "max_length": 512,
+                      "tokenizer": {"kind": "pretrained", "name_or_path": str(folder)}},
+            "data": {"max_response_tokens": RESPONSE},
+            "arms": {"ppo": {"method": "ppo", "prompts_per_update": PROMPTS, "samples_per_prompt": SAMPLES,
+                             "epochs_per_update": 1, "learning_rate": RATE, "critic_learning_rate": RATE}},
+        })  # fmt: skip
+        rng = np.random.default_rng(0)
+        prompts = [
+            Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(64, 193)).tolist()))
+            for i in range(PROMPTS)
+        ]
+        shape: ModelShape = shape_of(str(folder))
+        fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime())
+        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
+        fleet.scorer.load(folder, "float32")
+        material = Material(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
+        pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
+        start = Start(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
+        settings, drawn_with = recipe.arms["ppo"], []
+        run = ArmRun(
+            recipe, METHODS["ppo"], settings, 1, material, start, roles, Ledger("flops", 1e18),
+            Progress(lambda *_: None, lambda *_: None), None, (), {}, Cache(Path(aside) / "cache"),
+        )  # fmt: skip
+        run._load()
+        sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, {})
+        source = make_source(METHODS["ppo"], settings, sampler, [])
+        bare = bare_engine(folder, 1)
+        fleet.sync.engines.append(bare)  # the same weights, sent by the same hand
+        run._sync()
+        fleet.sync.engines.pop()
+        alone = start_actor(ray, Alone, str(folder), str(folder))
+        order = np.random.default_rng(0)
+
+        def ours() -> float:
+            began = perf_counter()
+            run._sync()
+            drawn, measured = run._all_of(run._draw(source))
+            run.handed_in.append(run._hand_in(drawn, measured, settings, order))
+            run._settle()
+            seconds = perf_counter() - began
+            drawn_with.append(drawn)
+            return seconds
+
+        def theirs() -> float:
+            drawn = drawn_with[-1]
+            requests = [(row.prompt_ids, i) for i, row in enumerate(drawn.rows) for _ in row.responses]
+            sampling = Sampling(1, RESPONSE, 1.0, len(drawn_with))
+            generation, _ = ray.get(bare.seconds.remote(requests, sampling))
+            return generation + ray.get(alone.seconds.remote(drawn.rows, drawn.rewards))
+
+        ours(), theirs()
+        mine, others = interleaved(RUNS, ours, theirs)
+        fleet.stop()
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s")
+
+
+class Sleeper:
+    """Answers as a rollout engine does, and sleeps for every token of a response instead of drawing it."""
+
+    def __init__(self) -> None:
+        self.queue: list[tuple[int, int]] = []
+
+    def advance(self, requests: Any, sampling: Any, eos_id: int, until: int) -> tuple[dict[int, Any], int, float]:
+        began, found = perf_counter(), dict[int, Any]()
+        self.queue += [(number, tokens_of(seed, sampling.max_tokens)) for number, (_, seed) in requests.items()]
+        while self.queue and len(found) < until:
+            number, tokens = self.queue.pop(0)
+            sleep(tokens * TOKEN_SECONDS)
+            found[number] = {"ids": (5,) * tokens, "logprobs": (0.0,) * tokens, "finished": True, "cached": 0}
+        return found, 0, perf_counter() - began
+
+    def abandon(self) -> None:
+        self.queue.clear()
+
+
+def tokens_of(seed: int, most: int) -> int:
+    return int(np.random.default_rng(seed).integers(most // 8, most + 1))
+
+
+def dispatched(actors: int, prompts: int, response: int) -> tuple[float, float, list[float]]:
+    """Seconds that a pool of so many sleepers takes, the ideal, and the driver's resident MiB at each eighth."""
+    from actors.rollout_pool import RolloutPool
+    from rlhf_bench.engine_time import EngineTime
+    from rlhf_bench.flops import ModelShape
+    from rlhf_bench.recipe import RolloutPlacement
+    from rlhf_bench.types import Prompt, Sampling
+
+    ray = local_ray()
+    sleepers = [start_actor(ray, Sleeper) for _ in range(actors)]
+    ray.get([sleeper.abandon.remote() for sleeper in sleepers])  # all have started
+    shape = ModelShape(1, 1, 1, 1, 1)
+    pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=CONCURRENT), shape, 1, 4096, EngineTime())
+    asked = [Prompt(str(i), "", "", (5,) * (8 + i % 32)) for i in range(prompts)]
+    sampling = Sampling(1, response, 1.0, 1)
+    total = sum(tokens_of(sampling.seed * 1_000_003 + i, response) for i in range(prompts)) * TOKEN_SECONDS
+    resident, done, began = [], 0, perf_counter()
+    for part in pool.stream(asked, sampling):
+        done += len(part.indices)
+        if done >= (len(resident) + 1) * prompts // 8:
+            resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return perf_counter() - began, total / actors, resident
+
+
+def dispatch() -> Measured:
+    seconds, ideal, resident = dispatched(ACTORS, DISPATCHED, 112)
+    notes = f"the driver's memory from an eighth of the way to the end: +{resident[-1] - resident[0]:.0f} MiB"
+    return Measured([seconds / ideal], [seconds], [ideal], "s", notes)
+
+
+ROWS = (
+    Row(
+        "iteration",
+        "an on-policy iteration, seconds",
+        "its engines alone, one after the other",
+        "at most",
+        1.1,
+        iteration,
+    ),
+    Row(
+        "dispatch",
+        f"{DISPATCHED:,} prompts to {ACTORS} sleeping engines, seconds",
+        "the ideal",
+        "at most",
+        1.1,
+        dispatch,
+    ),
+)
