@@ -148,7 +148,7 @@ def start_fleet(
     group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget, engine_time)
     group_handle.join()
     return Fleet(
-        pool=RolloutPool(engines, rollout, shape, eos_id, budget, engine_time),
+        pool=RolloutPool(engines, rollout, shape, eos_id, budget * learner.actors, engine_time),
         scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time)
         if scorer
         else None,

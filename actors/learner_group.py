@@ -178,9 +178,11 @@ class LearnerRank(Profiled):
     @noted
     def side_gradients(
         self, weight: PairLoss, rows: Sequence[Row], plan: list[list[int]], settings: Any, temperature: float
-    ) -> list[float]:
-        """‖G⁺‖², ‖G⁻‖² and ⟨G⁺, G⁻⟩ of the weighted sums over all ranks' pairs; see `weighted_sides`."""
+    ) -> tuple[list[float], float]:
+        """‖G⁺‖², ‖G⁻‖² and ⟨G⁺, G⁻⟩ of the weighted sums over all ranks' pairs, see `weighted_sides`; and the seconds."""
         import torch
+
+        began = perf_counter()
 
         from rlhf_bench.learning import weighted_sides
 
@@ -193,7 +195,8 @@ class LearnerRank(Profiled):
         if self.ranks > 1:
             torch.distributed.all_reduce(sides)
         chosen, rejected = sides.double()
-        return [float(chosen @ chosen), float(rejected @ rejected), float(chosen @ rejected)]
+        found = [float(chosen @ chosen), float(rejected @ rejected), float(chosen @ rejected)]
+        return found, perf_counter() - began
 
     def _full_gradient_norm(self, engine: Any) -> float | None:
         """Without ZeRO the full gradients are here; None where a sharded optimizer knows the norm only after its step."""
@@ -249,7 +252,9 @@ class LearnerRank(Profiled):
         from actors.weight_sync import trainer_engine
 
         if self.source is None:
-            self.source = trainer_engine(backend, self.rank, engines, address, port, self._module(name), self._gathered)
+            self.source = trainer_engine(
+                backend, self.rank, engines, address, port, lambda: self._module(name), self._gathered
+            )
         self.source.send_weights()
 
     def free(self, name: ModelName) -> None:
@@ -350,18 +355,21 @@ class LearnerGroup:
         self, method: Method, rows: Sequence[Row], settings: Any, temperature: float = 1.0
     ) -> tuple[SideGradients, Cost]:
         """Both sides' mean gradients under the method's `pair_weight`: norms and product, and what it cost."""
-        began = perf_counter()
         plan, _ = self._plan(rows)
+        cost, pairs = self.side_gradients_cost(rows), len(rows)
+
+        def finish(found: list[list[float]], seconds: list[float]) -> tuple[SideGradients, Cost]:
+            chosen, rejected, dot = found[0]
+            sides = SideGradients(chosen**0.5 / pairs, rejected**0.5 / pairs, dot / pairs**2)
+            return sides, cost + Cost(device_seconds=max(seconds) * self.devices)
+
         with self.engine_time.at_work("measuring"):
             ref = ray.put(list(rows))
-            found = ray.get([
+            refs = [
                 r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
                 for r, p in zip(self.ranks, plan, strict=True)
-            ])[0]  # fmt: skip
-        chosen, rejected, dot = found
-        pairs = len(rows)
-        sides = SideGradients(chosen**0.5 / pairs, rejected**0.5 / pairs, dot / pairs**2)
-        return sides, self.side_gradients_cost(rows) + Cost(device_seconds=self._device_seconds(began))
+            ]
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time).result()
 
     def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
         """One forward and two backward passes; known before they are made, but for seconds."""
@@ -381,7 +389,9 @@ class LearnerGroup:
         self._get("loading", [r.save.remote(name, str(path), score_scale) for r in self.ranks])
 
     def free(self, name: ModelName) -> None:
+        """No effect where there is none."""
         self._get("loading", [r.free.remote(name) for r in self.ranks])
+        self.shapes.pop(name, None)
 
     def _get(self, activity: Activity, refs: Any) -> Any:
         return self.engine_time.during(activity, ray.get, refs)
@@ -401,9 +411,6 @@ class LearnerGroup:
             heads = sum(r.response_tokens + (len(r.responses) if scalar else 0) for r in part)
             total += formula(shape, layout_of(part), heads)
         return total
-
-    def _device_seconds(self, began: float) -> float:
-        return (perf_counter() - began) * self.devices
 
 
 def _mean(by_rank: Sequence[Mapping[str, float]], units: int) -> dict[str, float]:

@@ -43,7 +43,7 @@ def noted(method: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             if not hasattr(self, "calls"):
                 self.calls = []
-            what = next((a for a in args if isinstance(a, str)), "")  # which model, say
+            what = next((a for a in args if isinstance(a, str) and "/" not in a), "")  # which model; not its path
             self.calls.append((f"{method.__name__} {what}".strip(), began, time.time() - began))
 
     return call
@@ -65,22 +65,15 @@ def write_profile(path: Path, engine_time: EngineTime, actors: Mapping[str, Any]
 
 
 def trace_events(tracks: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:
-    """One process of the trace per track; calls that overlap get a line of their own per name. Microseconds from the
-    first call on."""
+    """One process of the trace per track, and in it as many lines as calls overlap. Microseconds from the first call on."""
     start = min((began for calls in tracks.values() for _, began, _ in calls), default=0.0)
     events: list[dict[str, Any]] = []
     for number, (track, calls) in enumerate(tracks.items()):
         events.append({"name": "process_name", "ph": "M", "pid": number, "args": {"name": track}})
-        lines = {name: line for line, name in enumerate(dict.fromkeys(name.split(" ")[0] for name, _, _ in calls))}
-        events += [
-            {"name": "thread_name", "ph": "M", "pid": number, "tid": line, "args": {"name": name}}
-            for name, line in lines.items()
-        ]
-        events += [
-            {
-                "name": name, "ph": "X", "pid": number, "tid": lines[name.split(" ")[0]],
-                "ts": round((began - start) * 1e6), "dur": round(seconds * 1e6),
-            }
-            for name, began, seconds in calls
-        ]  # fmt: skip
+        ends: list[int] = []  # of the last call on every line
+        for name, began, seconds in sorted(calls, key=lambda call: (call[1], -call[2])):
+            at, lasts = round((began - start) * 1e6), round(seconds * 1e6)
+            line = next((i for i, end in enumerate(ends) if end <= at), len(ends))
+            ends[line : line + 1] = [at + lasts]
+            events.append({"name": name, "ph": "X", "pid": number, "tid": line, "ts": at, "dur": lasts})
     return events

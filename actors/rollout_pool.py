@@ -31,9 +31,6 @@ class RolloutActor(Profiled):
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, sync_backend)
 
-    def ready(self) -> None:
-        """Returns once the engine has started."""
-
     @noted
     def advance(
         self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int
@@ -173,18 +170,25 @@ class RolloutPool:
     ) -> Iterator[tuple[dict[int, _Answer], float]]:
         """Keep every engine's queue filled, prompt by prompt in the parts' order, and yield answers as they come, with the
         seconds that an engine has worked on them."""
-        waiting = deque(i for part in parts for i in part)
+        # All samples of a prompt to one engine, which computes the prompt once; unless there are more engines than that.
+        share = min(sampling.count, max(1, len(prompts) * sampling.count // len(self.actors)))
+        waiting = deque(
+            (i, _numbers(i, sampling)[at : at + share])
+            for part in parts
+            for i in part
+            for at in range(0, sampling.count, share)
+        )
         most_in_part = max(len(part) for part in parts) * sampling.count if parts else 0
         engines = [_Engine(actor, i) for i, actor in enumerate(self.actors)]
         try:
-            while waiting or any(e.requests for e in engines):
-                self._hand_out(engines, waiting, prompts, sampling, most_in_part)
+            self._hand_out(engines, waiting, prompts, sampling, most_in_part)
+            while any(e.requests for e in engines):
                 answered = self._answered(engines)
                 for engine, (answers, _, _) in answered:
                     engine.requests -= len(answers)
                     engine.tokens -= sum(_tokens(prompts[n // sampling.count], sampling) for n in answers)
-                if waiting:  # before the answers are looked at, so that no engine waits for that
-                    self._hand_out(engines, waiting, prompts, sampling, most_in_part)
+                # Before the answers are looked at, so that no engine waits for that.
+                self._hand_out(engines, waiting, prompts, sampling, most_in_part)
                 for _, (answers, version, seconds) in answered:
                     yield {n: (version, out) for n, out in answers.items()}, seconds
         finally:
@@ -193,21 +197,23 @@ class RolloutPool:
                     engine.actor.abandon.remote()
 
     def _hand_out(
-        self, engines: Sequence[_Engine], waiting: deque[int], prompts: Sequence[Prompt], sampling: Sampling, part: int
-    ) -> None:
-        """Give prompts, one at a time, to the engine with the fewest tokens to go; have every engine with work go on."""
+        self, engines: Sequence[_Engine], waiting: deque[tuple[int, range]], prompts: Sequence[Prompt], sampling: Sampling,
+        part: int,
+    ) -> None:  # fmt: skip
+        """Give requests of one prompt at a time to the engine with the fewest tokens to go; have every engine with work
+        go on."""
         handed: dict[int, dict[int, Request]] = {}
         few = max(1, self.batch // RETURNS_PER_BATCH)
         while waiting:
-            with_room = [e for e in engines if e.requests + sampling.count <= self.batch + few or not e.requests]
+            with_room = [e for e in engines if e.requests < self.batch + few]
             if not with_room:
                 break
-            engine, i = min(with_room, key=lambda e: (e.tokens, e.number)), waiting.popleft()
+            engine, (i, numbers) = min(with_room, key=lambda e: (e.tokens, e.number)), waiting.popleft()
             handed.setdefault(engine.number, {}).update(
-                {n: (prompts[i].token_ids, sampling.seed * 1_000_003 + n) for n in _numbers(i, sampling)}
+                {n: (prompts[i].token_ids, sampling.seed * 1_000_003 + n) for n in numbers}
             )
-            engine.requests += sampling.count
-            engine.tokens += sampling.count * _tokens(prompts[i], sampling)
+            engine.requests += len(numbers)
+            engine.tokens += len(numbers) * _tokens(prompts[i], sampling)
         for engine in engines:
             new = handed.get(engine.number, {})
             while new or (engine.promised < engine.requests and len(engine.calls) < CALLS_AHEAD):

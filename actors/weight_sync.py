@@ -98,10 +98,11 @@ def trainer_engine(
     engines: list[Any],
     address: str,
     port: int,
-    module: Any,
+    module: Callable[[], Any],
     gathered: Callable[[list[Any]], Any],
 ) -> Any:
-    """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard."""
+    """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard. `module` gives the model of the moment: every
+    arm has another."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -109,10 +110,12 @@ def trainer_engine(
 
     class ShardedSource(WeightSource):
         def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in module.named_parameters()]
+            return [
+                ParamMeta(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in module().named_parameters()
+            ]
 
         def __iter__(self) -> Iterator[tuple[str, Any]]:
-            for name, parameter in module.named_parameters():
+            for name, parameter in module().named_parameters():
                 with gathered([parameter]):
                     yield name, parameter.detach().clone()
 

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlhf_bench.bfloat16 import slow_products
+
 PACKED_ROWS = "packed_rows"
 CALL_IN_SCORES = 4096
 """So many scores (query × key, all heads) cost about as much as a call to the attention kernel and its bookkeeping."""
@@ -216,6 +218,12 @@ def packed_attention(
         return flex_attention_of(query, key, value, layout, scaling, sliding_window, softcap), None
     if dropout:
         raise ValueError("attention over packed rows has no dropout")
+    if slow_products(query):
+        rounded = packed_attention(
+            module, query.float(), key.float(), value.float(), attention_mask, layout=layout, scaling=scaling,
+            sliding_window=sliding_window, softcap=softcap,
+        )[0]  # fmt: skip
+        return rounded.to(query.dtype), None
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if layout is None:
@@ -258,7 +266,8 @@ class _Kernel:
         """A query sees the keys up to its own place, which has `before` keys ahead of the first query's."""
         if before == 0 and self.softcap is None and self.window is None:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scaling)
-        place, seen = torch.arange(query.shape[2])[:, None] + before, torch.arange(key.shape[2])
+        place = torch.arange(query.shape[2], device=query.device)[:, None] + before
+        seen = torch.arange(key.shape[2], device=key.device)
         return self.masked(query, key, value, seen <= place, place - seen)
 
     def padded(self, pieces: tuple[Tensor, ...], block: Padded) -> Tensor:

@@ -13,7 +13,7 @@ ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 """What an engine may be at; `ledger.Phase` says who pays for it."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Span:
     """A stretch of wall time, in seconds of `perf_counter`, and what an engine was at in it."""
 

@@ -31,7 +31,9 @@ class ModelShape:
         config = model.config
         head = model.get_output_embeddings() or model.score
         linear = sum(
-            m.weight.numel() for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head
+            m.weight.numel()
+            for m in model.modules()
+            if (isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D") and m is not head
         )
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_bench.bfloat16 import slow_products
 from rlhf_bench.sequences import Answers, MicroBatch
 
 LOGITS_IN_CHUNK = 2**23
@@ -205,11 +206,14 @@ class TokenLogprobs(nn.Module):
     def forward(self, batch: MicroBatch, temperature: float = 1.0, loss_of: LossOfRows | None = None) -> Any:
         hidden = hidden_states(self.lm.base_model, batch)[batch.predictor]
         head = self.lm.get_output_embeddings()
+        weight, bias = head.weight, head.bias
+        if slow_products(hidden):
+            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         cap = getattr(self.lm.config, "final_logit_softcapping", None)
         if loss_of is None:
-            return _Logprobs.apply(hidden, head.weight, head.bias, batch.targets, temperature, cap)
+            return _Logprobs.apply(hidden, weight, bias, batch.targets, temperature, cap)
         sums: dict[str, Tensor] = {}
-        loss = _Loss.apply(hidden, head.weight, head.bias, batch, temperature, cap, loss_of, sums)
+        loss = _Loss.apply(hidden, weight, bias, batch, temperature, cap, loss_of, sums)
         return loss, sums
 
 

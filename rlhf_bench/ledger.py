@@ -51,6 +51,12 @@ class Ledger:
     def charge(self, phase: Phase, cost: Cost) -> None:
         self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
 
+    def charge_all(self, other: Ledger) -> None:
+        """Everything that was charged to another one, whose account ends with that."""
+        for phase, cost in other.by_phase.items():
+            self.charge(phase, cost)
+        other.by_phase.clear()
+
     def promise(self, phase: Phase, cost: Cost) -> None:
         """Work that is under way: it takes up room at once, and is charged by `settle` when it is done."""
         self.promised.append((phase, cost))

@@ -64,11 +64,25 @@ class HandedIn:
     version: int
     metrics: Mapping[str, float]
     steps: Sequence[Step] = ()
+    owed: Cost = Cost()  # promised, for what was measured
     under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
 
 
-Asked = Mapping[str, UnderWay[Measures]]
-"""What the learner has been asked to measure on a part of an update's data."""
+@dataclass(frozen=True)
+class Part:
+    """A part of an update's data, and what the learner has been asked to measure on it."""
+
+    drawn: Drawn
+    asked: Mapping[str, UnderWay[Measures]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All of an update's data, what was measured on it, and what is still to be charged for that."""
+
+    drawn: Drawn
+    measured: Measured
+    owed: Cost = Cost()
 
 
 @dataclass
@@ -113,15 +127,20 @@ class ArmRun:
         while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
             self._looked(self._now(marks.pop(0)), self.base, self._now_settings())
         synced = self.version
-        ahead: list[tuple[Drawn, Asked]] | None = None
+        ahead: list[Part] | None = None
         while self.status == "done" and (ahead or self.ledger.begin_update()):
+            if ahead:
+                self.ledger.charge_all(sampler.ledger)
+                settings, data = self._now_settings(), self._all_of(ahead)
             if self.settings.data == "online" and synced != self.version:
-                self._sync()  # within the update that samples, so that its cost is foreseen
+                # Within the update that samples, so that its cost is foreseen; and after forward passes that it would
+                # wait for, and count as its own.
+                self._sync()
                 synced = self.version
-            parts = ahead or self._draw(source)
-            settings = self._now_settings()
-            drawn, measured = self._all_of(parts)
-            update = self._hand_in(drawn, measured, settings, rng)
+            if not ahead:
+                parts = self._draw(source)
+                settings, data = self._now_settings(), self._all_of(parts)
+            update = self._hand_in(data, settings, rng)
             if update is None:
                 break
             self.ledger.end_update()
@@ -129,15 +148,19 @@ class ArmRun:
             self.handed_in.append(update)
             ahead = None
             if self.settings.draws_ahead and self.ledger.begin_update():
-                ahead = self._draw(source)  # by the engines, whose weights are those from before this update
+                # By the engines, whose weights are those from before this update. The next one is charged for it.
+                sampler.ledger = Ledger(self.ledger.column, self.ledger.limit)
+                ahead = self._draw(source)
             look = bool(marks) and self.ledger.committed >= marks[0]
             # Fresh samples need the new weights, and seconds are known only afterwards.
-            if look or not drawn.fixed or self.ledger.column == "device_seconds":
+            if look or not data.drawn.fixed or self.ledger.column == "device_seconds":
                 self._settle()
             while marks and self.ledger.fraction >= marks[0]:
                 self._look(marks.pop(0))
             self._collect(wait=False)
         self._settle()
+        if ahead:  # drawn for an update that did not come
+            self.ledger.charge_all(sampler.ledger)
         if self.version == 0:
             raise RunFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
@@ -155,6 +178,8 @@ class ArmRun:
 
     def _load(self) -> None:
         learner, settings = self.roles.learner, self.settings
+        for left in ("reference", "critic"):  # by an arm before this one
+            learner.free(left)
         learner.load("policy", self.start.base, self.seed, settings.learning_rate, settings.max_grad_norm)
         if "reference_logprobs" in self.method.needs(settings) and settings.data == "online":
             learner.load("reference", self.start.base)
@@ -168,61 +193,59 @@ class ArmRun:
     def _measure_references(self, source: Source) -> None:
         """Of all rows that the arm may use, where they are known from the start."""
         if isinstance(source, FixedPairs) and "reference_logprobs" in self.method.needs(self.settings):
-            data, model = self.recipe.data, self.recipe.model
+            placed = self.recipe.placement.learner.model_dump(mode="json")
             self.references = reference_logprobs(
-                self.roles.learner, self.cache, self.start.base, source.rows, data.temperature, model.dtype
-            )
+                self.roles.learner, self.cache, self.start.base, source.rows, self.recipe.data.temperature,
+                [self.recipe.model.dtype, placed],
+            )  # fmt: skip
 
-    def _draw(self, source: Source) -> list[tuple[Drawn, Asked]]:
+    def _draw(self, source: Source) -> list[Part]:
         """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
-        return [(part, self._begin_measuring(part)) for part in source.draw(self.version)]
+        return [Part(drawn, self._begin_measuring(drawn)) for drawn in source.draw(self.version)]
 
-    def _begin_measuring(self, drawn: Drawn) -> Asked:
+    def _begin_measuring(self, drawn: Drawn) -> Mapping[str, UnderWay[Measures]]:
         if drawn.fixed or not drawn.rows:
             return {}
         learner, temperature = self.roles.learner, self.recipe.data.temperature
+        rows = [Row(row.id, row.prompt_ids, row.responses) for row in drawn.rows]  # without numbers nobody asks for
         return {
-            name: learner.begin_measure(MEASURED_BY[name], drawn.rows, 1.0 if name == "values" else temperature)
+            name: learner.begin_measure(MEASURED_BY[name], rows, 1.0 if name == "values" else temperature)
             for name in self.method.needs(self.settings)
         }
 
-    def _all_of(self, parts: Sequence[tuple[Drawn, Asked]]) -> tuple[Drawn, Measured]:
-        """All parts as one, and what was measured on them, charged."""
-        drawn = joined([part for part, _ in parts])
+    def _all_of(self, parts: Sequence[Part]) -> Data:
+        """All parts as one, with what was measured on them. Of fixed rows every forward pass is owed when the arm first
+        uses the row."""
+        drawn = joined([part.drawn for part in parts])
         if drawn.fixed:
-            return drawn, self._reference_of(drawn.rows)
+            if self.references is None:
+                return Data(drawn, {})
+            new = list({row.id: row for row in drawn.rows if row.id not in self.paid_for}.values())
+            owed = self.references.cost(self.roles.learner, new) if new else Cost()
+            return Data(drawn, {"reference_logprobs": self.references.of(drawn.rows)}, owed)
         measured: dict[str, list[PerResponse]] = {name: [] for name in self.method.needs(self.settings)}
-        for _, asked in parts:
-            for name, under_way in asked.items():
+        for part in parts:
+            for name, under_way in part.asked.items():
                 found, cost = under_way.result()
                 measured[name] += found
                 self.ledger.charge("measuring", cost)
-        return drawn, measured
+        return Data(drawn, measured)
 
-    def _reference_of(self, rows: Sequence[Row]) -> Measured:
-        """Every row's forward pass is charged when the arm first uses it."""
-        if self.references is None:
-            return {}
-        new = [row for row in rows if row.id not in self.paid_for]
-        if new:
-            self._settle()  # the update before this one is recorded with what had been spent until then
-            self.ledger.charge("measuring", self.references.cost(self.roles.learner, new))
-            self.paid_for |= {row.id for row in new}
-        return {"reference_logprobs": self.references.of(rows)}
-
-    def _hand_in(self, drawn: Drawn, measured: Measured, settings: Any, rng: np.random.Generator) -> HandedIn | None:
+    def _hand_in(self, data: Data, settings: Any, rng: np.random.Generator) -> HandedIn | None:
         """One update on drawn data. None when it would pass the budget: then nothing is trained."""
+        drawn, measured = data.drawn, data.measured
         if not drawn.rows:
             return HandedIn(self.version, drawn.metrics)
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
         parts = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, rng)]
         learner = self.roles.learner
-        cost = learner.steps_cost(self._steps(parts, settings))
+        learning = learner.steps_cost(self._steps(parts, settings))
         adapts = self.method.adapt is not None and self.version % settings.adapt_every == 0
-        if adapts:
-            cost += learner.side_gradients_cost(prepared.rows)
-        if not self.ledger.has_room_for(cost):
+        adapting = learner.side_gradients_cost(prepared.rows) if adapts else Cost()
+        if not self.ledger.has_room_for(data.owed + adapting + learning):
             return None
+        self.ledger.promise("measuring", data.owed)
+        self.paid_for |= {row.id for row in drawn.rows}
         self.state = prepared.state
         if adapts and self.method.adapt is not None:
             self._settle()
@@ -234,10 +257,10 @@ class ArmRun:
         adapted = {f"state/{key}": value for key, value in self.state.items()}
         steps = self._steps(parts, settings)
         under_way = learner.begin_steps(steps, self.recipe.data.temperature)
-        self.ledger.promise("learning", learner.steps_cost(steps))
+        self.ledger.promise("learning", learning)
         self.version += 1
         metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
-        return HandedIn(self.version, metrics, steps, under_way)
+        return HandedIn(self.version, metrics, steps, data.owed, under_way)
 
     def _settle(self) -> None:
         """Wait for the updates that the learner was handed, charge and report them."""
@@ -246,6 +269,7 @@ class ArmRun:
             sums: dict[str, list[float]] = {}
             if update.under_way is not None:
                 found, cost = update.under_way.result()
+                self.ledger.settle(update.owed)
                 self.ledger.settle(cost)
                 for step, means in zip(update.steps, found, strict=True):
                     prefix = "" if step.objective.model == "policy" else "critic_"

@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         encoded = [encode.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
         pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
     known = rows_of([*(pairs or []), *looked_at])
-    _refuse_long_rows(recipe, [*demonstrations, *known], train)
+    _refuse_long_rows(recipe, [*demonstrations, *known], train, [p.prompt for p in pairs or []])
     model, shape, fingerprint = _model(recipe, tokenizer, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
@@ -188,7 +188,9 @@ class _Encoder:
         return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), chosen, rejected)
 
 
-def _refuse_long_rows(recipe: Recipe, rows: Sequence[Row], train: Sequence[Prompt]) -> None:
+def _refuse_long_rows(
+    recipe: Recipe, rows: Sequence[Row], train: Sequence[Prompt], prompts_of_pairs: Sequence[Prompt]
+) -> None:
     """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
     most = recipe.compute.tokens_per_micro_batch
     remedy = "more than compute.tokens_per_micro_batch {most}, and a row is never cut; raise it to {tokens} or more"
@@ -198,12 +200,16 @@ def _refuse_long_rows(recipe: Recipe, rows: Sequence[Row], train: Sequence[Promp
                 f"its prompt and {len(row.responses)} response{'s' * (len(row.responses) > 1)} make {row.tokens} tokens"
             )
             raise BadInput(f"row {row.id}: {what}, {remedy.format(most=most, tokens=row.tokens)}, or leave the row out")
-    longest, responses = max(train, key=lambda p: len(p.token_ids)), recipe.data.max_response_tokens
+    responses = recipe.data.max_response_tokens
+    sampled_on = [*train, *prompts_of_pairs]
+    longest = max(sampled_on, key=lambda p: len(p.token_ids))
     for name, arm in recipe.arms.items():
         if arm.data == "offline":
             continue
-        count = recipe.data.candidates_per_prompt if uses_reward_model(arm) else 2
-        count = getattr(arm, "samples_per_prompt", count)
+        counts = [getattr(arm, "samples_per_prompt", 2)]  # of a pair, two
+        if uses_reward_model(arm):
+            counts.append(recipe.data.candidates_per_prompt)
+        count = max(counts)
         tokens = len(longest.token_ids) + count * responses
         if tokens > most:
             raise BadInput(

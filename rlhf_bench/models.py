@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlhf_bench import attention
+from rlhf_bench.bfloat16 import with_fast_products
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.recipe import ModelSettings
@@ -71,14 +72,14 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
         causal = AutoModelForCausalLM.from_config(**kwargs)
         if kind == "causal":
-            return TokenLogprobs(causal)
+            return TokenLogprobs(with_fast_products(causal))
         torch.manual_seed(seed)
         classifier = AutoModelForSequenceClassification.from_config(**kwargs)
         classifier.base_model.load_state_dict(causal.base_model.state_dict())
-        return ResponseValues(classifier)
+        return ResponseValues(with_fast_products(classifier))
     if kind == "causal":
-        return TokenLogprobs(AutoModelForCausalLM.from_pretrained(path, **kwargs))
-    return ResponseValues(AutoModelForSequenceClassification.from_pretrained(path, **kwargs))
+        return TokenLogprobs(with_fast_products(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
+    return ResponseValues(with_fast_products(AutoModelForSequenceClassification.from_pretrained(path, **kwargs)))
 
 
 def shape_of(path: str) -> ModelShape:

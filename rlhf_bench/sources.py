@@ -78,11 +78,12 @@ class Sampler:
         """`samples` responses to each of the next `prompts` training prompts, judged, rewarded and paid for: part by
         part. While one is being scored, the engines draw the next."""
         scored: deque[Callable[[], Rewarded]] = deque()
+        at_work = 0 if self.settings.feedback == "judge" else 1  # parts that the scorer is left alone with
         for part in self.roles.pool.stream(self._next(prompts), self._sampling(samples)):
             judged, judging = self.judge(part.groups)
             self._pay(part.cost, judging)
             scored.append(begin_rewards(judged, self.settings.feedback, self.roles.scorer))
-            while len(scored) > 1:
+            while len(scored) > at_work:
                 yield self._paid_scoring(*scored.popleft()())
         while scored:
             yield self._paid_scoring(*scored.popleft()())

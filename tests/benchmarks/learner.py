@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -60,7 +62,7 @@ def rank(dtype: str) -> tuple[Any, Any]:
 
     threads = int(os.environ["OMP_NUM_THREADS"])
     ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False, logging_level="error",
-             object_store_memory=256 * 2**20)  # fmt: skip
+             object_store_memory=256 * 2**20, ignore_reinit_error=True)  # fmt: skip
     variables = {"OMP_NUM_THREADS": str(threads)} | ALLOCATOR
     actor = ray.remote(Rank).options(num_cpus=0, runtime_env={"env_vars": variables}).remote(0, 1, threads, 0, 0, dtype)
     group = LearnerGroup([actor], threads, 0, 4096, EngineTime())
@@ -84,7 +86,7 @@ class Ours:
             for r, m in zip(rows, measured, strict=True)
         ]
         self.group.free("reference")
-        self.losses, self.peak = list[float](), 0.0
+        self.losses = list[float]()
 
     def run(self) -> float:
         """`STEPS` optimizer steps from the same start; seconds."""
@@ -92,24 +94,35 @@ class Ours:
 
     def seconds(self, batches: Sequence[Sequence[Any]]) -> float:
         """A step on each batch, from the same start."""
-        import ray
+        self.group.load("policy", self.folder, 0, RATE, 1.0)
+        work = self.work(batches)
+        self.group.steps(work[:1])  # what is done once is done; then from the start again
+        self.group.load("policy", self.folder, 0, RATE, 1.0)
+        began = perf_counter()
+        found = [self.group.steps([step])[0][0] for step in work]  # a call for each step, as in an arm
+        seconds = perf_counter() - began
+        self.losses = [f["loss"] for f in found]
+        return seconds
 
+    def work(self, batches: Sequence[Sequence[Any]]) -> list[Any]:
         from rlhf_bench.methods import METHODS
         from rlhf_bench.roles import Step
 
         dpo = METHODS["dpo"]
         settings = dpo.settings(beta=BETA)
-        self.group.load("policy", self.folder, 0, RATE, 1.0)
-        work = [Step(dpo.objectives[0], batch, settings, RATE) for batch in batches]
-        self.group.steps(work[:1])  # what is done once is done; then from the start again
-        self.group.load("policy", self.folder, 0, RATE, 1.0)
-        before = ray.get(self.actor.resident.remote(True))
-        began = perf_counter()
-        found = [self.group.steps([step])[0][0] for step in work]  # a call for each step, as in an arm
-        seconds = perf_counter() - began
-        self.losses = [f["loss"] for f in found]
-        self.peak = ray.get(self.actor.resident.remote(False)) - before
-        return seconds
+        return [Step(dpo.objectives[0], batch, settings, RATE) for batch in batches]
+
+    def fresh_peak(self) -> float:
+        """MiB that the steps add to a new rank, at their peak."""
+        import ray
+
+        group, actor = rank("float32")
+        group.load("policy", self.folder, 0, RATE, 1.0)
+        before = ray.get(actor.resident.remote(True))
+        group.steps(self.work([self.rows[at : at + PAIRS] for at in range(0, len(self.rows), PAIRS)]))
+        peak = ray.get(actor.resident.remote(False)) - before
+        ray.kill(actor)
+        return peak
 
 
 class Theirs:
@@ -160,7 +173,7 @@ class Theirs:
         clock = Clock()
         with tempfile.TemporaryDirectory() as aside:
             config = DPOConfig(
-                output_dir=aside, per_device_train_batch_size=PAIRS, max_steps=STEPS, learning_rate=RATE, beta=BETA,
+                output_dir=aside, per_device_train_batch_size=PAIRS, max_steps=len(self.texts) // PAIRS, learning_rate=RATE, beta=BETA,
                 lr_scheduler_type="constant", warmup_steps=0, optim="adamw_torch_fused", adam_beta1=0.9, adam_beta2=0.95,
                 weight_decay=0.0, max_grad_norm=1.0, precompute_ref_log_probs=True, max_length=None, use_cpu=True,
                 bf16=False, fp16=False, gradient_checkpointing=False, save_strategy="no", logging_strategy="no",
@@ -248,14 +261,26 @@ def against_floor() -> Measured:
 
 
 def against_trl_in_memory() -> Measured:
-    """MiB that the steps add, at their peak, to what the process holds before the first one with the model loaded."""
+    """MiB that the first steps add, at their peak, to a process that has just loaded the model. A process of its own for
+    every measurement: memory that was freed may stay with a process, and hide what the next step needs."""
     with tempfile.TemporaryDirectory() as folder:
-        model, data = write_model(Path(folder), "float32"), pairs("short")
-        ours, theirs = Ours(model, "float32", data), Theirs(model, "float32", data)
-        ours.run()
-        theirs.run()
-        mine, others = interleaved(RUNS, lambda: ours.run() and ours.peak, lambda: theirs.run() and theirs.peak)
+        # The second step is the first that has gradients, activations and the optimizer's state at once.
+        model, data = write_model(Path(folder), "float32"), pairs("short")[: 2 * PAIRS]
+        ours = Ours(model, "float32", data)
+        mine, others = interleaved(RUNS, ours.fresh_peak, partial(in_a_process, their_peak, model, data))
     return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "MiB")
+
+
+def their_peak(model: Path, data: Sequence[tuple[list[int], list[int], list[int]]]) -> float:
+    theirs = Theirs(model, "float32", data)
+    theirs.run()
+    return theirs.peak
+
+
+def in_a_process(function: Any, *arguments: Any) -> Any:
+    """What the function says in a process that has done nothing before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+        return one.submit(function, *arguments).result()
 
 
 def resident(reset: bool = False) -> float:

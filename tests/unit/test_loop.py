@@ -44,6 +44,7 @@ class Arm:
         base_folder = Path(self.aside.name) / "base"
         base_folder.mkdir()
         (base_folder / "model.safetensors").write_bytes(b"weights")
+        (base_folder / "config.json").write_text("{}")
         start = Start(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, LengthScorer(), self.learner, self.evaluator, self.sync)
         self.updates, self.looks = [], []
@@ -78,6 +79,13 @@ class Arm:
 UPDATES = 10
 SPENT = UPDATES * STEP.flops + MEASURING.flops
 LIMIT = SPENT + MEASURING.flops
+
+
+class PerRow(Learner):
+    """Asks for each row of a forward pass by itself."""
+
+    def measure_cost(self, name, rows):
+        return sum((MEASURING for _ in rows), Cost())
 
 
 def test_a_schedule_reaches_the_learner_as_the_number_it_is_when_the_update_begins():
@@ -131,14 +139,14 @@ def test_a_schedule_moves_an_adaptive_methods_bound_as_well():
 
 def test_an_update_whose_measurement_does_not_fit_is_not_begun():
     limit = MEASURING.flops + STEP.flops + SIDES.flops - 1
-    with pytest.raises(RunFailed, match="before the first update: 2 of 14 flops spent"):
+    with pytest.raises(RunFailed, match="before the first update: 0 of 14 flops spent"):
         Arm(limit, method="adaptive_flex_dpo")
     assert Arm(limit + 1, method="adaptive_flex_dpo").ledger.spent == limit + 1
     assert len(Arm(limit, method="flex_dpo").updates) == 1
 
 
 def test_a_budget_too_small_for_any_update_fails_with_what_was_spent():
-    with pytest.raises(RunFailed, match="before the first update: 2 of 9 flops spent; raise compute.limit"):
+    with pytest.raises(RunFailed, match="before the first update: 0 of 9 flops spent; raise compute.limit"):
         Arm(9.0, method="dpo")
 
 
@@ -252,3 +260,33 @@ def test_an_arm_that_draws_ahead_samples_while_the_learner_is_at_its_steps():
     plain = Arm(400.0, method="ppo", prompts_per_update=4, samples_per_prompt=3, epochs_per_update=1, feedback="judge")
     assert set(plain.told("policy_version_lag")) == {0.0} and "importance" not in plain.updates[0][1]
     assert "importance" in arm.updates[0][1]
+
+
+def test_a_pair_is_charged_for_its_reference_once_also_where_an_update_holds_it_twice():
+    """Four pairs, three in an update: an epoch's last pair stands beside the next epoch's first ones."""
+    arm = Arm(LIMIT, learner=PerRow(), method="dpo", pairs_per_update=3)
+    assert arm.ledger.by_phase["measuring"].flops == len(PAIRS) * MEASURING.flops
+    drawn = [row.id for rows, _, _ in arm.learner.stepped for row in rows]
+    assert len(set(drawn)) == len(PAIRS) < len(drawn)
+    # And the record of an update holds what had been spent by its end, not the next one's reference.
+    spent = [round(fraction * LIMIT) for _, _, fraction in arm.updates]
+    new = [len(set(drawn[: 3 * n])) for n in range(1, len(arm.updates) + 1)]
+    assert spent == [MEASURING.flops * n + STEP.flops * i for i, n in enumerate(new, 1)]
+
+
+def test_what_an_update_draws_ahead_is_charged_with_the_update_that_learns_from_it():
+    ppo = {
+        "method": "ppo",
+        "prompts_per_update": 4,
+        "samples_per_prompt": 3,
+        "epochs_per_update": 1,
+        "feedback": "judge",
+    }
+    told = {}
+    for ahead in (0, 1):
+        arm = Arm(400.0, **ppo, rollouts_ahead=ahead)
+        told[ahead] = [round(fraction * 400.0) for _, _, fraction in arm.updates]
+        assert arm.ledger.by_phase["rollout"].generated_tokens == sum(
+            len(response) for rows, _, _ in arm.learner.stepped[::2] for row in rows for response in row.responses
+        )
+    assert told[0] == told[1]

@@ -16,6 +16,7 @@ def weights(tmp_path):
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
     return folder
 
 
@@ -49,7 +50,9 @@ def test_other_data_other_weights_or_another_temperature_is_measured_anew(tmp_pa
     reference_logprobs(learner, cache, weights, ROWS, 1.0, "bfloat16")
     (weights / "model.safetensors").write_bytes(b"other weights")
     reference_logprobs(learner, cache, weights, ROWS, 1.0, "float32")
-    assert len(learner.measured) == 5
+    (weights / "config.json").write_text('{"rope_theta": 7}')
+    reference_logprobs(learner, cache, weights, ROWS, 1.0, "float32")
+    assert len(learner.measured) == 6
 
 
 def test_a_row_that_was_not_measured_is_an_error_that_names_it(tmp_path, weights):

@@ -54,6 +54,9 @@ class Loaded:
     def load(self, name, path, *settings):
         self.paths[name] = path
 
+    def free(self, name):
+        pass
+
 
 def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
     """PPO on the judge's word: its critic is the same, whether or not another arm has a reward model made."""

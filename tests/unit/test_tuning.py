@@ -183,6 +183,7 @@ def comparison(directory, evaluator, learner, **tuning):
     base = directory / "base"
     base.mkdir()
     (base / "model.safetensors").write_bytes(b"weights")
+    (base / "config.json").write_text("{}")
     return made, Start(base, pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
 
 

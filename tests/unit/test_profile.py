@@ -1,0 +1,33 @@
+"""The Chrome trace: all calls of all processes on one axis, and none hidden behind another."""
+
+import random
+
+from actors.profile import trace_events
+
+
+def test_calls_that_overlap_stand_on_lines_of_their_own_and_nothing_is_lost():
+    rng = random.Random(0)
+    tracks = {
+        name: [(f"{name} {i}", 1e9 + rng.uniform(0, 10), rng.uniform(0, 2)) for i in range(60)] for name in ("driver", "learner 0")
+    }  # fmt: skip
+    events = trace_events(tracks)
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == list(tracks)
+    first = min(began for calls in tracks.values() for _, began, _ in calls)
+    for number, calls in enumerate(tracks.values()):
+        drawn = [e for e in events if e["ph"] == "X" and e["pid"] == number]
+        assert sorted((e["name"], e["ts"], e["dur"]) for e in drawn) == sorted(
+            (name, round((began - first) * 1e6), round(seconds * 1e6)) for name, began, seconds in calls
+        )
+        lines: dict[int, list] = {}
+        for e in sorted(drawn, key=lambda e: e["ts"]):
+            lines.setdefault(e["tid"], []).append(e)
+        for line in lines.values():
+            assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in zip(line, line[1:], strict=False))
+        most = max(sum(o["ts"] <= e["ts"] < o["ts"] + o["dur"] for o in drawn) for e in drawn)
+        assert len(lines) == most  # no more lines than calls ever overlap
+
+
+def test_a_process_that_was_asked_for_nothing_has_its_track():
+    events = trace_events({"driver": [("learning", 5.0, 1.0)], "scorer 0": []})
+    assert [e["ts"] for e in events if e["ph"] == "X"] == [0]
+    assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"driver", "scorer 0"}
