@@ -38,6 +38,11 @@ from rlhf_bench.report.tables import is_charged, phase_means
 
 TIMES = (*ACTIVITIES, "driver")
 """What wall time is divided into, in the order in which it is drawn."""
+_PARTS = (
+    "rollout", "scoring", "measuring", "learning", "sync", "evaluation", "judging", "reward_model", "starting", "loading",
+    "driver", "tuning",
+)  # fmt: skip
+"""A phase of the ledger and an engine's activity of one name have one colour in both plots."""
 TRAINING_BINS = 20
 """Updates of different arms and seeds cost differently; their means are taken per twentieth of the budget."""
 PROBES: Mapping[str, str] = {
@@ -225,7 +230,8 @@ def _stacked(values: pd.DataFrame) -> tuple[Figure, Axes]:
     names = list(values.index)
     figure, axes = new_figure(height=1.4 + 0.35 * len(names))
     left = np.zeros(len(names))
-    for index, part in enumerate(values.columns):
+    for part in values.columns:
+        index = _PARTS.index(part)
         widths = values[part].to_numpy()
         # A hatch as well as a colour, so that more parts than colours stay apart.
         hatch = "" if index < len(PALETTE) else "///"

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_bench.diagnostics import statistics
+from rlhf_bench.ledger import METERED_APART
 from rlhf_bench.report.claims import Comparison
-from rlhf_bench.report.recorded import EVALUATION, LEDGER_COLUMNS, MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
+from rlhf_bench.report.recorded import LEDGER_COLUMNS, MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
 from rlhf_bench.report.summary import ArmResult, Summary
 from rlhf_bench.report.text import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
@@ -223,5 +224,5 @@ def ledger_table(recorded: Recorded) -> list[Row]:
 
 
 def is_charged(arm: str, phase: str) -> bool:
-    """False for evaluation, which is metered apart, and for the stages that all arms share."""
-    return phase != EVALUATION and arm != SHARED
+    """False for what is metered apart (evaluation, trials), and for the stages that all arms share."""
+    return phase not in METERED_APART and arm != SHARED

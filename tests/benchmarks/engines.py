@@ -151,7 +151,7 @@ def weight_sync() -> Measured:
             np.copyto(target, source)
             return size / (perf_counter() - began) / 2**30
 
-        ours()
+        ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
     ratios = [a / b for a, b in zip(mine, others, strict=True)]
     return Measured(ratios, mine, others, "GiB/s", f"{size / 4e6:.0f}M parameters")

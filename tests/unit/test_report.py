@@ -11,6 +11,11 @@ import pytest
 import yaml
 
 from rlhf_bench.report import comparison_table, draw_properties, render_text_table, write_report
+from rlhf_bench.report.figures import compute_by_phase, time_by_activity
+from rlhf_bench.report.plotting import style
+from rlhf_bench.report.recorded import read_recorded
+from rlhf_bench.report.summary import summarize
+from rlhf_bench.report.tables import ledger_table
 from rlhf_bench.report.text import duration, quantity, visible
 from rlhf_bench.types import BadInput
 
@@ -343,3 +348,34 @@ def test_quantities_carry_their_unit(value, column, expected):
 def test_durations_and_invisible_characters_read_plainly():
     assert [duration(s) for s in (42, 725, 12_000, NAN)] == ["42.0 s", "12 min 5 s", "3 h 20 min", "–"]
     assert visible("a\tb\x00\u200b") == "a⇥\tb⟨U+0000⟩⟨U+200B⟩"
+
+
+def test_what_is_metered_apart_is_not_shown_as_charged(tmp_path):
+    """Trials and evaluation stand in the ledger's table, but a bar of the budget holds neither."""
+    directory = record(tmp_path)
+    ledger = pd.read_parquet(directory / "ledger.parquet")
+    trial = ledger[ledger["phase"] == "learning"].assign(phase="tuning", flops=5 * LIMIT)
+    pd.concat([ledger, trial]).to_parquet(directory / "ledger.parquet")
+    recorded = read_recorded(directory)
+    charged = {row["Phase"]: row["Charged"] for row in ledger_table(recorded)}
+    assert charged == {"rollout": "yes", "learning": "yes", "evaluation": "no", "tuning": "no"}
+    with style():
+        plot = compute_by_phase(recorded, summarize(recorded))
+    assert "learning" in plot.svg and "tuning" not in plot.svg and "evaluation" not in plot.svg
+
+
+def test_wall_time_is_drawn_by_what_the_engines_were_at_or_said_to_be_missing(tmp_path):
+    directory = record(tmp_path)
+    with style():
+        bare = time_by_activity(read_recorded(directory), summarize(read_recorded(directory)))
+    assert bare.svg == "" and bare.absent == "Not recorded: what the engines were at."
+    results = json.loads((directory / "results.json").read_text())
+    results["timing"]["before_arms"] = {"starting": 5.0, "driver": 1.0}
+    for arm in results["arms"].values():
+        for seed in arm["seeds"]:
+            seed["seconds"] = {"learning": 3.0, "rollout": 2.0 + seed["seed"], "driver": 0.5}
+    (directory / "results.json").write_text(json.dumps(results))
+    with style():
+        plot = time_by_activity(read_recorded(directory), summarize(read_recorded(directory)))
+    assert all(part in plot.svg for part in ("before the arms", "starting", "learning", "rollout", "driver"))
+    assert "scoring" not in plot.svg and plot.absent == ""

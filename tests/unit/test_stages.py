@@ -174,20 +174,26 @@ def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_ba
 
 
 def test_where_the_base_fails_the_pairs_are_given_up(tmp_path):
-    sampled = []
+    sampled, sampling_begins = [], threading.Event()
 
     class Slow(Pool):
         def generate(self, prompts, sampling):
             sampled.append(len(prompts))
+            sampling_begins.set()
             time.sleep(0.3)
             return super().generate(prompts, sampling)
+
+    class FailsThen(Learner):
+        def begin_steps(self, work, temperature=1.0):
+            assert self.losses[0] != math.inf or sampling_begins.wait(10)
+            return super().begin_steps(work, temperature)
 
     def without_quality(tokenizer):
         return Slow(tokenizer, answers=("right",))  # no pairs, so it would ask on to the last prompt
 
     data = SMALL["data"] | {"train_prompts": 90, "off_policy_pairs": 8}
     with pytest.raises(RunFailed, match="base: fine-tuning: the loss is inf after 1 steps"):
-        start(tmp_path, pool=without_quality, learner=Learner(losses=[1.0, math.inf]), data=data,
+        start(tmp_path, pool=without_quality, learner=FailsThen(losses=[1.0, math.inf]), data=data,
               task={"kind": "arithmetic", "digits": 2})  # fmt: skip
     assert sampled == [32], "one chunk was on its way"
     assert not list((tmp_path / "cache").glob("pairs-*"))
