@@ -125,7 +125,8 @@ def iteration() -> Measured:
 class Sleeper:
     """Answers as a rollout engine does, and sleeps for every token of a response instead of drawing it."""
 
-    def __init__(self) -> None:
+    def __init__(self, token_seconds: float) -> None:
+        self.token_seconds = token_seconds
         self.queue: list[tuple[int, int]] = []
 
     def advance(self, requests: Any, sampling: Any, eos_id: int, until: int) -> tuple[dict[int, Any], int, float]:
@@ -133,7 +134,7 @@ class Sleeper:
         self.queue += [(number, tokens_of(seed, sampling.max_tokens)) for number, (_, seed) in requests.items()]
         while self.queue and len(found) < until:
             number, tokens = self.queue.pop(0)
-            sleep(tokens * TOKEN_SECONDS)
+            sleep(tokens * self.token_seconds)
             found[number] = {"ids": (5,) * tokens, "logprobs": (0.0,) * tokens, "finished": True, "cached": 0}
         return found, 0, perf_counter() - began
 
@@ -145,7 +146,9 @@ def tokens_of(seed: int, most: int) -> int:
     return int(np.random.default_rng(seed).integers(most // 8, most + 1))
 
 
-def dispatched(actors: int, prompts: int, response: int) -> tuple[float, float, list[float]]:
+def dispatched(
+    actors: int, prompts: int, response: int, token_seconds: float = TOKEN_SECONDS
+) -> tuple[float, float, list[float]]:
     """Seconds that a pool of so many sleepers takes, the ideal, and the driver's resident MiB at each eighth."""
     from actors.rollout_pool import RolloutPool
     from rlhf_bench.engine_time import EngineTime
@@ -154,19 +157,22 @@ def dispatched(actors: int, prompts: int, response: int) -> tuple[float, float, 
     from rlhf_bench.types import Prompt, Sampling
 
     ray = local_ray()
-    sleepers = [start_actor(ray, Sleeper) for _ in range(actors)]
+    sleepers = [start_actor(ray, Sleeper, token_seconds) for _ in range(actors)]
     ray.get([sleeper.abandon.remote() for sleeper in sleepers])  # all have started
     shape = ModelShape(1, 1, 1, 1, 1)
     pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=CONCURRENT), shape, 1, 4096, EngineTime())
     asked = [Prompt(str(i), "", "", (5,) * (8 + i % 32)) for i in range(prompts)]
     sampling = Sampling(1, response, 1.0, 1)
-    total = sum(tokens_of(sampling.seed * 1_000_003 + i, response) for i in range(prompts)) * TOKEN_SECONDS
+    total = sum(tokens_of(sampling.seed * 1_000_003 + i, response) for i in range(prompts)) * token_seconds
     resident, done, began = [], 0, perf_counter()
     for part in pool.stream(asked, sampling):
         done += len(part.indices)
         if done >= (len(resident) + 1) * prompts // 8:
             resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return perf_counter() - began, total / actors, resident
+    seconds = perf_counter() - began
+    for sleeper in sleepers:
+        ray.kill(sleeper)
+    return seconds, total / actors, resident
 
 
 def dispatch() -> Measured:
