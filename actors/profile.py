@@ -57,9 +57,8 @@ def write_profile(path: Path, engine_time: EngineTime, actors: Mapping[str, Any]
     for name, actor in actors.items():
         asked = time.time()
         calls, clock = ray.get(actor.profile.remote())
-        behind = (
-            asked + time.time()
-        ) / 2 - clock  # the node's clock against the driver's, to half the way there and back
+        # The node's clock against the driver's, to half of the way there and back.
+        behind = (asked + time.time()) / 2 - clock
         tracks[name] = [(what, began + behind, seconds) for what, began, seconds in calls]
     path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
 

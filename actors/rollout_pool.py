@@ -80,9 +80,8 @@ class _Engine:
     number: int
     requests: int = 0
     tokens: int = 0  # of prompts, and of responses at their longest
-    calls: deque[tuple[ray.ObjectRef, float, int]] = field(
-        default_factory=deque
-    )  # oldest first: call, since when, until
+    # Oldest first: the call, since when, until how many answers.
+    calls: deque[tuple[ray.ObjectRef, float, int]] = field(default_factory=deque)
 
     @property
     def promised(self) -> int:

@@ -69,7 +69,7 @@ class HandedIn:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartUnderWay:
     """A part of an update's data, and what the learner has been asked to measure on it."""
 
     drawn: Drawn
@@ -127,7 +127,7 @@ class ArmRun:
         while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
             self._looked(self._now(marks.pop(0)), self.base, self._now_settings())
         synced = self.version
-        ahead: list[Part] | None = None
+        ahead: list[PartUnderWay] | None = None
         while self.status == "done" and (ahead or self.ledger.begin_update()):
             if ahead:
                 self.ledger.charge_all(sampler.ledger)
@@ -199,9 +199,9 @@ class ArmRun:
                 [self.recipe.model.dtype, placed],
             )  # fmt: skip
 
-    def _draw(self, source: Source) -> list[Part]:
+    def _draw(self, source: Source) -> list[PartUnderWay]:
         """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
-        return [Part(drawn, self._begin_measuring(drawn)) for drawn in source.draw(self.version)]
+        return [PartUnderWay(drawn, self._begin_measuring(drawn)) for drawn in source.draw(self.version)]
 
     def _begin_measuring(self, drawn: Drawn) -> Mapping[str, UnderWay[Measures]]:
         if drawn.fixed or not drawn.rows:
@@ -213,7 +213,7 @@ class ArmRun:
             for name in self.method.needs(self.settings)
         }
 
-    def _all_of(self, parts: Sequence[Part]) -> Data:
+    def _all_of(self, parts: Sequence[PartUnderWay]) -> Data:
         """All parts as one, with what was measured on them. Of fixed rows every forward pass is owed when the arm first
         uses the row."""
         drawn = joined([part.drawn for part in parts])
