@@ -64,10 +64,11 @@ class _Head:
     def logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Log-probabilities of the targets [t] and entropies [t]; all probabilities [t, V], and the cap's slope."""
         logits, slope = self.logits(hidden)
-        logp = logits.log_softmax(-1)
-        probabilities = torch.exp(logp, out=logits)
-        entropy = -torch.linalg.vecdot(probabilities, logp)
-        return logp.gather(1, targets[:, None]).squeeze(1), entropy, probabilities, slope
+        probabilities = logits.softmax(-1)
+        # The normalizer from the likeliest token, whose probability is at least 1/V: cheaper than a second pass of log.
+        normalizer = logits.amax(-1) - probabilities.amax(-1).log()
+        entropy = normalizer - torch.linalg.vecdot(probabilities, logits)
+        return logits.gather(1, targets[:, None]).squeeze(1) - normalizer, entropy, probabilities, slope
 
     def by_logits(self, probabilities: Tensor, slope: Tensor | None, targets: Tensor, upstream: Tensor) -> Tensor:
         """∂/∂(hidden · weightᵀ) [t, V] of Σ upstream · log-probability, in place of the probabilities."""

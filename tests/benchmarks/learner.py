@@ -86,7 +86,7 @@ class Ours:
             for r, m in zip(rows, measured, strict=True)
         ]
         self.group.free("reference")
-        self.losses = list[float]()
+        self.losses, self.each = list[float](), list[float]()
 
     def run(self) -> float:
         """`STEPS` optimizer steps from the same start; seconds."""
@@ -98,11 +98,12 @@ class Ours:
         work = self.work(batches)
         self.group.steps(work[:1])  # what is done once is done; then from the start again
         self.group.load("policy", self.folder, 0, RATE, 1.0)
-        began = perf_counter()
-        found = [self.group.steps([step])[0][0] for step in work]  # a call for each step, as in an arm
-        seconds = perf_counter() - began
-        self.losses = [f["loss"] for f in found]
-        return seconds
+        self.losses, ends = [], [perf_counter()]
+        for step in work:  # a call for each step, as in an arm
+            self.losses.append(self.group.steps([step])[0][0]["loss"])
+            ends.append(perf_counter())
+        self.each = np.diff(ends).tolist()
+        return ends[-1] - ends[0]
 
     def work(self, batches: Sequence[Sequence[Any]]) -> list[Any]:
         from rlhf_bench.methods import METHODS
@@ -130,7 +131,7 @@ class Theirs:
     AdamW, nothing logged or saved, padded no further than the longest of a batch."""
 
     def __init__(self, folder: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]]):
-        self.folder, self.dtype, self.losses = folder, dtype, list[float]()
+        self.folder, self.dtype, self.losses, self.each = folder, dtype, list[float](), list[float]()
         self.texts = [
             {"prompt": _text(p), "chosen": f" {_text(c[:-1])} <eos>", "rejected": f" {_text(r[:-1])} <eos>"}
             for p, c, r in data
@@ -154,19 +155,20 @@ class Theirs:
                 return loss
 
         class Clock(TrainerCallback):
-            began = ended = before = 0.0
+            before = 0.0
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 self.before = resident(reset=True)
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step == 0:
-                    self.began = perf_counter()
+                    ends.append(perf_counter())
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                self.ended = perf_counter()
+                ends.append(perf_counter())
 
         losses: list[Any] = []
+        ends: list[float] = []
         model = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=getattr(torch, self.dtype), attn_implementation="sdpa"
         )
@@ -185,7 +187,8 @@ class Theirs:
             )  # fmt: skip
             trainer.train()
         self.losses, self.peak = [float(loss) for loss in losses], resident() - clock.before
-        return clock.ended - clock.began
+        self.each = np.diff(ends).tolist()
+        return ends[-1] - ends[0]
 
 
 def _text(ids: Sequence[int]) -> str:
@@ -204,17 +207,21 @@ def tokenizer() -> Any:
 
 
 def against_trl(kind: str, dtype: str) -> Measured:
-    """Seconds of `STEPS` steps of each, in turn; losses must agree, or nothing was compared."""
+    """Seconds of `STEPS` steps of each, in turn; losses must agree, or nothing was compared. In bfloat16, where a step of
+    TRL's takes minutes on CPUs without instructions for it, a step of one run of each stands for a run."""
     with tempfile.TemporaryDirectory() as folder:
         model, data = write_model(Path(folder), dtype), pairs(kind)
         ours, theirs = Ours(model, dtype, data), Theirs(model, dtype, data)
         ours.run()
         theirs.run()
-        mine, others = interleaved(RUNS, ours.run, theirs.run)
+        if dtype == "bfloat16":
+            steps, mine, others = 1, ours.each, theirs.each
+        else:
+            steps, (mine, others) = STEPS, interleaved(RUNS, ours.run, theirs.run)
     apart = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
     if not apart <= LOSS_TOLERANCE[dtype]:
         raise SystemExit(f"losses differ by {apart:.2g}: {ours.losses} and {theirs.losses}")
-    done = STEPS * PAIRS
+    done = steps * PAIRS
     return Measured(
         [b / a for a, b in zip(mine, others, strict=True)], [done / s for s in mine], [done / s for s in others],
         "pairs/s", f"losses of {STEPS} steps agree to {apart:.1g}",
