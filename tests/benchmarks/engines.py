@@ -177,7 +177,7 @@ def start() -> Measured:
 
     def once(directory: Path) -> float:
         command = [
-            sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=2e10",
+            sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=1e11",
             "--arm", "dpo-offline", "--output", str(directory / "out"),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
