@@ -18,6 +18,7 @@ import ray
 
 from actors.profile import Profiled, noted
 from actors.under_way import UnderWay
+from rlhf_bench.checkpoints import fetch, put
 from rlhf_bench.engine_time import Activity, EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
@@ -28,6 +29,10 @@ from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
 
 ModelName = Literal["policy", "reference", "critic"]
+TRAINING_STATE = ("weight", "exp_avg", "exp_avg_sq", "step")
+"""What Adam goes on from, per parameter; in a checkpoint `weight/NAME` and so on."""
+SHARD_BYTES = 2**30
+"""Of a checkpoint's files: rank 0 holds that much at a time."""
 KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "reference": "causal", "critic": "scalar"}
 
 
@@ -61,6 +66,7 @@ class LearnerRank(Profiled):
         self.rank, self.ranks, self.zero_stage, self.dtype = rank, ranks, zero_stage, dtype
         self.device = "cuda" if gpus else "cpu"
         self.models: dict[ModelName, Any] = {}
+        self.trained: set[ModelName] = set()  # those that are not frozen
         self.source: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -95,11 +101,13 @@ class LearnerRank(Profiled):
         module = load_model(path, KIND[name], self.dtype, seed)
         shape = ModelShape.of(module.lm)
         module.to(self.device)
+        self.trained.discard(name)
         if learning_rate is None and self.zero_stage < 3:
             self.models[name] = module.eval().requires_grad_(False)
             return shape
         optimizer = None
         if learning_rate is not None:
+            self.trained.add(name)
             optimizer = torch.optim.AdamW(
                 module.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True
             )
@@ -235,6 +243,127 @@ class LearnerRank(Profiled):
             if self.rank == 0:
                 scale_head(module, score_scale)
                 module.save_pretrained(path, safe_serialization=True)
+
+    @noted
+    def save_state(self, folder: str) -> dict[str, str]:
+        """Write what training goes on from into `folder`, a path or URI: of every trained model the full float32 weights and
+        Adam's moments, whatever shards them, so that another number of ranks can go on; and this rank's random numbers.
+        Names and SHA-256 of what this rank has written."""
+        import torch
+        from safetensors.torch import save
+
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state()
+        file = f"rng-{self.rank}.safetensors"
+        sums = {file: put(f"{folder}/{file}", save(generators))}
+        for model in sorted(self.trained & set(self.models)):
+            shard: dict[str, torch.Tensor] = {}
+            shards = 0
+            parameters = list(self._module(model).named_parameters())
+            for i, (name, parameter) in enumerate(parameters):
+                for key in TRAINING_STATE:
+                    value = self._full(model, parameter, key)
+                    if self.rank == 0 and value is not None:
+                        shard[f"{key}/{name}"] = value.detach().to("cpu", copy=True).contiguous()
+                size = sum(t.numel() * t.element_size() for t in shard.values())
+                if shard and (size > SHARD_BYTES or i == len(parameters) - 1):
+                    shards += 1
+                    file = f"{model}-{shards:05d}.safetensors"
+                    sums[file] = put(f"{folder}/{file}", save(shard))
+                    shard = {}
+        return sums
+
+    @noted
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Take up what `save_state` wrote, into models that `load` has placed."""
+        import torch
+        from safetensors.torch import load
+
+        for model in sorted(self.trained & set(self.models)):
+            parameters, begun = dict(self._module(model).named_parameters()), False
+            for file in (f for f in files if f.startswith(f"{model}-")):
+                # In one order on all ranks, which safetensors does not promise: what follows holds collectives.
+                for key, value in sorted(load(fetch(f"{folder}/{file}")).items()):
+                    what, _, name = key.partition("/")
+                    if what != "weight" and not begun:
+                        self._begin_optimizer(model)
+                        begun = True
+                    self._set_full(model, parameters[name], what, value.to(self.device))
+        if f"rng-{self.rank}.safetensors" in files:  # a rank that there was not keeps its own
+            generators = load(fetch(f"{folder}/rng-{self.rank}.safetensors"))
+            torch.set_rng_state(generators["cpu"])
+            if self.device == "cuda" and "cuda" in generators:
+                torch.cuda.set_rng_state(generators["cuda"])
+
+    def _adam(self, model: ModelName) -> Any:
+        """torch's optimizer, inside whatever DeepSpeed has wrapped around it."""
+        optimizer = self.models[model].optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _full(self, model: ModelName, parameter: Any, key: str) -> Any:
+        """The parameter itself, or one of Adam's numbers on it, whole. None where there is none yet."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if key == "step":
+            return next((state["step"] for state in self._adam(model).state.values() if "step" in state), None)
+        if self._sharded:
+            return (
+                safe_get_full_fp32_param(parameter)
+                if key == "weight"
+                else safe_get_full_optimizer_state(parameter, key)
+            )
+        return parameter if key == "weight" else self._adam(model).state[parameter].get(key)
+
+    def _begin_optimizer(self, model: ModelName) -> None:
+        """DeepSpeed makes room for its moments in the first step, so one is taken without a gradient. All that it changes is
+        what a checkpoint overwrites."""
+        if self._sharded:
+            engine = self.models[model]
+            engine.train()
+            numbers, _ = engine(micro_batch([Row("", (0,), ((0,), (0,)))]).to(self.device))
+            engine.backward(0.0 * numbers.sum())
+            engine.step()
+
+    def _set_full(self, model: ModelName, parameter: Any, key: str, value: Any) -> None:
+        import deepspeed
+        import torch
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        with torch.no_grad():
+            if not self._sharded:
+                if key == "weight":
+                    parameter.copy_(value)
+                else:
+                    self._adam(model).state[parameter][key] = value.clone()
+            elif key == "step":
+                for state in self._adam(model).state.values():
+                    state["step"] = value.clone()
+            elif self.zero_stage == 3:
+                size = -(-value.numel() // self.ranks)  # a rank's part; the last one's is filled up
+                flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+                part = flat[self.rank * size : (self.rank + 1) * size]
+                if key == "weight":
+                    safe_set_local_fp32_param(parameter, part)
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                        parameter.copy_(value)
+                else:
+                    safe_set_local_optimizer_state(parameter, part, key)
+            elif key == "weight":
+                safe_set_full_fp32_param(parameter, value)
+                parameter.copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    @property
+    def _sharded(self) -> bool:
+        """Does DeepSpeed keep float32 weights and moments of its own, apart from the model's?"""
+        return self.zero_stage > 0 or self.dtype != "float32"
 
     def _module(self, name: ModelName) -> Any:
         model = self.models[name]
@@ -387,6 +516,15 @@ class LearnerGroup:
 
     def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
         self._get("loading", [r.save.remote(name, str(path), score_scale) for r in self.ranks])
+
+    def save_state(self, folder: str) -> dict[str, str]:
+        """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""
+        sums = self._get("saving", [r.save_state.remote(folder) for r in self.ranks])
+        return {name: digest for own in sums for name, digest in own.items()}
+
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Go on from there, with models that `load` has placed: on as many ranks as there are now."""
+        self._get("loading", [r.load_state.remote(folder, list(files)) for r in self.ranks])
 
     def free(self, name: ModelName) -> None:
         """No effect where there is none."""

@@ -286,7 +286,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return error.exit_code
     except Stopped as stop:
         print(
-            f"stopped by {stop}: the same command with the same --output goes on from the last finished arm",
+            f"stopped by {stop}: the same command with the same --output goes on from the last checkpoint",
             file=sys.stderr,
         )
         return 128 + stop.number

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from rlhf_bench.checkpoints import Checkpoints
 from rlhf_bench.ledger import Cost, Ledger, Phase
 from rlhf_bench.loop import BASE_LOOK, ArmRun, Look, Progress
 from rlhf_bench.material import Cache, Material
@@ -30,7 +31,9 @@ from rlhf_bench.records import (
     table,
     write_json,
 )
+from rlhf_bench.resume import StartSamples
 from rlhf_bench.roles import Roles
+from rlhf_bench.signals import Grace, grace
 from rlhf_bench.sources import DrawnBefore
 from rlhf_bench.stages import Start, make_start
 from rlhf_bench.tracking import Tracker
@@ -40,6 +43,32 @@ from rlhf_bench.types import Evaluation
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
     from rlhf_bench.report.page import Elsewhere
+
+
+class ArmSaver:
+    """Checkpoints of one arm and seed, with its records: see `loop.Saver`."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, every_seconds: float, part: Part, grace: Grace, say: Callable[[str], None]
+    ):
+        self.checkpoints, self.every_seconds, self.part = checkpoints, every_seconds, part
+        self.grace, self.say, self.last = grace, say, perf_counter()
+
+    def due(self) -> bool:
+        return self.grace.number is not None or perf_counter() - self.last >= self.every_seconds
+
+    def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
+        self.checkpoints.save(number, {"arm": state, "records": self.part.rows()}, write)
+        self.last = perf_counter()
+        self.grace.obey()
+
+    def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
+        found = self.checkpoints.latest()
+        if found is None:
+            return None
+        self.part.put_back(found.state["records"])
+        self.say(f"going on from {found.url}, after update {found.state['arm']['version']}")
+        return found.state["arm"], found.url, found.files
 
 
 @dataclass
@@ -60,11 +89,12 @@ class Comparison:
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
-    drawn_before: DrawnBefore = field(default_factory=dict)
+    drawn_before: DrawnBefore = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         start = make_start(self.recipe, self.material, self.roles, self.cache, self.say)
+        self.drawn_before = StartSamples(self.directory / "state", start.base.name)
         self.arms = self._tuned(start, arms)
         self.notes = [*self.material.task.notes, *self.begin_evaluation(start, False)]
         base = self._look_at_base(start)
@@ -76,12 +106,11 @@ class Comparison:
             for done, (arm, seed) in enumerate(todo):
                 if done == len(todo) - 1:
                     elsewhere = self.begin_report()
-                part = self._part(arm, seed)
-                if part.result is not None:
+                if self._part(arm, seed).result is not None:
                     self.say(f"{arm} · seed {seed}: already done, kept")
                     continue
                 self.display.begin(arm, seed, done, len(todo))
-                seconds, by_phase, result = self._run_arm(part, arm, seed, start, base)
+                part, seconds, by_phase, result = self._run_arm(arm, seed, start, base)
                 first_update = first_update if first_update is not None else seconds
                 if written is not None:
                     written.result()
@@ -148,10 +177,11 @@ class Comparison:
         return evaluation
 
     def _run_arm(
-        self, part: Part, arm: str, seed: int, start: Start, base: Evaluation
-    ) -> tuple[float, Mapping[Phase, Cost], dict[str, Any]]:
-        """Run one arm with one seed: seconds from the program's start to its first update, what it cost, its result."""
-        recipe, settings = self.recipe, self.arms[arm]
+        self, arm: str, seed: int, start: Start, base: Evaluation
+    ) -> tuple[Part, float | None, Mapping[Phase, Cost], dict[str, Any]]:
+        """Run one arm with one seed, from its last checkpoint on: its records, seconds from the program's start to its first
+        update in this run, what it cost, its result."""
+        recipe, settings, part = self.recipe, self.arms[arm], self._part(arm, seed)
         ledger = Ledger(recipe.compute.column, recipe.compute.limit)
         if uses_reward_model(settings):
             ledger.charge("reward_model", start.reward_model_cost)
@@ -159,12 +189,12 @@ class Comparison:
         self.tracker.start_arm(
             arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
         )
-        first, began, last = [], perf_counter(), {}
+        began, first = perf_counter(), list[float]()
 
         def updated(update: int, numbers: Mapping[str, float], ledger: Ledger) -> None:
             first.append(perf_counter() - self.began)
             spent = ledger.total().as_dict()
-            part.update(update, numbers, spent, ledger.fraction, perf_counter() - began)
+            part.update(update, numbers, spent, ledger.fraction, run.seconds)
             self.display.update(arm, seed, update, numbers, ledger.fraction)
             self.tracker.log(
                 arm,
@@ -180,25 +210,19 @@ class Comparison:
                 self.display.looked(arm, seed, look, evaluation)
             last["evaluation"] = evaluation
 
+        last: dict[str, Evaluation] = {}
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
-        run = ArmRun(
-            recipe,
-            METHODS[settings.method],
-            settings,
-            seed,
-            self.material,
-            start,
-            self.roles,
-            ledger,
-            Progress(updated, looked),
-            base,
-            recipe.evaluation.marks,
-            self.drawn_before,
-            self.cache,
-        )
-        status = run.run(aside)
+        with grace(recipe.reliability.grace_seconds) as patience:
+            saver = ArmSaver(
+                self._checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.say
+            )
+            run = ArmRun(
+                recipe, METHODS[settings.method], settings, seed, self.material, start, self.roles, ledger,
+                Progress(updated, looked), base, recipe.evaluation.marks, self.drawn_before, self.cache, saver=saver,
+            )  # fmt: skip
+            status = run.run(aside)
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
-        final: Evaluation = last["evaluation"]
+        final = last["evaluation"]
         score, kl = next(iter(final.splits.values())).score, final.numbers.get("kl", math.nan)
         result = {
             "seed": seed,
@@ -211,9 +235,18 @@ class Comparison:
         }
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
         self.say(
-            f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {perf_counter() - began:.0f} s"
+            f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {run.seconds:.0f} s"
         )
-        return first[0], ledger.by_phase, result
+        return part, first[0] if first else None, ledger.by_phase, result
+
+    def _checkpoints(self, arm: str, seed: int) -> Checkpoints:
+        settings = self.recipe.reliability
+        place = (
+            self.directory / "state"
+            if settings.checkpoint_place is None
+            else f"{settings.checkpoint_place.rstrip('/')}/{self.tags['run_key']}"
+        )
+        return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.say)
 
     def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}
@@ -228,6 +261,7 @@ class Comparison:
         first_update: float | None,
     ) -> None:  # fmt: skip
         part.finish(by_phase, result)
+        self._checkpoints(part.key["arm"], part.key["seed"]).clear()
         self._record(start, base, first_update)
 
     def _record(self, start: Start, base: Evaluation, first_update: float | None) -> None:

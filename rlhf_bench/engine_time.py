@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, get_args
 
-Activity = Literal["starting", "loading", "rollout", "scoring", "measuring", "learning", "sync", "evaluation"]
+Activity = Literal["starting", "loading", "rollout", "scoring", "measuring", "learning", "sync", "evaluation", "saving"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 """What an engine may be at; `ledger.Phase` says who pays for it."""
 

@@ -45,7 +45,7 @@ class Ledger:
         self.column, self.limit = column, limit
         self.by_phase: dict[Phase, Cost] = {}
         self.promised: list[tuple[Phase, Cost]] = []
-        self._dearest_update = 0.0
+        self.dearest_update = 0.0
         self._update_began_at = 0.0
 
     def charge(self, phase: Phase, cost: Cost) -> None:
@@ -85,14 +85,14 @@ class Ledger:
     def begin_update(self) -> bool:
         """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
         self._update_began_at = self._committed()
-        return self._update_began_at + self._dearest_update <= self.limit
+        return self._update_began_at + self.dearest_update <= self.limit
 
     def has_room_for(self, cost: Cost) -> bool:
         """Would the rest of this update, at this cost, stay within the limit?"""
         return self._committed() + getattr(cost, self.column) <= self.limit
 
     def end_update(self) -> None:
-        self._dearest_update = max(self._dearest_update, self._committed() - self._update_began_at)
+        self.dearest_update = max(self.dearest_update, self._committed() - self._update_began_at)
 
     def _committed(self) -> float:
         # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.reference import ReferenceLogprobs, reference_logprobs
+from rlhf_bench.resume import restore, state_of
 from rlhf_bench.roles import Means, Measures, Roles, Step, UnderWay
 from rlhf_bench.sources import Drawn, DrawnBefore, FixedPairs, Sampler, Source, joined, make_source
 from rlhf_bench.stages import Start
@@ -51,6 +52,19 @@ class Look:
     spent: Mapping[str, float]
     fraction: float
     wall_seconds: float
+
+
+class Saver(Protocol):
+    """Keeps an arm's state where a later run finds it."""
+
+    def due(self) -> bool:
+        """Is it time for a checkpoint?"""
+
+    def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
+        """The arm's state, and what the learner writes into a folder of its own. Ends the run if it was asked to end."""
+
+    def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
+        """The arm's state, the learner's folder, and names of files in it; None to begin at the beginning."""
 
 
 BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
@@ -105,62 +119,60 @@ class ArmRun:
     version: int = 0
     status: Literal["done", "diverged"] = "done"
     handed_in: list[HandedIn] = field(default_factory=list)
+    saver: Saver | None = None  # None: nothing is kept of an arm that is cut short
     state: dict[str, float] = field(default_factory=dict)
     references: ReferenceLogprobs | None = None  # of the rows of an arm whose data is fixed
     paid_for: set[str] = field(default_factory=set)  # ids of rows whose reference log-probs have been charged
     began: float = field(default_factory=perf_counter)
+    seconds_before: float = 0.0  # of this arm, in runs before this one
+    rounds: int = 0  # how often data was drawn
+    synced: int = 0  # the version that the engines hold
+    skipped_in_a_row: int = 0
+    ahead: list[PartUnderWay] | None = None  # drawn and not yet trained on
+    rng: np.random.Generator = field(init=False)  # of minibatches
+    sampler: Sampler = field(init=False)
+    source: Source = field(init=False)
+    marks_left: list[float] = field(init=False)
 
     def run(self, save_to: Path | None) -> Literal["done", "diverged"]:
-        """Train until the budget is spent. The finished policy is written to `save_to`, unless that is None."""
-        self._load()
-        self._looked(BASE_LOOK, self.base, self.settings.at(0.0, self.state))
-        rng = np.random.default_rng([self.seed, 3])
-        samples = self.settings.data != "offline"
-        if samples:
-            self._sync()
-        sampler = Sampler(
-            self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
-        )
-        source = make_source(self.method, self.settings, sampler, self.start.pairs)
-        self._measure_references(source)
-        marks = [m for m in self.marks if m < 1]
-        while marks and self.ledger.fraction >= marks[0]:  # spent before any update, on a reward model or candidates
-            self._looked(self._now(marks.pop(0)), self.base, self._now_settings())
-        synced = self.version
-        ahead: list[PartUnderWay] | None = None
-        while self.status == "done" and (ahead or self.ledger.begin_update()):
-            if ahead:
-                self.ledger.charge_all(sampler.ledger)
-                settings, data = self._now_settings(), self._all_of(ahead)
-            if self.settings.data == "online" and synced != self.version:
+        """Train until the budget is spent, from the last checkpoint on if there is one. The finished policy is written to
+        `save_to`, unless that is None."""
+        self._begin()
+        self._go_on()
+        while self.status == "done" and (self.ahead or self.ledger.begin_update()):
+            if self.ahead:
+                self.ledger.charge_all(self.sampler.ledger)
+                settings, data = self._now_settings(), self._all_of(self.ahead)
+            if self.settings.data == "online" and self.synced != self.version:
                 # Within the update that samples, so that its cost is foreseen; and after forward passes that it would
                 # wait for, and count as its own.
                 self._sync()
-                synced = self.version
-            if not ahead:
-                parts = self._draw(source)
+            if not self.ahead:
+                parts = self._draw()
                 settings, data = self._now_settings(), self._all_of(parts)
-            update = self._hand_in(data, settings, rng)
+            update = self._hand_in(data, settings)
             if update is None:
                 break
+            self.rounds += 1
             self.ledger.end_update()
             self._settle()  # the update before this one: the learner has work meanwhile
             self.handed_in.append(update)
-            ahead = None
+            self.ahead = None
             if self.settings.draws_ahead and self.ledger.begin_update():
                 # By the engines, whose weights are those from before this update. The next one is charged for it.
-                sampler.ledger = Ledger(self.ledger.column, self.ledger.limit)
-                ahead = self._draw(source)
-            look = bool(marks) and self.ledger.committed >= marks[0]
+                self.sampler.ledger = Ledger(self.ledger.column, self.ledger.limit)
+                self.ahead = self._draw()
+            look = bool(self.marks_left) and self.ledger.committed >= self.marks_left[0]
             # Fresh samples need the new weights, and seconds are known only afterwards.
             if look or not data.drawn.fixed or self.ledger.column == "device_seconds":
                 self._settle()
-            while marks and self.ledger.fraction >= marks[0]:
-                self._look(marks.pop(0))
+            while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
+                self._look(self.marks_left.pop(0))
             self._collect(wait=False)
+            self._save()
         self._settle()
-        if ahead:  # drawn for an update that did not come
-            self.ledger.charge_all(sampler.ledger)
+        if self.ahead:  # drawn for an update that did not come
+            self.ledger.charge_all(self.sampler.ledger)
         if self.version == 0:
             raise RunFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
@@ -171,6 +183,47 @@ class ArmRun:
             self.roles.learner.save("policy", save_to)
             self.material.tokenizer.save_pretrained(save_to)
         return self.status
+
+    def _begin(self) -> None:
+        """Models, data and the look at the start policy."""
+        self._load()
+        self._looked(BASE_LOOK, self.base, self.settings.at(0.0, self.state))
+        self.rng = np.random.default_rng([self.seed, 3])
+        if self.settings.data != "offline":
+            self._sync()
+        self.sampler = Sampler(
+            self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
+        )
+        self.source = make_source(self.method, self.settings, self.sampler, self.start.pairs)
+        self._measure_references()
+        self.marks_left = [m for m in self.marks if m < 1]
+        while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
+            # Spent before any update, on a reward model or candidates.
+            self._looked(self._now(self.marks_left.pop(0)), self.base, self._now_settings())
+
+    def _go_on(self) -> None:
+        """Lay the last checkpoint, if there is one, over what `_begin` has begun."""
+        found = None if self.saver is None else self.saver.latest()
+        if found is None:
+            return
+        state, folder, files = found
+        restore(self, state)
+        self.roles.learner.load_state(folder, files)
+        if self.settings.data == "online" and self.synced == self.version:
+            self.roles.sync.send(self.version)  # paid for before the checkpoint; else the next update sends them
+
+    def _save(self) -> None:
+        """Write a checkpoint if it is time for one, or if the run has been asked to end."""
+        if self.saver is None or not self.saver.due():
+            return
+        self._settle()
+        self._collect(wait=True)
+        self.saver.save(self.rounds, state_of(self), self.roles.learner.save_state)
+
+    @property
+    def seconds(self) -> float:
+        """Of this arm so far."""
+        return self.seconds_before + perf_counter() - self.began
 
     def _now_settings(self) -> Any:
         """The arm's settings as numbers: schedules at the budget spent so far, and what the method has adapted."""
@@ -190,18 +243,18 @@ class ArmRun:
             path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
             learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
 
-    def _measure_references(self, source: Source) -> None:
+    def _measure_references(self) -> None:
         """Of all rows that the arm may use, where they are known from the start."""
-        if isinstance(source, FixedPairs) and "reference_logprobs" in self.method.needs(self.settings):
+        if isinstance(self.source, FixedPairs) and "reference_logprobs" in self.method.needs(self.settings):
             placed = self.recipe.placement.learner.model_dump(mode="json")
             self.references = reference_logprobs(
-                self.roles.learner, self.cache, self.start.base, source.rows, self.recipe.data.temperature,
+                self.roles.learner, self.cache, self.start.base, self.source.rows, self.recipe.data.temperature,
                 [self.recipe.model.dtype, placed],
             )  # fmt: skip
 
-    def _draw(self, source: Source) -> list[PartUnderWay]:
+    def _draw(self) -> list[PartUnderWay]:
         """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
-        return [PartUnderWay(drawn, self._begin_measuring(drawn)) for drawn in source.draw(self.version)]
+        return [PartUnderWay(drawn, self._begin_measuring(drawn)) for drawn in self.source.draw(self.version)]
 
     def _begin_measuring(self, drawn: Drawn) -> Mapping[str, UnderWay[Measures]]:
         if drawn.fixed or not drawn.rows:
@@ -231,13 +284,15 @@ class ArmRun:
                 self.ledger.charge("measuring", cost)
         return Data(drawn, measured)
 
-    def _hand_in(self, data: Data, settings: Any, rng: np.random.Generator) -> HandedIn | None:
+    def _hand_in(self, data: Data, settings: Any) -> HandedIn | None:
         """One update on drawn data. None when it would pass the budget: then nothing is trained."""
         drawn, measured = data.drawn, data.measured
         if not drawn.rows:
             return HandedIn(self.version, drawn.metrics)
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
-        parts = [[prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, rng)]
+        parts = [
+            [prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, self.rng)
+        ]
         learner = self.roles.learner
         learning = learner.steps_cost(self._steps(parts, settings))
         adapts = self.method.adapt is not None and self.version % settings.adapt_every == 0
@@ -298,6 +353,7 @@ class ArmRun:
         """Weights to the engines, then the check that they arrived: a fixed response's log-probs on both sides."""
         began = perf_counter()
         self.roles.sync.send(self.version)
+        self.synced = self.version
         probe = self._probe()
         ((expected,),), cost = self.roles.learner.measure("policy", [probe])
         tolerance = self.recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[self.recipe.model.dtype]
@@ -317,9 +373,7 @@ class ArmRun:
         self.roles.evaluator.submit(weights, self.version, (self._now(mark), self._now_settings()))
 
     def _now(self, mark: float) -> Look:
-        return Look(
-            mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, perf_counter() - self.began
-        )
+        return Look(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, self.seconds)
 
     def _collect(self, wait: bool) -> None:
         for (look, settings), evaluation in self.roles.evaluator.collect(wait):

@@ -98,6 +98,14 @@ class Part:
         self.samples += sample_rows(arm, seed, look.mark, evaluation)
         self.pairs += pair_rows(arm, seed, look, evaluation, reward_margins)
 
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """All there is so far, for a checkpoint."""
+        return {"metrics": self.metrics, "samples": self.samples, "pairs": self.pairs}
+
+    def put_back(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        """What `rows` gave then, in place of what there is now."""
+        self.metrics, self.samples, self.pairs = (list(rows[name]) for name in ("metrics", "samples", "pairs"))
+
     def finish(self, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any]) -> None:
         """Write the tables, then `result.json`, which makes the part complete."""
         # In the order of the run, however long the evaluator took to answer.
@@ -156,7 +164,7 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-MAY_DIFFER = ("tracking", "placement", "seeds", "arms", "description", "baseline", "claims", "sweep")
+MAY_DIFFER = ("tracking", "placement", "reliability", "seeds", "arms", "description", "baseline", "claims", "sweep")
 """Keys of a recipe that change no number which is recorded already (arms are checked one by one)."""
 
 

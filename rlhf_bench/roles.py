@@ -128,6 +128,12 @@ class LearnerGroup(Protocol):
 
     def save(self, name: Any, path: Path, score_scale: float = 1.0) -> None: ...
 
+    def save_state(self, folder: str) -> dict[str, str]:
+        """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""
+
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Go on from there, with models that `load` has placed: on as many ranks as there are now."""
+
     def free(self, name: Any) -> None: ...
 
 

@@ -1,8 +1,15 @@
-"""SIGINT and SIGTERM end a run in good order: both raise `Stopped` in the main thread, wherever it is."""
+"""SIGINT and SIGTERM end a run in good order: both raise `Stopped` in the main thread, wherever it is.
+
+Within `grace` the first signal is only noted, so that a checkpoint can be written where the run next can be cut; it
+raises when the time for that is over, or when a second signal comes.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Stopped(BaseException):
@@ -15,11 +22,52 @@ class Stopped(BaseException):
         self.number = number
 
 
+class Grace:
+    """Time to end in good order, from the first signal on."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.number: int | None = None  # of the signal that came
+
+    def obey(self) -> None:
+        """Raise `Stopped` where there was a signal."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+_grace: Grace | None = None
+
+
 def raise_on_signals() -> None:
     """Set the handlers. To be called again after anything that sets handlers of its own, as Ray does."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
+        signal.signal(number, _stop)
 
 
-def _raise(number: int, frame: object) -> None:
-    raise Stopped(number)
+@contextmanager
+def grace(seconds: float) -> Iterator[Grace]:
+    """In here a signal waits for at most so long. Whoever can end in good order asks for it, and obeys."""
+    global _grace
+    _grace = mine = Grace(seconds)
+    try:
+        yield mine
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _grace = None
+    mine.obey()
+
+
+def _stop(number: int, frame: object) -> None:
+    if _grace is None or _grace.number is not None:
+        raise Stopped(number)
+    _grace.number = number
+    # Not print: a handler may have come in the middle of one.
+    text = f"{signal.Signals(number).name}: a checkpoint follows after this update; a second signal stops at once\n"
+    os.write(2, text.encode())
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.setitimer(signal.ITIMER_REAL, _grace.seconds)
+
+
+def _too_late(number: int, frame: object) -> None:
+    if _grace is not None:
+        _grace.obey()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -39,8 +39,10 @@ class Judged:
     judging: Cost
 
 
-DrawnBefore = dict[tuple[Sampling, tuple[str, ...]], Judged]
-"""The start policy's samples of this seed, by how and on which prompts."""
+StartKey = tuple[Sampling, tuple[str, ...]]
+"""How the start policy was sampled, and on which prompts."""
+DrawnBefore = MutableMapping[StartKey, Judged]
+"""Its samples of this seed."""
 
 
 class Source(Protocol):

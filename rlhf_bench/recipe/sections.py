@@ -92,6 +92,11 @@ class ComputeSettings(Section):
     column: Column = Field("flops", description="which column of the ledger is the budget")
     limit: float = Field(gt=0, description="how much of it each arm may spend")
     tokens_per_micro_batch: int = Field(4096, ge=16, description="tokens in one forward pass of the learner or scorer")
+    skips_in_a_row: int = Field(
+        5,
+        ge=1,
+        description="so many updates in a row without finite numbers, each of them skipped, end an arm as diverged",
+    )
 
 
 class EvaluationSettings(Section):
@@ -217,6 +222,29 @@ class Claim(Section):
     )
 
 
+class Reliability(Section):
+    """What is done so that a process may die at any moment (docs/reliability.md)."""
+
+    checkpoint_seconds: float = Field(
+        120, ge=0, description="at least so long between two checkpoints of an arm; 0 writes one after every update"
+    )
+    checkpoints: int = Field(2, ge=1, description="how many of an arm's checkpoints are kept while it runs")
+    checkpoint_place: str | None = Field(
+        None,
+        description="folder or URI for them that every node sees, such as s3://bucket/folder; null takes DIR/state",
+    )
+    grace_seconds: float = Field(
+        20, gt=0, description="how long a signal to end may wait for the update under way, and its checkpoint"
+    )
+    hang_seconds: float = Field(
+        60, ge=4, description="an actor that shows no sign of life for so long is ended and started again"
+    )
+    restarts: int = Field(
+        5, ge=0, description="so many restarts of actors within window_seconds; one more ends the run"
+    )
+    window_seconds: float = Field(600, gt=0, description="see restarts")
+
+
 class Tracking(Section):
     uri: str | None = Field(
         None, description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output"
@@ -248,6 +276,9 @@ class Recipe(Section):
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
     placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
     tracking: Tracking = Field(default_factory=Tracking, description="where MLflow is")
+    reliability: Reliability = Field(
+        default_factory=Reliability, description="checkpoints, and what happens when a process dies or hangs"
+    )
     arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$")], MethodSettings] = Field(
         min_length=1, description="name -> method and that method's settings"
     )

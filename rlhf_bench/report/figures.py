@@ -40,7 +40,7 @@ TIMES = (*ACTIVITIES, "driver")
 """What wall time is divided into, in the order in which it is drawn."""
 _PARTS = (
     "rollout", "scoring", "measuring", "learning", "sync", "evaluation", "judging", "reward_model", "starting", "loading",
-    "driver", "tuning",
+    "driver", "tuning", "saving",
 )  # fmt: skip
 """A phase of the ledger and an engine's activity of one name have one colour in both plots."""
 TRAINING_BINS = 20

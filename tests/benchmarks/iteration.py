@@ -18,7 +18,7 @@ from tests.benchmarks.row import Measured, Row, interleaved
 
 RUNS = 5
 PROMPTS, SAMPLES, RESPONSE, RATE = 8, 4, 64, 1e-5
-ACTORS, DISPATCHED, TOKEN_SECONDS, CONCURRENT = 256, 20_000, 0.008, 16
+ACTORS, DISPATCHED, TOKEN_SECONDS, CONCURRENT = 256, 20_000, 0.03, 16
 
 
 class Alone:
@@ -90,23 +90,22 @@ def iteration() -> Measured:
             Progress(lambda *_: None, lambda *_: None), None, (), {}, Cache(Path(aside) / "cache"),
         )  # fmt: skip
         run._load()
-        sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, {})
-        source = make_source(METHODS["ppo"], settings, sampler, [])
+        run.sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, {})
+        run.source, run.rng = make_source(METHODS["ppo"], settings, run.sampler, []), np.random.default_rng(0)
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand
         run._sync()
         fleet.sync.engines.pop()
         alone = start_actor(ray, Alone, str(folder), str(folder))
-        order = np.random.default_rng(0)
 
         def ours() -> float:
             began = perf_counter()
             run._sync()
-            drawn, measured = run._all_of(run._draw(source))
-            run.handed_in.append(run._hand_in(drawn, measured, settings, order))
+            data = run._all_of(run._draw())
+            run.handed_in.append(run._hand_in(data, settings))
             run._settle()
             seconds = perf_counter() - began
-            drawn_with.append(drawn)
+            drawn_with.append(data.drawn)
             return seconds
 
         def theirs() -> float:

@@ -168,6 +168,45 @@ def test_loading_again_forgets_weights_and_optimizer(group, trained, model, clus
     assert gap(train(group, model, cluster).weights, trained.weights) < 1e-6
 
 
+def learn(group, updates) -> list[float]:
+    """Losses of DPO steps against the start, whose log-probabilities are taken as they are in the policy at hand."""
+    zero = (np.zeros(1), np.zeros(1))
+    work = [
+        Step(DPO.objectives[0], [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": zero}) for r in rows], SETTINGS, RATE)
+        for rows in updates
+    ]  # fmt: skip
+    return [means["loss"] for means in group.steps(work)[0]]
+
+
+def test_training_goes_on_from_a_checkpoint_to_the_last_bit(group, trained, model, cluster, tmp_path):
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    learn(group, UPDATES[:2])
+    sums = group.save_state(str(tmp_path))
+    losses = learn(group, UPDATES[2:])
+    weights = {name: array.copy() for name, array in cluster.get(group.weights("policy")).items()}
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load_state(str(tmp_path), list(sums))
+    assert learn(group, UPDATES[2:]) == losses
+    assert gap(cluster.get(group.weights("policy")), weights) == 0
+    assert gap(weights, cluster.get(group.weights("policy"))) == 0 < len(sums)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):
+    for group in groups.values():
+        set_stage(group, stage, cluster)
+        group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    learn(groups[before], UPDATES[:2])
+    sums = groups[before].save_state(str(tmp_path))
+    groups[after].load_state(str(tmp_path), list(sums))
+    np.testing.assert_allclose(learn(groups[after], UPDATES[2:]), learn(groups[before], UPDATES[2:]), rtol=1e-5)
+    weights = [{n: a.copy() for n, a in cluster.get(g.weights("policy")).items()} for g in groups.values()]
+    assert gap(*weights) < 0.02 * RATE
+    for group in groups.values():
+        group.free("policy")
+
+
 def test_what_steps_cost_is_known_before(group, trained):
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
     work = [Step(DPO.objectives[0], rows, SETTINGS, 0.0), Step(DPO.objectives[0], rows[:3], SETTINGS, 0.0)]
