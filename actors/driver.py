@@ -70,13 +70,15 @@ def drive(
         )
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
         engine_time = EngineTime()
-        fleet = start_fleet(recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, profile)
+        fleet = start_fleet(
+            recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, display.say, profile
+        )
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
-            functools.partial(_begin_evaluation, fleet, recipe, material), begin_report,
+            functools.partial(_begin_evaluation, fleet, recipe, material), begin_report, fleet.recover,
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
         if profile:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.crew import Replace, Watched, no_replacement
 from actors.profile import Profiled, noted
 from actors.rollout_pool import load_from_object_store
 from actors.vllm_engine import VLLMEngine
@@ -44,7 +45,7 @@ class HeldOut:
     decode: Callable[[Sequence[int]], str] = field(repr=False)
 
 
-class EvaluatorActor(Profiled):
+class EvaluatorActor(Profiled, Watched):
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, "object_store")
         self.devices = placement.gpus or placement.cpus
@@ -52,9 +53,9 @@ class EvaluatorActor(Profiled):
         self.dtype, self.max_length = dtype, max_length
 
     @noted
-    def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
+    def begin(self, held_out: HeldOut, reference: str, charged: bool) -> tuple[str, ...]:
         """Set what is looked at, and the policy that KL, log-ratios and probes refer to. Returns what a reader of the
-        probe sets must know, a sentence each. The next look is charged with what this costs."""
+        probe sets must know, a sentence each. The next look is charged with what this costs, unless it was before."""
         from rlhf_bench.models import load_model
 
         self.held_out = held_out
@@ -73,6 +74,9 @@ class EvaluatorActor(Profiled):
         )  # fmt: skip
         self.panel = Panel(self.reference, held_out.pairs, main, probes, held_out.settings.gradient_pairs, self.scorer)
         self.setup_seconds, self.setup_flops = perf_counter() - began, self._flops()
+        if not charged:
+            self.setup_seconds = self.setup_flops = 0.0
+            self._reset_counts()
         return probes.notes
 
     @noted
@@ -166,32 +170,68 @@ class EvaluatorActor(Profiled):
         return {"kl": kl, "entropy": policy.entropy, "argmax_confidence": policy.confidence}
 
 
+@dataclass(frozen=True)
+class _Submitted:
+    label: Any
+    at: float
+    weights: ray.ObjectRef
+    version: int
+
+
 class Evaluator:
     """The driver's handle: hand in snapshots, collect results when they are there."""
 
-    def __init__(self, actor: Any, engine_time: EngineTime):
-        self.engine_time = engine_time
+    def __init__(self, actor: Any, engine_time: EngineTime, replace: Replace = no_replacement):
+        self.engine_time, self.replace = engine_time, replace
         self.actor = actor
-        self.pending: list[tuple[Any, float, ray.ObjectRef]] = []  # label, when it was submitted, result
+        self.begun: tuple[HeldOut, str] | None = None
+        self.charged = False  # has a look been charged with what beginning has cost?
+        self.pending: list[tuple[_Submitted, ray.ObjectRef]] = []
 
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each."""
+        self.begun, self.charged = (held_out, reference), False
         with self.engine_time.at_work("evaluation"):
-            return ray.get(self.actor.begin.remote(held_out, reference))
+            while True:
+                try:
+                    return ray.get(self.actor.begin.remote(held_out, reference, True))
+                except Exception as error:
+                    self.actor = self.replace(0, error)
 
     def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
         """Start an evaluation; `label` comes back with its result."""
-        self.pending.append((label, perf_counter(), self.actor.evaluate.remote([weights], version)))
+        self._submit(_Submitted(label, perf_counter(), weights, version))
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]:
         """Results that are there, in order; with `wait`, all that were submitted."""
         done = []
         while self.pending:
-            label, submitted, ref = self.pending[0]
+            submitted, ref = self.pending[0]
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
-            evaluation = self.engine_time.during("evaluation", ray.get, ref)
-            self.engine_time.aside("evaluation", "evaluator", submitted, evaluation.seconds)
-            done.append((label, evaluation))
+            try:
+                evaluation = self.engine_time.during("evaluation", ray.get, ref)
+            except Exception as error:
+                self._begin_again(error)
+                continue
+            self.charged = True
+            self.engine_time.aside("evaluation", "evaluator", submitted.at, evaluation.seconds)
+            done.append((submitted.label, evaluation))
             self.pending.pop(0)
         return done
+
+    def forget(self) -> None:
+        """What was submitted: nobody asks for it any more."""
+        self.pending.clear()
+
+    def _submit(self, one: _Submitted) -> None:
+        self.pending.append((one, self.actor.evaluate.remote([one.weights], one.version)))
+
+    def _begin_again(self, error: Exception) -> None:
+        """Another evaluator in the place of a lost one, which looks at all that has no result yet."""
+        self.actor = self.replace(0, error)
+        if self.begun is not None:
+            self.actor.begin.remote(*self.begun, not self.charged)
+        waiting, self.pending = self.pending, []
+        for one, _ in waiting:
+            self._submit(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.crew import Crew, Replace, loss
 from actors.evaluator import Evaluator, EvaluatorActor
 from actors.learner_group import LearnerGroup, LearnerRank
 from actors.profile import ENABLED
@@ -18,6 +20,7 @@ from actors.weight_sync import WeightSync, weight_sync
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
+from rlhf_bench.roles import StateLost
 from rlhf_bench.types import RunFailed
 
 Bundle = dict[str, float]
@@ -37,11 +40,20 @@ class Fleet:
     evaluator: Evaluator
     sync: WeightSync
     group: PlacementGroup
-    actors: dict[str, Any]  # "learner 0" and so on
+    crew: Crew
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """By name: "learner 0" and so on."""
+        return self.crew.actors
+
+    def recover(self, lost: StateLost) -> None:
+        """After this whatever was under way may begin again: from a checkpoint, or from its start."""
+        self.learner.rebuild(str(lost))
+        self.evaluator.forget()
 
     def stop(self) -> None:
-        for actor in self.actors.values():
-            ray.kill(actor)
+        self.crew.stop()
         remove_placement_group(self.group)
 
 
@@ -106,12 +118,13 @@ def start_fleet(
     eos_id: int,
     scorer: bool,
     engine_time: EngineTime,
+    say: Callable[[str], None],
     profile: bool = False,
 ) -> Fleet:
     """Start every role at once; calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
     group, asked, where = engine_time.during("starting", reserve, placement, scorer)
-    actors: dict[str, Any] = {}
+    crew = Crew(recipe.reliability, group, placement.timeout_seconds, say)
     sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
 
     def start(cls: type, role: str, i: int, *args: Any) -> Any:
@@ -123,8 +136,14 @@ def start_fleet(
             scheduling_strategy=place, name=None,
             runtime_env={"env_vars": variables(roles_of(placement, True)[role], profile)},
         )  # fmt: skip
-        actors[f"{role} {i}"] = remote.remote(*args)
-        return actors[f"{role} {i}"]
+        return crew.start(f"{role} {i}", lambda: remote.remote(*args))
+
+    def replace(role: str) -> Replace:
+        def one(i: int, error: Exception) -> Any:
+            (actor,) = crew.replace(loss(error), f"{role} {i}")
+            return actor
+
+        return one
 
     learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
     ranks = [
@@ -145,16 +164,27 @@ def start_fleet(
         else []
     )
     budget = recipe.compute.tokens_per_micro_batch
-    group_handle = LearnerGroup(ranks, learner.cpus, learner.gpus, budget, engine_time)
-    group_handle.join()
+    names = [f"learner {i}" for i in range(learner.actors)]
+    group_handle = LearnerGroup(
+        ranks, learner.cpus, learner.gpus, budget, engine_time, lambda cause: crew.replace(cause, *names)
+    )
+    while True:
+        try:
+            group_handle.join()
+            break
+        except StateLost as lost:
+            group_handle.ranks = crew.replace(str(lost), *names)
+    sync = weight_sync(placement.weight_sync, group_handle, engines, replace("rollout"))
     return Fleet(
-        pool=RolloutPool(engines, rollout, shape, eos_id, budget * learner.actors, engine_time),
-        scorer=RewardScorer(scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time)
+        pool=RolloutPool(engines, rollout, shape, eos_id, budget * learner.actors, engine_time, sync.bring_up),
+        scorer=RewardScorer(
+            scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time, replace("scorer")
+        )
         if scorer
         else None,
         learner=group_handle,
-        evaluator=Evaluator(looker, engine_time),
-        sync=weight_sync(placement.weight_sync, group_handle, engines),
+        evaluator=Evaluator(looker, engine_time, replace("evaluator")),
+        sync=sync,
         group=group,
-        actors=actors,
+        crew=crew,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -16,21 +16,24 @@ from typing import Any, Literal
 import numpy as np
 import ray
 
+from actors.crew import Watched, loss
 from actors.profile import Profiled, noted
-from actors.under_way import UnderWay
+from actors.under_way import UnderWay, answers
 from rlhf_bench.checkpoints import fetch, put
 from rlhf_bench.engine_time import Activity, EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
 from rlhf_bench.models import load_model, scale_head
-from rlhf_bench.roles import Means, Measures, Step
+from rlhf_bench.roles import Means, Measures, StateLost, Step
 from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
 
 ModelName = Literal["policy", "reference", "critic"]
 TRAINING_STATE = ("weight", "exp_avg", "exp_avg_sq", "step")
 """What Adam goes on from, per parameter; in a checkpoint `weight/NAME` and so on."""
+PEER_SECONDS = 15.0
+"""So long a rank may take to answer after another one has failed."""
 SHARD_BYTES = 2**30
 """Of a checkpoint's files: rank 0 holds that much at a time."""
 KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "reference": "causal", "critic": "scalar"}
@@ -49,7 +52,7 @@ def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str
     }
 
 
-class LearnerRank(Profiled):
+class LearnerRank(Profiled, Watched):
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
     def __init__(self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str):
@@ -74,6 +77,9 @@ class LearnerRank(Profiled):
         with socket.socket() as s:
             s.bind(("", 0))
             return ray.util.get_node_ip_address(), s.getsockname()[1]
+
+    def ping(self) -> None:
+        """An answer says that this rank lives and waits for no other."""
 
     def join(self, address: str, port: int) -> None:
         os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
@@ -402,8 +408,9 @@ class LearnerGroup:
         gpus: int,
         tokens_per_micro_batch: int,
         engine_time: EngineTime,
+        restart: Callable[[str], list[Any]] | None = None,
     ):
-        self.engine_time = engine_time
+        self.engine_time, self.restart = engine_time, restart
         self.ranks = list(actors)
         self.devices = len(actors) * (gpus or cpus)
         self.tokens_per_micro_batch = tokens_per_micro_batch
@@ -411,8 +418,15 @@ class LearnerGroup:
         self.first_step_began: float | None = None
 
     def join(self) -> None:
-        address, port = self._get("starting", self.ranks[0].address.remote())
+        ((address, port),) = self._get("starting", [self.ranks[0].address.remote()])
         self._get("starting", [r.join.remote(address, port) for r in self.ranks])
+
+    def rebuild(self, cause: str) -> None:
+        """All ranks anew, for one that is lost: they hold collectives. Their models are gone with them."""
+        assert self.restart is not None, "a group that nobody keeps cannot be rebuilt"
+        self.ranks = self.restart(cause)
+        self.shapes.clear()
+        self.join()
 
     def load(
         self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
@@ -439,7 +453,7 @@ class LearnerGroup:
             refs = [
                 r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)
             ]
-        return UnderWay("measuring", "learner", refs, finish, self.engine_time)
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost)
 
     def measure_cost(self, name: ModelName, rows: Sequence[Row]) -> Cost:
         """What that would cost, but for seconds."""
@@ -470,7 +484,7 @@ class LearnerGroup:
                 r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
                 for rank, r in enumerate(self.ranks)
             ]
-        return UnderWay("learning", "learner", refs, finish, self.engine_time)
+        return UnderWay("learning", "learner", refs, finish, self.engine_time, self._lost)
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What these steps will cost, but for seconds: known before they are taken."""
@@ -498,7 +512,7 @@ class LearnerGroup:
                 r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
                 for r, p in zip(self.ranks, plan, strict=True)
             ]
-        return UnderWay("measuring", "learner", refs, finish, self.engine_time).result()
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost).result()
 
     def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
         """One forward and two backward passes; known before they are made, but for seconds."""
@@ -510,8 +524,7 @@ class LearnerGroup:
     def weights(self, name: ModelName) -> ray.ObjectRef:
         """The full weights, as one object in Ray's store."""
         refs = [r.weights.remote(name) for r in self.ranks]
-        self.engine_time.during("sync", ray.wait, refs, num_returns=len(refs))
-        self._get("sync", refs[1:])
+        self._get("sync", [r.ping.remote() for r in self.ranks])  # answered once the weights are out
         return refs[0]
 
     def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
@@ -531,8 +544,29 @@ class LearnerGroup:
         self._get("loading", [r.free.remote(name) for r in self.ranks])
         self.shapes.pop(name, None)
 
-    def _get(self, activity: Activity, refs: Any) -> Any:
-        return self.engine_time.during(activity, ray.get, refs)
+    def _get(self, activity: Activity, refs: Sequence[ray.ObjectRef]) -> list[Any]:
+        return self.engine_time.during(activity, answers, refs, self._lost)
+
+    def _lost(self, rank: int, error: Exception) -> ray.ObjectRef:
+        """What a rank held cannot be handed to another: `StateLost`. An error of its own may come of a peer's end, which shows
+        a little later."""
+        if self.restart is None:
+            raise error
+        try:
+            cause = loss(error)
+        except Exception:
+            if len(self.ranks) == 1 or self._all_live():
+                raise
+            cause = "has lost a rank beside it"
+        raise StateLost(f"learner {rank} {cause}") from error
+
+    def _all_live(self) -> bool:
+        pings = [r.ping.remote() for r in self.ranks]
+        try:
+            ray.get(pings, timeout=PEER_SECONDS)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return False
+        return True
 
     def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
         if not rows:

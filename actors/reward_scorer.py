@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
+from actors.crew import Replace, Watched, no_replacement
 from actors.profile import Profiled, noted
-from actors.under_way import UnderWay
+from actors.under_way import Again, UnderWay, answers
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops
 from rlhf_bench.ledger import Cost
@@ -20,7 +21,7 @@ from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row
 
 
-class ScorerActor(Profiled):
+class ScorerActor(Profiled, Watched):
     def __init__(self, cpus: int, gpus: int):
         import torch
 
@@ -64,17 +65,31 @@ class RewardScorer:
         gpus: int,
         tokens_per_micro_batch: int,
         engine_time: EngineTime,
+        replace: Replace = no_replacement,
     ):
-        self.engine_time = engine_time
+        self.engine_time, self.replace = engine_time, replace
         self.actors = list(actors)
         self.devices_each = gpus or cpus
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shape: ModelShape | None = None
+        self.model = ("", "")  # path and number format
 
     def load(self, path: Path, dtype: str) -> None:
-        self.shape = self.engine_time.during(
-            "loading", ray.get, [a.load.remote(str(path), dtype) for a in self.actors]
-        )[0]
+        self.model = (str(path), dtype)
+        asked = [a.load.remote(*self.model) for a in self.actors]
+        self.shape = self.engine_time.during("loading", answers, asked, self._again("load", [self.model] * len(asked)))[
+            0
+        ]
+
+    def _again(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Again:
+        """The call to another scorer, with the same model, in the place of one that is lost."""
+
+        def again(i: int, error: Exception) -> ray.ObjectRef:
+            self.actors[i] = self.replace(i, error)
+            loaded = self.actors[i].load.remote(*self.model)
+            return loaded if method == "load" else getattr(self.actors[i], method).remote(*arguments[i])
+
+        return again
 
     def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
         """Hand rows in, and go on."""
@@ -91,7 +106,8 @@ class RewardScorer:
         with self.engine_time.at_work("scoring"):
             ref = ray.put(list(rows))
             refs = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
-        return UnderWay("scoring", "scorer", refs, finish, self.engine_time)
+        again = self._again("score", [(ref, p) for p in plan])
+        return UnderWay("scoring", "scorer", refs, finish, self.engine_time, again)
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Hand rows in, and wait."""

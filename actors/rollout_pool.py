@@ -10,7 +10,9 @@ from typing import Any
 
 import ray
 
+from actors.crew import Replace, Watched, no_replacement
 from actors.profile import Profiled, noted
+from actors.under_way import answers
 from actors.vllm_engine import Request, VLLMEngine
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape, generation_flops
@@ -25,7 +27,7 @@ RETURNS_PER_BATCH = 8
 """An engine that is decoding its full number of sequences hands back what has ended when an eighth of them has."""
 
 
-class RolloutActor(Profiled):
+class RolloutActor(Profiled, Watched):
     """One engine in one process."""
 
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
@@ -82,6 +84,21 @@ class _Engine:
     tokens: int = 0  # of prompts, and of responses at their longest
     # Oldest first: the call, since when, until how many answers.
     calls: deque[tuple[ray.ObjectRef, float, int]] = field(default_factory=deque)
+    # For another engine in its place: what this one was handed in every call, and which of it has been answered.
+    history: list[tuple[dict[int, Request], int]] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+
+    def advance(self, requests: dict[int, Request], sampling: Sampling, eos_id: int, until: int) -> None:
+        ref = self.actor.advance.remote(requests, sampling, eos_id, until)
+        self.calls.append((ref, perf_counter(), until))
+
+    def do_again(self, actor: Any, sampling: Sampling, eos_id: int) -> None:
+        """Have another engine do all that this one was asked for, call by call: it draws what the first one drew, since
+        what an engine draws hangs, in the last bits, on what it draws beside it. What is known already is not taken twice."""
+        self.actor = actor
+        self.calls.clear()
+        for requests, until in self.history:
+            self.advance(requests, sampling, eos_id, until)
 
     @property
     def promised(self) -> int:
@@ -94,15 +111,17 @@ class RolloutPool:
 
     def __init__(
         self,
-        actors: Sequence[Any],
+        actors: list[Any],
         placement: RolloutPlacement,
         shape: ModelShape,
         eos_id: int,
         tokens_per_part: int,
         engine_time: EngineTime,
+        replace: Replace = no_replacement,
     ):
-        self.engine_time = engine_time
-        self.actors = list(actors)
+        """`actors` is shared with the weight sync. `replace` gives an engine that holds the weights which a lost one held."""
+        self.engine_time, self.replace = engine_time, replace
+        self.actors = actors
         self.devices_each = placement.gpus or placement.cpus
         self.batch = placement.concurrent_requests
         self.shape, self.eos_id, self.tokens_per_part = shape, eos_id, tokens_per_part
@@ -125,8 +144,8 @@ class RolloutPool:
         parts = deque(self._parts(prompts, sampling))
         found: dict[int, _Answer] = {}
         seconds = 0.0
-        for answers, spent in self._answers(prompts, sampling, list(parts)):
-            found |= answers
+        for some, spent in self._answers(prompts, sampling, list(parts)):
+            found |= some
             seconds += spent
             while parts and all(n in found for i in parts[0] for n in _numbers(i, sampling)):
                 yield self._part(prompts, sampling, parts.popleft(), found, seconds * self.devices_each)
@@ -182,14 +201,14 @@ class RolloutPool:
         try:
             self._hand_out(engines, waiting, prompts, sampling, most_in_part)
             while any(e.requests for e in engines):
-                answered = self._answered(engines)
-                for engine, (answers, _, _) in answered:
-                    engine.requests -= len(answers)
-                    engine.tokens -= sum(_tokens(prompts[n // sampling.count], sampling) for n in answers)
+                answered = self._answered(engines, sampling)
+                for engine, (found, _, _) in answered:
+                    engine.requests -= len(found)
+                    engine.tokens -= sum(_tokens(prompts[n // sampling.count], sampling) for n in found)
                 # Before the answers are looked at, so that no engine waits for that.
                 self._hand_out(engines, waiting, prompts, sampling, most_in_part)
-                for _, (answers, version, seconds) in answered:
-                    yield {n: (version, out) for n, out in answers.items()}, seconds
+                for _, (found, version, seconds) in answered:
+                    yield {n: (version, out) for n, out in found.items()}, seconds
         finally:
             for engine in engines:
                 if engine.requests:  # whoever took the answers has stopped early
@@ -217,20 +236,30 @@ class RolloutPool:
             new = handed.get(engine.number, {})
             while new or (engine.promised < engine.requests and len(engine.calls) < CALLS_AHEAD):
                 until = few if waiting else part
-                ref = engine.actor.advance.remote(new, sampling, self.eos_id, until)
-                engine.calls.append((ref, perf_counter(), until))
+                engine.history.append((new, until))
+                engine.advance(new, sampling, self.eos_id, until)
                 new = {}
 
-    def _answered(self, engines: Sequence[_Engine]) -> list[tuple[_Engine, Any]]:
-        """What `advance` gave, of every engine whose oldest call is done; waits for one."""
+    def _answered(self, engines: Sequence[_Engine], sampling: Sampling) -> list[tuple[_Engine, Any]]:
+        """What `advance` gave, of every engine whose oldest call is done; waits for one. An engine that is lost is replaced."""
         asked = {engine.calls[0][0]: engine for engine in engines if engine.calls}
         self.engine_time.during("rollout", ray.wait, list(asked))
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
         found = []
-        for ref, answer in zip(ready, self.engine_time.during("rollout", ray.get, ready), strict=True):
-            _, began, _ = asked[ref].calls.popleft()
-            self.engine_time.aside("rollout", f"rollout {asked[ref].number}", began, answer[2])
-            found.append((asked[ref], answer))
+        for ref in ready:
+            engine = asked[ref]
+            try:
+                out, version, seconds = self.engine_time.during("rollout", ray.get, ref)
+            except Exception as error:
+                self.actors[engine.number] = self.replace(engine.number, error)
+                engine.do_again(self.actors[engine.number], sampling, self.eos_id)
+                continue
+            _, began, _ = engine.calls.popleft()
+            self.engine_time.aside("rollout", f"rollout {engine.number}", began, seconds)
+            new = {n: answer for n, answer in out.items() if n not in engine.answered}
+            engine.answered |= new.keys()
+            if new:  # else it was done before, and is charged already
+                found.append((engine, (new, version, seconds)))
         return found
 
     def check(
@@ -242,9 +271,15 @@ class RolloutPool:
         version: int,
     ) -> float:
         """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the tolerance."""
-        asked = [a.logprobs.remote(tuple(prompt_ids), tuple(response_ids)) for a in self.actors]
-        answers = self.engine_time.during("sync", ray.get, asked)
-        gap = max(abs(x - y) for answer in answers for x, y in zip(answer, expected, strict=True))
+
+        def again(i: int, error: Exception) -> ray.ObjectRef:
+            self.actors[i] = self.replace(i, error)
+            return self.actors[i].logprobs.remote(*probe)
+
+        probe = (tuple(prompt_ids), tuple(response_ids))
+        asked = [a.logprobs.remote(*probe) for a in self.actors]
+        found = self.engine_time.during("sync", answers, asked, again)
+        gap = max(abs(x - y) for answer in found for x, y in zip(answer, expected, strict=True))
         if not gap <= tolerance:  # nan fails too
             raise RunFailed(
                 f"weight sync: after update {version} an engine's log-probs differ from the learner's by {gap:.2g} nats, "

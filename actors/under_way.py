@@ -14,6 +14,11 @@ from rlhf_bench.engine_time import Activity, EngineTime
 T = TypeVar("T")
 
 
+Again = Callable[[int, Exception], ray.ObjectRef]
+"""An actor's number and what its call raised -> the same call, made to another actor in its place. Raises what it cannot
+mend."""
+
+
 @dataclass(frozen=True)
 class UnderWay(Generic[T]):
     """`refs`: one per actor, each an answer and the seconds that the actor worked for it."""
@@ -23,12 +28,27 @@ class UnderWay(Generic[T]):
     refs: Sequence[ray.ObjectRef]
     finish: Callable[[list[Any], list[float]], T]  # answers and seconds of all actors -> what the caller wants of them
     engine_time: EngineTime
+    again: Again
     began: float = field(default_factory=perf_counter)
 
     def result(self) -> T:
         """Wait for all of them."""
-        found = self.engine_time.during(self.activity, ray.get, list(self.refs))
-        answers, seconds = [answer for answer, _ in found], [spent for _, spent in found]
+        found = self.engine_time.during(self.activity, answers, self.refs, self.again)
+        seconds = [spent for _, spent in found]
         for i, spent in enumerate(seconds):
             self.engine_time.aside(self.activity, f"{self.role} {i}", self.began, spent)
-        return self.finish(answers, seconds)
+        return self.finish([answer for answer, _ in found], seconds)
+
+
+def answers(refs: Sequence[ray.ObjectRef], again: Again) -> list[Any]:
+    """Of a call to every actor of a role, as soon as one of them fails: the others may be waiting for it."""
+    waiting = {ref: i for i, ref in enumerate(refs)}
+    found: dict[int, Any] = {}
+    while waiting:
+        (ref,), _ = ray.wait(list(waiting), num_returns=1)
+        i = waiting.pop(ref)
+        try:
+            found[i] = ray.get(ref)
+        except Exception as error:
+            waiting[again(i, error)] = i
+    return [found[i] for i in range(len(refs))]

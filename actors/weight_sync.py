@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import ray
 
+from actors.crew import Replace, no_replacement
+from actors.under_way import answers
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,21 +31,45 @@ class WeightSync(Protocol):
     def send(self, version: int) -> ray.ObjectRef | None:
         """Bring every engine to the learner's current weights. Returns them where they exist as one object."""
 
+    def bring_up(self, number: int, error: Exception) -> Any:
+        """Another engine in the place of one that is lost, with the weights that it held."""
+
 
 class ObjectStoreSync:
-    def __init__(self, learner: Any, engines: list[Any]):
-        self.learner, self.engines = learner, engines
+    """`engines` is the pool's own list. The weights that were sent last are kept, for an engine in a lost one's place."""
+
+    def __init__(self, learner: Any, engines: list[Any], replace: Replace = no_replacement):
+        self.learner, self.engines, self.replace = learner, engines, replace
+        self.sent: tuple[ray.ObjectRef, int] | None = None
 
     def send(self, version: int) -> ray.ObjectRef:
         weights = self.learner.weights("policy")
-        self.learner.engine_time.during(
-            "sync", ray.get, [e.load_weights.remote([weights], version) for e in self.engines]
-        )
+        self.sent = (weights, version)
+
+        def again(i: int, error: Exception) -> ray.ObjectRef:
+            self.engines[i] = self.replace(i, error)
+            return self.engines[i].load_weights.remote([weights], version)
+
+        asked = [e.load_weights.remote([weights], version) for e in self.engines]
+        self.learner.engine_time.during("sync", answers, asked, again)
         return weights
+
+    def bring_up(self, number: int, error: Exception) -> Any:
+        """Another engine in the place of one that is lost, with the weights that it held."""
+        engine = self.replace(number, error)
+        while self.sent is not None:
+            weights, version = self.sent
+            try:
+                self.learner.engine_time.during("sync", ray.get, engine.load_weights.remote([weights], version))
+                break
+            except Exception as again:
+                engine = self.replace(number, again)
+        return engine
 
 
 class DeviceSync:
-    """nccl or ipc: all learner ranks gather, rank 0 drives the engines through vLLM's protocol."""
+    """nccl or ipc: all learner ranks gather, rank 0 drives the engines through vLLM's protocol. An engine that is lost ends the
+    run, which can be carried on: vLLM's group of GPUs has no way to take in another one."""
 
     def __init__(self, backend: str, learner: Any, engines: list[Any]):
         self.backend, self.learner, self.engines = backend, learner, engines
@@ -56,9 +83,14 @@ class DeviceSync:
         self.learner.engine_time.during("sync", ray.get, sent)
         self.learner.engine_time.during("sync", ray.get, [e.finish_sync.remote(version) for e in self.engines])
 
+    def bring_up(self, number: int, error: Exception) -> Any:
+        raise error
 
-def weight_sync(backend: str, learner: Any, engines: list[Any]) -> WeightSync:
-    return ObjectStoreSync(learner, engines) if backend == OBJECT_STORE else DeviceSync(backend, learner, engines)
+
+def weight_sync(backend: str, learner: Any, engines: list[Any], replace: Replace = no_replacement) -> WeightSync:
+    if backend == OBJECT_STORE:
+        return ObjectStoreSync(learner, engines, replace)
+    return DeviceSync(backend, learner, engines)
 
 
 class EngineClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_bench.checkpoints import Checkpoints
 from rlhf_bench.ledger import Cost, Ledger, Phase
@@ -32,7 +33,7 @@ from rlhf_bench.records import (
     write_json,
 )
 from rlhf_bench.resume import StartSamples
-from rlhf_bench.roles import Roles
+from rlhf_bench.roles import Roles, StateLost
 from rlhf_bench.signals import Grace, grace
 from rlhf_bench.sources import DrawnBefore
 from rlhf_bench.stages import Start, make_start
@@ -43,6 +44,9 @@ from rlhf_bench.types import Evaluation
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
     from rlhf_bench.report.page import Elsewhere
+
+
+T = TypeVar("T")
 
 
 class ArmSaver:
@@ -87,17 +91,18 @@ class Comparison:
     began: float
     begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
+    recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
     drawn_before: DrawnBefore = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
-        start = make_start(self.recipe, self.material, self.roles, self.cache, self.say)
+        start = self._surely(make_start, self.recipe, self.material, self.roles, self.cache, self.say)
         self.drawn_before = StartSamples(self.directory / "state", start.base.name)
         self.arms = self._tuned(start, arms)
         self.notes = [*self.material.task.notes, *self.begin_evaluation(start, False)]
-        base = self._look_at_base(start)
+        base = self._surely(self._look_at_base, start)
         self.before_arms = self._seconds(self.began)
         first_update = None
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
@@ -110,7 +115,7 @@ class Comparison:
                     self.say(f"{arm} · seed {seed}: already done, kept")
                     continue
                 self.display.begin(arm, seed, done, len(todo))
-                part, seconds, by_phase, result = self._run_arm(arm, seed, start, base)
+                part, seconds, by_phase, result = self._surely(self._run_arm, arm, seed, start, base)
                 first_update = first_update if first_update is not None else seconds
                 if written is not None:
                     written.result()
@@ -139,6 +144,14 @@ class Comparison:
             self.tracker.artifact(self.directory / name)
         return summary
 
+    def _surely(self, work: Callable[..., T], *arguments: Any) -> T:
+        """A piece of work that may begin anew wherever it was cut short: it keeps what it has got on disk."""
+        while True:
+            try:
+                return work(*arguments)
+            except StateLost as lost:
+                self.recover(lost)
+
     def _part(self, arm: str, seed: int) -> Part:
         settings = self.arms[arm]
         return Part(self.directory, arm, settings.method, settings.data, seed)
@@ -149,7 +162,7 @@ class Comparison:
         if tuning is None:
             return dict(self.recipe.arms)
         self.begin_evaluation(start, True)
-        base = self._look_at_base(start)
+        base = self._surely(self._look_at_base, start)
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
             # The reward model is paid for in the comparison, once, not again in every trial.
@@ -166,7 +179,8 @@ class Comparison:
             status = run.run(None)
             return scores[-1], status, ledger.total().as_dict()
 
-        return tuned_arms(self.recipe, self.directory, arms, run_trial, self.say)
+        trial = functools.partial(self._surely, run_trial)
+        return tuned_arms(self.recipe, self.directory, arms, trial, self.say)
 
     def _look_at_base(self, start: Start) -> Evaluation:
         """Every arm's curve begins with the base policy: looked at once."""

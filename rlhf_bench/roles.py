@@ -16,6 +16,10 @@ Snapshot = Any
 """A policy's weights at one moment; what it is made of is the roles' business."""
 
 
+class StateLost(Exception):
+    """A role has lost what cannot be handed to it again. Whoever knows how begins that piece of work anew."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step: on which rows, towards what, at what rate."""

@@ -78,7 +78,7 @@ def iteration() -> Measured:
             for i in range(PROMPTS)
         ]
         shape: ModelShape = shape_of(str(folder))
-        fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime())
+        fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime(), print)
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
         fleet.scorer.load(folder, "float32")
         material = Material(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})

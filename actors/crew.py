@@ -1,0 +1,177 @@
+"""All actors of a fleet by name: who dies is started again, and who shows no sign of life is ended first.
+
+    actor's thread ── a beat every few seconds ──> Watch (an actor) <── ages? ── driver's thread ── ray.kill ──> the silent one
+
+Whoever waits for an actor's answer then sees one kind of trouble, a dead actor, asks `Crew.replace` for another in its place,
+brings that one to where the old one was, and hands it the same work. That is the business of the role's own handle
+(rollout_pool.py, reward_scorer.py, evaluator.py); a learner that has lost a rank raises `StateLost` instead, since weights
+are gone with it: the arm then goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import exceptions
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from rlhf_bench.recipe.sections import Reliability
+from rlhf_bench.roles import StateLost
+from rlhf_bench.types import RunFailed
+
+Replace = Callable[[int, Exception], Any]
+"""The number of an actor among those of its role and what a call to it raised -> another actor in its place. Whatever is no
+loss of the actor is raised again."""
+BEATS = 5
+"""In the time after which silence counts as a hang."""
+
+
+def no_replacement(number: int, error: Exception) -> Any:
+    """Of actors that nobody keeps."""
+    raise error
+
+
+class Watched:
+    """An actor that gives signs of life."""
+
+    def be_watched(self, watch: Any, key: str, every: float) -> None:
+        """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
+
+        def beat() -> None:
+            while True:
+                watch.beat.remote(key)
+                time.sleep(every)
+
+        threading.Thread(target=beat, name="beat", daemon=True).start()
+
+
+class Watch:
+    """When each actor was last heard of."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, float] = {}
+
+    def beat(self, key: str) -> None:
+        self.heard[key] = time.monotonic()
+
+    def silence(self) -> dict[str, float]:
+        """Seconds since an actor was last heard of, for those that ever were."""
+        now = time.monotonic()
+        return {key: now - at for key, at in self.heard.items()}
+
+
+@dataclass(frozen=True)
+class Restart:
+    names: tuple[str, ...]
+    cause: str
+    at: float  # `time.perf_counter`
+
+
+def loss(error: Exception) -> str:
+    """What has happened to the actor that a call to it raised this. Any other error is raised as it is; `StateLost` where
+    it is not the actor that is lost, but data that it was handed."""
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "was ended by Ray for want of memory"
+    if isinstance(error, (exceptions.ActorDiedError, exceptions.WorkerCrashedError, exceptions.ActorUnavailableError)):
+        return "has died, or did not answer and was ended"
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, (exceptions.ObjectLostError, exceptions.RaySystemError)):
+        raise StateLost("data was on a node that is lost") from error
+    if isinstance(error, exceptions.RayTaskError) and _out_of_memory(cause):
+        return "is out of memory"
+    raise error
+
+
+def _out_of_memory(cause: Any) -> bool:
+    text = str(cause)
+    return isinstance(cause, MemoryError) or "can't allocate memory" in text or "out of memory" in text.lower()
+
+
+class Crew:
+    """Every actor under its name ("rollout 0"), and how it is started."""
+
+    def __init__(self, settings: Reliability, group: PlacementGroup, room_seconds: float, say: Callable[[str], None]):
+        self.settings, self.group, self.room_seconds, self.say = settings, group, room_seconds, say
+        self.actors: dict[str, Any] = {}
+        self.restarts: list[Restart] = []
+        self._make: dict[str, Callable[[], Any]] = {}
+        self._keys: dict[str, tuple[str, float]] = {}  # of the living: its key at the watch, since when
+        self._recent: deque[float] = deque()
+        self._started = 0
+        self._ending = threading.Event()
+        self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        self._thread = threading.Thread(target=self._look_after, name="crew", daemon=True)
+        self._thread.start()
+
+    def start(self, name: str, make: Callable[[], Any]) -> Any:
+        """Start an actor for the first time; `make` starts it and gives its handle."""
+        self._make[name] = make
+        actor = self.actors[name] = make()
+        self._started += 1
+        key = f"{name}, {self._started}"
+        actor.be_watched.remote(self._watch, key, self.settings.hang_seconds / BEATS)
+        self._keys[name] = (key, time.monotonic())
+        return actor
+
+    def replace(self, cause: str, *names: str) -> list[Any]:
+        """Other actors in the place of those, of which one is lost. Raises RunFailed where too many were lost of late, or
+        where the cluster has no room for them in time."""
+        now, who = time.perf_counter(), " and ".join(names)
+        while self._recent and now - self._recent[0] > self.settings.window_seconds:
+            self._recent.popleft()
+        if len(self._recent) >= self.settings.restarts:
+            raise RunFailed(
+                f"{who} {cause}; {self.settings.restarts} restarts (reliability.restarts) within "
+                f"{self.settings.window_seconds:.0f} s were not enough; the same command goes on from the last checkpoint"
+            )
+        self._recent.append(now)
+        self.say(f"{who} {cause}: started again")
+        self.restarts.append(Restart(names, cause, now))
+        for name in names:
+            self._keys.pop(name, None)
+            ray.kill(self.actors[name])
+        self._wait_for_room(who)
+        return [self.start(name, self._make[name]) for name in names]
+
+    def stop(self) -> None:
+        self._ending.set()
+        self._thread.join()
+        for actor in (*self.actors.values(), self._watch):
+            ray.kill(actor)
+
+    def _wait_for_room(self, name: str) -> None:
+        """A placement group that has lost a node is placed anew by Ray, as soon as the cluster has room for it."""
+        began, said = time.monotonic(), False
+        while (state := placement_group_table(self.group)["state"]) != "CREATED":
+            if time.monotonic() - began > self.room_seconds:
+                raise RunFailed(
+                    f"placement: a node was lost, and after {self.room_seconds:.0f} s (placement.timeout_seconds) the cluster "
+                    f"still has no room for {name}; the same command goes on from the last checkpoint"
+                )
+            if not said:
+                self.say(f"waiting for room for {name}: a node was lost (placement group {state.lower()})")
+                said = True
+            time.sleep(0.5)
+
+    def _look_after(self) -> None:
+        """End every actor that has been silent for too long."""
+        limit = self.settings.hang_seconds
+        while not self._ending.wait(limit / BEATS):
+            try:
+                silence = ray.get(self._watch.silence.remote(), timeout=limit)
+            except (exceptions.GetTimeoutError, exceptions.RayActorError):
+                continue  # the watch itself is being started again, by Ray
+            for name, (key, since) in list(self._keys.items()):
+                # One that has not been heard of yet is still starting, for which there is more time.
+                started = key in silence
+                silent = silence.get(key, time.monotonic() - since)
+                if silent > (limit if started else max(limit, self.room_seconds)):
+                    self._keys.pop(name, None)
+                    self.say(f"{name} has shown no sign of life for {silent:.0f} s: it is ended")
+                    ray.kill(self.actors[name])
