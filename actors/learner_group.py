@@ -119,6 +119,8 @@ class LearnerRank(Profiled, Watched):
             )
         config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        if hasattr(engine.optimizer, "check_grad_overflow"):  # else only in 16 bits
+            engine.optimizer.check_grad_overflow = True
         self.models[name] = engine
         return shape
 
@@ -161,7 +163,8 @@ class LearnerRank(Profiled, Watched):
         return sums, perf_counter() - began
 
     def _step(self, step: Step, plan: list[list[int]], idle: int, units: int, temperature: float) -> dict[str, float]:
-        """Sums of the loss and metrics over this rank's share of `units` units, and the gradient's norm before clipping."""
+        """Sums of the loss and metrics over this rank's share of `units` units, the gradient's norm before clipping, and
+        whether the step was skipped, since that is not finite."""
         import torch
 
         from rlhf_bench.learning import loss_sums
@@ -182,12 +185,27 @@ class LearnerRank(Profiled, Watched):
             for key, value in {"loss": loss.detach(), **metrics}.items():
                 sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.cpu()
         norm = self._full_gradient_norm(engine)
-        engine.step()
+        skipped = self._forget_if_not_finite(engine, norm)
+        if not skipped:
+            engine.step()
+            skipped = bool(getattr(engine.optimizer, "overflow", False))  # ZeRO 1 and 2 look for themselves
         if norm is None:
             norm = engine.get_global_grad_norm()
         return {key: float(value) for key, value in sums.items()} | {
-            "grad_norm": float("nan") if norm is None else float(norm)
+            "grad_norm": float("nan") if norm is None else float(norm),
+            "skipped": float(skipped),
         }
+
+    def _forget_if_not_finite(self, engine: Any, norm: float | None) -> bool:
+        """Drop gradients that are not finite, alike on all ranks, before they reach the weights."""
+        if norm is not None and not np.isfinite(norm):
+            engine.module.zero_grad(set_to_none=True)
+            return True
+        if self.zero_stage == 3 and engine.optimizer.has_overflow():
+            engine.optimizer.zero_grad(set_to_none=True)
+            engine.optimizer.averaged_gradients = {}
+            return True
+        return False
 
     @noted
     def side_gradients(
@@ -586,6 +604,6 @@ class LearnerGroup:
 
 
 def _mean(by_rank: Sequence[Mapping[str, float]], units: int) -> dict[str, float]:
-    """Sums over each rank's share of the units -> means over all units; the gradient's norm is every rank's."""
+    """Sums over each rank's share of the units -> means over all units; what is known of the step is every rank's."""
     means = {key: sum(sums[key] for sums in by_rank) / units for key in by_rank[0]}
-    return means | {"grad_norm": by_rank[0]["grad_norm"]}
+    return means | {key: by_rank[0][key] for key in ("grad_norm", "skipped")}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_bench.checkpoints import Checkpoints
 from rlhf_bench.ledger import Cost, Ledger, Phase
-from rlhf_bench.loop import BASE_LOOK, ArmRun, Look, Progress
+from rlhf_bench.loop import BASE_LOOK, ArmRun, Data, Look, Progress
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
@@ -31,6 +31,7 @@ from rlhf_bench.records import (
     sample_rows,
     table,
     write_json,
+    write_trouble,
 )
 from rlhf_bench.resume import StartSamples
 from rlhf_bench.roles import Roles, StateLost
@@ -39,7 +40,7 @@ from rlhf_bench.sources import DrawnBefore
 from rlhf_bench.stages import Start, make_start
 from rlhf_bench.tracking import Tracker
 from rlhf_bench.tuning import tuned_arms
-from rlhf_bench.types import Evaluation
+from rlhf_bench.types import ArmFailed, Evaluation, RunFailed
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -108,6 +109,7 @@ class Comparison:
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
         with ThreadPoolExecutor(1, "records") as writer:  # tables are written while the engines go on with the next arm
             written: Future[None] | None = None
+            failed = dict[str, str]()
             for done, (arm, seed) in enumerate(todo):
                 if done == len(todo) - 1:
                     elsewhere = self.begin_report()
@@ -115,7 +117,13 @@ class Comparison:
                     self.say(f"{arm} · seed {seed}: already done, kept")
                     continue
                 self.display.begin(arm, seed, done, len(todo))
-                part, seconds, by_phase, result = self._surely(self._run_arm, arm, seed, start, base)
+                try:
+                    part, seconds, by_phase, result = self._surely(self._run_arm, arm, seed, start, base)
+                except ArmFailed as failure:
+                    failed[f"{arm} · seed {seed}"] = str(failure)
+                    self.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
+                    self.say(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
+                    continue
                 first_update = first_update if first_update is not None else seconds
                 if written is not None:
                     written.result()
@@ -142,6 +150,10 @@ class Comparison:
         trials = ["tuning.json"] if self.recipe.tuning else []
         for name in ("summary.json", "recipe.yaml", *tables, *trials):
             self.tracker.artifact(self.directory / name)
+        if failed:
+            which, cause = next(iter(failed.items()))
+            others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise RunFailed(f"{which}{others}: {cause}; the other arms are done: {self.directory / 'report.html'}")
         return summary
 
     def _surely(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -176,7 +188,11 @@ class Comparison:
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, self.roles, ledger,
                 Progress(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
-            status = run.run(None)
+            try:
+                status: str = run.run(None)
+            except ArmFailed as failure:
+                self.say(f"{arm}: a trial failed: {failure}")
+                return math.nan, "failed", ledger.total().as_dict()
             return scores[-1], status, ledger.total().as_dict()
 
         trial = functools.partial(self._surely, run_trial)
@@ -224,6 +240,11 @@ class Comparison:
                 self.display.looked(arm, seed, look, evaluation)
             last["evaluation"] = evaluation
 
+        def skipped(update: int, why: str, data: Data) -> None:
+            kept = write_trouble(self.directory, f"{arm}-seed{seed}", update, why, data)
+            where = f"; its data are in {kept}" if kept else ""
+            self.say(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
+
         last: dict[str, Evaluation] = {}
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
         with grace(recipe.reliability.grace_seconds) as patience:
@@ -232,7 +253,7 @@ class Comparison:
             )
             run = ArmRun(
                 recipe, METHODS[settings.method], settings, seed, self.material, start, self.roles, ledger,
-                Progress(updated, looked), base, recipe.evaluation.marks, self.drawn_before, self.cache, saver=saver,
+                Progress(updated, looked, skipped), base, recipe.evaluation.marks, self.drawn_before, self.cache, saver=saver,
             )  # fmt: skip
             status = run.run(aside)
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")

@@ -14,7 +14,7 @@ from rlhf_bench.methods.base import DataMode, Feedback
 from rlhf_bench.roles import RewardScorer
 from rlhf_bench.tasks import Task
 from rlhf_bench.tokenizer import TextTokenizer, decode_response
-from rlhf_bench.types import Group, Pair, Row, RunFailed, Sample
+from rlhf_bench.types import Group, Pair, Row, Sample
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,6 @@ def begin_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardSco
 
     def wait() -> Rewarded:
         scores, cost = under_way.result()
-        bad = [
-            s.id
-            for g, row in zip(groups, scores, strict=True)
-            for s, r in zip(g.samples, row, strict=True)
-            if not math.isfinite(r)
-        ]
-        if bad:
-            raise RunFailed(
-                f"the reward model's score of sample {bad[0]} (and {len(bad) - 1} more) is not a finite number"
-            )
         return _rewarded(groups, scores, cost)
 
     return wait
@@ -79,12 +69,18 @@ def _rewarded(groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: 
         replace(
             g,
             samples=tuple(
-                replace(s, reward=float(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)
+                replace(s, reward=_reward(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)
             ),
         )
         for g, row in zip(groups, scores, strict=True)
     ]
     return out, cost
+
+
+def _reward(score: float) -> float:
+    """Infinite where it is no finite number, whatever kind of: nan says that a response did not end. Nothing learns from an
+    infinite one: see `loop.not_finite`."""
+    return float(score) if math.isfinite(score) else math.inf
 
 
 def row_of(group: Group) -> Row:

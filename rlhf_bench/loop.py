@@ -27,7 +27,7 @@ from rlhf_bench.resume import restore, state_of
 from rlhf_bench.roles import Means, Measures, Roles, Step, UnderWay
 from rlhf_bench.sources import Drawn, DrawnBefore, FixedPairs, Sampler, Source, joined, make_source
 from rlhf_bench.stages import Start
-from rlhf_bench.types import Evaluation, Row, RunFailed
+from rlhf_bench.types import ArmFailed, Evaluation, Row
 
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
     "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
@@ -41,6 +41,7 @@ class Progress:
 
     update: Callable[[int, Mapping[str, float], Ledger], None]
     looked: Callable[[Look, Evaluation], None]
+    skipped: Callable[[int, str, Data], None] = lambda *_: None  # an update, why, and what it should have learnt from
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class HandedIn:
     steps: Sequence[Step] = ()
     owed: Cost = Cost()  # promised, for what was measured
     under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
+    data: Data | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,21 @@ class Data:
     drawn: Drawn
     measured: Measured
     owed: Cost = Cost()
+
+
+def not_finite(data: Data) -> str | None:
+    """What is wrong with an update's numbers before anything has learnt from them. A reward of nan, or of −∞ in a pair, marks
+    a response that did not end."""
+    if any(reward == math.inf for rewards in data.drawn.rewards for reward in rewards):
+        return "a reward is not finite"
+    for name, rows in data.measured.items():
+        if not all(np.isfinite(numbers).all() for row in rows for numbers in row):
+            return f"{name} not finite"
+    return None
+
+
+def _finite(numbers: Mapping[str, float], key: str) -> bool:
+    return math.isfinite(numbers.get(key, 0.0))
 
 
 @dataclass
@@ -174,7 +191,7 @@ class ArmRun:
         if self.ahead:  # drawn for an update that did not come
             self.ledger.charge_all(self.sampler.ledger)
         if self.version == 0:
-            raise RunFailed(
+            raise ArmFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
             )
         self._look(1.0)
@@ -289,6 +306,10 @@ class ArmRun:
         drawn, measured = data.drawn, data.measured
         if not drawn.rows:
             return HandedIn(self.version, drawn.metrics)
+        if (wrong := not_finite(data)) is not None:
+            self.version += 1
+            self._skip(self.version, wrong, data)
+            return HandedIn(self.version, {**drawn.metrics, "skipped": 1.0})
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
         parts = [
             [prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, self.rng)
@@ -315,7 +336,7 @@ class ArmRun:
         self.ledger.promise("learning", learning)
         self.version += 1
         metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
-        return HandedIn(self.version, metrics, steps, data.owed, under_way)
+        return HandedIn(self.version, metrics, steps, data.owed, under_way, data)
 
     def _settle(self) -> None:
         """Wait for the updates that the learner was handed, charge and report them."""
@@ -331,9 +352,25 @@ class ArmRun:
                     for key, value in means.items():
                         sums.setdefault(prefix + key, []).append(value)
             learned = {key: float(np.mean(values)) for key, values in sums.items()}
-            if not math.isfinite(learned.get("loss", 0.0)):
-                self.status = "diverged"
+            if update.data is not None:
+                worst = [
+                    key for key in ("loss", "grad_norm", "critic_loss", "critic_grad_norm") if not _finite(learned, key)
+                ]
+                learned["skipped"] = float(
+                    bool(worst) or any(learned.get(key) for key in ("skipped", "critic_skipped"))
+                )
+                if learned["skipped"]:
+                    self._skip(update.version, f"{' and '.join(worst) or 'a gradient'} not finite", update.data)
+                else:
+                    self.skipped_in_a_row = 0
             self.progress.update(update.version, {**learned, **update.metrics}, self.ledger)
+
+    def _skip(self, version: int, why: str, data: Data) -> None:
+        """Count an update that has left no trace in the weights. Too many in a row, and there is no way on."""
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.recipe.compute.skips_in_a_row:
+            self.status = "diverged"
+        self.progress.skipped(version, why, data)
 
     def _steps(self, parts: Sequence[Sequence[Row]], settings: Any) -> list[Step]:
         """The optimizer steps over an update's parts: each of the method's models on each part."""

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from rlhf_bench.ledger import COLUMNS, Cost, Phase
-from rlhf_bench.loop import Look
+from rlhf_bench.loop import Data, Look
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.types import BadInput, Evaluation, PairLook
 
@@ -147,6 +147,31 @@ def pair_rows(
         where | {n: getattr(p, n) for n in names} | {"reward_margin": reward_margins.get(p.pair_id, math.nan)}
         for p in evaluation.pairs
     ]
+
+
+TROUBLES_KEPT = 10
+"""Of one arm and seed: enough to see what is wrong, and no full disk."""
+
+
+def write_trouble(directory: Path, key: str, update: int, why: str, data: Data) -> Path | None:
+    """Keep what an update was skipped for, to be looked into: rows, rewards and what was measured on them. None where there is
+    enough of that arm's."""
+    folder = directory / "trouble"
+    folder.mkdir(exist_ok=True)
+    if len(list(folder.glob(f"{key}-*.json"))) >= TROUBLES_KEPT:
+        return None
+    path = folder / f"{key}-update{update}.json"
+    rows = [
+        {
+            "id": row.id, "prompt_ids": row.prompt_ids, "responses": row.responses, "rewards": rewards,
+            "measured": {name: [a.tolist() for a in found[i]] for name, found in data.measured.items()},
+        }
+        for i, (row, rewards) in enumerate(zip(data.drawn.rows, data.drawn.rewards, strict=True))
+    ]  # fmt: skip
+    path.write_text(
+        json.dumps({"why": why, "update": update, "rows": rows}, indent=1)
+    )  # NaN and Infinity as Python has them
+    return path
 
 
 def write_json(path: Path, data: Any) -> None:

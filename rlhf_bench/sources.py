@@ -17,7 +17,7 @@ from rlhf_bench.material import Material, rows_of
 from rlhf_bench.methods.base import DataMode, Method
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
-from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
+from rlhf_bench.types import ArmFailed, Group, Pair, Prompt, Row, Sampling
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequen
         low, high = settings.edit_distance
         pairs = pairs_within(pairs, low, high)
         if not pairs:
-            raise RunFailed(f"edit_distance: no pair's sides lie between {low} and {high} apart; widen the interval")
+            raise ArmFailed(f"edit_distance: no pair's sides lie between {low} and {high} apart; widen the interval")
     return FixedPairs(pairs, settings.pairs_per_update, sampler.seed, metrics)
 
 
@@ -219,19 +219,24 @@ def _one_shot_pairs(sampler: Sampler, mode: DataMode, offline: Sequence[Pair]) -
         known = {p.id for p in prompts}
         prompts += [p for p in sampler.prompts if p.id not in known]
     groups = sampler.sample_start(prompts[: data.on_policy_prompts], data.candidates_per_prompt)
+    if wrong := [s.id for g in groups for s in g.samples if s.reward == math.inf]:
+        raise ArmFailed(
+            f"data: {mode}: the reward of sample {wrong[0]} (and {len(wrong) - 1} more) is not a finite number"
+        )
     pairs = best_and_worst(groups)
     if mode != "on_policy":
         drawn = {p.prompt.id for p in pairs}
         pairs = crossed(pairs, sampler.on_own_scale([p for p in offline if p.prompt.id in drawn]), mode)
     if not pairs:
-        raise RunFailed(
+        raise ArmFailed(
             f"data: {mode}: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature"
         )
     return pairs, {k: v for k, v in sample_metrics(groups, 0).items() if k in ("reward", "gold")}
 
 
 def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """Means over all samples: reward (of finished ones), gold, length in tokens, share finished, lag in updates."""
+    """Means over all samples: reward (of finished ones), gold, length in tokens, shares of finished ones and of those
+    that end at once, share of prompts whose samples all have one reward, lag in updates."""
     samples = [s for g in groups for s in g.samples]
     rewards = [s.reward for s in samples if s.finished]
     return {
@@ -239,8 +244,15 @@ def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "gold": float(np.mean([s.gold for s in samples])),
         "response_length": float(np.mean([len(s.response_ids) for s in samples])),
         "finished": float(np.mean([s.finished for s in samples])),
+        "empty": float(np.mean([len(s.response_ids) <= s.finished for s in samples])),
+        "equal_rewards": float(np.mean([_all_equal([s.reward for s in g.samples]) for g in groups])),
         "policy_version_lag": version - float(np.mean([s.policy_version for s in samples])),
     }
+
+
+def _all_equal(rewards: Sequence[float]) -> bool:
+    """Then the group has nothing to learn from. A reward of nan, of a response without an end, equals another one."""
+    return len(rewards) > 1 and len(set(np.nan_to_num(rewards, nan=-math.inf))) == 1
 
 
 def _pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:

@@ -176,5 +176,9 @@ class BadInput(Exception):
         self.problems = problems
 
 
+class ArmFailed(Exception):
+    """One arm cannot go on with one seed, for a reason of its own; the others can. One line with the cause."""
+
+
 class RunFailed(Exception):
     """The run cannot go on: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""

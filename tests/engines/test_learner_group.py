@@ -191,6 +191,24 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(group, trained, mode
     assert gap(weights, cluster.get(group.weights("policy"))) == 0 < len(sums)
 
 
+def test_a_step_whose_gradient_is_not_finite_leaves_no_trace(group, trained, model, cluster):
+    def weights():
+        return {name: array.copy() for name, array in cluster.get(group.weights("policy")).items()}
+
+    zero, spoiled = (np.zeros(1), np.zeros(1)), (np.full(1, np.nan), np.zeros(1))
+    rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": zero}) for r in PAIRS]
+    bad = [*rows[:2], Row("x", (1, 4), PAIRS[2].responses, {"reference_logprob": spoiled}), *rows[3:]]
+    good, wrong = (Step(DPO.objectives[0], some, SETTINGS, RATE) for some in (rows, bad))
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    alone = [group.steps([good])[0][0] for _ in range(2)]
+    expected = weights()
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    found = [group.steps([step])[0][0] for step in (good, wrong, wrong, good)]
+    assert [means["skipped"] for means in found] == [0, 1, 1, 0]
+    assert not np.isfinite(found[1]["loss"]) and [found[0], found[3]] == alone
+    assert gap(weights(), expected) == 0
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):

@@ -18,7 +18,7 @@ from rlhf_bench.sources import Sampler, joined, make_source
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_response
-from rlhf_bench.types import Pair, Prompt, RunFailed
+from rlhf_bench.types import ArmFailed, Pair, Prompt
 
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())
@@ -169,7 +169,7 @@ def test_under_a_reward_model_an_unfinished_side_of_others_stays_the_worst_there
 @pytest.mark.parametrize("data", ["on_policy", "chosen_on_policy", "rejected_on_policy"])
 def test_without_a_single_pair_the_run_ends_with_a_line_that_names_the_data(data):
     pool = Pool(TOKENIZER, ["wrong"]) if data == "on_policy" else Pool(TOKENIZER)
-    with pytest.raises(RunFailed, match=rf"^data: {data}: .*no pairs; raise data\.on_policy_prompts"):
+    with pytest.raises(ArmFailed, match=rf"^data: {data}: .*no pairs; raise data\.on_policy_prompts"):
         source_of(data, CORPUS if data == "on_policy" else [], pool)
 
 
@@ -189,5 +189,5 @@ def test_an_arm_learns_from_the_pairs_of_its_distance_only(limits):
 def test_distance_is_that_of_the_pairs_that_come_out_not_of_those_that_go_in():
     """The rejected side here is the answer without its end, one token less; where others wrote it, all but its end differs."""
     assert len(sides(source_of("rejected_on_policy", edit=(0.0, 0.55))[0])) == 4
-    with pytest.raises(RunFailed, match=r"^edit_distance: no pair's sides lie between 0\.0 and 0\.55 apart; widen"):
+    with pytest.raises(ArmFailed, match=r"^edit_distance: no pair's sides lie between 0\.0 and 0\.55 apart; widen"):
         source_of("offline", edit=(0.0, 0.55))

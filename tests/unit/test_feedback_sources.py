@@ -17,7 +17,7 @@ from rlhf_bench.sources import FixedPairs, Sampler, joined, make_source, sample_
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_response
-from rlhf_bench.types import Group, Pair, Prompt, RunFailed, Sample
+from rlhf_bench.types import ArmFailed, Group, Pair, Prompt, Sample
 
 NAN = float("nan")
 TASK = build_task(ArithmeticSettings(digits=1))
@@ -109,9 +109,10 @@ def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_hav
     assert (free, cost) == (Cost(), Cost(flops=3))
 
 
-def test_a_reward_model_that_overflows_stops_the_run():
-    with pytest.raises(RunFailed, match=r"p\.0 \(and 1 more\) is not a finite number"):
-        with_rewards([group((0.0, True), (0.0, True))], "reward_model", LengthScorer(math.inf))
+@pytest.mark.parametrize("scale", [math.inf, -math.inf, NAN])
+def test_a_score_that_is_no_number_is_told_from_a_response_that_did_not_end(scale):
+    (found,), _ = with_rewards([group((0.0, True), (0.0, False))], "reward_model", LengthScorer(scale))
+    assert found.samples[0].reward == math.inf and math.isnan(found.samples[1].reward)
 
 
 def pairs(count):
@@ -158,7 +159,16 @@ def test_more_pairs_wanted_than_there_are():
 def test_sample_metrics_are_means_over_samples():
     metrics = sample_metrics([group((1.0, True), (3.0, True)), group((NAN, False))], version=6)
     assert math.isnan(metrics.pop("gold"))  # never judged
-    assert metrics == {"reward": 2.0, "response_length": 4 / 3, "finished": 2 / 3, "policy_version_lag": 2.0}
+    assert metrics == {
+        "reward": 2.0,
+        "response_length": 4 / 3,
+        "finished": 2 / 3,
+        "empty": 2 / 3,
+        "equal_rewards": 0.0,
+        "policy_version_lag": 2.0,
+    }
+    alike = [group((1.0, True), (1.0, True)), group((NAN, False), (NAN, False)), group((1.0, True), (NAN, False))]
+    assert sample_metrics(alike, 0)["equal_rewards"] == 2 / 3
     assert math.isnan(sample_metrics([group((NAN, False))], 0)["reward"])
 
 
@@ -212,7 +222,7 @@ def test_online_pairs_are_drawn_afresh_and_on_policy_ones_once():
 def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_and_say_so():
     """Otherwise an update costs nothing, and a budget of which nothing is spent never ends."""
     arm = METHODS["dpo"].settings(data="on_policy")
-    with pytest.raises(RunFailed, match="pair"):
+    with pytest.raises(ArmFailed, match="pair"):
         make_source(METHODS["dpo"], arm, sampler(arm, Pool(TOKENIZER, ["wrong"]), candidates_per_prompt=3), [])
 
 

@@ -18,7 +18,7 @@ from rlhf_bench.stages import Start
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import Evaluation, Pair, PairLook, Prompt, RunFailed
+from rlhf_bench.types import ArmFailed, Evaluation, Pair, PairLook, Prompt
 
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())
@@ -30,7 +30,7 @@ RISING = {"kind": "linear", "start": 0.1, "end": 0.3}
 class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
-    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, **arm):
+    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, scale=1.0, **arm):
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit},
                                "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
@@ -46,11 +46,12 @@ class Arm:
         (base_folder / "model.safetensors").write_bytes(b"weights")
         (base_folder / "config.json").write_text("{}")
         start = Start(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
-        roles = Roles(self.pool, LengthScorer(), self.learner, self.evaluator, self.sync)
-        self.updates, self.looks = [], []
+        roles = Roles(self.pool, LengthScorer(scale), self.learner, self.evaluator, self.sync)
+        self.updates, self.looks, self.skipped = [], [], []
         progress = Progress(
             lambda update, numbers, ledger: self.updates.append((update, dict(numbers), ledger.fraction)),
             lambda look, evaluation: self.looks.append((look, evaluation)),
+            lambda *what: self.skipped.append(what),
         )
         base = Evaluation({}, {}, {}, 0.0, self.evaluator.pairs)
         run = ArmRun(
@@ -139,14 +140,14 @@ def test_a_schedule_moves_an_adaptive_methods_bound_as_well():
 
 def test_an_update_whose_measurement_does_not_fit_is_not_begun():
     limit = MEASURING.flops + STEP.flops + SIDES.flops - 1
-    with pytest.raises(RunFailed, match="before the first update: 0 of 14 flops spent"):
+    with pytest.raises(ArmFailed, match="before the first update: 0 of 14 flops spent"):
         Arm(limit, method="adaptive_flex_dpo")
     assert Arm(limit + 1, method="adaptive_flex_dpo").ledger.spent == limit + 1
     assert len(Arm(limit, method="flex_dpo").updates) == 1
 
 
 def test_a_budget_too_small_for_any_update_fails_with_what_was_spent():
-    with pytest.raises(RunFailed, match="before the first update: 0 of 9 flops spent; raise compute.limit"):
+    with pytest.raises(ArmFailed, match="before the first update: 0 of 9 flops spent; raise compute.limit"):
         Arm(9.0, method="dpo")
 
 
@@ -183,14 +184,36 @@ def test_pairs_of_other_splits_do_not_enter_the_partials():
     assert alone.looks[-1][1].numbers[key] == pytest.approx(0.1 / (1 + math.exp(0.1)))  # β σ(−β(Δ⁺ − Δ⁻)), by hand
 
 
-def test_a_loss_that_is_no_number_ends_the_arm_as_diverged_and_the_end_is_still_seen():
+def test_updates_whose_loss_is_no_number_are_counted_and_five_in_a_row_end_the_arm_as_diverged():
     """Of fixed pairs, the learner was handed the next update meanwhile: it is taken, charged and told as well."""
-    arm = Arm(LIMIT, learner=Learner(losses=[1.0, 1.0, float("nan")]), method="dpo")
-    assert arm.status == "diverged" and len(arm.updates) == 4 and math.isnan(arm.told("loss")[2])
-    assert [(look.mark, look.update) for look, _ in arm.looks] == [(0.0, 0), (1.0, 4)]
-    assert arm.ledger.spent == MEASURING.flops + 4 * STEP.flops
-    online = Arm(100.0, learner=Learner(losses=[1.0, float("nan")]), method="dpo", data="online", prompts_per_update=4)
-    assert online.status == "diverged" and len(online.updates) == 2
+    nan = float("nan")
+    arm = Arm(LIMIT, learner=Learner(losses=[1.0, nan, 1.0, *[nan] * 5]), method="dpo")
+    assert arm.status == "diverged" and len(arm.updates) == 9 and math.isnan(arm.told("loss")[1])
+    assert arm.told("skipped") == [0, 1, 0, 1, 1, 1, 1, 1, 0]
+    assert [(look.mark, look.update) for look, _ in arm.looks] == [(0.0, 0), (1.0, 9)]
+    assert arm.ledger.spent == MEASURING.flops + 9 * STEP.flops
+    assert [(update, why) for update, why, _ in arm.skipped] == [(n, "loss not finite") for n in (2, 4, 5, 6, 7, 8)]
+    assert [row.id for row in arm.skipped[0][2].drawn.rows] == [row.id for row in arm.learner.stepped[1][0]]
+    some = Arm(LIMIT, learner=Learner(losses=[1.0, *[nan] * 4, 1.0, nan]), method="dpo")
+    assert some.status == "done" and len(some.updates) == UPDATES
+    online = Arm(200.0, learner=Learner(losses=[1.0, *[nan] * 5]), method="dpo", data="online", prompts_per_update=4)
+    assert online.status == "diverged" and len(online.updates) == 6
+
+
+def test_an_update_whose_rewards_or_measures_are_not_finite_never_reaches_the_learner():
+    class Spoiled(Learner):
+        def begin_measure(self, name, rows, temperature=1.0):
+            found = super().begin_measure(name, rows, temperature)
+            if name == "critic":
+                found.found[0][0][0][:] = math.inf
+            return found
+
+    for arm in (
+        Arm(1000.0, learner=Spoiled(), method="ppo", prompts_per_update=4, samples_per_prompt=2),
+        Arm(1000.0, scale=math.nan, method="ppo", prompts_per_update=4, samples_per_prompt=2),
+    ):
+        assert arm.status == "diverged" and arm.told("skipped") == [1] * 5 and not arm.learner.stepped
+        assert {why for _, why, _ in arm.skipped} in ({"values not finite"}, {"a reward is not finite"})
 
 
 @pytest.mark.parametrize("data", ["offline", "online"])
