@@ -1,0 +1,85 @@
+"""`make chaos`: every fault in every phase of a run, the driver's end in every phase, and the loss of a node. Prints a table,
+writes it as JSON, and fails where a run did not end as one that was left alone.
+
+python -m tests.chaos [--json FILE] [--only kill|freeze|exhaust]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.compare import differences
+from tests.chaos.faults import KINDS, PHASES, ROLES, Outcome, every_fault
+from tests.chaos.runs import straight, with_faults, with_killed_drivers, write_recipe
+
+MOST_SECONDS = 60.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("outputs/chaos.json"))
+    parser.add_argument("--only", choices=KINDS, action="append", help="these kinds of faults, and no killed drivers")
+    asked = parser.parse_args()
+    faults = [f for f in every_fault() if not asked.only or f.kind in asked.only]
+    with tempfile.TemporaryDirectory() as aside:
+        folder = Path(aside)
+        recipe = write_recipe(folder, updates=3 * len(faults))
+        print(f"a run of {3 * len(faults)} updates that is left alone ...", flush=True)
+        alone = straight(folder, recipe)
+        print(f"the same with {len(faults)} faults ...", flush=True)
+        disturbed, outcomes = with_faults(folder, recipe, faults, seconds=60.0 * len(faults) + 300)
+        drivers: dict[str, float] = {}
+        problems = differences(disturbed, alone, ["ppo"])
+        if not asked.only:
+            print("the same with the driver killed in every phase ...", flush=True)
+            killed, drivers = with_killed_drivers(folder, recipe, PHASES)
+            problems += [f"killed drivers: {line}" for line in differences(killed, alone, ["ppo"])]
+    show(outcomes, drivers)
+    missing = len(faults) - len(outcomes)
+    slow = [o for o in outcomes if o.seconds > MOST_SECONDS]
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(
+        json.dumps(
+            {
+                "faults": [[o.fault.kind, o.fault.role, o.fault.phase, o.noticed, o.seconds] for o in outcomes],
+                "drivers": drivers, "differences": problems, "not_reached": missing,
+            },
+            indent=1,
+        )
+    )  # fmt: skip
+    for line in problems:
+        print(f"differs: {line}")
+    noticed = [o.seconds for o in outcomes if o.noticed]
+    print(
+        f"{len(outcomes) + len(drivers)} faults survived, {missing} not reached; recovery median {median(noticed):.1f} s, "
+        f"longest {max(noticed):.1f} s; records and weights {'DIFFER' if problems else 'equal'}; results: {asked.json}"
+    )
+    return 1 if problems or missing or slow else 0
+
+
+def show(outcomes: list[Outcome], drivers: dict[str, float]) -> None:
+    """Seconds until the run went ahead again; – where nobody noticed."""
+    shown = {(o.fault.kind, o.fault.role, o.fault.phase): f"{o.seconds:.1f} s" if o.noticed else "–" for o in outcomes}
+    table = Table(title="Seconds from the fault until the run went ahead")
+    for heading in ("fault", *PHASES):
+        table.add_column(heading)
+    for kind in KINDS:
+        for role in ROLES:
+            cells = [shown.get((kind, role, phase), "") for phase in PHASES]
+            if any(cells):
+                table.add_row(f"{kind} {role}", *cells)
+    if drivers:
+        table.add_row("kill driver", *(f"{drivers[phase]:.1f} s" for phase in PHASES))
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Which faults there are: what is done to which role while the driver waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["kill", "freeze", "exhaust"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ROLES = ("rollout", "scorer", "learner", "evaluator")
+PHASES = {
+    "generate": "rollout", "score": "scoring", "train": "learning", "sync": "sync", "evaluate": "evaluation",
+    "checkpoint": "saving",
+}  # fmt: skip
+"""Phase -> the driver's activity (`engine_time.Activity`) in which the fault comes."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """SIGKILL, SIGSTOP, or memory that is used up, for actor 0 of a role, at the beginning of a phase."""
+
+    kind: Kind
+    role: str
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.role} in {self.phase}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`noticed`: whether an actor was started again for it (memory that is used up may never be asked for again).
+    `seconds`: from the fault until the run next went ahead by an update or a look."""
+
+    fault: Fault
+    noticed: bool
+    seconds: float
+
+
+def every_fault() -> list[Fault]:
+    """Roles alternate, so that one is long up again when its turn comes again."""
+    return [Fault(kind, role, phase) for kind in KINDS for phase in PHASES for role in ROLES]
+
+
+SAMPLE: Sequence[Fault] = (
+    Fault("kill", "rollout", "generate"),
+    Fault("kill", "scorer", "score"),
+    Fault("freeze", "learner", "train"),
+    Fault("exhaust", "rollout", "generate"),
+    Fault("freeze", "rollout", "sync"),
+    Fault("kill", "learner", "checkpoint"),
+    Fault("kill", "evaluator", "evaluate"),
+    Fault("freeze", "evaluator", "score"),
+)
+"""One of each kind, for every role that it can hit at work."""

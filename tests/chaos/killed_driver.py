@@ -1,0 +1,46 @@
+"""`python -m tests.chaos.killed_driver ACTIVITY run RECIPE ...`: the command line, whose process kills itself in that activity
+after its second update."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def main() -> None:
+    (when,) = sys.argv[1:2]
+    sys.argv[1:2] = []
+
+    from actors import driver
+    from rlhf_bench import cli
+
+    updates = []
+    plain_time, plain_display = driver.EngineTime, driver.Display
+
+    class Time(plain_time):
+        @contextmanager
+        def at_work(self, activity: Any) -> Iterator[None]:
+            if activity == when and len(updates) >= 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            with super().at_work(activity):
+                yield
+
+    class Display(plain_display):
+        def update(self, *args: Any) -> None:
+            super().update(*args)
+            updates.append(args)
+
+    driver.EngineTime, driver.Display = Time, Display  # type: ignore[misc]
+    cli.main()
+
+
+if __name__ == "__main__":
+    # Before Ray is imported, as in `rlhf_bench.cli`.
+    from rlhf_bench.cli import _guard_local_cluster
+
+    _guard_local_cluster()
+    main()

@@ -1,0 +1,99 @@
+"""Runs of the command line in processes of their own: left alone, with faults on the way, with a driver that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.chaos.faults import Fault, Outcome
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+name: chaos
+model: {hidden_size: 32, layers: 2, heads: 1, intermediate_size: 64, max_length: 16, tokenizer: {kind: characters}}
+task: {kind: arithmetic, digits: 1, terms: 2, noise: 0.1}
+data: {train_prompts: 64, off_policy_pairs: 24, held_out_pairs: 6, candidates_per_prompt: 4, max_response_tokens: 5}
+sft: {demonstrations: 64, steps: 120, examples_per_step: 32, learning_rate: 1.0e-2}
+reward_model: {steps: 8, examples_per_step: 8, learning_rate: 1.0e-3, start_policy_prompts: 16}
+compute: {limit: LIMIT}
+evaluation: {prompts: 8, kl_samples: 8, marks: MARKS, sample_prompts: 2, gradient_pairs: 2, splits: [in_distribution]}
+seeds: [1]
+placement: {rollout: {cpus: 1, cache_mib: 32}, evaluator: {cpus: 1, cache_mib: 32}}
+reliability: {checkpoint_seconds: 0, hang_seconds: 8, restarts: 1000, grace_seconds: 20}
+arms:
+  ppo: {method: ppo, prompts_per_update: 8, samples_per_prompt: 2, epochs_per_update: 1}
+"""
+"""As small as can be with all roles at work. LIMIT and MARKS hang on how many faults there are."""
+FLOPS_OF_AN_UPDATE = 3.2e7
+
+
+def write_recipe(folder: Path, updates: int) -> Path:
+    """With time for about so many updates, and a look at every other one."""
+    marks = [round(k / (updates // 2), 6) for k in range(1, updates // 2 + 1)]
+    path = folder / "chaos.yaml"
+    path.write_text(RECIPE.replace("LIMIT", f"{updates * FLOPS_OF_AN_UPDATE:.3e}").replace("MARKS", str(marks)))
+    return path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
+    return own | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+
+
+def begin(folder: Path, recipe: Path, name: str, module: Sequence[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", *module, "run", str(recipe), "--output", str(folder / name / "out")]
+    with open(folder / f"{name}.log", "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(folder))
+
+
+def finish(process: subprocess.Popen, folder: Path, name: str, seconds: float) -> Path:
+    """The run's directory, once it has ended well."""
+    try:
+        code = process.wait(timeout=seconds)
+    finally:
+        process.kill()
+    if code:
+        raise AssertionError(f"exit code {code}: {(folder / f'{name}.log').read_text()[-3000:]}")
+    return folder / name / "out"
+
+
+def straight(folder: Path, recipe: Path) -> Path:
+    """Left alone."""
+    return finish(begin(folder, recipe, "straight", ["rlhf_bench"]), folder, "straight", 600)
+
+
+def with_faults(folder: Path, recipe: Path, faults: Sequence[Fault], seconds: float) -> tuple[Path, list[Outcome]]:
+    """With each of them on the way, in order."""
+    (folder / "faults.json").write_text(json.dumps([[f.kind, f.role, f.phase] for f in faults]))
+    outcomes = folder / "outcomes.jsonl"
+    module = ["tests.chaos.injected", str(folder / "faults.json"), str(outcomes)]
+    directory = finish(begin(folder, recipe, "faults", module), folder, "faults", seconds)
+    lines = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
+    return directory, [Outcome(Fault(*line[:3]), *line[3:]) for line in lines]
+
+
+def with_killed_drivers(folder: Path, recipe: Path, phases: Mapping[str, str]) -> tuple[Path, dict[str, float]]:
+    """The driver gets SIGKILL in each phase in turn, and the same command goes on. Seconds from the next start until it has read
+    its checkpoint."""
+    log, found, first = folder / "drivers.log", list[float](), next(iter(phases.values()))
+    for activity in phases.values():
+        process = begin(folder, recipe, "drivers", ["tests.chaos.killed_driver", activity])
+        if activity != first:
+            found += _until_it_goes_on(process, log, len(found))
+        assert process.wait(timeout=300) == -signal.SIGKILL, log.read_text()[-2000:]
+    process = begin(folder, recipe, "drivers", ["rlhf_bench"])
+    found += _until_it_goes_on(process, log, len(found))
+    return finish(process, folder, "drivers", 600), dict(zip(phases, found, strict=True))
+
+
+def _until_it_goes_on(process: subprocess.Popen, log: Path, times: int) -> list[float]:
+    began = time.monotonic()
+    while process.poll() is None and log.read_text().count("going on from") <= times:
+        time.sleep(0.05)
+    return [time.monotonic() - began]
