@@ -16,20 +16,23 @@ import pytest
 import torch
 import yaml
 from markdown_it import MarkdownIt
+from scripted import Learner
 from test_report import record
 
 from cluster.local_job import print_where_to_look
 from rlhf_bench import cli
+from rlhf_bench.material import Cache
 from rlhf_bench.models import load_model, shape_of
 from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import load_series, parse_recipe
+from rlhf_bench.reference import reference_logprobs
 from rlhf_bench.report import write_report
 from rlhf_bench.report.pages import write_page
 from rlhf_bench.report.series import series_labels
 from rlhf_bench.terminal import in_codes, one_line, printable, without_passwords
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import BadInput, RunFailed
+from rlhf_bench.types import BadInput, Row, RunFailed
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
@@ -110,7 +113,7 @@ def test_an_adapter_beside_a_model_is_refused(tmp_path):
         shape_of(str(folder))
 
 
-@pytest.mark.parametrize("answer", ["y\n" * 20, ""])
+@pytest.mark.parametrize("answer", ["y\n" * 20, ""], ids=["yes", "nobody"])
 def test_a_models_own_code_is_not_run_nor_asked_about(answer, tmp_path, monkeypatch):
     code = f"from pathlib import Path\nPath({str(tmp_path / 'marker')!r}).write_text('run')\n"
     own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
@@ -128,9 +131,14 @@ def test_a_models_own_code_is_not_run_nor_asked_about(answer, tmp_path, monkeypa
 
 
 def test_arrays_of_the_cache_are_not_unpickled(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([Bomb(tmp_path / "marker")], dtype=object), allow_pickle=True)
+    weights = llama(tmp_path / "base")
+    (weights / "model.safetensors").write_bytes(b"weights")
+    cache, rows = Cache(tmp_path / "cache"), [Row("r", (1,), ((5, 2),))]
+    reference_logprobs(Learner(), cache, weights, rows, 1.0, "float32")
+    (array,) = (tmp_path / "cache").glob("reference-*/logprobs.npy")
+    np.save(array, np.array([Bomb(tmp_path / "marker")], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
-        np.load(tmp_path / "a.npy")  # as reference.py does
+        reference_logprobs(Learner(), cache, weights, rows, 1.0, "float32")
     assert not (tmp_path / "marker").exists()
 
 
