@@ -43,7 +43,7 @@ class VLLMEngine:
             max_num_seqs=placement.concurrent_requests, max_num_batched_tokens=max(2048, max_length),
             gpu_memory_utilization=placement.gpu_memory_fraction, distributed_executor_backend="uni",
             logprobs_mode="processed_logprobs", weight_transfer_config=WeightTransferConfig(backend=sync_backend),
-            generation_config="vllm", disable_log_stats=True, **cpu_only,
+            generation_config="vllm", disable_log_stats=True, trust_remote_code=False, **cpu_only,
         )  # fmt: skip
         self.version = -1
         self.open: set[int] = set()  # numbers of requests without an answer

@@ -2,8 +2,8 @@
 
 Usage: python cluster/local_job.py RECIPE [key=value ...] --output DIR
 
-The cluster listens on loopback only, asks for a token made for this run, takes free ports, and ends with this
-command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM stops the job in good order: the same
+The cluster asks for a token made for this run, has its dashboard on loopback and its files in a folder that only you
+can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM stops the job in good order: the same
 command carries on from there. The exit code is that of `rlhf-bench run`.
 """
 
@@ -224,17 +224,17 @@ def _commit(directory: Path) -> str:
 def print_where_to_look(output: Path) -> None:
     """Say where the report is, and how to open MLflow on the store that the run used."""
     sys.path.insert(0, str(ROOT))
-    import yaml
-
+    from rlhf_bench.plain_yaml import read_yaml
+    from rlhf_bench.terminal import printable
     from rlhf_bench.tracking import how_to_open, tracking_uri
 
     report, recipe = output / "report.html", output / "recipe.yaml"
     if not recipe.is_file():
         return
-    tracking = (yaml.safe_load(recipe.read_text()) or {}).get("tracking") or {}
+    tracking = (read_yaml(recipe.read_text()) or {}).get("tracking") or {}
     if report.is_file():
         print(f"\nReport:  {report.as_uri()}")
-    print(f"MLflow:  {how_to_open(tracking_uri(tracking.get('uri'), output))}")
+    print(f"MLflow:  {printable(how_to_open(tracking_uri(tracking.get('uri'), output)))}")
 
 
 if __name__ == "__main__":

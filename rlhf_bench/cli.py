@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer  # noqa: E402
 import yaml  # noqa: E402
 
 from rlhf_bench.signals import Stopped, raise_on_signals  # noqa: E402
+from rlhf_bench.terminal import one_line, printable  # noqa: E402
 from rlhf_bench.types import BadInput, RunFailed  # noqa: E402
 
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
@@ -80,12 +82,12 @@ def run(
 
         ready()
         for settings, material, place, arms, seeds in todo:
-            print(drive(settings, material, cache, place, arms, seeds, began, profile), flush=True)
+            _print(drive(settings, material, cache, place, arms, seeds, began, profile))
             began = perf_counter()
     if variants[0].label:
         from rlhf_bench.report.series import write_series
 
-        print(write_series(directory, [v.label for v in variants]), flush=True)
+        _print(write_series(directory, [v.label for v in variants]))
 
 
 @app.command()
@@ -99,9 +101,9 @@ def check(
 
     for variant in load_series(recipe, overrides or [], fast):
         if variant.label:
-            print(f"# {variant.label}")
+            _print(f"# {variant.label}")
         _check_one(variant.recipe)
-    print(f"{recipe}: valid")
+    _print(f"{recipe}: valid")
 
 
 def _check_one(settings: Any) -> None:
@@ -110,23 +112,23 @@ def _check_one(settings: Any) -> None:
 
     material = prepare(settings, _cache())
     _refuse_small_budget(settings, material)
-    print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
+    _print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
     n, shape, limit = lengths_of(settings, material), material.shape, settings.compute.limit
-    print(
+    _print(
         f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
     )
     for note in material.task.notes:
-        print(f"data: {note}")
-    print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
+        _print(f"data: {note}")
+    _print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
     for name, arm in settings.arms.items():
         f = arm_forecast(settings, arm, shape, n)
         before, update = (getattr(c, settings.compute.column) for c in (f.before, f.update))
-        print(
+        _print(
             f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more"
         )
     for role, gib in memory_gib(settings, shape).items():
         place = getattr(settings.placement, role)
-        print(
+        _print(
             f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache"
         )
 
@@ -153,13 +155,13 @@ def report(
         if kept.resolve() != directory.resolve():
             keep(directory, kept)
         write_page(kept, page)  # from what was kept: whoever has that can write the page again
-        print(f"page: {page.resolve()}")
+        _print(f"page: {page.resolve()}")
         return
     if labels := series_labels(directory):
-        print(write_series(directory, labels))
+        _print(write_series(directory, labels))
         return
-    print(render_text_table(write_report(directory)))
-    print(f"report: {(directory / 'report.html').resolve()}")
+    _print(render_text_table(write_report(directory)))
+    _print(f"report: {(directory / 'report.html').resolve()}")
 
 
 theory = typer.Typer(
@@ -197,7 +199,7 @@ def theory_field(
     """
     from rlhf_bench.theory import commands
 
-    print(commands.field(output, method or [], run, chosen_start, rejected_start))
+    _print(commands.field(output, method or [], run, chosen_start, rejected_start))
 
 
 @theory.command("toy")
@@ -215,7 +217,7 @@ def theory_toy(
     """
     from rlhf_bench.theory import commands
 
-    print(commands.toy(output, seeds or (5 if fast else 20), epochs or (500 if fast else 2000)))
+    _print(commands.toy(output, seeds or (5 if fast else 20), epochs or (500 if fast else 2000)))
 
 
 @theory.command("bandit")
@@ -226,7 +228,7 @@ def theory_bandit(output: TheoryOutput = Path("outputs/theory"), seeds: TheorySe
     """
     from rlhf_bench.theory import commands
 
-    print(commands.bandit(output, seeds or (5 if fast else 20), rounds=20 if fast else 100))
+    _print(commands.bandit(output, seeds or (5 if fast else 20), rounds=20 if fast else 100))
 
 
 def _cache() -> Any:
@@ -256,6 +258,11 @@ def _guard_local_cluster() -> None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
+def _print(text: str) -> None:
+    """The one way to standard output: what is printed may hold the user's data, or records that came from elsewhere."""
+    print(printable(text), flush=True)
+
+
 @contextmanager
 def _refusing_at_once() -> Iterator[None]:
     """What is wrong with the input is said before Ray, which is starting meanwhile, has ended again."""
@@ -268,7 +275,7 @@ def _refusing_at_once() -> Iterator[None]:
 
 def _say(error: BadInput) -> None:
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(problem)}", file=sys.stderr, flush=True)
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
@@ -279,7 +286,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
         _say(error)
         return 2
     except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {one_line(str(error))}", file=sys.stderr)
         return 1
     except UsageError as error:
         error.show()
@@ -293,8 +300,14 @@ def _exit_code(command: Callable[[], Any]) -> int:
     return 0
 
 
+def _traceback(*raised: Any) -> None:
+    """A defect of the program: where it was, and what was wrong, which may quote data."""
+    print(printable("".join(traceback.format_exception(*raised))), end="", file=sys.stderr)
+
+
 def main() -> None:
     raise_on_signals()
+    sys.excepthook = _traceback
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(_exit_code(lambda: app(standalone_mode=False)))

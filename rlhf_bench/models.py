@@ -57,7 +57,10 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
 
     attention.register()
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(path, **({} if kind == "causal" else {"num_labels": 1}))
+    config = AutoConfig.from_pretrained(
+        path, trust_remote_code=False, **({} if kind == "causal" else {"num_labels": 1})
+    )
+    config.transformers_weights = None  # a file that the configuration names, and which may be a pickle
     # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
     for name in [
         n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)
@@ -67,6 +70,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         "config": config,
         "dtype": getattr(torch, dtype),
         "attn_implementation": attention.PACKED_ROWS,
+        "trust_remote_code": False,
     }
     if (fresh := Path(path) / FRESH).exists():
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
@@ -77,6 +81,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         classifier = AutoModelForSequenceClassification.from_config(**kwargs)
         classifier.base_model.load_state_dict(causal.base_model.state_dict())
         return ResponseValues(with_fast_products(classifier))
+    kwargs["use_safetensors"] = True  # other weights are pickles
     if kind == "causal":
         return TokenLogprobs(with_fast_products(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
     return ResponseValues(with_fast_products(AutoModelForSequenceClassification.from_pretrained(path, **kwargs)))
@@ -85,10 +90,13 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
 def shape_of(path: str) -> ModelShape:
     """The shape of the model at a folder or Hugging Face id, without its weights. Raises OSError or ValueError."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    config = AutoConfig.from_pretrained(path)
+    if find_adapter_config_file(path):  # which transformers would load, from a pickle if need be
+        raise ValueError("it holds an adapter (adapter_config.json); merge the adapter into its model and save that")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
-        return ModelShape.of(AutoModelForCausalLM.from_config(config))
+        return ModelShape.of(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 def scale_head(classifier: nn.Module, scale: float) -> None:

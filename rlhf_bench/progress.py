@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlhf_bench.loop import Look
+from rlhf_bench.terminal import one_line
 from rlhf_bench.types import Evaluation
 
 SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
@@ -37,11 +38,12 @@ class Display:
         self.heading = ""
 
     def say(self, line: str) -> None:
+        line = one_line(line)
         now = datetime.now()
         self.log.write(f"{now.isoformat(timespec='seconds')} {line}\n")
         self.log.flush()
         self.console.print(f"[dim]{now:%H:%M:%S}[/dim] ", end="")
-        self.console.print(line, markup=False)
+        self.console.print(line, markup=False, emoji=False)
 
     def begin(self, arm: str, seed: int, done: int, total: int) -> None:
         self.heading = f"[{done + 1}/{total}] {arm} · seed {seed}"

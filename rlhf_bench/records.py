@@ -18,6 +18,7 @@ import yaml
 
 from rlhf_bench.ledger import COLUMNS, Cost, Phase
 from rlhf_bench.loop import Data, Look
+from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.types import BadInput, Evaluation, PairLook
 
@@ -201,7 +202,7 @@ def open_directory(directory: Path, recipe: Recipe) -> None:
     path = directory / "recipe.yaml"
     new = recipe.resolved()
     if path.exists():
-        old = yaml.safe_load(path.read_text())
+        old = read_yaml(path.read_text())
         differing = sorted(k for k in new if k not in MAY_DIFFER and old.get(k) != new[k])
         differing += [f"arms.{a}" for a in new["arms"] if a in old.get("arms", {}) and old["arms"][a] != new["arms"][a]]
         if differing:

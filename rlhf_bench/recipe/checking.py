@@ -12,6 +12,7 @@ from rapidfuzz.distance import DamerauLevenshtein
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe.sections import Recipe
+from rlhf_bench.terminal import without_passwords
 from rlhf_bench.types import BadInput
 
 
@@ -87,7 +88,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
         elif e["type"] == "missing":
             lines.append(f"{key}: missing; add it")
         else:
-            shown = "" if isinstance(e["input"], (dict, list)) else f" (found {e['input']!r})"
+            shown = "" if isinstance(e["input"], (dict, list)) else without_passwords(f" (found {e['input']!r})")
             lines.append(f"{key}: {e['msg'].removeprefix('Value error, ')}{shown}; correct it")
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.recipe.checking import parse_recipe
 from rlhf_bench.recipe.sections import Recipe
 from rlhf_bench.types import BadInput
@@ -48,8 +50,16 @@ def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
     for value in vary["values"]:
         one = copy.deepcopy(data)
         _set(one, str(vary["key"]).split("."), value, "vary")
-        variants.append(Variant(f"{vary['key']}={value}", parse_recipe(one)))
+        label = f"{vary['key']}={value}"
+        if not is_label(label):
+            raise BadInput(f"vary: {label!r} cannot name a folder within the output; use values without .. in them")
+        variants.append(Variant(label, parse_recipe(one)))
     return variants
+
+
+def is_label(label: str) -> bool:
+    """Whether this may be a comparison's label, KEY.PATH=VALUE: a folder of its own within the series' folder."""
+    return re.match(r"[A-Za-z0-9][A-Za-z0-9_.+-]*=", label) is not None and ".." not in Path(label).parts
 
 
 def recipe_data(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def recipe_data(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
         if not equals or not key:
             raise BadInput(f"{override}: an override is written key.path=value")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = read_yaml(value)
         except yaml.YAMLError as error:
             raise BadInput(
                 f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it"
@@ -79,7 +89,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise BadInput(f"{path}: extends itself by way of {seen[-1]}; break the circle")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such recipe file; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,10 +10,14 @@ from rlhf_bench.ledger import Column
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.tasks import TaskSettings
+from rlhf_bench.terminal import without_passwords
 from rlhf_bench.tokenizer import TokenizerSettings
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM 0.32 computes without a GPU."""
+
+
+ARM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$"
 
 
 class Section(BaseModel):
@@ -247,8 +251,19 @@ class Reliability(Section):
 
 class Tracking(Section):
     uri: str | None = Field(
-        None, description="MLflow tracking URI; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output"
+        None,
+        description="MLflow tracking URI, without a password; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output",
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, uri: str | None) -> str | None:
+        if uri is not None and without_passwords(uri) != uri:
+            raise ValueError(
+                "holds a password or token, and a recipe is copied to the output and the report; leave it out and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database: the whole MLFLOW_TRACKING_URI)"
+            )
+        return uri
 
 
 class Recipe(Section):
@@ -279,7 +294,7 @@ class Recipe(Section):
     reliability: Reliability = Field(
         default_factory=Reliability, description="checkpoints, and what happens when a process dies or hangs"
     )
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$")], MethodSettings] = Field(
+    arms: dict[Annotated[str, Field(pattern=ARM_NAME)], MethodSettings] = Field(
         min_length=1, description="name -> method and that method's settings"
     )
     sweep: dict[str, tuple[float, ...]] = Field(

@@ -26,6 +26,7 @@ from rlhf_bench.report.sensitivity_section import sensitivity
 from rlhf_bench.report.summary import Summary, summarize
 from rlhf_bench.report.text import ABSENT, decimal, duration, quantity, visible
 from rlhf_bench.report.verdict import notes, verdict
+from rlhf_bench.terminal import in_codes
 
 TEMPLATE = "report.html.j2"
 
@@ -87,8 +88,9 @@ def render_page(recorded: Recorded, summary: Summary, property_plots: Callable[[
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_in_codes,
     )
-    environment.filters |= {"decimal": decimal, "svg": Markup}
+    environment.filters |= {"decimal": decimal, "svg": lambda svg: Markup(in_codes(svg))}
     return environment.get_template(TEMPLATE).render(
         absent=ABSENT,
         name=summary.name,
@@ -117,6 +119,11 @@ def render_page(recorded: Recorded, summary: Summary, property_plots: Callable[[
         details=run_details(recorded, summary),
         recipe=visible(recorded.recipe_text).replace("↵\n", "\n"),
     )
+
+
+def _in_codes(value: Any) -> Any:
+    """Whatever the template puts in, before it is escaped for HTML. What is markup already has been through here."""
+    return in_codes(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:

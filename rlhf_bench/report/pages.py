@@ -24,6 +24,7 @@ from rlhf_bench.report.summary import Summary, summarize
 from rlhf_bench.report.tables import Row
 from rlhf_bench.report.text import duration, quantity
 from rlhf_bench.report.verdict import notes, verdict
+from rlhf_bench.terminal import in_codes
 
 __all__ = ["keep", "write_page"]
 
@@ -54,7 +55,7 @@ def _blocks(recorded: Recorded, summary: Summary, target: Path) -> Iterator[str]
     yield "## Result"
     yield _escaped(verdict(summary))
     yield _table(tables.without_empty(tables.comparison_table(summary)))
-    yield f"![{_escaped(summary.name)}: score against compute and KL, and likelihoods by arm]({target.stem}.png)"
+    yield _image(f"{summary.name}: score against compute and KL, and likelihoods by arm", target)
     yield _bullets(map(_escaped, notes(summary)))
     if summary.comparisons:
         yield f"Every arm against `{summary.baseline}`, in final score, paired by seed:"
@@ -78,7 +79,7 @@ def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summar
     yield f"A series: the same arms, once for each value of `{key}`, which all arms of a comparison share."
     yield "## Result"
     yield _table([series_cells(row) for label, summary in summaries.items() for row in series_rows(label, summary)])
-    yield f"![{_escaped(summaries[labels[0]].name)}: score against {key}]({target.stem}.png)"
+    yield _image(f"{summaries[labels[0]].name}: score against {key}", target)
     for label, summary in summaries.items():
         yield f"## {_escaped(label)}"
         yield _escaped(verdict(summary))
@@ -110,7 +111,8 @@ def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Ite
     wall = [one.timing["wall_seconds"] for one in summaries if one.timing.get("wall_seconds")]
     keys = list(dict.fromkeys(one.run_key for one in summaries if one.run_key))
     commits = list(dict.fromkeys(one.commit for one in summaries if one.commit))
-    facts.append(f"Commit: {', '.join(commits) or 'not recorded'}; run key: {', '.join(keys) or 'not recorded'}")
+    recorded_as = f"Commit: {', '.join(commits) or 'not recorded'}; run key: {', '.join(keys) or 'not recorded'}"
+    facts.append(_escaped(recorded_as))
     facts.append(f"Machine: {_escaped(str(recorded.results.get('machine') or 'not recorded'))}")
     facts.append(
         f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was carried on"
@@ -161,13 +163,19 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _image(shows: str, target: Path) -> str:
+    """The page's figure. A bracket within its description would end that, and have what follows taken for an address."""
+    inside = _escaped(shows).replace("]", "\\]")
+    return f"![{inside}]({target.stem}.png)"
+
+
 def _cell(text: str) -> str:
     return _escaped(text).replace("|", "\\|")
 
 
 def _escaped(text: str) -> str:
-    """Text of the recipe's author as text: no markup, one line."""
-    text = " ".join(text.split())
+    """Text of the recipe's author, or of the records, as text: no markup, one line."""
+    text = in_codes(" ".join(text.split()))
     for character in "\\`*_<[":
         text = text.replace(character, f"\\{character}")
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from rlhf_bench.plain_yaml import read_yaml
+from rlhf_bench.recipe.sections import ARM_NAME
 from rlhf_bench.types import BadInput
 
 STATUSES = ("done", "diverged", "failed")
@@ -106,7 +109,7 @@ def read_recorded(directory: Path) -> Recorded:
         raise BadInput(*problems)
     recorded = Recorded(
         directory=directory,
-        recipe=_mapping(directory / "recipe.yaml", texts["recipe.yaml"], yaml.safe_load),
+        recipe=_mapping(directory / "recipe.yaml", texts["recipe.yaml"], read_yaml),
         recipe_text=texts["recipe.yaml"],
         base=_mapping(directory / "base.json", texts["base.json"], json.loads),
         results=_mapping(directory / "results.json", texts["results.json"], json.loads),
@@ -159,6 +162,8 @@ def _contradictions(recorded: Recorded) -> Iterable[str]:
     if "arms" not in recorded.results:
         yield "results.json: no key arms: record it again by `rlhf-bench run`"
     for arm, result in recorded.results.get("arms", {}).items():
+        if not re.fullmatch(ARM_NAME, arm):
+            yield f"results.json: arms: {arm!r} is no name of an arm: letters, digits and _ . = + -"
         for seed in result["seeds"]:
             where = f"results.json: arms.{arm} seed {seed['seed']}"
             if seed["status"] not in STATUSES:

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rlhf_bench.recipe.reading import is_label
 from rlhf_bench.report.page import write_report
 from rlhf_bench.report.plotting import INK, MARKERS, PALETTE, style
 from rlhf_bench.report.summary import Summary
@@ -34,9 +35,15 @@ def series_labels(directory: Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        return [str(label) for label in json.loads(path.read_text())["labels"]]
+        labels = [str(label) for label in json.loads(path.read_text())["labels"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}): carry on with `rlhf-bench run` to write it again") from error
+    for label in labels:  # folders that are read and written
+        if not is_label(label):
+            raise BadInput(
+                f"{path}: {label!r} is no comparison of a series: carry on with `rlhf-bench run` to write it again"
+            )
+    return labels
 
 
 def series_rows(label: str, summary: Summary) -> list[dict[str, Any]]:

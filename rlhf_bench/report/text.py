@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+
+from rlhf_bench.terminal import in_codes
 
 ABSENT = "–"
 """Stands where a number was not recorded."""
@@ -62,12 +63,4 @@ def visible(text: str) -> str:
     bidirectional overrides) and whatever has no glyph are written as their code point, "⟨U+202E⟩".
     Escaping for HTML is the template's work.
     """
-    return "".join(_visible_character(character) for character in text)
-
-
-def _visible_character(character: str) -> str:
-    if character in "\n\t":
-        return ("↵" if character == "\n" else "⇥") + character
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
+    return in_codes(text).replace("\n", "↵\n").replace("\t", "⇥\t")

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_bench.methods import METHODS
+from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.theory.field import FieldOf, Start, at_start
 from rlhf_bench.types import BadInput
 
@@ -80,7 +81,7 @@ def _pairs(directory: Path) -> pd.DataFrame:
 def _arms(directory: Path) -> list[FieldOf]:
     path = directory / "recipe.yaml"
     try:
-        arms = yaml.safe_load(path.read_text(encoding="utf-8"))["arms"]
+        arms = read_yaml(path.read_text(encoding="utf-8"))["arms"]
         return [
             at_start(name, METHODS[arm["method"]].settings.model_validate(arm), METHODS[arm["method"]].pair_loss)
             for name, arm in arms.items()

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import platform
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,8 @@ def _in_a_process_of_its_own(row: Row) -> dict[str, Any]:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(THREADS), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
+            # A row's Ray is closed to others, as that of a run is.
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.benchmarks", row.name, "--alone", answer.name]
         subprocess.run(command, check=True, env=environment)

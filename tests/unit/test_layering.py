@@ -73,7 +73,7 @@ def test_methods_tasks_and_diagnostics_know_little(folder, allowed, third_party)
 
 
 def test_theory_needs_methods_and_a_runs_tables_but_nothing_that_runs():
-    allowed = [f"rlhf_bench.{name}" for name in ("theory", "methods", "types", "diagnostics.statistics")]
+    allowed = [f"rlhf_bench.{name}" for name in ("theory", "methods", "types", "plain_yaml", "diagnostics.statistics")]
     for path in files("rlhf_bench/theory"):
         ours = {name for name in imports(path) if within(name, ["rlhf_bench"])} - {"rlhf_bench"}
         assert all(within(name, allowed) for name in ours), path
