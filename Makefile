@@ -1,5 +1,6 @@
 # make compare   set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
 # make test      set up, run every test            make check   ruff and mypy
+# make chaos     set up, kill, freeze and starve a run's processes in every phase; most of an hour
 # make bench     set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
 #
 # ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit -k dpo".
@@ -15,7 +16,7 @@ hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
 RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
 DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
 
-.PHONY: compare test check bench
+.PHONY: compare test check bench chaos
 .DELETE_ON_ERROR:
 
 compare: $(RUNTIME)
@@ -26,6 +27,9 @@ test: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	@.venv/bin/python -m tests.benchmarks $(ROW) $(ARGS)
+
+chaos: $(DEVELOPMENT)
+	@.venv/bin/python -m tests.chaos $(ARGS)
 
 check: $(DEVELOPMENT)
 	.venv/bin/ruff check .

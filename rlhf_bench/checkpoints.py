@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 MANIFEST, STATE = "manifest.json", "state.json"
 
 
 def put(url: str, data: bytes) -> str:
     """Write a file, through to the disk where it is local; its SHA-256."""
-    with fsspec.open(url, "wb") as file:
+    files, path = fsspec.core.url_to_fs(url)
+    with files.open(path, "wb") as file:
         file.write(data)
-        if hasattr(file, "fileno"):
+        if isinstance(files, LocalFileSystem):
             file.flush()
             os.fsync(file.fileno())
     return hashlib.sha256(data).hexdigest()
@@ -53,7 +55,7 @@ class Checkpoints:
     def __init__(self, place: str, keep: int, say: Callable[[str], None]):
         self.place, self.keep, self.say = place.rstrip("/"), keep, say
         self.files, self.root = fsspec.core.url_to_fs(self.place)
-        self.local = isinstance(self.files, fsspec.implementations.local.LocalFileSystem)
+        self.local = isinstance(self.files, LocalFileSystem)
 
     def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
         """`write` puts files of its own into the folder it is given, and says their names and sums."""

@@ -1,0 +1,175 @@
+"""Actors that die, freeze and run out of memory, and what is done for them. Real processes, small enough to be many."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.flops import ModelShape
+from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.recipe.sections import Reliability
+from rlhf_bench.roles import StateLost
+from rlhf_bench.types import Prompt, RunFailed, Sampling
+
+pytestmark = pytest.mark.engine
+
+
+def echo_class():
+    from actors.crew import Watched
+
+    class Echo(Watched):
+        def pid(self):
+            return os.getpid()
+
+        def sleep(self, seconds):
+            time.sleep(seconds)
+            return "slept"
+
+        def fail(self, name):
+            raise {"memory": MemoryError(), "other": ValueError("no such thing")}[name]
+
+    return Echo
+
+
+@pytest.fixture
+def crew(cluster):
+    """begin(**settings) -> a crew, and what it has said."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from actors.crew import Crew
+
+    group, made = placement_group([{"CPU": 0.01}]), []
+
+    def begin(**settings):
+        said = []
+        made.append(Crew(Reliability(hang_seconds=4, **settings), group, 60, said.append))
+        return made[-1], said
+
+    yield begin
+    for one in made:
+        one.stop()
+    remove_placement_group(group)
+
+
+def start(crew, cluster, cls, name="echo 0", *arguments):
+    return crew.start(name, lambda: cluster.remote(cls).options(num_cpus=0).remote(*arguments))
+
+
+def what_raises(cluster, ref, seconds=60):
+    try:
+        cluster.get(ref, timeout=seconds)
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
+    from actors.crew import loss
+
+    crew, said = crew()
+    actor = start(crew, cluster, echo_class())
+    pid = cluster.get(actor.pid.remote())
+    time.sleep(2)  # it has been heard of
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    error = what_raises(cluster, actor.sleep.remote(0))
+    assert 2 < time.monotonic() - began < 30
+    assert "no sign of life" in said[0]
+    (other,) = crew.replace(loss(error), "echo 0")
+    assert cluster.get(other.pid.remote()) != pid and crew.actors == {"echo 0": other}
+    assert [r.names for r in crew.restarts] == [("echo 0",)]
+
+
+def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(crew, cluster):
+    crew, said = crew()
+    actor = start(crew, cluster, echo_class())
+    assert cluster.get(actor.sleep.remote(9)) == "slept" and not said
+
+
+def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(crew, cluster):
+    crew, _ = crew(restarts=2, window_seconds=1000)
+    start(crew, cluster, echo_class())
+    crew.replace("has died", "echo 0")
+    crew.replace("has died", "echo 0")
+    with pytest.raises(
+        RunFailed, match=r"^echo 0 has died; 2 restarts .*the same command goes on from the last checkpoint$"
+    ):
+        crew.replace("has died", "echo 0")
+    crew._recent[0] -= 2000
+    crew.replace("has died", "echo 0")
+
+
+def test_what_a_failed_call_says_of_its_actor(crew, cluster):
+    from ray import exceptions
+
+    from actors.crew import loss
+
+    crew, _ = crew()
+    actor = start(crew, cluster, echo_class())
+    assert loss(what_raises(cluster, actor.fail.remote("memory"))) == "is out of memory"
+    other = what_raises(cluster, actor.fail.remote("other"))
+    with pytest.raises(exceptions.RayTaskError, match="no such thing"):
+        loss(other)
+    cluster.kill(actor)
+    assert "has died" in loss(what_raises(cluster, actor.pid.remote()))
+    with pytest.raises(StateLost):
+        loss(exceptions.ObjectLostError("00" * 28, None, "lost"))
+
+
+def drawing_class():
+    """Draws what hangs on the seed and on which requests were drawn beside it: as an engine does in the last bits."""
+    from actors.crew import Watched
+
+    class Drawing(Watched):
+        def __init__(self, folder, dies_at):
+            self.folder, self.dies_at, self.calls, self.queue = Path(folder), dies_at, 0, []
+
+        def advance(self, requests, sampling, eos_id, until):
+            self.calls += 1
+            if self.calls == self.dies_at and not (self.folder / "died").exists():
+                (self.folder / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.queue += [(number, seed) for number, (_, seed) in requests.items()]
+            now, self.queue = self.queue[:until], self.queue[until:]
+            beside = sum(number for number, _ in now) % 97
+            found = {
+                n: {"ids": (seed % 11 + 3, beside + 3), "logprobs": (-1.0, -1.0), "finished": True, "cached": 0}
+                for n, seed in now
+            }
+            return found, 7, 0.5
+
+        def abandon(self):
+            self.queue.clear()
+
+    return Drawing
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, 5])
+def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, cluster, tmp_path, dies_at):
+    from actors.crew import loss
+    from actors.rollout_pool import RolloutPool
+
+    crew, _ = crew()
+    prompts = [Prompt(str(i), "", "", (5,) * (3 + i % 4)) for i in range(40)]
+    placement, shape, sampling = (
+        RolloutPlacement(concurrent_requests=8),
+        ModelShape(1, 1, 1, 1, 1),
+        Sampling(2, 4, 1.0, 3),
+    )
+
+    def draw(name, death):
+        folder = tmp_path / name
+        folder.mkdir()
+        actor = start(crew, cluster, drawing_class(), name, str(folder), death)
+        pool = RolloutPool([actor], placement, shape, 1, 64, EngineTime(), lambda i, e: crew.replace(loss(e), name)[0])
+        parts = list(pool.stream(prompts, sampling))
+        return parts, (folder / "died").exists()
+
+    (alone, _), (disturbed, died) = draw("a", 0), draw("b", dies_at)
+    assert died
+    assert [(p.indices, p.groups) for p in disturbed] == [(p.indices, p.groups) for p in alone]
+    assert sorted(i for p in disturbed for i in p.indices) == list(range(40))
+    assert sum(p.cost.device_seconds for p in disturbed) == sum(p.cost.device_seconds for p in alone)
