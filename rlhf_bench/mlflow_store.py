@@ -34,7 +34,7 @@ ENVIRONMENT = {
 
 
 class Store:
-    """An MLflow store. What it keeps of runs and steps is for speed alone: after an error, make a new one."""
+    """An MLflow store. What it keeps of runs and steps saves requests, and is found again where it is not there."""
 
     def __init__(self, uri: str, experiment: str, directory: Path):
         for name, value in ENVIRONMENT.items():
@@ -68,6 +68,11 @@ class Store:
                 self._end(batch[0])
             case File():
                 self._client.log_artifact(self._id(batch[0].run), str(self._directory / batch[0].path))
+
+    def forget(self) -> None:
+        """After an error: which steps the store has is not known."""
+        self._made_here.clear()
+        self._steps.clear()
 
     def _start(self, start: Start) -> None:
         run = start.run
@@ -109,6 +114,7 @@ class Store:
         for double in self._search(end.run):  # made by a request that was given up and carried out after all
             if double.info.run_id != own and not _content(double):
                 self._client.delete_run(double.info.run_id)
+        self._made_here.discard(end.run)
         self._steps.pop(end.run, None)
 
     def _id(self, run: Run) -> str:
@@ -159,7 +165,9 @@ def refused(error: Exception) -> bool:
         return status in (400, 409) or (status == 404 and error.error_code != "ENDPOINT_NOT_FOUND")
     if isinstance(error, HTTPError):  # of an artifact
         return error.response is not None and error.response.status_code in (400, 409, 413)
-    return isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError, ValueError))
+    return isinstance(
+        error, (FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError, ValueError)
+    )
 
 
 def _content(run: Any) -> int:

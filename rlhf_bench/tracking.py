@@ -126,7 +126,8 @@ class Tracker:
     # Below: the tracker's thread.
 
     def _work(self) -> None:
-        store, pause = None, FLUSH_SECONDS
+        store: Store | None = None
+        pause = FLUSH_SECONDS
         while not self._given_up:
             finishing = self._finishing.wait(pause)  # which cuts the pause short
             try:
@@ -138,7 +139,9 @@ class Tracker:
                     f"MLflow at {self.uri} gets nothing for now: {_line(error)}; the run goes on, and what MLflow is to "
                     f"get waits in {self._journal.path}",
                 )
-                store, pause = None, RETRY_SECONDS
+                pause = RETRY_SECONDS
+                if store:
+                    store.forget()
                 if finishing and time.monotonic() > self._patience_ends:
                     return
                 if finishing:
