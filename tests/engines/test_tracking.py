@@ -1,18 +1,37 @@
-"""Against real MLflow stores: a new sqlite file, and `mlflow server` in a process of its own."""
+"""Against real MLflow stores: a new sqlite file, and `mlflow server` in a process of its own, which is killed, cut off
+or silent at times."""
 
+import http.client
+import http.server
+import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from rlhf_bench import tracking
+from rlhf_bench.mlflow_store import ARM, RUN_KEY, SEED, STATUS
 from rlhf_bench.tracking import Tracker, how_to_open, tracking_uri
 
 pytestmark = pytest.mark.engine
+
+AWAY = "http://127.0.0.1:1"  # where nothing listens
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Seconds become tenths: for what is tried again and again."""
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.5)
 
 
 def runs(uri: str, experiment: str) -> dict:
@@ -54,48 +73,95 @@ def track(uri: str | None, directory, steps: range, warnings: list[str]) -> list
     return tracker.finish("interrupted")
 
 
+class Server:
+    """An `mlflow server` on loopback, with a store and artifacts of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+            *("--artifacts-destination", str(self.folder / "files")),
+        ]
+        with open(self.folder / "log", "w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)  # its worker too
+        self.process.wait(timeout=20)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of an `mlflow server` on loopback, with a store and artifacts of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
-            break
-        except (urllib.error.URLError, ConnectionError):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-    yield address
-    process.terminate()
-    process.wait(timeout=20)
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory):
+    """A store that several tests use, each with experiments of its own: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def all_delivered(directory: Path) -> bool:
+    """Does MLflow have every item of the journal that stands there?"""
+    end = last_item = delivered = 0
+    for line in (directory / "tracking.jsonl").read_bytes().splitlines(keepends=True):
+        end += len(line)
+        if "delivered" in (data := json.loads(line)):
+            delivered = data["delivered"]
+        else:
+            last_item = end
+    return last_item == delivered
+
+
+def wait_until(true, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def begin(uri: str, experiment: str, directory: Path, warnings: list[str]) -> Tracker:
+    """A comparison of one arm, under way."""
+    tracker = Tracker(uri, experiment, directory, warnings.append)
+    tracker.start_comparison("key-1", {"task.name": "arithmetic"}, {})
+    tracker.start_arm("dpo", 1, {"learning_rate": 1e-4}, {})
+    return tracker
+
+
+def log(tracker: Tracker, steps) -> None:
+    for step in steps:
+        tracker.log("dpo", 1, step, {"train/loss": 1.0 / (1 + step), "train/kl": 0.5})
+
+
+def losses(uri: str, experiment: str) -> list[int]:
+    """The steps of the one arm, in the order of the store, after a check that nothing stands twice."""
+    steps = [step for step, _ in history(uri, runs(uri, experiment)["dpo · seed 1"], "train/loss")]
+    assert len(set(steps)) == len(steps), f"a step stands twice: {steps}"
+    return steps
 
 
 @pytest.mark.parametrize("store", ["sqlite", "server"])
 def test_a_comparison_stands_in_the_store_as_it_ran(store, tmp_path, monkeypatch, request):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    given = request.getfixturevalue("server") if store == "server" else None
+    given = request.getfixturevalue("server").address if store == "server" else None
     directory, warnings = tmp_path / "outputs" / "quickstart", []
     directory.mkdir(parents=True)
     monkeypatch.chdir(directory)  # the store and its files must not depend on the working directory
@@ -111,7 +177,7 @@ def test_a_comparison_stands_in_the_store_as_it_ran(store, tmp_path, monkeypatch
     assert {ppo.data.tags["mlflow.parentRunId"], dpo.data.tags["mlflow.parentRunId"]} == {parent.info.run_id}
     assert (ppo.data.tags["method"], ppo.data.tags["data"]) == ("ppo", "online")
     assert [run.info.status for run in (parent, ppo, dpo)] == ["KILLED", "FAILED", "KILLED"]
-    assert (ppo.data.tags[tracking.STATUS], dpo.data.tags[tracking.STATUS]) == ("diverged", "interrupted")
+    assert (ppo.data.tags[STATUS], dpo.data.tags[STATUS]) == ("diverged", "interrupted")
     assert history(uri, ppo, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert history(uri, ppo, "train/kl") == [(0, 0.5), (2, 0.5)]
     assert history(uri, ppo, tracking.NOT_FINITE) == [(1, 1.0)]
@@ -126,31 +192,232 @@ def test_a_comparison_stands_in_the_store_as_it_ran(store, tmp_path, monkeypatch
     assert [step for step, _ in history(uri, again["ppo · seed 1"], "train/loss")] == [0, 1, 2, 3, 4]
 
 
-def test_a_server_that_is_away_stops_nothing_and_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as closed:  # bound but not listening: every connection is refused
-        closed.bind(("127.0.0.1", 0))
-        warnings: list[str] = []
-        started = time.monotonic()
-        lost = track(f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path, range(2), warnings)
-    assert time.monotonic() - started < 30
-    assert len(warnings) == 1 and "the run goes on" in warnings[0]
-    assert "metrics of ppo · seed 1, step 0" in lost and "the file report.html" in lost and len(lost) == 12
+def test_a_server_that_is_away_stops_nothing_and_the_next_run_brings_it_everything(tmp_path, sqlite, hasty):
+    warnings: list[str] = []
+    started = time.monotonic()
+    (line,) = track(AWAY, tmp_path, range(2), warnings)
+    assert time.monotonic() - started < 60
+    assert len(warnings) == 1 and "the run goes on" in warnings[0] and "tracking.jsonl" in warnings[0]
+    assert line.startswith(f"12 records, which wait in {tmp_path / 'tracking.jsonl'}: the same command")
+
+    assert track(sqlite, tmp_path, range(1, 4), warnings) == []
+    ppo = runs(sqlite, "quickstart")["ppo · seed 1"]
+    assert history(sqlite, ppo, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 0.25)]
+    assert len(warnings) == 1 and [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_store_that_comes_late_gets_everything(tmp_path, monkeypatch):
+def test_a_driver_never_waits_for_a_server_that_accepts_and_never_answers(tmp_path, sqlite, hasty, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    warnings: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = begin(f"http://127.0.0.1:{silent.getsockname()[1]}", "silent", tmp_path, warnings)
+        wait_until(lambda: warnings)
+        assert "timed out" in warnings[0]
+        began = time.monotonic()
+        log(tracker, range(100))
+        tracker.end_arm("dpo", 1, "done", {})
+        assert time.monotonic() - began < 2
+        began = time.monotonic()
+        (line,) = tracker.finish("done")
+        assert time.monotonic() - began < 20 and line.startswith("104 records")
+    tracker = begin(sqlite, "silent", tmp_path, warnings)
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == [] and len(warnings) == 1
+    assert losses(sqlite, "silent") == list(range(100))
+
+
+def test_a_server_that_is_killed_and_comes_back_has_all_once_and_in_order(server, tmp_path, hasty):
+    warnings: list[str] = []
+    tracker = begin(server.address, "outage", tmp_path, warnings)
+    log(tracker, range(3))
+    wait_until(lambda: all_delivered(tmp_path))
+    server.kill()
+    log(tracker, range(3, 6))
+    wait_until(lambda: warnings)
+    log(tracker, range(6, 9))
+    server.start()
+    log(tracker, range(9, 12))
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == [] and len(warnings) == 1
+    assert losses(server.address, "outage") == list(range(12))
+    assert {run.info.status for run in runs(server.address, "outage").values()} == {"FINISHED"}
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from test_tracking import begin, log, tracking
+
+tracking.FLUSH_SECONDS = tracking.RETRY_SECONDS = 0.1
+tracker = begin(sys.argv[2], "killed", Path(sys.argv[3]), warnings := [])
+log(tracker, range(6))
+print("begun", flush=True)
+sys.stdin.readline()
+log(tracker, range(6, 9))
+print("logged", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_driver_that_is_killed_with_the_server_away_loses_and_repeats_nothing(server, tmp_path, hasty):
+    """Its arm's run and steps 0 to 5 are delivered, 6 to 8 wait; the next driver recomputes 4 to 10."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, __file__, server.address, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert driver.stdout.readline() == "begun\n"
+    wait_until(lambda: all_delivered(tmp_path))
+    server.kill()
+    driver.stdin.write("\n")
+    driver.stdin.flush()
+    assert driver.stdout.readline() == "logged\n"
+    driver.kill()
+    driver.wait(timeout=20)
+    server.start()
+    assert losses(server.address, "killed") == list(range(6))
+
+    tracker = begin(server.address, "killed", tmp_path, warnings := [])
+    log(tracker, range(4, 11))
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == [] and warnings == []
+    assert losses(server.address, "killed") == list(range(11))
+    assert not (tmp_path / "tracking.jsonl").exists()
+
+
+@pytest.fixture
+def lossy(server):
+    """A gateway before the server, which carries every request on, but loses the first answer of each kind: its address,
+    and the metrics and steps that it carried."""
+    kinds: set = set()
+    carried: list[tuple[str, int]] = []
+
+    class Gateway(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            onward = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            onward.request(self.command, self.path, body, {"Content-Type": "application/json"})
+            answer = onward.getresponse()
+            text = answer.read()
+            metrics = json.loads(body).get("metrics", []) if body else []
+            carried.extend((metric["key"], int(metric["step"])) for metric in metrics)
+            kind = (self.command, self.path.split("?")[0], bool(metrics))
+            if kind not in kinds:
+                kinds.add(kind)
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_PUT = do_PATCH = pass_on
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as gateway:
+        thread = threading.Thread(target=gateway.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{gateway.server_port}", carried
+        gateway.shutdown()
+        thread.join()
+
+
+def test_what_arrived_though_its_answer_was_lost_stands_there_once(lossy, server, tmp_path, hasty, monkeypatch):
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 60.0)
+    address, carried = lossy
+    tracker = begin(address, "lossy", tmp_path, warnings := [])
+    log(tracker, range(3))
+    wait_until(lambda: warnings)
+    log(tracker, range(3, 6))
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == []
+    assert losses(server.address, "lossy") == list(range(6))
+    assert sorted(carried) == [(name, step) for name in ("train/kl", "train/loss") for step in range(6)]
+    assert {run.info.status for run in runs(server.address, "lossy").values()} == {"FINISHED"}
+
+
+def test_what_was_accepted_and_not_yet_marked_is_not_logged_again(tmp_path, sqlite):
+    tracker = begin(sqlite, "unmarked", tmp_path, warnings := [])
+    log(tracker, range(4))
+    journal = (tmp_path / "tracking.jsonl").read_bytes()  # as it is while MLflow has nothing yet
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == []
+    (tmp_path / "tracking.jsonl").write_bytes(journal[:-10])  # killed in the middle of step 3's line
+
+    tracker = begin(sqlite, "unmarked", tmp_path, warnings)
+    log(tracker, range(6))
+    log(tracker, [5])
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == [] and warnings == []
+    assert losses(sqlite, "unmarked") == list(range(6))
+
+
+def test_a_metric_that_two_calls_name_at_the_same_step_stands_there_once(tmp_path, sqlite):
+    """An update and a look at it both say what was spent; the look's numbers may come some updates later."""
+    tracker = begin(sqlite, "twice", tmp_path, [])
+    for step in range(3):
+        tracker.log("dpo", 1, step, {"budget/fraction": step / 10})
+    tracker.log("dpo", 1, 1, {"budget/fraction": 0.1, "score/in_distribution": 0.7})
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == []
+    run = runs(sqlite, "twice")["dpo · seed 1"]
+    assert history(sqlite, run, "budget/fraction") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert history(sqlite, run, "score/in_distribution") == [(1, 0.7)]
+
+
+def test_a_run_that_a_given_up_request_made_after_all_is_taken_away(tmp_path, sqlite, hasty):
+    from mlflow.tracking import MlflowClient
+
+    tracker = begin(sqlite, "double", tmp_path, [])
+    log(tracker, range(2))
+    wait_until(lambda: all_delivered(tmp_path))
+    client = MlflowClient(tracking_uri=sqlite)
+    experiment = client.get_experiment_by_name("double").experiment_id
+    parent = runs(sqlite, "double")["comparison"].info.run_id
+    client.create_run(experiment, tags={RUN_KEY: "key-1", ARM: ""}, run_name="comparison")
+    client.create_run(experiment, tags={"mlflow.parentRunId": parent, ARM: "dpo", SEED: "1"}, run_name="dpo · seed 1")
+    log(tracker, range(2, 4))
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == []
+    assert losses(sqlite, "double") == list(range(4)) and len(runs(sqlite, "double")) == 2
+
+
+def test_a_run_that_came_late_has_the_times_of_what_happened(tmp_path, sqlite, hasty):
+    before = time.time() * 1000
+    tracker = begin(AWAY, "late", tmp_path, [])
+    tracker.end_arm("dpo", 1, "done", {})
+    after = time.time() * 1000
+    assert len(tracker.finish("done")) == 1
+    assert begin(sqlite, "late", tmp_path, []).finish("done") == []
+    info = runs(sqlite, "late")["dpo · seed 1"].info
+    assert before - 1 <= info.start_time <= after
+
+
+def test_neither_the_journal_nor_a_warning_has_the_stores_password(tmp_path, hasty):
+    warnings: list[str] = []
+    tracker = begin("http://me:s3cret@127.0.0.1:1", "secret", tmp_path, warnings)
+    log(tracker, range(2))
+    wait_until(lambda: warnings)
+    lines = tracker.finish("done")
+    assert "http://***@127.0.0.1:1" in warnings[0] and "the run goes on" in warnings[0]
+    text = (tmp_path / "tracking.jsonl").read_text()
+    assert "train/loss" in text and "s3cret" not in text + " ".join(warnings + lines)
+
+
+def test_a_store_that_comes_late_gets_everything(tmp_path, hasty):
     """Its folder cannot be made when the run starts, and can later: as with a server that starts after the job."""
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     uri, warnings = f"sqlite:////{tmp_path}/blocked/mlflow.db", []
     (tmp_path / "blocked").write_text("a file where the store's folder should be")
+    (tmp_path / "run").mkdir()
     tracker = Tracker(uri, "quickstart", tmp_path / "run", warnings.append)
     tracker.start_comparison("key-1", {}, {})
     tracker.start_arm("dpo", 1, {}, {})
     tracker.log("dpo", 1, 0, {"train/loss": 1.0})
-    deadline = time.monotonic() + 60
-    while not warnings and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: warnings)
     (tmp_path / "blocked").unlink()
     (tmp_path / "blocked").mkdir()
     tracker.end_arm("dpo", 1, "done", {})
@@ -159,21 +426,22 @@ def test_a_store_that_comes_late_gets_everything(tmp_path, monkeypatch):
     assert history(uri, runs(uri, "quickstart")["dpo · seed 1"], "train/loss") == [(0, 1.0)]
 
 
-def test_what_the_store_refuses_is_named_and_the_rest_is_logged(tmp_path):
-    directory, warnings = tmp_path / "run", []
-    uri = tracking_uri(f"sqlite:///{tmp_path}/mlflow.db", directory)
-    tracker = Tracker(uri, "quickstart", directory, warnings.append)
-    tracker.start_comparison("key-1", {}, {})
-    tracker.start_arm("dpo", 1, {}, {})
-    tracker.log("dpo", 1, 0, {"a metric's name?": 1.0})
+def test_what_the_store_refuses_is_named_and_the_rest_is_logged(tmp_path, sqlite):
+    tracker = begin(sqlite, "refused", tmp_path, warnings := [])
+    log(tracker, [0])
+    tracker.log("dpo", 1, 1, {"a metric's name?": 1.0})
+    log(tracker, [2])
     tracker.artifact(tmp_path / "absent.html", "dpo", 1)
-    tracker.log("dpo", 1, 1, {"train/loss": 1.0})
+    tracker.log("ppo", 1, 0, {"train/loss": 1.0})  # never began
+    log(tracker, [3])
     tracker.end_arm("dpo", 1, "done", {})
     lost = tracker.finish("done")
-    assert [line.split(":")[0] for line in lost] == ["metrics of dpo · seed 1, step 0", "the file absent.html"]
-    assert len(warnings) == 1
-    run = runs(uri, "quickstart")["dpo · seed 1"]
-    assert run.info.status == "FINISHED" and history(uri, run, "train/loss") == [(1, 1.0)]
+    assert [line.split(":")[0] for line in lost] == [
+        "metrics of dpo · seed 1, step 1", "the file absent.html", "metrics of ppo · seed 1, step 0",
+    ]  # fmt: skip
+    assert len(warnings) == 1 and not (tmp_path / "tracking.jsonl").exists()
+    assert runs(sqlite, "refused")["dpo · seed 1"].info.status == "FINISHED"
+    assert losses(sqlite, "refused") == [0, 2, 3]
 
 
 def test_where_the_store_is_and_how_to_open_it(tmp_path, monkeypatch):
@@ -184,3 +452,6 @@ def test_where_the_store_is_and_how_to_open_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking_uri(None, tmp_path) == how_to_open("http://mlflow:5000") == "http://mlflow:5000"
     assert tracking_uri("sqlite:///own.db", tmp_path) == "sqlite:///own.db"
+    assert (
+        how_to_open("postgresql://me:s3cret@db/x") == ".venv/bin/mlflow ui --backend-store-uri 'postgresql://***@db/x'"
+    )
