@@ -46,7 +46,7 @@ class Ledger:
         self.by_phase: dict[Phase, Cost] = {}
         self.promised: list[tuple[Phase, Cost]] = []
         self.dearest_update = 0.0
-        self._update_began_at = 0.0
+        self.update_began_at = 0.0
 
     def charge(self, phase: Phase, cost: Cost) -> None:
         self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
@@ -84,15 +84,15 @@ class Ledger:
 
     def begin_update(self) -> bool:
         """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
-        self._update_began_at = self._committed()
-        return self._update_began_at + self.dearest_update <= self.limit
+        self.update_began_at = self._committed()
+        return self.update_began_at + self.dearest_update <= self.limit
 
     def has_room_for(self, cost: Cost) -> bool:
         """Would the rest of this update, at this cost, stay within the limit?"""
         return self._committed() + getattr(cost, self.column) <= self.limit
 
     def end_update(self) -> None:
-        self.dearest_update = max(self.dearest_update, self._committed() - self._update_began_at)
+        self.dearest_update = max(self.dearest_update, self._committed() - self.update_began_at)
 
     def _committed(self) -> float:
         # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.

@@ -131,13 +131,14 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
     return {
         "by_phase": {phase: cost.as_dict() for phase, cost in ledger.by_phase.items()},
         "dearest_update": ledger.dearest_update,
+        "update_began_at": ledger.update_began_at,
     }
 
 
 def _fill(ledger: Ledger, state: Mapping[str, Any]) -> None:
     ledger.by_phase = {phase: Cost(**cost) for phase, cost in state["by_phase"].items()}
     ledger.promised.clear()
-    ledger.dearest_update = state["dearest_update"]
+    ledger.dearest_update, ledger.update_began_at = state["dearest_update"], state["update_began_at"]
 
 
 def _part(part: Any) -> dict[str, Any]:
