@@ -82,15 +82,6 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     return ResponseValues(with_fast_products(AutoModelForSequenceClassification.from_pretrained(path, **kwargs)))
 
 
-def shape_of(path: str) -> ModelShape:
-    """The shape of the model at a folder or Hugging Face id, without its weights. Raises OSError or ValueError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(path)
-    with torch.device("meta"):
-        return ModelShape.of(AutoModelForCausalLM.from_config(config))
-
-
 def scale_head(classifier: nn.Module, scale: float) -> None:
     """Multiply a scalar head, so that its scores have the spread one wants."""
     if scale != 1.0:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_bench.recipe.checking import parse_recipe
 from rlhf_bench.recipe.sections import Recipe
+from rlhf_bench.recipe.text import Unreadable, plain_data
 from rlhf_bench.types import BadInput
 
 
@@ -65,34 +65,38 @@ def recipe_data(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
         if not equals or not key:
             raise BadInput(f"{override}: an override is written key.path=value")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadInput(
-                f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it"
-            ) from None
+            parsed = plain_data(value)
+        except Unreadable as error:
+            raise BadInput(f"{key}: its value {error}") from None
         _set(data, key.split("."), parsed, override)
     return data
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise BadInput(f"{path}: extends itself by way of {seen[-1]}; break the circle")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path = Path(os.path.realpath(path))
+        if path in seen:
+            raise BadInput(f"{path}: extends itself by way of {seen[-1]}; break the circle")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: is no file; give a recipe file")
+        data = plain_data(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such recipe file; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        raise BadInput(f"{path}: cannot be read: {error.strerror}; check path and permissions") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except Unreadable as error:
+        raise BadInput(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise BadInput(f"{path}: a recipe is a mapping of keys to values")
+        raise BadInput(f"{path}: a recipe is a mapping of keys to values; write key: value lines")
     base = data.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise BadInput(f"{path}: extends: is the name of one file; correct it")
     for section in (data, data.get("fast")):
         if isinstance(section, dict):
             _absolute(section.get("task"), path.parent)
-    return data if base is None else merge(_read(path.parent / str(base), (*seen, path)), data)
+    return data if base is None else merge(_read(path.parent / base, (*seen, path)), data)
 
 
 def _absolute(task: Any, folder: Path) -> None:

@@ -1,0 +1,94 @@
+"""YAML text to plain data, with what would stall or break a reader refused: YAML allows more than any recipe needs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+import yaml
+
+LONGEST = 256_000  # characters; the longest shipped recipe has some thousands
+MOST_VALUES = 50_000  # with every alias written out
+DEEPEST = 20
+BIGGEST = 2**63 - 1
+MOST_DIGITS = 100
+
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+_UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+class Unreadable(Exception):
+    """A YAML text that is no recipe's. One line: where in it, what is wrong, the remedy."""
+
+
+def plain_data(text: str) -> Any:
+    """Mappings, lists, texts, numbers, true, false and null. Raises Unreadable."""
+    if len(text) > LONGEST:
+        raise Unreadable(f"has {len(text)} characters; a recipe has at most {LONGEST}: keep data in files of its own")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _extent(loader, node, [], {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise Unreadable(f"is nested more than {DEEPEST} deep; make it flatter") from None
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two: `!!int x`, `!!bool x`
+        raise Unreadable(f"not readable as YAML: {' '.join(str(error).split())}; correct or quote it") from None
+
+
+def _extent(
+    loader: Any, node: yaml.Node, above: list[yaml.Node], known: dict[yaml.Node, tuple[int, int]]
+) -> tuple[int, int]:
+    """How many values the node stands for, with every alias written out, and how deep they are nested."""
+    if node in known:
+        return known[node]
+    if node in above:
+        _refuse(node, "contains itself by an alias", "write out what is meant")
+    if node.tag not in PLAIN:
+        _refuse(
+            node,
+            f"{node.tag.removeprefix('tag:yaml.org,2002:')} is no value of a recipe",
+            "quote it, or remove its tag",
+        )
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_strange_keys(node)
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    else:
+        _refuse_strange_scalar(loader, node)
+    extents = [_extent(loader, part, [*above, node], known) for part in parts]
+    size, depth = 1 + sum(s for s, _ in extents), 1 + max((d for _, d in extents), default=0)
+    if size > MOST_VALUES:
+        _refuse(node, f"stands for more than {MOST_VALUES} values", "repeat less by aliases")
+    if depth > DEEPEST:
+        _refuse(node, f"is nested more than {DEEPEST} deep", "make it flatter")
+    known[node] = size, depth
+    return size, depth
+
+
+def _refuse_strange_keys(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            _refuse(key, "a list or mapping where a key belongs", "make the key a text")
+        if (key.tag, key.value) in seen:
+            _refuse(key, f"the key {key.value} is there twice", "keep one of the two")
+        seen.add((key.tag, key.value))
+
+
+def _refuse_strange_scalar(loader: Any, node: yaml.Node) -> None:
+    kind = node.tag.rpartition(":")[2]
+    if _UNFIT.search(node.value):
+        _refuse(node, "has a character that no text has", "remove it")
+    if kind in ("int", "float") and len(node.value) > MOST_DIGITS:
+        _refuse(node, f"a number of {len(node.value)} digits", f"give at most {MOST_DIGITS}, or quote it")
+    if kind == "int" and abs(loader.construct_yaml_int(node)) > BIGGEST:
+        _refuse(node, f"{node.value} is too large a whole number", f"give at most {BIGGEST}")
+
+
+def _refuse(node: yaml.Node, problem: str, remedy: str) -> NoReturn:
+    raise Unreadable(f"line {node.start_mark.line + 1}: {problem}; {remedy}")
