@@ -14,6 +14,8 @@ from rlhf_bench.recipe.sections import Recipe
 from rlhf_bench.recipe.text import Unreadable, plain_data
 from rlhf_bench.types import BadInput
 
+LONGEST_NAME = 255  # bytes of a file's name
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> Recipe:
     """Read a recipe file, apply what it extends and the overrides, check it. Relative paths in it start at its folder."""
@@ -48,7 +50,10 @@ def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
     for value in vary["values"]:
         one = copy.deepcopy(data)
         _set(one, str(vary["key"]).split("."), value, "vary")
-        variants.append(Variant(f"{vary['key']}={value}", parse_recipe(one)))
+        label = f"{vary['key']}={value}"
+        if len(label.encode()) > LONGEST_NAME or not label.isprintable():
+            raise BadInput(f"vary.values: {label[:40]!r}… cannot name a directory; give values of a short line each")
+        variants.append(Variant(label, parse_recipe(one)))
     return variants
 
 
