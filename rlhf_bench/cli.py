@@ -28,7 +28,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
     "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
 ))  # fmt: skip
 
-RecipePath = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml", show_default=False)]
+RecipePath = Annotated[
+    Path,  # whether it can be read is said when it is read, in one line
+    typer.Argument(help="a recipe file, such as recipes/quickstart.yaml", show_default=False, readable=False),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)
 ]

@@ -46,8 +46,16 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
 
 
 def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
-    layout = Layout.of([(n.prompt, [n.response])] * samples)
-    return Cost(flops=forward_flops(shape, layout, samples), scored_tokens=layout.tokens)
+    layout, many = _rows(n, 1, samples)
+    return Cost(
+        flops=many * forward_flops(shape, layout, len(layout.rows)), scored_tokens=samples * (n.prompt + n.response)
+    )
+
+
+def _rows(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
+    """One row or two, and how many times their cost is that of `rows` such: a recipe may ask for any number."""
+    layout = Layout.of([(n.prompt, [n.response] * responses)] * min(rows, 2))  # two neighbours may share a block
+    return layout, rows / len(layout.rows)
 
 
 def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> ArmForecast:
@@ -69,16 +77,17 @@ def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> Arm
         update += sampling(shape, n, samples, judged)
         if not judged:
             update += scoring(shape, n, samples)
-    layout, heads = Layout.of([(n.prompt, [n.response] * responses)] * rows), rows * responses * n.response
-    passes = len(method.minibatches(list(range(rows)), arm, np.random.default_rng(0))) and getattr(
-        arm, "epochs_per_update", 1
-    )
-    looks, one_look = len(method.needs(arm)), forward_flops(shape, layout, heads)
+    layout, many = _rows(n, responses, rows)
+    per_row = responses * n.response
+    one_look = many * forward_flops(shape, layout, per_row * len(layout.rows))
+    one_pass = many * training_flops(shape, layout, per_row * len(layout.rows))
+    heads = rows * per_row
+    looks = len(method.needs(arm))
     update += Cost(flops=looks * one_look, scored_tokens=looks * heads)
-    learning = passes * len(method.objectives)
-    update += Cost(flops=learning * training_flops(shape, layout, heads), trained_tokens=learning * heads)
+    learning = getattr(arm, "epochs_per_update", 1) * len(method.objectives)
+    update += Cost(flops=learning * one_pass, trained_tokens=learning * heads)
     if method.adapt is not None:  # one forward and two backward passes: at the first update, and then now and again
-        flops = 2 * training_flops(shape, layout, heads) - one_look
+        flops = 2 * one_pass - one_look
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
     return ArmForecast(before, update)
@@ -89,8 +98,8 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost
     samples = settings.start_policy_prompts * data.candidates_per_prompt
     total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
-    layout = Layout.of([(n.prompt, [n.response] * 2)] * per_step)
-    learning = settings.steps * training_flops(shape, layout, 2 * per_step)
+    layout, many = _rows(n, 2, per_step)
+    learning = settings.steps * many * training_flops(shape, layout, 2 * len(layout.rows))
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
 
 

@@ -15,8 +15,10 @@ from typing import Any
 from uuid import uuid4
 
 from rlhf_bench.flops import ModelShape
+from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.models import fresh_shape, shape_of, write_fresh_model
+from rlhf_bench.models import fresh_shape, write_fresh_model
+from rlhf_bench.pretrained import pretrained_model, refuse_other_tokenizer
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_prompt, encode_response
@@ -41,7 +43,12 @@ class Cache:
         target = self._target(kind, key)
         if not (target / "cache.json").exists():
             aside = self.folder / f".{target.name}.{uuid4().hex[:8]}"
-            aside.mkdir(parents=True)
+            try:
+                aside.mkdir(parents=True)
+            except OSError as error:
+                raise BadInput(
+                    f"RLHF_BENCH_CACHE: {self.folder} cannot be written ({error.strerror}); name a folder that can"
+                ) from None
             try:
                 (aside / "cache.json").write_text(json.dumps(dict(make(aside))))
                 if not (
@@ -90,13 +97,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         raise BadInput(
             f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
         )
-    pretrained = recipe.model.name_or_path
-    settings = recipe.model.tokenizer
-    if pretrained and settings.kind != "pretrained":
-        raise BadInput(
-            f"model.tokenizer.kind: {settings.kind} does not fit weights from {pretrained}; use {{kind: pretrained, name_or_path: {pretrained}}}"
-        )
-    tokenizer = build_tokenizer(settings, task.corpus())
+    tokenizer, given = _tokenizer(recipe, task)
     encode = _Encoder(recipe, tokenizer)
     train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
     looked, tried = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
@@ -122,7 +123,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
     known = rows_of([*(pairs or []), *looked_at])
     _refuse_long_rows(recipe, [*demonstrations, *known], train, [p.prompt for p in pairs or []])
-    model, shape, fingerprint = _model(recipe, tokenizer, cache)
+    model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
         "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
@@ -133,16 +134,32 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
     )
 
 
-def _model(recipe: Recipe, tokenizer: Any, cache: Cache) -> tuple[Path, ModelShape, dict[str, str]]:
+def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:
+    """The tokenizer and, where the model is given, its shape. The model is looked at first: transformers reads its
+    configuration to find the tokenizer, and would blame that for what is wrong there."""
+    name, settings = recipe.model.name_or_path, recipe.model.tokenizer
+    if name is None:
+        return build_tokenizer(settings, task.corpus()), None
+    if settings.kind != "pretrained":
+        raise BadInput(
+            f"model.tokenizer.kind: {settings.kind} does not fit weights from {name}; use {{kind: pretrained, name_or_path: {name}}}"
+        )
+    scalar = any(
+        uses_reward_model(arm) or any(o.model == "critic" for o in METHODS[arm.method].objectives)
+        for arm in recipe.arms.values()
+    )
+    model, shape = pretrained_model(name, recipe.model.max_length, scalar)
+    tokenizer = build_tokenizer(settings, task.corpus())
+    refuse_other_tokenizer(name, model, tokenizer)
+    return tokenizer, shape
+
+
+def _model(
+    recipe: Recipe, tokenizer: Any, given: ModelShape | None, cache: Cache
+) -> tuple[Path, ModelShape, dict[str, str]]:
     settings = recipe.model
-    if settings.name_or_path:
-        try:
-            return Path(settings.name_or_path), shape_of(settings.name_or_path), {"model": settings.name_or_path}
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise BadInput(
-                f"model.name_or_path: {settings.name_or_path} is no causal language model that can be read: {first}"
-            ) from None
+    if settings.name_or_path is not None and given is not None:
+        return Path(settings.name_or_path), given, {"model": settings.name_or_path}
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = {"model": settings.model_dump(mode="json"), "tokenizer": vocabulary}
 

@@ -87,18 +87,6 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     return ResponseValues(with_fast_products(AutoModelForSequenceClassification.from_pretrained(path, **kwargs)))
 
 
-def shape_of(path: str) -> ModelShape:
-    """The shape of the model at a folder or Hugging Face id, without its weights. Raises OSError or ValueError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if find_adapter_config_file(path):  # which transformers would load, from a pickle if need be
-        raise ValueError("it holds an adapter (adapter_config.json); merge the adapter into its model and save that")
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with torch.device("meta"):
-        return ModelShape.of(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-
-
 def scale_head(classifier: nn.Module, scale: float) -> None:
     """Multiply a scalar head, so that its scores have the spread one wants."""
     if scale != 1.0:

@@ -1,47 +1,97 @@
-"""YAML as plain data: no tag makes an object, and no document can be much larger than it looks."""
+"""YAML as plain data: no tag makes an object, no document is much larger than it looks, and what would stall or break a reader
+is refused. YAML allows more than any recipe needs."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 import yaml
 
-MOST_NODES = 100_000
-"""Of a document with its aliases written out: hundreds of times what a recipe has."""
+LONGEST = 256_000  # characters; the longest shipped recipe has some thousands
+MOST_VALUES = 50_000  # with every alias written out
+DEEPEST = 20
+BIGGEST = 2**63 - 1
+MOST_DIGITS = 100
+
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+_UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # other controls are text, and are shown as codes
+
+
+class Unreadable(yaml.YAMLError):
+    """A YAML text that is no recipe's. One line: where in it, what is wrong, the remedy."""
 
 
 def read_yaml(text: str) -> Any:
-    """What `text` says, as mappings, lists, texts and numbers. Raises yaml.YAMLError for whatever cannot be read."""
+    """Mappings, lists, texts, numbers, true, false and null. Raises Unreadable."""
+    if len(text) > LONGEST:
+        raise Unreadable(f"has {len(text)} characters; a recipe has at most {LONGEST}: keep data in files of its own")
     try:
-        return yaml.load(text, _PlainLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _extent(loader, node, [], {})
+        return loader.construct_document(node)
     except RecursionError:
-        raise yaml.YAMLError("nested too deeply; write it flatter") from None
-    except (ValueError, OverflowError) as error:  # a number or date that is none, as in 2024-13-45
-        raise yaml.YAMLError(f"{error}; put such a value in quotes") from None
+        raise Unreadable(f"is nested more than {DEEPEST} deep; make it flatter") from None
+    except Unreadable:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two: `!!int x`, `!!bool x`
+        raise Unreadable(f"not readable as YAML: {' '.join(str(error).split())}; correct or quote it") from None
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Counts nodes while it reads, those behind an alias as often as it stands there: ten lines of aliases of aliases
-    are a billion nodes to whatever goes through them."""
+def _extent(
+    loader: Any, node: yaml.Node, above: list[yaml.Node], known: dict[yaml.Node, tuple[int, int]]
+) -> tuple[int, int]:
+    """How many values the node stands for, with every alias written out, and how deep they are nested."""
+    if node in known:
+        return known[node]
+    if node in above:
+        _refuse(node, "contains itself by an alias", "write out what is meant")
+    if node.tag not in PLAIN:
+        _refuse(
+            node,
+            f"{node.tag.removeprefix('tag:yaml.org,2002:')} is no value of a recipe",
+            "quote it, or remove its tag",
+        )
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _refuse_strange_keys(node)
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    else:
+        _refuse_strange_scalar(loader, node)
+    extents = [_extent(loader, part, [*above, node], known) for part in parts]
+    size, depth = 1 + sum(s for s, _ in extents), 1 + max((d for _, d in extents), default=0)
+    if size > MOST_VALUES:
+        _refuse(node, f"stands for more than {MOST_VALUES} values", "repeat less by aliases")
+    if depth > DEEPEST:
+        _refuse(node, f"is nested more than {DEEPEST} deep", "make it flatter")
+    known[node] = size, depth
+    return size, depth
 
-    def __init__(self, text: str):
-        super().__init__(text)
-        self.nodes = 0
-        self.sizes: dict[yaml.Node, int] = {}  # of those that have been read to their end
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event, before = self.peek_event(), self.nodes
-        node = super().compose_node(parent, index)
-        assert node is not None  # there was an event of it
-        if not isinstance(event, yaml.AliasEvent):
-            self.nodes += 1
-            self.sizes[node] = self.nodes - before
-        elif node in self.sizes:
-            self.nodes += self.sizes[node]
-        else:
-            raise yaml.MarkedYAMLError(problem="an alias of what it stands in", problem_mark=event.start_mark)
-        if self.nodes > MOST_NODES:
-            raise yaml.MarkedYAMLError(
-                problem=f"more than {MOST_NODES} values, aliases written out", problem_mark=event.start_mark
-            )
-        return node
+def _refuse_strange_keys(node: yaml.MappingNode) -> None:
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            _refuse(key, "a list or mapping where a key belongs", "make the key a text")
+        if (key.tag, key.value) in seen:
+            _refuse(key, f"the key {key.value} is there twice", "keep one of the two")
+        seen.add((key.tag, key.value))
+
+
+def _refuse_strange_scalar(loader: Any, node: yaml.Node) -> None:
+    kind = node.tag.rpartition(":")[2]
+    if _UNFIT.search(node.value):
+        _refuse(node, "has a character that no text has", "remove it")
+    if kind in ("int", "float") and len(node.value) > MOST_DIGITS:
+        _refuse(node, f"a number of {len(node.value)} digits", f"give at most {MOST_DIGITS}, or quote it")
+    if kind == "int" and abs(loader.construct_yaml_int(node)) > BIGGEST:
+        _refuse(node, f"{node.value} is too large a whole number", f"give at most {BIGGEST}")
+
+
+def _refuse(node: yaml.Node, problem: str, remedy: str) -> NoReturn:
+    raise Unreadable(f"line {node.start_mark.line + 1}: {problem}; {remedy}")

@@ -201,15 +201,19 @@ def open_directory(directory: Path, recipe: Recipe) -> None:
     """
     path = directory / "recipe.yaml"
     new = recipe.resolved()
-    if path.exists():
-        old = read_yaml(path.read_text())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        old = read_yaml(path.read_text()) if path.exists() else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise BadInput(f"--output {directory}: cannot be used ({reason}); choose another directory") from None
+    if old is not None:
         differing = sorted(k for k in new if k not in MAY_DIFFER and old.get(k) != new[k])
         differing += [f"arms.{a}" for a in new["arms"] if a in old.get("arms", {}) and old["arms"][a] != new["arms"][a]]
         if differing:
             raise BadInput(
                 f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory"
             )
-    directory.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
 
 

@@ -6,6 +6,8 @@ and is saved and loaded in Hugging Face's format, so every engine reads the same
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from rlhf_bench.types import BadInput
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class TokenizerSettings(BaseModel):
@@ -32,6 +35,7 @@ class TokenizerSettings(BaseModel):
     vocab_size: int | None = Field(
         None,
         ge=len(SPECIALS) + len(_BYTES),
+        le=1_000_000,
         description="Most tokens, the special ones and all 256 bytes included (bpe).",
     )
     name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
@@ -167,18 +171,20 @@ def _pretrained(name_or_path: str) -> TextTokenizer:
     # Imported where it is used: it takes seconds, and most runs train a tokenizer of their own.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    key = "model.tokenizer.name_or_path"
+    refuse_missing_folder(key, name_or_path)
+    folder = Path(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"tokenizer.name_or_path: cannot load '{name_or_path}' ({reason}); give a Hugging Face id or a folder"
-        ) from error
+    except Exception as error:  # whatever transformers makes of a user's files, the files are wrong
+        lacking = folder.is_dir() and not (folder / "tokenizer.json").exists()
+        reason = "it has no tokenizer.json" if lacking else first_line(error)
+        raise BadInput(f"{key}: cannot load '{name_or_path}' ({reason}); give a Hugging Face id or a folder") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise BadInput(f"tokenizer.name_or_path: '{name_or_path}' has no tokenizer.json; choose one that has")
+        raise BadInput(f"{key}: '{name_or_path}' has no tokenizer.json; choose one that has")
     if tokenizer.eos_token_id is None:
         raise BadInput(
-            f"tokenizer.name_or_path: '{name_or_path}' has no end-of-sequence token, so responses could not end; "
+            f"{key}: '{name_or_path}' has no end-of-sequence token, so responses could not end; "
             "set eos_token in its tokenizer_config.json or choose another"
         )
     if tokenizer.pad_token_id is None:
@@ -186,3 +192,17 @@ def _pretrained(name_or_path: str) -> TextTokenizer:
     tokenizer.backend_tokenizer.no_truncation()  # its file may ask for either
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def refuse_missing_folder(key: str, name_or_path: str) -> None:
+    """BadInput where the name can only be a folder's, and none is there: the Hub need not be asked for it."""
+    if os.path.isfile(name_or_path):  # unlike Path's, these answer whatever the name
+        raise BadInput(f"{key}: {name_or_path} is a file; give the folder it is in")
+    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
+        raise BadInput(f"{key}: there is no folder {name_or_path}; correct the path, or give a Hugging Face id")
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says first, or else its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not lines else lines[0]

@@ -172,8 +172,8 @@ class BadInput(Exception):
     """The recipe or the data is wrong. `problems` holds one line each: key, row or file, and the remedy. Exit code 2."""
 
     def __init__(self, *problems: str):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(" ".join(p.splitlines()) for p in problems)  # a name in one may have line breaks
+        super().__init__("\n".join(self.problems))
 
 
 class ArmFailed(Exception):

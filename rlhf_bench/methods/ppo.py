@@ -40,7 +40,7 @@ class PPOSettings(MethodSettings):
         "reward_model", description="where scores come from: the reward model, or the task's judge"
     )
     prompts_per_update: int = Field(64, ge=1, description="prompts sampled for one update")
-    samples_per_prompt: int = Field(4, ge=1, description="responses sampled for each prompt")
+    samples_per_prompt: int = Field(4, ge=1, le=1024, description="responses sampled for each prompt")
     epochs_per_update: int = Field(4, ge=1, description="passes over an update's samples")
     minibatches_per_epoch: int = Field(1, ge=1, description="optimizer steps in one pass")
     critic_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the critic")

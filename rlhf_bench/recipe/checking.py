@@ -61,6 +61,12 @@ def _models_of(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_of(part)]
 
 
+def _shown(value: Any) -> str:
+    """As Python writes it, cut where it is long."""
+    written = repr(value)
+    return written if len(written) <= 100 else written[:99] + "…"
+
+
 def _walk(model: type[BaseModel], path: Sequence[Any]) -> tuple[list[str], list[str]]:
     """The key that `path` means as the user wrote it (a union's tag is no key), and the keys known beside its last."""
     models, key, known = [model], [], []
@@ -88,7 +94,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
         elif e["type"] == "missing":
             lines.append(f"{key}: missing; add it")
         else:
-            shown = "" if isinstance(e["input"], (dict, list)) else without_passwords(f" (found {e['input']!r})")
+            shown = "" if isinstance(e["input"], (dict, list)) else without_passwords(f" (found {_shown(e['input'])})")
             lines.append(f"{key}: {e['msg'].removeprefix('Value error, ')}{shown}; correct it")
     return lines
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlhf_bench.plain_yaml import read_yaml
+from rlhf_bench.plain_yaml import Unreadable, read_yaml
 from rlhf_bench.recipe.checking import parse_recipe
 from rlhf_bench.recipe.sections import Recipe
 from rlhf_bench.types import BadInput
+
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> Recipe:
@@ -53,6 +54,8 @@ def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
         label = f"{vary['key']}={value}"
         if not is_label(label):
             raise BadInput(f"vary: {label!r} cannot name a folder within the output; use values without .. in them")
+        if len(label.encode()) > LONGEST_NAME or not label.isprintable():
+            raise BadInput(f"vary.values: {label[:40]!r}… cannot name a directory; give values of a short line each")
         variants.append(Variant(label, parse_recipe(one)))
     return variants
 
@@ -76,33 +79,37 @@ def recipe_data(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
             raise BadInput(f"{override}: an override is written key.path=value")
         try:
             parsed = read_yaml(value)
-        except yaml.YAMLError as error:
-            raise BadInput(
-                f"{override}: the value is not readable as YAML: {' '.join(str(error).split())}; quote it"
-            ) from None
+        except Unreadable as error:
+            raise BadInput(f"{key}: its value {error}") from None
         _set(data, key.split("."), parsed, override)
     return data
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise BadInput(f"{path}: extends itself by way of {seen[-1]}; break the circle")
     try:
-        data = read_yaml(path.read_text(encoding="utf-8"))
+        path = Path(os.path.realpath(path))
+        if path in seen:
+            raise BadInput(f"{path}: extends itself by way of {seen[-1]}; break the circle")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: is no file; give a recipe file")
+        data = read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such recipe file; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+        raise BadInput(f"{path}: cannot be read: {error.strerror}; check path and permissions") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except Unreadable as error:
+        raise BadInput(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise BadInput(f"{path}: a recipe is a mapping of keys to values")
+        raise BadInput(f"{path}: a recipe is a mapping of keys to values; write key: value lines")
     base = data.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise BadInput(f"{path}: extends: is the name of one file; correct it")
     for section in (data, data.get("fast")):
         if isinstance(section, dict):
             _absolute(section.get("task"), path.parent)
-    return data if base is None else merge(_read(path.parent / str(base), (*seen, path)), data)
+    return data if base is None else merge(_read(path.parent / base, (*seen, path)), data)
 
 
 def _absolute(task: Any, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 
 from rlhf_bench.types import BadInput
+
+_HALF = re.compile("[\ud800-\udfff]")  # JSON allows the escapes of surrogates one by one; no text has them so
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ def read_rows(path: Path, key: str) -> list[FileRow]:
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise BadInput(f"{key}: {path} is neither .jsonl nor .parquet; convert it to one of them")
-    if not path.is_file():
-        raise BadInput(f"{key}: there is no file {path}; correct the path")
     try:
+        if path.is_dir():
+            raise BadInput(f"{key}: {path} is a folder; give a file in it")
+        if not path.is_file():
+            raise BadInput(f"{key}: there is no file {path}; correct the path")
         rows = list(readers[path.suffix](path))
     except OSError as error:
         raise BadInput(f"{key}: {path} cannot be read ({error.strerror or error}); check the file") from error
@@ -71,21 +76,23 @@ def _jsonl(path: Path) -> Iterator[FileRow]:
         where = f"{path}:{number}"
         try:
             values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            halved = b"\\ud" in line.lower() and _HALF.search(json.dumps(values, ensure_ascii=False))
         except UnicodeDecodeError as error:
             raise BadInput(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # the first also for a number of thousands of digits
             raise BadInput(f"{where}: not JSON ({error}); write one JSON object on each line") from error
         if not isinstance(values, dict):
             raise BadInput(f"{where}: {_kind(values)} where an object belongs; write one JSON object on each line")
+        if halved:
+            raise BadInput(f"{where}: has half of a character, such as \\ud83d alone; write it whole or remove it")
         yield FileRow(where, number, values)
 
 
 def _parquet(path: Path) -> Iterator[FileRow]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{path}: not a Parquet file that can be read ({reason}); write it again") from error
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: of a value that Python lacks
+        raise BadInput(f"{path}: not a Parquet file that can be read ({error}); write it again") from error
     for number, values in enumerate(rows, start=1):
         yield FileRow(f"{path}:{number}", number, values)
 

@@ -52,7 +52,7 @@ def iteration() -> Measured:
     from rlhf_bench.loop import ArmRun, Progress
     from rlhf_bench.material import Cache, Material
     from rlhf_bench.methods import METHODS
-    from rlhf_bench.models import shape_of
+    from rlhf_bench.models import load_model
     from rlhf_bench.recipe import parse_recipe
     from rlhf_bench.roles import Roles
     from rlhf_bench.sources import Sampler, make_source
@@ -77,7 +77,7 @@ def iteration() -> Measured:
             Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(64, 193)).tolist()))
             for i in range(PROMPTS)
         ]
-        shape: ModelShape = shape_of(str(folder))
+        shape = ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
         fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime(), print)
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
         fleet.scorer.load(folder, "float32")

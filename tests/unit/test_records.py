@@ -164,3 +164,15 @@ def test_a_directory_of_another_recipe_is_refused_by_the_key_that_differs(more, 
         BadInput, match=rf"^--output .*out: holds a comparison whose {key} differs .*choose another directory$"
     ):
         open_directory(tmp_path / "out", parse_recipe(SMALL | more))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda out: out.write_text(""),
+    lambda out: [out.mkdir(), (out / "recipe.yaml").write_text("a: [")],
+    lambda out: [out.mkdir(), (out / "recipe.yaml").write_bytes(b"\xff")],
+], ids=["a file", "a recipe that is no YAML", "a recipe that is no text"])  # fmt: skip
+def test_a_directory_that_cannot_be_used_is_refused_in_one_line(spoil, tmp_path):
+    spoil(tmp_path / "out")
+    with pytest.raises(BadInput, match="^--output .*out: cannot be used .*; choose another directory$") as refused:
+        open_directory(tmp_path / "out", parse_recipe(SMALL))
+    assert len(refused.value.problems) == 1

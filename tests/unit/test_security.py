@@ -22,8 +22,9 @@ from test_report import record
 from cluster.local_job import print_where_to_look
 from rlhf_bench import cli
 from rlhf_bench.material import Cache
-from rlhf_bench.models import load_model, shape_of
+from rlhf_bench.models import load_model
 from rlhf_bench.plain_yaml import read_yaml
+from rlhf_bench.pretrained import pretrained_model
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import load_series, parse_recipe
 from rlhf_bench.reference import reference_logprobs
@@ -106,11 +107,14 @@ def test_pickled_weights_are_not_loaded(kind, file, config, tmp_path):
 
 
 def test_an_adapter_beside_a_model_is_refused(tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
     folder = llama(tmp_path / "model")
-    assert shape_of(str(folder)).layers == 1
+    AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(folder)).save_pretrained(folder)
+    assert pretrained_model(str(folder), 8, False)[1].layers == 1
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}')
-    with pytest.raises(ValueError, match="adapter_config.json"):
-        shape_of(str(folder))
+    with pytest.raises(BadInput, match="adapter_config.json"):
+        pretrained_model(str(folder), 8, False)
 
 
 @pytest.mark.parametrize("answer", ["y\n" * 20, ""], ids=["yes", "nobody"])
@@ -121,8 +125,8 @@ def test_a_models_own_code_is_not_run_nor_asked_about(answer, tmp_path, monkeypa
     (folder / "own.py").write_text(code + "class Own: pass\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": own}))
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))  # transformers would ask, and take a yes
-    with pytest.raises(ValueError):
-        shape_of(str(folder))
+    with pytest.raises(BadInput, match="model.name_or_path"):
+        pretrained_model(str(folder), 8, False)
     with pytest.raises(ValueError):
         load_model(str(folder), "causal", "float32", 0)
     with pytest.raises(BadInput, match="tokenizer.name_or_path"):
@@ -173,20 +177,20 @@ MERGES = "\n".join(["m0: &m0 {k: 1}", *(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    (f"{LAUGHS}\nvary: {{key: seeds, values: [*a23]}}", "more than 100000 values"),
-    (f"{LAUGHS}\narms: {{a: {{method: *a23}}}}", "more than 100000 values"),
-    (MERGES, "more than 100000 values"),
-    ("task: &t {kind: files, more: *t}", "an alias of what it stands in"),
-    ("task: " + "[" * 5000, "nested too deeply"),
-    ("task: !!python/object/apply:os.system ['touch marker']", "could not determine a constructor"),
-    ("name: 2024-13-45", "put such a value in quotes"),
+    (f"{LAUGHS}\nvary: {{key: seeds, values: [*a23]}}", "more than 50000 values"),
+    (f"{LAUGHS}\narms: {{a: {{method: *a23}}}}", "more than 50000 values"),
+    (MERGES, "is nested more than 20 deep"),
+    ("task: &t {kind: files, more: *t}", "contains itself by an alias"),
+    ("task: " + "[" * 5000, "is nested more than 20 deep"),
+    ("task: !!python/object/apply:os.system ['touch marker']", "is no value of a recipe"),
+    ("name: 2024-13-45", "is no value of a recipe; quote it"),
 ], ids=["lists", "arms", "merges", "circle", "depth", "object", "date"])  # fmt: skip
 def test_a_hostile_recipe_is_refused_in_one_line_and_at_once(text, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.yaml").write_text(text)
     code, out, err = main(monkeypatch, capsys, "check", "evil.yaml")
     assert code == 2 and out == "" and len(err.splitlines()) == 1
-    assert "evil.yaml: not readable as YAML" in err and said in err
+    assert "evil.yaml: " in err and said in err
     assert not (tmp_path / "marker").exists()
 
 

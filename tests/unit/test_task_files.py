@@ -1,4 +1,4 @@
-"""The files task: the user's own data, its judges, and errors that name the place and the remedy."""
+"""The files task: the user's own data and its judges. Rows that it refuses stand in test_bad_input.py."""
 
 import json
 from decimal import Decimal
@@ -106,83 +106,6 @@ def test_no_demonstrations_is_said_when_they_are_asked_for(folder):
 def test_asking_for_more_than_there_is(folder, split, count, there):
     with pytest.raises(BadInput, match=f"files, {split} prompts: {count} are asked for and {there} are there"):
         build(folder).prompts(split, count, 0)
-
-
-ROW = '{"prompt": "a", "reference": "1", "response": "1"}\n'
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("", "has no rows"),
-        (ROW + "{broken\n", "train.jsonl:2: not JSON"),
-        (ROW + "[" * 100_000 + "\n", "train.jsonl:2: not JSON"),
-        ("\n" + ROW + "[1]\n", "train.jsonl:3: a list where an object belongs"),
-        ('{"question": "a"}\n', r"train.jsonl:1: no column 'prompt' \(there is: question\); rename it"),
-        ('{"prompt": " ", "reference": "1", "response": "1"}\n', "train.jsonl:1: column 'prompt' is empty"),
-        ('{"prompt": 5, "reference": "1", "response": "1"}\n', "train.jsonl:1: column 'prompt' holds a number"),
-        ('{"prompt": "a", "reference": null, "response": "1"}\n', "train.jsonl:1: column 'reference' holds null"),
-        ('{"prompt": "a", "reference": true, "response": "1"}\n', "column 'reference' holds true or false"),
-        ('{"prompt": "a", "reference": NaN, "response": "1"}\n', "column 'reference' holds a number; make it a text"),
-        ('{"prompt": "a", "reference": "1"}\n', "train.jsonl:1: no column 'response'"),
-        (ROW + ROW, r"train.jsonl:2: the same prompt as .*train.jsonl:1; keep each prompt once"),
-        ('{"prompt": "h0?", "reference": "1", "response": "1"}\n', r"test.jsonl:1: the same prompt as .*train.jsonl:1"),
-    ],
-)
-def test_bad_training_rows(folder, content, message):
-    (folder / "train.jsonl").write_text(content)
-    with pytest.raises(BadInput, match=message):
-        build(folder)
-
-
-def test_bad_bytes(folder):
-    (folder / "train.jsonl").write_bytes(ROW.encode() + b'{"prompt": "\xff"}\n')
-    with pytest.raises(BadInput, match="train.jsonl:2: not UTF-8"):
-        build(folder)
-    (folder / "broken.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(BadInput, match="broken.parquet: not a Parquet file that can be read"):
-        build(folder, prompts=folder / "broken.parquet")
-
-
-def test_byte_order_mark_and_windows_line_ends_are_read(folder):
-    (folder / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + ROW.replace("\n", "\r\n").encode())
-    assert [p.text for p in build(folder).prompts("train", 1, 0)] == ["a"]
-
-
-def test_missing_and_unknown_files(folder):
-    with pytest.raises(BadInput, match="task.unseen: there is no file .*none.jsonl; correct the path"):
-        build(folder, unseen=folder / "none.jsonl")
-    with pytest.raises(BadInput, match="task.held_out: .*x.csv is neither .jsonl nor .parquet"):
-        build(folder, held_out=folder / "x.csv")
-
-
-def test_duplicate_ids(folder):
-    write_jsonl(folder / "train.jsonl", [TRAIN[0] | {"id": "x"}, TRAIN[1] | {"id": "x"}])
-    with pytest.raises(BadInput, match=r"train.jsonl:2: the same id 'files/train/x' as .*train.jsonl:1"):
-        build(folder, id_column="id")
-
-
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        (
-            {"prompt": "h1?", "chosen": "a", "rejected": "b"},
-            r"pairs.jsonl:1: a pair on the held-out prompt .*test.jsonl:2",
-        ),
-        ({"prompt": "q1?", "chosen": "a", "rejected": "a"}, "pairs.jsonl:1: chosen and rejected are the same text"),
-        ({"prompt": "q1?", "chosen": "a"}, "pairs.jsonl:1: no column 'rejected'"),
-    ],
-)
-def test_bad_pairs(folder, row, message):
-    write_jsonl(folder / "pairs.jsonl", [row])
-    with pytest.raises(BadInput, match=message):
-        build(folder)
-
-
-def test_reference_without_a_number(folder):
-    with pytest.raises(BadInput, match=r"train.jsonl:1: column 'reference' has no single number .*judge: exact"):
-        write_jsonl(folder / "train.jsonl", [{"prompt": "a", "reference": "1 or 2", "response": "1"}])
-        build(folder, judge="number")
 
 
 @pytest.mark.parametrize(

@@ -143,5 +143,5 @@ def test_pretrained_without_padding_or_start_token(tmp_path):
 def test_pretrained_that_cannot_be_used(tmp_path):
     with pytest.raises(BadInput, match="has no end-of-sequence token.*set eos_token"):
         build_tokenizer(save_bare(tmp_path, unk_token="<unk>"), [])
-    with pytest.raises(BadInput, match="tokenizer.name_or_path: cannot load"):
+    with pytest.raises(BadInput, match="model.tokenizer.name_or_path: there is no folder .*nothing; correct the path"):
         build_tokenizer(TokenizerSettings(kind="pretrained", name_or_path=str(tmp_path / "nothing")), [])
