@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["kill", "freeze", "exhaust"]
+Kind = Literal["exhaust", "kill", "freeze"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ROLES = ("rollout", "scorer", "learner", "evaluator")
 PHASES = {

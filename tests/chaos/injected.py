@@ -6,7 +6,6 @@ the one before. OUTCOMES, a JSON lines file, says how each went.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -22,8 +21,9 @@ from tests.chaos.faults import PHASES, Fault
 
 DELAY = 0.02
 """Seconds into the phase: the call is on its way."""
-UNNOTICED = 3
-"""So many times the run goes ahead before a fault counts as one that nobody has noticed."""
+UNNOTICED = 6, 3.0
+"""So many times the run goes ahead, and for so many seconds, before memory that is gone counts as missed by nobody."""
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "exhaust": signal.SIGUSR1}
 
 
 class Chaos:
@@ -49,18 +49,16 @@ class Chaos:
         threading.Timer(DELAY, self.strike, (self.now, pid)).start()
 
     def strike(self, fault: Fault, pid: int) -> None:
-        if fault.kind == "exhaust":
-            Path(f"{self.outcomes}.{pid}").touch()  # its own thread waits for that: see `be_exhausted`
-        else:
-            os.kill(pid, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+        os.kill(pid, SIGNALS[fault.kind])
 
     def went_ahead(self) -> None:
         """An update is done, or a look is there. Whoever is new in the fleet is made ready for its own fault meanwhile."""
         with self.lock:
             self.ahead += 1
             noticed = self.now is not None and len(self.fleet.crew.restarts) > self.restarts
-            if self.now is not None and (noticed or self.ahead >= UNNOTICED):
-                seconds = time.monotonic() - self.at
+            seconds = time.monotonic() - self.at
+            over = self.now is not None and self.now.kind == "exhaust" and self.ahead >= UNNOTICED[0]
+            if self.now is not None and (noticed or (over and seconds >= UNNOTICED[1])):
                 with self.outcomes.open("a") as file:
                     file.write(json.dumps([self.now.kind, self.now.role, self.now.phase, noticed, seconds]) + "\n")
                 print(
@@ -78,34 +76,33 @@ class Chaos:
         for role in {f.role for f in self.left}:
             actor = self.fleet.crew.actors[f"{role} 0"]
             if self.pids.get(role, (None, 0))[0] is not actor:
-                pid = ray.get(actor.__ray_call__.remote(be_exhausted, str(self.outcomes)))
+                pid = ray.get(actor.__ray_call__.remote(be_exhausted))
                 self.pids[role] = (actor, pid)
 
 
-def be_exhausted(actor: Any, sign: str) -> int:
-    """In an actor: a thread that uses up this process's memory once a file is there. Returns the process's number."""
-    import os
+def be_exhausted(actor: Any) -> int:
+    """In an actor: use up this process's memory when SIGUSR1 comes. Returns the process's number.
+
+    A handler runs in the main thread, as the actor's own work does: what is left over in that thread's part of the allocator
+    is used up too."""
+    import ctypes
     import resource
-    import threading
-    import time
+    from pathlib import Path
 
-    pid = os.getpid()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
 
-    def use_up() -> None:
-        while not os.path.exists(f"{sign}.{pid}"):
-            time.sleep(0.01)
-        libc = ctypes.CDLL(None)
-        size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
-        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
-        libc.malloc.restype = ctypes.c_void_p
+    def use_up(*_: Any) -> None:
+        size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+        resource.setrlimit(resource.RLIMIT_AS, (int(size.split()[1]) * 1024, resource.RLIM_INFINITY))
         step = 2**20
-        while step >= 64:  # what the allocator has put by, down to the small pieces
+        while step >= 64:
             while libc.malloc(step):
                 pass
             step //= 2
 
-    threading.Thread(target=use_up, daemon=True).start()
-    return pid
+    signal.signal(signal.SIGUSR1, use_up)
+    return os.getpid()
 
 
 def main() -> None:
