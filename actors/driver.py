@@ -89,16 +89,21 @@ def drive(
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise RunFailed(f"an engine failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
+    except OSError as error:
+        raise RunFailed(
+            f"{error.filename or 'a file'}: {error.strerror or error}; mend that, and the same command goes on from the last checkpoint"
+        ) from error
     except Stopped:
         status = "interrupted"
         raise
     finally:
         if fleet is not None:
             fleet.stop()
-        lost = tracker.finish(status)
-        for line in lost:
-            display.say(f"not in MLflow: {line}")
-        display.close()
+        try:
+            for line in tracker.finish(status):
+                display.say(f"not in MLflow: {line}")
+        finally:
+            display.close()
     from rlhf_bench.report import render_text_table
     from rlhf_bench.report.verdict import notes, verdict
 

@@ -29,6 +29,7 @@ class SeedResult:
     best_score: float
     drawdown: float
     gradient_norm_spikes: int | None
+    skipped_updates: int = 0  # whose numbers were not finite
 
     @property
     def done(self) -> bool:
@@ -86,6 +87,10 @@ class ArmResult:
     @property
     def diverged(self) -> int:
         return stability.diverged_count([seed.status for seed in self.seeds])
+
+    @property
+    def skipped_updates(self) -> int:
+        return sum(seed.skipped_updates for seed in self.seeds)
 
     def spent(self, column: str) -> float:
         """Mean spent per finished seed, or per seed where none finished."""
@@ -192,6 +197,7 @@ def _seed(arm: str, result: Mapping[str, Any], recorded: Recorded) -> SeedResult
         best_score=stability.best_score(scores),
         drawdown=stability.drawdown(scores),
         gradient_norm_spikes=stability.gradient_norm_spikes(numbers(own(recorded.updates), "grad_norm")),
+        skipped_updates=int(numbers(own(recorded.updates), "skipped").sum()),
     )
 
 
@@ -210,6 +216,7 @@ def _arm_json(arm: ArmResult) -> dict[str, Any]:
                     "best_score": seed.best_score,
                     "drawdown": seed.drawdown,
                     "gradient_norm_spikes": seed.gradient_norm_spikes,
+                    "skipped_updates": seed.skipped_updates,
                 },
             }
             for seed in arm.seeds

@@ -51,6 +51,8 @@ def notes(summary: Summary) -> list[str]:
             "read these intervals as too narrow."
         )
     lines += [_unfinished(arm) for arm in summary.arms if len(arm.finished) < len(arm.seeds) or not arm.seeds]
+    if skipping := [f"{arm.name} {arm.skipped_updates}" for arm in summary.arms if arm.skipped_updates]:
+        lines.append(f"Updates skipped, since their numbers were not finite: {listed(skipping)}.")
     short = [arm for arm in finished if arm.spent(summary.unit) < UNDERSPENT * summary.limit]
     if short:
         spent = listed([f"{arm.name} {arm.spent(summary.unit) / summary.limit:.0%}" for arm in short])

@@ -33,9 +33,10 @@ arms:
 FLOPS_OF_AN_UPDATE = 4.1e7
 
 
-def write_recipe(folder: Path, updates: int) -> Path:
-    """With time for about so many updates, and a look at every other one."""
-    marks = [round(k / (updates // 2), 6) for k in range(1, updates // 2 + 1)]
+def write_recipe(folder: Path, updates: int, looks: int | None = None) -> Path:
+    """With time for about so many updates, and a look at every other one, or `looks` of them in all."""
+    looks = looks or updates // 2
+    marks = [round(k / looks, 6) for k in range(1, looks + 1)]
     path = folder / "chaos.yaml"
     path.write_text(RECIPE.replace("LIMIT", f"{updates * FLOPS_OF_AN_UPDATE:.3e}").replace("MARKS", str(marks)))
     return path
@@ -46,8 +47,10 @@ def environment(folder: Path) -> dict[str, str]:
     return own | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
 
 
-def begin(folder: Path, recipe: Path, name: str, module: Sequence[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", *module, "run", str(recipe), "--output", str(folder / name / "out")]
+def begin(
+    folder: Path, recipe: Path, name: str, module: Sequence[str], overrides: Sequence[str] = ()
+) -> subprocess.Popen:
+    command = [sys.executable, "-m", *module, "run", str(recipe), *overrides, "--output", str(folder / name / "out")]
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(folder))
 

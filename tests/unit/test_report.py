@@ -166,7 +166,7 @@ def test_the_summary_follows_its_schema_and_is_strict_json(reported):
     assert 0.699 < low < 0.8 < high < 0.901
     assert ppo["seeds"][1] == {
         "seed": 1, "status": "done", "spent": {"flops": 0.95 * LIMIT}, "score": 0.8, "kl": 3.0,
-        "stability": {"best_score": 0.8, "drawdown": pytest.approx(0.1), "gradient_norm_spikes": 1},
+        "stability": {"best_score": 0.8, "drawdown": pytest.approx(0.1), "gradient_norm_spikes": 1, "skipped_updates": 0},
     }  # fmt: skip
     assert ppo["score"]["iqm_ci95"] == ppo["score"]["ci95"]  # three seeds: nothing to trim
     assert ppo["score"]["best"] == pytest.approx(0.8)
@@ -210,6 +210,15 @@ def test_an_interval_apart_from_all_others_settles_the_lead(directory):
 def test_an_arm_that_spent_less_is_named(directory):
     edit(directory / "results.json", lambda r: r["arms"]["single"]["seeds"][0]["spent"].update(flops=0.5 * LIMIT))
     assert "Compute is not equal: the budget&#39;s share that was spent is single 50%." in page_of(directory)
+
+
+def test_skipped_updates_are_counted_and_named(directory):
+    metrics = pd.read_parquet(directory / "metrics.parquet")
+    train = metrics.index[(metrics["arm"] == "ppo") & (metrics["phase"] == "train")]
+    metrics.loc[train, "skipped"] = 0.0
+    metrics.loc[train[:2], "skipped"] = 1.0
+    metrics.to_parquet(directory / "metrics.parquet")
+    assert "Updates skipped, since their numbers were not finite: ppo 2." in page_of(directory)
 
 
 def test_table_and_plots_come_first(page):

@@ -1,0 +1,63 @@
+"""`python -m tests.chaos.watched SAMPLES run RECIPE ...`: the command line, which writes down now and again what its processes
+hold: a JSON line with the update, resident MiB by role, bytes in the object store, open files, and numbers of processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+EVERY = 10
+
+
+def held(fleet: Any, pids: dict[str, int]) -> dict[str, Any]:
+    import psutil
+    import ray
+
+    for name, actor in fleet.crew.actors.items():
+        if name not in pids:
+            pids[name] = ray.get(actor.__ray_call__.remote(lambda _: __import__("os").getpid()))
+    own = psutil.Process()
+    processes = {"driver": own} | {name: psutil.Process(pid) for name, pid in pids.items()}
+    has, free = ray.cluster_resources(), ray.available_resources()
+    return {
+        "resident": {name: p.memory_info().rss / 2**20 for name, p in processes.items()},
+        "files": {name: p.num_fds() for name, p in processes.items()},
+        "store": has["object_store_memory"] - free.get("object_store_memory", 0.0),
+        "processes": [p.pid for p in own.children(recursive=True)],
+    }
+
+
+def main() -> None:
+    (samples,) = sys.argv[1:2]
+    sys.argv[1:2] = []
+
+    from actors import driver
+    from rlhf_bench import cli
+
+    fleets: list[Any] = []
+    pids: dict[str, int] = {}
+    plain_display, plain_start = driver.Display, driver.start_fleet
+
+    class Display(plain_display):
+        def update(self, arm: str, seed: int, update: int, *args: Any) -> None:
+            super().update(arm, seed, update, *args)
+            if update % EVERY == 0 or update == 1:
+                with Path(samples).open("a") as file:
+                    file.write(json.dumps({"update": update, **held(fleets[-1], pids)}) + "\n")
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        fleets.append(plain_start(*args, **kwargs))
+        return fleets[-1]
+
+    driver.Display, driver.start_fleet = Display, start  # type: ignore[misc]
+    cli.main()
+
+
+if __name__ == "__main__":
+    # Before Ray is imported, as in `rlhf_bench.cli`.
+    from rlhf_bench.cli import _guard_local_cluster
+
+    _guard_local_cluster()
+    main()
