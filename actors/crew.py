@@ -10,16 +10,21 @@ are gone with it: the arm then goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlhf_bench.recipe.sections import Reliability
 from rlhf_bench.roles import StateLost
@@ -28,6 +33,8 @@ from rlhf_bench.types import RunFailed
 Replace = Callable[[int, Exception], Any]
 """The number of an actor among those of its role and what a call to it raised -> another actor in its place. Whatever is no
 loss of the actor is raised again."""
+Where = tuple[str, int]
+"""A node's id, and the number of a process on it."""
 BEATS = 5
 """In the time after which silence counts as a hang."""
 
@@ -43,9 +50,11 @@ class Watched:
     def be_watched(self, watch: Any, key: str, every: float) -> None:
         """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
 
+        where = (ray.get_runtime_context().get_node_id(), os.getpid())
+
         def beat() -> None:
             while True:
-                watch.beat.remote(key)
+                watch.beat.remote(key, where)
                 time.sleep(every)
 
         threading.Thread(target=beat, name="beat", daemon=True).start()
@@ -55,15 +64,28 @@ class Watch:
     """When each actor was last heard of."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, float] = {}
+        self.heard: dict[str, tuple[float, Where]] = {}
 
-    def beat(self, key: str) -> None:
-        self.heard[key] = time.monotonic()
+    def beat(self, key: str, where: Where) -> None:
+        self.heard[key] = (time.monotonic(), where)
 
     def silence(self) -> dict[str, float]:
         """Seconds since an actor was last heard of, for those that ever were."""
         now = time.monotonic()
-        return {key: now - at for key, at in self.heard.items()}
+        return {key: now - at for key, (at, _) in self.heard.items()}
+
+    def forget(self, key: str) -> Where | None:
+        """Its last word: where it is, or was."""
+        _, where = self.heard.pop(key, (0.0, None))
+        return where
+
+
+def end_process(pid: int) -> None:
+    """On its node: a process that is out of memory, say, does not end when Ray asks it to. Not if its number is another's."""
+    name = Path(f"/proc/{pid}/cmdline")
+    with suppress(OSError):  # it is gone
+        if name.read_bytes().startswith(b"ray::"):
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -134,8 +156,7 @@ class Crew:
         self.say(f"{who} {cause}: started again")
         self.restarts.append(Restart(names, cause, now))
         for name in names:
-            self._keys.pop(name, None)
-            ray.kill(self.actors[name])
+            self._end(name)
         self._wait_for_room(who)
         return [self.start(name, self._make[name]) for name in names]
 
@@ -168,10 +189,21 @@ class Crew:
             except (exceptions.GetTimeoutError, exceptions.RayActorError):
                 continue  # the watch itself is being started again, by Ray
             for name, (key, since) in list(self._keys.items()):
-                # One that has not been heard of yet is still starting, for which there is more time.
-                started = key in silence
-                silent = silence.get(key, time.monotonic() - since)
-                if silent > (limit if started else max(limit, self.room_seconds)):
-                    self._keys.pop(name, None)
+                if key in silence:
+                    silent, patience = silence[key], limit
+                else:  # still starting, for which there is more time
+                    silent, patience = time.monotonic() - since, max(limit, self.room_seconds)
+                if silent > patience:
                     self.say(f"{name} has shown no sign of life for {silent:.0f} s: it is ended")
-                    ray.kill(self.actors[name])
+                    self._end(name)
+
+    def _end(self, name: str) -> None:
+        """End an actor, and its process with it, whatever state that is in."""
+        key, _ = self._keys.pop(name, ("", 0.0))
+        ray.kill(self.actors[name])
+        with suppress(exceptions.GetTimeoutError, exceptions.RayActorError):  # the watch is being started again
+            where = ray.get(self._watch.forget.remote(key), timeout=self.settings.hang_seconds)
+            if where is not None:
+                node, pid = where
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.remote(end_process).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid)

@@ -45,7 +45,7 @@ def crew(cluster):
 
     def begin(**settings):
         said = []
-        made.append(Crew(Reliability(hang_seconds=4, **settings), group, 60, said.append))
+        made.append(Crew(Reliability(hang_seconds=6, **settings), group, 60, said.append))
         return made[-1], said
 
     yield begin
@@ -76,7 +76,7 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     error = what_raises(cluster, actor.sleep.remote(0))
-    assert 2 < time.monotonic() - began < 30
+    assert 2 < time.monotonic() - began < 40
     assert "no sign of life" in said[0]
     (other,) = crew.replace(loss(error), "echo 0")
     assert cluster.get(other.pid.remote()) != pid and crew.actors == {"echo 0": other}
@@ -86,7 +86,7 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
 def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(crew, cluster):
     crew, said = crew()
     actor = start(crew, cluster, echo_class())
-    assert cluster.get(actor.sleep.remote(9)) == "slept" and not said
+    assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
 
 def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(crew, cluster):
@@ -173,3 +173,17 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, clu
     assert [(p.indices, p.groups) for p in disturbed] == [(p.indices, p.groups) for p in alone]
     assert sorted(i for p in disturbed for i in p.indices) == list(range(40))
     assert sum(p.cost.device_seconds for p in disturbed) == sum(p.cost.device_seconds for p in alone)
+
+
+def test_a_process_that_cannot_end_by_itself_is_ended(crew, cluster):
+    """As one that is out of memory: Ray's own request to exit is work too. A process that is stopped stands for it."""
+    crew, _ = crew(restarts=5)
+    actor = start(crew, cluster, echo_class())
+    pid = cluster.get(actor.pid.remote())
+    time.sleep(2)  # it has been heard of
+    os.kill(pid, signal.SIGSTOP)
+    crew.replace("is out of memory", "echo 0")
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.1)
