@@ -64,15 +64,16 @@ class Watch:
     """When each actor was last heard of."""
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
         self.heard: dict[str, tuple[float, Where]] = {}
 
     def beat(self, key: str, where: Where) -> None:
         self.heard[key] = (time.monotonic(), where)
 
-    def silence(self) -> dict[str, float]:
-        """Seconds since an actor was last heard of, for those that ever were."""
+    def silence(self) -> tuple[float, dict[str, float]]:
+        """Seconds since this watch began to listen, and since an actor was last heard of, for those that ever were."""
         now = time.monotonic()
-        return {key: now - at for key, (at, _) in self.heard.items()}
+        return now - self.began, {key: now - at for key, (at, _) in self.heard.items()}
 
     def forget(self, key: str) -> Where | None:
         """Its last word: where it is, or was."""
@@ -100,6 +101,8 @@ def loss(error: Exception) -> str:
     it is not the actor that is lost, but data that it was handed."""
     if isinstance(error, exceptions.OutOfMemoryError):
         return "was ended by Ray for want of memory"
+    if getattr(error, "actor_init_failed", False) and not _out_of_memory(error):
+        raise error  # it would fail again
     if isinstance(error, (exceptions.ActorDiedError, exceptions.WorkerCrashedError, exceptions.ActorUnavailableError)):
         return "has died, or did not answer and was ended"
     cause = getattr(error, "cause", error)
@@ -124,7 +127,8 @@ class Crew:
         self.restarts: list[Restart] = []
         self._make: dict[str, Callable[[], Any]] = {}
         self._keys: dict[str, tuple[str, float]] = {}  # of the living: its key at the watch, since when
-        self._recent: deque[float] = deque()
+        self._recent: dict[str, deque[float]] = {}
+        self._changing = threading.Lock()  # which actor has which name
         self._started = 0
         self._ending = threading.Event()
         self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
@@ -134,29 +138,31 @@ class Crew:
     def start(self, name: str, make: Callable[[], Any]) -> Any:
         """Start an actor for the first time; `make` starts it and gives its handle."""
         self._make[name] = make
-        actor = self.actors[name] = make()
-        self._started += 1
-        key = f"{name}, {self._started}"
+        with self._changing:
+            actor = self.actors[name] = make()
+            self._started += 1
+            key = f"{name}, {self._started}"
+            self._keys[name] = (key, time.monotonic())
         actor.be_watched.remote(self._watch, key, self.settings.hang_seconds / BEATS)
-        self._keys[name] = (key, time.monotonic())
         return actor
 
     def replace(self, cause: str, *names: str) -> list[Any]:
         """Other actors in the place of those, of which one is lost. Raises RunFailed where too many were lost of late, or
         where the cluster has no room for them in time."""
         now, who = time.perf_counter(), " and ".join(names)
-        while self._recent and now - self._recent[0] > self.settings.window_seconds:
-            self._recent.popleft()
-        if len(self._recent) >= self.settings.restarts:
+        recent = self._recent.setdefault(who, deque())  # of each by itself: a node takes many along when it is lost
+        while recent and now - recent[0] > self.settings.window_seconds:
+            recent.popleft()
+        if len(recent) >= self.settings.restarts:
             raise RunFailed(
                 f"{who} {cause}; {self.settings.restarts} restarts (reliability.restarts) within "
                 f"{self.settings.window_seconds:.0f} s were not enough; the same command goes on from the last checkpoint"
             )
-        self._recent.append(now)
+        recent.append(now)
         self.say(f"{who} {cause}: started again")
         self.restarts.append(Restart(names, cause, now))
         for name in names:
-            self._end(name)
+            self._end(name, self._keys.get(name, ("", 0.0))[0])
         self._wait_for_room(who)
         return [self.start(name, self._make[name]) for name in names]
 
@@ -185,22 +191,26 @@ class Crew:
         limit = self.settings.hang_seconds
         while not self._ending.wait(limit / BEATS):
             try:
-                silence = ray.get(self._watch.silence.remote(), timeout=limit)
+                listening, silence = ray.get(self._watch.silence.remote(), timeout=limit)
             except (exceptions.GetTimeoutError, exceptions.RayActorError):
                 continue  # the watch itself is being started again, by Ray
             for name, (key, since) in list(self._keys.items()):
                 if key in silence:
                     silent, patience = silence[key], limit
-                else:  # still starting, for which there is more time
-                    silent, patience = time.monotonic() - since, max(limit, self.room_seconds)
+                else:  # still starting, for which there is more time; or the watch is new
+                    silent, patience = min(time.monotonic() - since, listening), max(limit, self.room_seconds)
                 if silent > patience:
                     self.say(f"{name} has shown no sign of life for {silent:.0f} s: it is ended")
-                    self._end(name)
+                    self._end(name, key)
 
-    def _end(self, name: str) -> None:
-        """End an actor, and its process with it, whatever state that is in."""
-        key, _ = self._keys.pop(name, ("", 0.0))
-        ray.kill(self.actors[name])
+    def _end(self, name: str, key: str) -> None:
+        """End the actor of that key, and its process with it, whatever state that is in. Nothing where another one has its
+        place already."""
+        with self._changing:
+            if self._keys.get(name, ("", 0.0))[0] != key:
+                return
+            del self._keys[name]
+            ray.kill(self.actors[name])
         with suppress(exceptions.GetTimeoutError, exceptions.RayActorError):  # the watch is being started again
             where = ray.get(self._watch.forget.remote(key), timeout=self.settings.hang_seconds)
             if where is not None:

@@ -28,7 +28,7 @@ from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.records import MAY_DIFFER
-from rlhf_bench.roles import Roles
+from rlhf_bench.roles import Roles, StateLost
 from rlhf_bench.signals import Stopped
 from rlhf_bench.stages import Start
 from rlhf_bench.tokenizer import decode_response
@@ -89,6 +89,8 @@ def drive(
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise RunFailed(f"an engine failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
+    except (StateLost, ray.exceptions.RayError) as error:
+        raise RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     except OSError as error:
         raise RunFailed(
             f"{error.filename or 'a file'}: {error.strerror or error}; mend that, and the same command goes on from the last checkpoint"

@@ -229,9 +229,14 @@ class Evaluator:
 
     def _begin_again(self, error: Exception) -> None:
         """Another evaluator in the place of a lost one, which looks at all that has no result yet."""
-        self.actor = self.replace(0, error)
-        if self.begun is not None:
-            self.actor.begin.remote(*self.begun, not self.charged)
+        while True:
+            self.actor = self.replace(0, error)
+            try:
+                if self.begun is not None:
+                    ray.get(self.actor.begin.remote(*self.begun, not self.charged))
+                break
+            except Exception as next_error:
+                error = next_error
         waiting, self.pending = self.pending, []
         for one, _ in waiting:
             self._submit(one)

@@ -49,7 +49,12 @@ class Fleet:
 
     def recover(self, lost: StateLost) -> None:
         """After this whatever was under way may begin again: from a checkpoint, or from its start."""
-        self.learner.rebuild(str(lost))
+        while True:  # bounded by the crew
+            try:
+                self.learner.rebuild(str(lost))
+                break
+            except StateLost as again:
+                lost = again
         self.evaluator.forget()
 
     def stop(self) -> None:

@@ -241,8 +241,9 @@ class LearnerRank(Profiled, Watched):
         return None
 
     @noted
-    def weights(self, name: ModelName) -> dict[str, np.ndarray] | None:
-        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0.
+    def weights(self, name: ModelName) -> tuple[dict[str, np.ndarray] | None, None]:
+        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0. And a second None, which
+        the driver waits for: so it sees an error, and need not fetch the weights.
 
         Where nothing had to be gathered these are the parameters' own memory: Ray copies what a call returns before the
         next call begins.
@@ -257,7 +258,7 @@ class LearnerRank(Profiled, Watched):
                     if self.zero_stage == 3:  # else it is gone with the gathering
                         value = value.clone()
                     found[key] = (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
-        return found if self.rank == 0 else None
+        return (found if self.rank == 0 else None), None
 
     @noted
     def save(self, name: ModelName, path: str, score_scale: float) -> None:
@@ -541,9 +542,9 @@ class LearnerGroup:
 
     def weights(self, name: ModelName) -> ray.ObjectRef:
         """The full weights, as one object in Ray's store."""
-        refs = [r.weights.remote(name) for r in self.ranks]
-        self._get("sync", [r.ping.remote() for r in self.ranks])  # answered once the weights are out
-        return refs[0]
+        refs = [r.weights.options(num_returns=2).remote(name) for r in self.ranks]
+        self._get("sync", [done for _, done in refs])
+        return refs[0][0]
 
     def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
         self._get("loading", [r.save.remote(name, str(path), score_scale) for r in self.ranks])
@@ -575,7 +576,7 @@ class LearnerGroup:
         except Exception:
             if len(self.ranks) == 1 or self._all_live():
                 raise
-            cause = "has lost a rank beside it"
+            cause = f"has lost a rank beside it ({' '.join(str(error).split())[:200]})"
         raise StateLost(f"learner {rank} {cause}") from error
 
     def _all_live(self) -> bool:

@@ -84,12 +84,25 @@ class RewardScorer:
     def _again(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Again:
         """The call to another scorer, with the same model, in the place of one that is lost."""
 
+        asked = list(self.actors)
+
         def again(i: int, error: Exception) -> ray.ObjectRef:
-            self.actors[i] = self.replace(i, error)
-            loaded = self.actors[i].load.remote(*self.model)
-            return loaded if method == "load" else getattr(self.actors[i], method).remote(*arguments[i])
+            if asked[i] is self.actors[i]:  # else another call to it has seen to that
+                self._bring_up(i, error)
+            asked[i] = self.actors[i]
+            return getattr(asked[i], method).remote(*arguments[i])
 
         return again
+
+    def _bring_up(self, i: int, error: Exception) -> None:
+        """Another scorer, with the model that the lost one had."""
+        while True:
+            self.actors[i] = self.replace(i, error)
+            try:
+                ray.get(self.actors[i].load.remote(*self.model))
+                return
+            except Exception as next_error:
+                error = next_error
 
     def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
         """Hand rows in, and go on."""

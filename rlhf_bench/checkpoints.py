@@ -27,11 +27,15 @@ MANIFEST, STATE = "manifest.json", "state.json"
 def put(url: str, data: bytes) -> str:
     """Write a file, through to the disk where it is local; its SHA-256."""
     files, path = fsspec.core.url_to_fs(url)
-    with files.open(path, "wb") as file:
-        file.write(data)
-        if isinstance(files, LocalFileSystem):
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        with files.open(path, "wb") as file:
+            file.write(data)
+            if isinstance(files, LocalFileSystem):
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or url  # a full disk does not say where
+        raise
     return hashlib.sha256(data).hexdigest()
 
 
@@ -80,7 +84,8 @@ class Checkpoints:
             wrong = self._damaged(url)
             if wrong is None:
                 return Checkpoint(url, tuple(self._sums(url)), json.loads(fetch(f"{url}/{STATE}")))
-            self.say(f"checkpoint {url}: {wrong}; the one before it is used")
+            self.say(f"checkpoint {url}: {wrong}; it is removed, and the one before it is used")
+            self.files.rm(f"{self.root}/{name}", recursive=True)  # else it would pass for newer than those to come
         return None
 
     def clear(self) -> None:

@@ -102,7 +102,7 @@ class Comparison:
         start = self._surely(make_start, self.recipe, self.material, self.roles, self.cache, self.say)
         self.drawn_before = StartSamples(self.directory / "state", start.base.name)
         self.arms = self._tuned(start, arms)
-        self.notes = [*self.material.task.notes, *self.begin_evaluation(start, False)]
+        self.notes = [*self.material.task.notes, *self._surely(self.begin_evaluation, start, False)]
         base = self._surely(self._look_at_base, start)
         self.before_arms = self._seconds(self.began)
         first_update = None
@@ -173,7 +173,7 @@ class Comparison:
         tuning = self.recipe.tuning
         if tuning is None:
             return dict(self.recipe.arms)
-        self.begin_evaluation(start, True)
+        self._surely(self.begin_evaluation, start, True)
         base = self._surely(self._look_at_base, start)
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:

@@ -191,6 +191,7 @@ class ArmRun:
         if self.ahead:  # drawn for an update that did not come
             self.ledger.charge_all(self.sampler.ledger)
         if self.version == 0:
+            self._collect(wait=True)  # or the next arm would be told
             raise ArmFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
             )
@@ -307,6 +308,7 @@ class ArmRun:
         if not drawn.rows:
             return HandedIn(self.version, drawn.metrics)
         if (wrong := not_finite(data)) is not None:
+            self._settle()
             self.version += 1
             self._skip(self.version, wrong, data)
             return HandedIn(self.version, {**drawn.metrics, "skipped": 1.0})

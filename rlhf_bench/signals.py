@@ -54,7 +54,7 @@ def grace(seconds: float) -> Iterator[Grace]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _grace = None
-    mine.obey()
+        mine.obey()  # also where an error ends it, which might be survived: the signal is not forgotten
 
 
 def _stop(number: int, frame: object) -> None:

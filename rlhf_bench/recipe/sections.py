@@ -244,7 +244,7 @@ class Reliability(Section):
         60, ge=4, description="an actor that shows no sign of life for so long is ended and started again"
     )
     restarts: int = Field(
-        5, ge=0, description="so many restarts of actors within window_seconds; one more ends the run"
+        5, ge=0, description="so many restarts of one actor within window_seconds; one more ends the run"
     )
     window_seconds: float = Field(600, gt=0, description="see restarts")
 
