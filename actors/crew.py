@@ -155,11 +155,11 @@ class Crew:
             recent.popleft()
         if len(recent) >= self.settings.restarts:
             raise RunFailed(
-                f"{who} {cause}; {self.settings.restarts} restarts (reliability.restarts) within "
+                f"{who}: {cause}; {self.settings.restarts} restarts (reliability.restarts) within "
                 f"{self.settings.window_seconds:.0f} s were not enough; the same command goes on from the last checkpoint"
             )
         recent.append(now)
-        self.say(f"{who} {cause}: started again")
+        self.say(f"{who}: {cause}; started again")
         self.restarts.append(Restart(names, cause, now))
         for name in names:
             self._end(name, self._keys.get(name, ("", 0.0))[0])

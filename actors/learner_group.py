@@ -577,7 +577,7 @@ class LearnerGroup:
             if len(self.ranks) == 1 or self._all_live():
                 raise
             cause = f"has lost a rank beside it ({' '.join(str(error).split())[:200]})"
-        raise StateLost(f"learner {rank} {cause}") from error
+        raise StateLost(f"rank {rank} {cause}" if len(self.ranks) > 1 else cause) from error
 
     def _all_live(self) -> bool:
         pings = [r.ping.remote() for r in self.ranks]

@@ -95,7 +95,7 @@ def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(
     crew.replace("has died", "echo 0")
     crew.replace("has died", "echo 0")
     with pytest.raises(
-        RunFailed, match=r"^echo 0 has died; 2 restarts .*the same command goes on from the last checkpoint$"
+        RunFailed, match=r"^echo 0: has died; 2 restarts .*the same command goes on from the last checkpoint$"
     ):
         crew.replace("has died", "echo 0")
     crew._recent["echo 0"][0] -= 2000
