@@ -51,10 +51,13 @@ def grace(seconds: float) -> Iterator[Grace]:
     _grace = mine = Grace(seconds)
     try:
         yield mine
+    except Exception:
+        mine.obey()  # the error might be survived, and the signal forgotten
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _grace = None
-        mine.obey()  # also where an error ends it, which might be survived: the signal is not forgotten
+    mine.obey()
 
 
 def _stop(number: int, frame: object) -> None:

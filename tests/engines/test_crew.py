@@ -43,9 +43,9 @@ def crew(cluster):
 
     group, made = placement_group([{"CPU": 0.01}]), []
 
-    def begin(**settings):
+    def begin(room=60, **settings):
         said = []
-        made.append(Crew(Reliability(hang_seconds=6, **settings), group, 60, said.append))
+        made.append(Crew(Reliability(hang_seconds=6, **settings), group, room, said.append))
         return made[-1], said
 
     yield begin
@@ -86,6 +86,15 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
 def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(crew, cluster):
     crew, said = crew()
     actor = start(crew, cluster, echo_class())
+    assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
+
+
+def test_a_watch_that_is_started_again_takes_nobody_for_silent(crew, cluster):
+    crew, said = crew(room=1)
+    actor = start(crew, cluster, echo_class())
+    cluster.get(actor.sleep.remote(8))  # longer than a starting actor may take here
+    pid = cluster.get(crew._watch.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
     assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
 
@@ -187,3 +196,37 @@ def test_a_process_that_cannot_end_by_itself_is_ended(crew, cluster):
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "it is still there"
         time.sleep(0.1)
+
+
+def scoring_class():
+    """A reward model that scores a response by its length."""
+    from actors.crew import Watched
+
+    class Scoring(Watched):
+        def load(self, path, dtype):
+            self.path = path
+            return ModelShape(1, 1, 1, 1, 1)
+
+        def score(self, rows, plan):
+            time.sleep(1)
+            assert self.path == "model"
+            return {i: [float(len(r)) for r in rows[i].responses] for part in plan for i in part}, 0.5
+
+    return Scoring
+
+
+def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(crew, cluster):
+    from actors.crew import loss
+    from actors.reward_scorer import RewardScorer
+    from rlhf_bench.types import Row
+
+    crew, _ = crew()
+    actor = start(crew, cluster, scoring_class())
+    scorer = RewardScorer([actor], 1, 0, 64, EngineTime(), lambda i, e: crew.replace(loss(e), "echo 0")[0])
+    scorer.load("model", "float32")
+    rows = [Row(str(n), (1, 2), ((3,) * n, (4,))) for n in range(1, 4)]
+    first, second = scorer.begin_score(rows), scorer.begin_score(rows[1:])
+    cluster.kill(actor)
+    assert first.result()[0] == [[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]
+    assert second.result()[0] == [[2.0, 1.0], [3.0, 1.0]]
+    assert len(crew.restarts) == 1

@@ -72,6 +72,15 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(checkpoints, place
     assert len(said) == 1 and "round-00000002" in said[0] and file in said[0]
 
 
+def test_a_damaged_one_does_not_pass_for_newer_than_those_that_follow(place, said):
+    checkpoints = Checkpoints(place, 1, said.append)
+    fill(checkpoints, 500)
+    spoil(place, "round-00000500/state.json", b"{")
+    assert checkpoints.latest() is None
+    fill(checkpoints, 1, 2)
+    assert checkpoints.latest().state == {"arm": {"version": 2}}
+
+
 def test_a_file_that_is_gone_counts_as_damage(checkpoints, place, said):
     fill(checkpoints, 1, 2)
     files, root = fsspec.core.url_to_fs(place)

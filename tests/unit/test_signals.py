@@ -23,6 +23,8 @@ try:
             if how == "obeys" and patience.number is not None:
                 print("checkpoint", flush=True)
                 patience.obey()
+            if how == "fails" and patience.number is not None:
+                raise ValueError("an engine was lost too")
             if how == "ends" and patience.number is not None:
                 break
             time.sleep(0.1)
@@ -67,6 +69,11 @@ def test_a_second_signal_stops_at_once():
 def test_a_signal_that_comes_as_the_work_ends_is_not_forgotten():
     code, said, _, _ = ends("ends", 20, signal.SIGTERM)
     assert code == 143 and said == ["done", "stopped SIGTERM"]
+
+
+def test_a_signal_is_not_forgotten_when_an_error_that_might_be_survived_comes_too():
+    code, said, _, _ = ends("fails", 20, signal.SIGTERM)
+    assert code == 143 and said == ["stopped SIGTERM"]
 
 
 def test_where_nothing_can_be_kept_it_stops_at_once():
