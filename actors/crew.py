@@ -204,10 +204,10 @@ class Crew:
                     self._end(name, key)
 
     def _end(self, name: str, key: str) -> None:
-        """End the actor of that key, and its process with it, whatever state that is in. Nothing where another one has its
-        place already."""
+        """End the actor of that key, and its process with it, whatever state that is in. Nothing where that has been done, or
+        where another one has its place already."""
         with self._changing:
-            if self._keys.get(name, ("", 0.0))[0] != key:
+            if name not in self._keys or self._keys[name][0] != key:
                 return
             del self._keys[name]
             ray.kill(self.actors[name])

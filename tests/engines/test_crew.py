@@ -123,7 +123,7 @@ def test_what_a_failed_call_says_of_its_actor(crew, cluster):
     with pytest.raises(exceptions.RayTaskError, match="no such thing"):
         loss(other)
     cluster.kill(actor)
-    assert "has died" in loss(what_raises(cluster, actor.pid.remote()))
+    assert "has died" in loss(what_raises(cluster, actor.sleep.remote(30)))
     with pytest.raises(StateLost):
         loss(exceptions.ObjectLostError("00" * 28, None, "lost"))
 

@@ -163,7 +163,7 @@ def test_sample_metrics_are_means_over_samples():
         "reward": 2.0,
         "response_length": 4 / 3,
         "finished": 2 / 3,
-        "empty": 2 / 3,
+        "empty": 1 / 3,
         "equal_rewards": 0.0,
         "policy_version_lag": 2.0,
     }
