@@ -1,5 +1,5 @@
-"""`make chaos`: every fault in every phase of a run, the driver's end in every phase, and the loss of a node. Prints a table,
-writes it as JSON, and fails where a run did not end as one that was left alone.
+"""`make chaos`: every fault in every phase of a run, and the driver's end in every phase. Prints a table, writes it as JSON, and
+fails where a run did not end as one that was left alone. (The loss of a node: tests/end_to_end/test_lost_node.py.)
 
 python -m tests.chaos [--json FILE] [--only kill|freeze|exhaust]
 """
