@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -56,7 +59,9 @@ def cluster() -> Iterator[Callable[[], None]]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _answers(address)
-    local = {} if address else {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+    # Ray's own choice for its files is a folder that every user of the machine can write to.
+    folder = None if address else tempfile.mkdtemp(prefix="rlhf-ray-")
+    local = {"include_dashboard": False, "object_store_memory": 512 * 2**20, "_temp_dir": folder} if folder else {}
     settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
     starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
     started = starter.submit(ray.init, address=address or "local", **settings)
@@ -70,12 +75,20 @@ def cluster() -> Iterator[Callable[[], None]]:
             raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
         raise_on_signals()  # once more: Ray's core sets a handler of its own
 
+    keep = False
     try:
         yield ready
+    except RunFailed:
+        keep = True
+        raise
     finally:
         wait([started])
         ray.shutdown()
         starter.shutdown()
+        if folder and keep:
+            print(f"Ray's own logs: {folder}/session_latest/logs", file=sys.stderr)
+        elif folder:
+            shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may be at its last line in there
 
 
 def _answers(address: str) -> None:

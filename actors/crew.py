@@ -194,6 +194,10 @@ class Crew:
                 listening, silence = ray.get(self._watch.silence.remote(), timeout=limit)
             except (exceptions.GetTimeoutError, exceptions.RayActorError):
                 continue  # the watch itself is being started again, by Ray
+            except Exception as error:
+                # Of no kind that is known: an end to watching is worse than another try.
+                self.say(f"the watch over actors failed and goes on: {type(error).__name__}: {error}")
+                continue
             for name, (key, since) in list(self._keys.items()):
                 if key in silence:
                     silent, patience = silence[key], limit

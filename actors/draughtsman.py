@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import ray
+from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+PATIENCE_SECONDS = 300.0
+"""Far more than drawing takes."""
 
 
 class DraughtsmanActor:
@@ -19,11 +23,27 @@ class DraughtsmanActor:
         return draw_properties(recorded, summary)
 
 
-def begin_report() -> Callable[[Any, Any], Callable[[], Any]]:
-    """Start the process; gives `rlhf_bench.report.page.Elsewhere`. It ends with the last reference to that."""
-    actor = ray.remote(DraughtsmanActor).options(num_cpus=0).remote()
+def begin_report(say: Callable[[str], None]) -> Callable[[Any, Any], Callable[[], Any]]:
+    """Start the process; gives `rlhf_bench.report.page.Elsewhere`. It ends with the last reference to that.
+
+    It is on the driver's node, so that no other node's loss is its own; where it is lost all the same, or does not answer,
+    this process draws."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(DraughtsmanActor).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def begin(recorded: Any, summary: Any) -> Callable[[], Any]:
-        return partial(ray.get, actor.draw.remote(recorded, summary))
+        drawn = actor.draw.remote(recorded, summary)
+
+        def wait() -> Any:
+            try:
+                return ray.get(drawn, timeout=PATIENCE_SECONDS)
+            except (exceptions.RayActorError, exceptions.GetTimeoutError) as error:
+                from rlhf_bench.report import draw_properties
+
+                say(f"the report's second process is lost ({type(error).__name__}): its figures are drawn by the driver")
+                ray.kill(actor)
+                return draw_properties(recorded, summary)
+
+        return wait
 
     return begin

@@ -78,7 +78,8 @@ def drive(
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
-            functools.partial(_begin_evaluation, fleet, recipe, material), begin_report, fleet.recover,
+            functools.partial(_begin_evaluation, fleet, recipe, material),
+            functools.partial(begin_report, display.say), fleet.recover,
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
         if profile:

@@ -48,8 +48,9 @@ class RolloutActor(Profiled, Watched):
         self.engine.abandon()
 
     @noted
-    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        return self.engine.logprobs(prompt_ids, response_ids)
+    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[float], int]:
+        """With the version of the weights that they are of."""
+        return self.engine.logprobs(prompt_ids, response_ids), self.engine.version
 
     @noted
     def load_weights(self, weights: list[ray.ObjectRef], version: int) -> None:
@@ -106,6 +107,27 @@ class _Engine:
         return sum(until for _, _, until in self.calls)
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A fixed response, and what the learner says of its log-probs under the weights of that version."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    expected: Sequence[float]
+    tolerance: float
+    version: int
+
+    def gap(self, found: Sequence[float]) -> float:
+        """The largest one, in nats. Raises RunFailed over the tolerance."""
+        gap = max(abs(x - y) for x, y in zip(found, self.expected, strict=True))
+        if not gap <= self.tolerance:  # nan fails too
+            raise RunFailed(
+                f"weight sync: after update {self.version} an engine's log-probs differ from the learner's by {gap:.2g} "
+                f"nats, more than placement.sync_tolerance {self.tolerance:.2g}: the engines do not hold the learner's weights"
+            )
+        return gap
+
+
 class RolloutPool:
     """The driver's handle: prompts in, groups of samples out."""
 
@@ -125,6 +147,7 @@ class RolloutPool:
         self.devices_each = placement.gpus or placement.cpus
         self.batch = placement.concurrent_requests
         self.shape, self.eos_id, self.tokens_per_part = shape, eos_id, tokens_per_part
+        self.probe: _Probe | None = None  # that all engines have passed last
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
@@ -251,7 +274,7 @@ class RolloutPool:
             try:
                 out, version, seconds = self.engine_time.during("rollout", ray.get, ref)
             except Exception as error:
-                self.actors[engine.number] = self.replace(engine.number, error)
+                self.actors[engine.number] = self._brought_up(engine.number, error)
                 engine.do_again(self.actors[engine.number], sampling, self.eos_id)
                 continue
             _, began, _ = engine.calls.popleft()
@@ -262,6 +285,22 @@ class RolloutPool:
                 found.append((engine, (new, version, seconds)))
         return found
 
+    def _brought_up(self, number: int, error: Exception) -> Any:
+        """An engine in the place of a lost one, and compared with the learner before it draws anything."""
+        while True:
+            actor = self.replace(number, error)
+            if self.probe is None:
+                return actor
+            try:
+                asked = actor.logprobs.remote(self.probe.prompt_ids, self.probe.response_ids)
+                found, version = self.engine_time.during("sync", ray.get, asked)
+            except Exception as again:
+                error = again
+                continue
+            if version == self.probe.version:  # else other weights were sent since, which no check has followed yet
+                self.probe.gap(found)
+            return actor
+
     def check(
         self,
         prompt_ids: Sequence[int],
@@ -270,21 +309,20 @@ class RolloutPool:
         tolerance: float,
         version: int,
     ) -> float:
-        """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the tolerance."""
+        """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the
+        tolerance, or where an engine holds weights of another version."""
 
         def again(i: int, error: Exception) -> ray.ObjectRef:
             self.actors[i] = self.replace(i, error)
-            return self.actors[i].logprobs.remote(*probe)
+            return self.actors[i].logprobs.remote(probe.prompt_ids, probe.response_ids)
 
-        probe = (tuple(prompt_ids), tuple(response_ids))
-        asked = [a.logprobs.remote(*probe) for a in self.actors]
+        probe = _Probe(tuple(prompt_ids), tuple(response_ids), expected, tolerance, version)
+        asked = [a.logprobs.remote(probe.prompt_ids, probe.response_ids) for a in self.actors]
         found = self.engine_time.during("sync", answers, asked, again)
-        gap = max(abs(x - y) for answer in found for x, y in zip(answer, expected, strict=True))
-        if not gap <= tolerance:  # nan fails too
-            raise RunFailed(
-                f"weight sync: after update {version} an engine's log-probs differ from the learner's by {gap:.2g} nats, "
-                f"more than placement.sync_tolerance {tolerance:.2g}: the engines do not hold the learner's weights"
-            )
+        gap = max(probe.gap(logprobs) for logprobs, _ in found)
+        if others := {held for _, held in found} - {version}:
+            raise RunFailed(f"weight sync: after update {version} an engine holds the weights of update {others.pop()}")
+        self.probe = probe
         return gap
 
 

@@ -21,7 +21,11 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from rlhf_bench.types import BadInput, RunFailed
+
 MANIFEST, STATE = "manifest.json", "state.json"
+FORMAT = 1
+"""Of what a checkpoint holds. Another one is left as it is: it is not damaged, but this version cannot go on from it."""
 
 
 def put(url: str, data: bytes) -> str:
@@ -37,6 +41,20 @@ def put(url: str, data: bytes) -> str:
         error.filename = error.filename or url  # a full disk does not say where
         raise
     return hashlib.sha256(data).hexdigest()
+
+
+def refuse_unwritable(place: str) -> None:
+    """Raises BadInput where no checkpoint can be written: said before anything starts, not after the first hours."""
+    try:
+        files, root = fsspec.core.url_to_fs(place)
+        files.makedirs(root, exist_ok=True)
+        put(f"{place.rstrip('/')}/.writable", b"")
+        files.rm(f"{root.rstrip('/')}/.writable")
+    except Exception as error:  # every back end has its own: no such package, no credentials, no bucket
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadInput(
+            f"reliability.checkpoint_place {place}: cannot be written to ({reason}); name a folder or a URI that can, or null"
+        ) from None
 
 
 def fetch(url: str) -> bytes:
@@ -71,14 +89,14 @@ class Checkpoints:
         self.files.makedirs(f"{self.root}/{aside}", exist_ok=True)
         sums = dict(write(f"{self.place}/{aside}"))
         sums[STATE] = put(f"{self.place}/{aside}/{STATE}", json.dumps(state, default=_plain).encode())
-        put(f"{self.place}/{aside}/{MANIFEST}", json.dumps({"files": sums}, indent=1).encode())
+        put(f"{self.place}/{aside}/{MANIFEST}", json.dumps({"format": FORMAT, "files": sums}, indent=1).encode())
         if self.local:
             os.rename(f"{self.root}/{aside}", f"{self.root}/{name}")
         for old in self._names()[: -self.keep]:
             self.files.rm(f"{self.root}/{old}", recursive=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest one that is whole; None where there is none."""
+        """The newest one that is whole; None where there is none. Raises RunFailed where another version has written it."""
         for name in reversed(self._names()):
             url = f"{self.place}/{name}"
             wrong = self._damaged(url)
@@ -106,9 +124,15 @@ class Checkpoints:
 
     def _damaged(self, url: str) -> str | None:
         try:
-            sums = self._sums(url)
+            manifest = json.loads(fetch(f"{url}/{MANIFEST}"))
+            written, sums = manifest["format"], dict(manifest["files"])
         except (ValueError, KeyError, TypeError):
             return f"its {MANIFEST} is damaged"
+        if written != FORMAT:
+            raise RunFailed(
+                f"checkpoint {url}: has format {written}, and this version reads {FORMAT}; go on with the version that wrote "
+                "it, or begin anew with another --output"
+            )
         for file, expected in sums.items():
             try:
                 found = _digest(f"{url}/{file}")

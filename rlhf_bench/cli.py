@@ -64,6 +64,7 @@ def run(
 
     began, todo = BEGAN, []
     with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and what follows here too
+        from rlhf_bench.checkpoints import refuse_unwritable
         from rlhf_bench.material import prepare
         from rlhf_bench.recipe import load_series
         from rlhf_bench.records import open_directory
@@ -79,6 +80,8 @@ def run(
             material = prepare(settings, cache)
             _refuse_small_budget(settings, material)
             open_directory(directory / variant.label, settings)
+            if settings.reliability.checkpoint_place is not None:
+                refuse_unwritable(settings.reliability.checkpoint_place)
             todo.append((settings, material, directory / variant.label, arms, seeds))
 
         from actors.driver import drive

@@ -180,8 +180,10 @@ class ArmRun:
                 self.sampler.ledger = Ledger(self.ledger.column, self.ledger.limit)
                 self.ahead = self._draw()
             look = bool(self.marks_left) and self.ledger.committed >= self.marks_left[0]
-            # Fresh samples need the new weights, and seconds are known only afterwards.
-            if look or not data.drawn.fixed or self.ledger.column == "device_seconds":
+            # Fresh samples need the new weights, and seconds are known only afterwards. An update that may be the arm's
+            # last is waited for, so that it ends there whether or not a checkpoint is due.
+            last = self.skipped_in_a_row + 1 >= self.recipe.compute.skips_in_a_row
+            if look or last or not data.drawn.fixed or self.ledger.column == "device_seconds":
                 self._settle()
             while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
                 self._look(self.marks_left.pop(0))

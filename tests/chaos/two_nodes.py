@@ -26,6 +26,7 @@ def main() -> None:
             busy = _busy()
             cluster.remove_node(next(node for node in workers if node.node_id in busy), allow_graceful=False)
     finally:
+        ray.shutdown()  # else the cluster refuses to end the node that this process is connected to
         cluster.shutdown()
 
 

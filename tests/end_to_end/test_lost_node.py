@@ -40,6 +40,7 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(tmp_path):
     finally:
         nodes.stdin.close()
         nodes.wait(timeout=60)
+    assert nodes.returncode == 0
     assert "started again" in log.read_text() and "going on from" in log.read_text()
     assert differences(moved, alone, ["ppo"]) == []
 

@@ -61,7 +61,9 @@ def broken(straight, tiny, folder, environment):
     process.wait()
     newest = max((directory / "state" / "ppo-seed1").glob("round-*/manifest.json")).parent
     weights = newest / "policy-00001.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0xFF  # it may be 0
+    weights.write_bytes(content)
     process = begin(tiny, directory, environment, log)
     wait_for(process, directory, "ppo-ahead", 2)
     process.send_signal(signal.SIGKILL)

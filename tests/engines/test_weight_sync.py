@@ -99,7 +99,9 @@ def test_engines_follow_the_learner(side):
     with pytest.raises(RunFailed, match=r"after update 3 .* more than placement\.sync_tolerance"):
         side.gap(version=3)
     side.sync.send(1)
-    assert side.gap() < TOLERANCE
+    assert side.gap(version=1) < TOLERANCE
+    with pytest.raises(RunFailed, match="after update 2 an engine holds the weights of update 1"):
+        side.gap(version=2)
     side.begin()
     side.sync.send(0)
     assert side.gap() < TOLERANCE  # and back again
@@ -192,6 +194,31 @@ def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_howeve
         assert sum(part.cost.generated_tokens for part in parts) == sum(len(r) for rs in found[-1] for r in rs)
         assert all(part.cost.device_seconds >= 0 for part in parts) and sum(p.cost.device_seconds for p in parts) > 0
     assert all(one == found[0] for one in found)
+
+
+def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_checked(tied, start, cluster):
+    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.weight_sync import weight_sync
+
+    first, other = tied.engines
+    pool = RolloutPool([first], PLACEMENT, tied.pool.shape, EOS, 512, EngineTime(), lambda number, error: other)
+    expected = Side(tied.weights, tied.learner, [first], pool, tied.sync)
+    assert expected.gap() < TOLERANCE
+    sampling = Sampling(count=2, max_tokens=8, seed=1)
+    alone, _ = pool.generate(PROMPTS, sampling)
+
+    def lose():
+        dead = start(RolloutActor, "nowhere", PLACEMENT, LONGEST, "float32", "object_store")
+        cluster.kill(dead)
+        pool.actors[0] = dead
+
+    lose()
+    assert pool.generate(PROMPTS, sampling)[0] == alone
+    tied.train()
+    weight_sync("object_store", tied.learner, [other]).send(0)  # other weights that pass for the same
+    lose()
+    with pytest.raises(RunFailed, match="the engines do not hold the learner's weights"):
+        pool.generate(PROMPTS, sampling)
 
 
 def test_whoever_stops_taking_parts_leaves_the_engines_with_nothing_to_do(tied):

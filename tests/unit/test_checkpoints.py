@@ -8,7 +8,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from rlhf_bench.checkpoints import Checkpoints, put
+from rlhf_bench.checkpoints import Checkpoints, fetch, put, refuse_unwritable
+from rlhf_bench.types import BadInput, RunFailed
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -70,6 +71,34 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(checkpoints, place
     spoil(place, f"round-00000002/{file}", b"{")
     assert checkpoints.latest().state == {"arm": {"version": 1}}
     assert len(said) == 1 and "round-00000002" in said[0] and file in said[0]
+
+
+def test_one_of_another_format_is_neither_used_nor_removed(checkpoints, place, said):
+    fill(checkpoints, 1)
+    manifest = json.loads(fetch(f"{place}/round-00000001/manifest.json"))
+    spoil(place, "round-00000001/manifest.json", json.dumps(manifest | {"format": 99}).encode())
+    with pytest.raises(RunFailed, match=r"round-00000001: has format 99, .* another --output"):
+        checkpoints.latest()
+    spoil(place, "round-00000001/manifest.json", json.dumps(manifest).encode())
+    assert checkpoints.latest().state == {"arm": {"version": 1}} and said == []
+
+
+@pytest.mark.parametrize("place", ["memory://checkpoints", "{tmp_path}/new/folder"])
+def test_a_place_for_checkpoints_that_can_be_written_is_left_as_it_was(place, tmp_path):
+    place = place.format(tmp_path=tmp_path)
+    refuse_unwritable(place)
+    files, root = fsspec.core.url_to_fs(place)
+    assert files.ls(root) == []
+
+
+@pytest.mark.parametrize("place", ["nowhere://bucket/folder", "{tmp_path}/file/folder", "http://127.0.0.1:9/folder"])
+def test_a_place_for_checkpoints_that_cannot_be_written_is_refused_in_one_line(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = place.format(tmp_path=tmp_path)
+    with pytest.raises(BadInput) as refused:
+        refuse_unwritable(place)
+    assert str(refused.value).startswith(f"reliability.checkpoint_place {place}: cannot be written to (")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_damaged_one_does_not_pass_for_newer_than_those_that_follow(place, said):
