@@ -40,7 +40,9 @@ def begin_report(say: Callable[[str], None]) -> Callable[[Any, Any], Callable[[]
             except (exceptions.RayActorError, exceptions.GetTimeoutError) as error:
                 from rlhf_bench.report import draw_properties
 
-                say(f"the report's second process is lost ({type(error).__name__}): its figures are drawn by the driver")
+                say(
+                    f"the report's second process is lost ({type(error).__name__}): its figures are drawn by the driver"
+                )
                 ray.kill(actor)
                 return draw_properties(recorded, summary)
 

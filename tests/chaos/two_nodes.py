@@ -1,5 +1,7 @@
 """`python -m tests.chaos.two_nodes READY`: a Ray cluster of a head without CPUs and two nodes with two each, on this machine. Its
-address is in the file READY once it is up. A line on standard input kills the node that has actors; its end ends the cluster."""
+address is in the file READY once it is up. A line on standard input kills the node that has actors; its end ends the cluster.
+
+The object store of every node is full: whoever wants to put something there must wait until Ray has made room on disk."""
 
 from __future__ import annotations
 
@@ -7,17 +9,31 @@ import sys
 from pathlib import Path
 
 CPUS = 2
+STORE_BYTES, PIECE_BYTES = 96 * 2**20, 8 * 2**20
 
 
 def main() -> None:
+    import numpy as np
     import ray
     from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    @ray.remote(num_cpus=0)
+    def piece() -> np.ndarray:
+        return np.zeros(PIECE_BYTES, np.uint8)
+
+    store = {"object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | store)
     try:
-        workers = [cluster.add_node(num_cpus=CPUS) for _ in range(2)]
+        workers = [cluster.add_node(num_cpus=CPUS, **store) for _ in range(2)]
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        full = [
+            piece.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
+            for node in (cluster.head_node, *workers)
+            for _ in range(STORE_BYTES // PIECE_BYTES)
+        ]
+        ray.wait(full, num_returns=len(full), fetch_local=False)
         ready = Path(sys.argv[1])
         aside = ready.with_suffix(".tmp")
         aside.write_text(cluster.address)

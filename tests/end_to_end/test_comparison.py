@@ -48,8 +48,8 @@ class Run:
         return pd.read_parquet(self.directory / f"{name}.parquet")
 
 
-def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile"]
+def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), *more, "--output", str(directory), "--profile"]
     with open(log, "w") as out, open(f"{log}.err", "w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
 
@@ -62,9 +62,9 @@ def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> 
     return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
 
 
-def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> Run:
+def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> Run:
     began = time.monotonic()
-    return end(begin(recipe, directory, environment, log), directory, log, began)
+    return end(begin(recipe, directory, environment, log, *more), directory, log, began)
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +351,21 @@ def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment
     assert said.count("already done, kept") == len(ARMS) and "fine-tuning" not in said and "begins" not in said
     assert "trial 1 of" not in said and said.count("goes on with") == len(ARMS)
     assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
+
+
+def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
+    """No pair is so far apart as the one arm wants them: the other one is done, shown and recorded."""
+    more = ("tuning=null", "arms.dpo-mixed.edit_distance=[0.999, 1.0]", "--arm=dpo-mixed", "--arm=dpo-offline")
+    failed = run(tiny, folder / "out" / "failed", environment, folder / "failed.log", *more)
+    cause = "edit_distance: no pair's sides lie between 0.999 and 1.0 apart; widen the interval"
+    assert f"dpo-mixed · seed 1: failed: {cause}; the other arms go on" in failed.said
+    assert failed.code == 1 and "Traceback" not in failed.errors
+    last = failed.errors.strip().splitlines()[-1]
+    assert last.startswith(f"failed: dpo-mixed · seed 1: {cause}; the other arms are done: ")
+    assert [s["status"] for s in failed.summary["arms"]["dpo-offline"]["seeds"]] == ["done"]
+    assert failed.summary["arms"]["dpo-mixed"]["seeds"] == []
+    page = (failed.directory / "report.html").read_text()
+    assert "dpo-offline" in page and set(failed.table("metrics")["arm"]) == {"base", "dpo-offline"}
 
 
 def test_sigterm_leaves_all_in_order(stopped):
