@@ -35,6 +35,8 @@ Replace = Callable[[int, Exception], Any]
 loss of the actor is raised again."""
 Where = tuple[str, int]
 """A node's id, and the number of a process on it."""
+PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
+"""What an engine says that chose a free port, which another process took before the engine came to use it."""
 BEATS = 5
 """In the time after which silence counts as a hang."""
 
@@ -101,6 +103,8 @@ def loss(error: Exception) -> str:
     it is not the actor that is lost, but data that it was handed."""
     if isinstance(error, exceptions.OutOfMemoryError):
         return "was ended by Ray for want of memory"
+    if any(word in str(error) for word in PORT_TAKEN):
+        return "found its port taken by another process"
     if getattr(error, "actor_init_failed", False) and not _out_of_memory(error):
         raise error  # it would fail again
     if isinstance(error, (exceptions.ActorDiedError, exceptions.WorkerCrashedError, exceptions.ActorUnavailableError)):

@@ -187,6 +187,7 @@ class Evaluator:
         self.begun: tuple[HeldOut, str] | None = None
         self.charged = False  # has a look been charged with what beginning has cost?
         self.pending: list[tuple[_Submitted, ray.ObjectRef]] = []
+        self.beginning: ray.ObjectRef | None = None  # by an evaluator in a lost one's place
 
     def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each."""
@@ -210,6 +211,9 @@ class Evaluator:
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
             try:
+                if self.beginning is not None:  # first, since it says why a look could not be taken
+                    self.engine_time.during("evaluation", ray.get, self.beginning)
+                    self.beginning = None
                 evaluation = self.engine_time.during("evaluation", ray.get, ref)
             except Exception as error:
                 self._begin_again(error)
@@ -228,15 +232,11 @@ class Evaluator:
         self.pending.append((one, self.actor.evaluate.remote([one.weights], one.version)))
 
     def _begin_again(self, error: Exception) -> None:
-        """Another evaluator in the place of a lost one, which looks at all that has no result yet."""
-        while True:
-            self.actor = self.replace(0, error)
-            try:
-                if self.begun is not None:
-                    ray.get(self.actor.begin.remote(*self.begun, not self.charged))
-                break
-            except Exception as next_error:
-                error = next_error
+        """Another evaluator in the place of a lost one, which looks at all that has no result yet. Nobody waits for it here:
+        training goes on."""
+        self.actor = self.replace(0, error)
+        if self.begun is not None:
+            self.beginning = self.actor.begin.remote(*self.begun, not self.charged)
         waiting, self.pending = self.pending, []
         for one, _ in waiting:
             self._submit(one)

@@ -71,6 +71,15 @@ class LearnerRank(Profiled, Watched):
         self.models: dict[ModelName, Any] = {}
         self.trained: set[ModelName] = set()  # those that are not frozen
         self.source: Any = None
+        self.store: Any = None  # of rank 0: where the others meet it
+
+    def open_store(self) -> tuple[str, int]:
+        """Begin to listen for all ranks, on rank 0: its node, and a port that nobody can take any more."""
+        from torch.distributed import TCPStore
+
+        node = ray.util.get_node_ip_address()
+        self.store = TCPStore(node, 0, is_master=True, wait_for_workers=False)
+        return node, self.store.port
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: its node and a port that is free on it."""
@@ -82,16 +91,19 @@ class LearnerRank(Profiled, Watched):
         """An answer says that this rank lives and waits for no other."""
 
     def join(self, address: str, port: int) -> None:
-        os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
         import logging
 
         import deepspeed
+        import torch
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # DeepSpeed would compile a shared-memory op for ranks on one CPU node, under a file lock that a killed process
         # leaves behind and the next one waits for without end. gloo does the same work without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if self.device == "cuda" else "gloo", verbose=False)
+        backend = "nccl" if self.device == "cuda" else "gloo"
+        store = self.store or torch.distributed.TCPStore(address, port)
+        torch.distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.ranks)
+        deepspeed.init_distributed(backend, verbose=False)  # takes the group that there is
 
     @noted
     def load(
@@ -437,7 +449,7 @@ class LearnerGroup:
         self.first_step_began: float | None = None
 
     def join(self) -> None:
-        ((address, port),) = self._get("starting", [self.ranks[0].address.remote()])
+        ((address, port),) = self._get("starting", [self.ranks[0].open_store.remote()])
         self._get("starting", [r.join.remote(address, port) for r in self.ranks])
 
     def rebuild(self, cause: str) -> None:

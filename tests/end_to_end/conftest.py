@@ -38,6 +38,13 @@ claims:
   - {statement: "PPO scores higher than offline DPO", more: ppo, less: dpo-offline}
 """
 
+SECRETS = {
+    "HF_TOKEN": "hf_not-to-be-written-1",
+    "AWS_SECRET_ACCESS_KEY": "not-to-be-written-2",
+    "WANDB_API_KEY": "not-to-be-written-3",
+}
+"""As a user's shell has them: no file that a run writes may hold one."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -55,4 +62,4 @@ def tiny(folder) -> Path:
 @pytest.fixture(scope="module")
 def environment(folder) -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
-    return own | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+    return own | SECRETS | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}

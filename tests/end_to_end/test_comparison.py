@@ -353,6 +353,14 @@ def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment
     assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
 
 
+def test_secrets_of_the_environment_are_written_nowhere(first, folder, environment):
+    """Records, report, log, profile, cache, MLflow's store and artifacts."""
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "report.html", "events.log", "profile.json"} <= {path.name for path in written}
+    assert [path for path in written if b"not-to-be-written" in path.read_bytes()] == []
+    assert sum("not-to-be-written" in value for value in environment.values()) == 3
+
+
 def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     """No pair is so far apart as the one arm wants them: the other one is done, shown and recorded."""
     more = ("tuning=null", "arms.dpo-mixed.edit_distance=[0.999, 1.0]", "--arm=dpo-mixed", "--arm=dpo-offline")

@@ -111,6 +111,29 @@ def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(
     crew.replace("has died", "echo 0")
 
 
+def test_an_actor_that_finds_its_port_taken_is_started_again(crew, cluster, tmp_path):
+    """Between the choice of a free port and its use others may take it: that is bad luck, and no fault of the actor's."""
+    import socket
+
+    from actors.crew import Watched, loss
+
+    class Listener(Watched):
+        def __init__(self, port):
+            self.socket = socket.create_server(("127.0.0.1", port))
+
+        def port(self):
+            return self.socket.getsockname()[1]
+
+    crew, said = crew()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        actor = start(crew, cluster, Listener, "listener 0", port)
+        cause = loss(what_raises(cluster, actor.port.remote()))
+    assert cause == "found its port taken by another process"
+    (other,) = crew.replace(cause, "listener 0")
+    assert cluster.get(other.port.remote()) == port and len(said) == 1
+
+
 def test_what_a_failed_call_says_of_its_actor(crew, cluster):
     from ray import exceptions
 

@@ -149,6 +149,18 @@ def test_every_stage_and_number_of_ranks_gives_the_same_update(trained, oracle):
     assert gap(trained.weights, oracle.weights) < 0.02 * RATE
 
 
+def test_nobody_can_take_the_port_at_which_ranks_meet(start, cluster):
+    import socket
+
+    from actors.learner_group import LearnerRank
+
+    rank = start(LearnerRank, 0, 1, 1, 0, 0, "float32")
+    node, port = cluster.get(rank.open_store.remote())
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server(("", port))
+    cluster.get(rank.join.remote(node, port))
+
+
 def test_measuring_gives_the_same_numbers(trained, oracle):
     for numbers, expected in zip(trained.logprobs, oracle.logprobs, strict=True):
         for one, other in zip(numbers, expected, strict=True):
