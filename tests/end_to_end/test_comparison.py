@@ -48,8 +48,8 @@ class Run:
         return pd.read_parquet(self.directory / f"{name}.parquet")
 
 
-def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile"]
+def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile", *more]
     with open(log, "w") as out, open(f"{log}.err", "w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
 
@@ -62,9 +62,9 @@ def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> 
     return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
 
 
-def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> Run:
+def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> Run:
     began = time.monotonic()
-    return end(begin(recipe, directory, environment, log), directory, log, began)
+    return end(begin(recipe, directory, environment, log, *more), directory, log, began)
 
 
 @pytest.fixture(scope="module")
@@ -344,12 +344,14 @@ def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment
     kept = [p for part in ("parts", "checkpoints") for p in (first.directory / part).rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in [*kept, *(folder / "cache").rglob("*.safetensors")]}
     events, summary = (first.directory / "events.log").read_text(), first.summary
-    again = run(tiny, first.directory, environment, folder / "again.log")
+    again = run(tiny, first.directory, environment, folder / "again.log", "--quiet", "--json")
     assert again.code == 0, again.errors
     assert {p: p.stat().st_mtime_ns for p in before} == before
     said = (first.directory / "events.log").read_text().removeprefix(events)
     assert said.count("already done, kept") == len(ARMS) and "fine-tuning" not in said and "begins" not in said
     assert "trial 1 of" not in said and said.count("goes on with") == len(ARMS)
+    assert json.loads(again.said) == {"output": str(first.directory)} | again.summary  # and nothing beside it
+    assert again.errors == ""
     assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
 
 
