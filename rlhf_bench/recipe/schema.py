@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rlhf_bench.methods import METHODS
@@ -27,7 +28,7 @@ def json_schema() -> dict[str, Any]:
     """What a recipe file may hold. A file that extends another needs no key of its own.
 
     An editor sees less than `rlhf-bench check`: no check across keys, and none of data or models."""
-    models = [Recipe, *(method.settings for method in METHODS.values())]
+    models: list[type[BaseModel]] = [Recipe, *(method.settings for method in METHODS.values())]
     refs, schema = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
     definitions = schema["$defs"]
     recipe = definitions.pop("Recipe")

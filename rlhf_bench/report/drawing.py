@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -108,7 +109,7 @@ def _ends(band: PolyCollection) -> dict[float, tuple[float, float]]:
     """x → the band's lower and upper end there."""
     found: dict[float, list[float]] = {}
     for path in band.get_paths():
-        for x, y in path.vertices:
+        for x, y in np.asarray(path.vertices):
             found.setdefault(float(x), []).append(float(y))
     return {x: (min(ys), max(ys)) for x, ys in found.items()}
 
