@@ -21,6 +21,7 @@ from rlhf_bench.progress import Display
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.schema import json_schema
 from rlhf_bench.recipe.template import commented_recipe
+from rlhf_bench.tasks import build_task
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -211,3 +212,24 @@ def test_the_shell_is_offered_commands_and_options(monkeypatch):
         completing = {"_RLHF_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": cword}
         done = subprocess.run(command, env=os.environ | completing, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.split() == offered, done.stderr
+
+
+TUTORIAL = re.findall(
+    r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "tutorial.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("block", TUTORIAL)
+def test_what_the_tutorial_adds_to_a_recipe_fits_the_schema(block):
+    assert problems(SMALL | read_yaml(block)) == []
+
+
+def test_the_tutorials_own_data_are_taken(tmp_path):
+    page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    (row,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for name in ("train.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text(row if name == "train.jsonl" else row.replace("France", "Spain"))
+    task = read_yaml(TUTORIAL[0])["task"]
+    task = {key: str(tmp_path / value) if value.startswith("./") else value for key, value in task.items()}
+    recipe = parse_recipe(SMALL | {"task": task, "evaluation": {"splits": ["in_distribution"]}})
+    assert build_task(recipe.task).demonstrations(1, 0)[0].response == "Paris"
