@@ -1,5 +1,6 @@
 # make compare   set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
 # make test      set up, run every test            make check   ruff and mypy
+# make docs      set up, build the documents as a site in outputs/site; any warning or dead link fails
 # make chaos     set up, kill, freeze and starve a run's processes in every phase; most of an hour
 # make bench     set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
 #
@@ -16,7 +17,7 @@ hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
 RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
 DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
 
-.PHONY: compare test check bench chaos
+.PHONY: compare test check bench chaos docs
 .DELETE_ON_ERROR:
 
 compare: $(RUNTIME)
@@ -30,6 +31,10 @@ bench: $(DEVELOPMENT)
 
 chaos: $(DEVELOPMENT)
 	@.venv/bin/python -m tests.chaos $(ARGS)
+
+docs: $(DEVELOPMENT)
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build $(ARGS)
+	@echo "site: outputs/site/index.html"
 
 check: $(DEVELOPMENT)
 	.venv/bin/ruff check .

@@ -45,13 +45,14 @@ def drive(
     seeds: Sequence[int],
     began: float,
     profile: bool = False,
+    quiet: bool = False,
 ) -> str:
     """Run the comparison; returns the text that ends it: table, verdict, where to look."""
     # MLflow's thread would otherwise hold this one up for 5 ms at a time, while an engine waits for its next call.
     sys.setswitchinterval(0.0005)
-    display = Display(directory)
+    display = Display(directory, quiet=quiet)
     run_key, commit = _run_key(directory), _commit()
-    tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.say)
+    tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.warn)
     tags = {
         "run_key": run_key,
         "commit": commit,
@@ -71,7 +72,7 @@ def drive(
         scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
         engine_time = EngineTime()
         fleet = start_fleet(
-            recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, display.say, profile
+            recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, display.warn, profile
         )
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
@@ -104,7 +105,7 @@ def drive(
             fleet.stop()
         try:
             for line in tracker.finish(status):
-                display.say(f"not in MLflow: {line}")
+                display.warn(f"not in MLflow: {line}")
         finally:
             display.close()
     from rlhf_bench.report import render_text_table

@@ -1,12 +1,13 @@
-"""The command line: run, check, report, theory. The one place that imports `actors`, inside the command that needs them."""
+"""The command line: init, check, run, report, export, schema, theory. The one place that imports `actors`, inside the command that needs them."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -17,13 +18,14 @@ BEGAN = perf_counter()
 import typer  # noqa: E402
 import yaml  # noqa: E402
 
+from rlhf_bench import __version__  # noqa: E402
 from rlhf_bench.signals import Stopped, raise_on_signals  # noqa: E402
 from rlhf_bench.terminal import one_line, printable  # noqa: E402
 from rlhf_bench.types import BadInput, RunFailed  # noqa: E402
 
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
     "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
 ))  # fmt: skip
@@ -35,6 +37,58 @@ RecipePath = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but warnings and what the command ends with")]
+Json = Annotated[
+    bool, typer.Option("--json", help="end with one line of JSON in place of text, alone on standard output")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _print(f"rlhf-bench {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="the file to write; one that is there is left alone")] = Path(
+        "recipe.yaml"
+    ),
+) -> None:
+    """Write a recipe to begin with: few keys set, every other one as a comment with its default and its meaning.
+
+    Example: rlhf-bench init my.yaml
+    """
+    from rlhf_bench.recipe.template import commented_recipe
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(commented_recipe())
+    except FileExistsError:
+        raise BadInput(f"{path}: is there already; give the name of a new file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}; check path and permissions") from None
+    _print(f"recipe: {path}\nnext: rlhf-bench check {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, by which an editor completes and checks one.
+
+    Example: rlhf-bench schema > recipe.schema.json
+    """
+    from rlhf_bench.recipe.schema import json_schema
+
+    _print(json.dumps(json_schema(), indent=1))
 
 
 @app.command()
@@ -52,6 +106,8 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="write DIR/profile.json: what every process was at, as a Chrome trace")
     ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
 
@@ -88,12 +144,19 @@ def run(
 
         ready()
         for settings, material, place, arms, seeds in todo:
-            _print(drive(settings, material, cache, place, arms, seeds, began, profile))
+            ending = drive(settings, material, cache, place, arms, seeds, began, profile, quiet)
+            if not as_json:
+                _print(ending)
             began = perf_counter()
-    if variants[0].label:
+    labels = [v.label for v in variants if v.label]
+    if labels:
         from rlhf_bench.report.series import write_series
 
-        _print(write_series(directory, [v.label for v in variants]))
+        table = write_series(directory, labels)
+        if not as_json:
+            _print(table)
+    if as_json:
+        _print(_as_json(directory, labels))
 
 
 @app.command()
@@ -101,38 +164,70 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     fast: Annotated[bool, typer.Option("--fast", help="check the recipe's small size")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Validate a recipe; print it in full with FLOPs, memory and placement. Nothing is started."""
     from rlhf_bench.recipe import load_series
 
+    found = {}
     for variant in load_series(recipe, overrides or [], fast):
-        if variant.label:
-            _print(f"# {variant.label}")
-        _check_one(variant.recipe)
-    _print(f"{recipe}: valid")
+        found[variant.label] = _forecast(variant.recipe)
+        if not quiet and not as_json:
+            _print_forecast(variant.label, variant.recipe, found[variant.label])
+    if as_json:
+        _print(json.dumps(found[""] if "" in found else {"comparisons": found}))
+    else:
+        _print(f"{recipe}: valid")
 
 
-def _check_one(settings: Any) -> None:
+def _forecast(settings: Any) -> dict[str, Any]:
+    """What a recipe will need, as plain data; BadInput where it cannot be run."""
     from rlhf_bench.forecast import arm_forecast, lengths_of, memory_gib
     from rlhf_bench.material import prepare
 
     material = prepare(settings, _cache())
     _refuse_small_budget(settings, material)
-    _print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
-    n, shape, limit = lengths_of(settings, material), material.shape, settings.compute.limit
-    _print(
-        f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
+    n, shape, column, limit = (
+        lengths_of(settings, material),
+        material.shape,
+        settings.compute.column,
+        settings.compute.limit,
     )
-    for note in material.task.notes:
-        _print(f"data: {note}")
-    _print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
+    arms = {}
     for name, arm in settings.arms.items():
         f = arm_forecast(settings, arm, shape, n)
-        before, update = (getattr(c, settings.compute.column) for c in (f.before, f.update))
+        before, update = (getattr(c, column) for c in (f.before, f.update))
+        arms[name] = {
+            "before": before, "update": update, "updates": int((limit - before) / update) if update else None,
+        }  # fmt: skip
+    return {
+        "recipe": settings.resolved(),
+        "model": {"parameters": shape.parameters, "vocabulary": len(material.tokenizer), "prompt_tokens": n.prompt},
+        "notes": list(material.task.notes),
+        "budget": {"unit": column, "limit": limit},
+        "arms": arms,
+        "memory_gib": memory_gib(settings, shape),
+    }
+
+
+def _print_forecast(label: str, settings: Any, found: dict[str, Any]) -> None:
+    if label:
+        _print(f"# {label}")
+    _print(yaml.safe_dump(found["recipe"], sort_keys=False, allow_unicode=True))
+    model, budget = found["model"], found["budget"]
+    _print(
+        f"model: {model['parameters']:,} parameters, vocabulary of {model['vocabulary']}; a prompt has about {model['prompt_tokens']} tokens"
+    )
+    for note in found["notes"]:
+        _print(f"data: {note}")
+    _print(f"budget: {budget['limit']:.3g} {budget['unit']} for each arm and seed")
+    for name, arm in found["arms"].items():
+        updates = "?" if arm["updates"] is None else arm["updates"]
         _print(
-            f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more"
+            f"  {name}: {arm['before']:.3g} before the first update, {arm['update']:.3g} an update at full length: about {updates} updates or more"
         )
-    for role, gib in memory_gib(settings, shape).items():
+    for role, gib in found["memory_gib"].items():
         place = getattr(settings.placement, role)
         _print(
             f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache"
@@ -146,6 +241,7 @@ def report(
         Path | None,
         typer.Option(help="also write a page NAME.md with its figure, and keep its data in data/NAME beside it"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Render report.html and summary.json again from what was recorded.
 
@@ -163,11 +259,27 @@ def report(
         write_page(kept, page)  # from what was kept: whoever has that can write the page again
         _print(f"page: {page.resolve()}")
         return
-    if labels := series_labels(directory):
-        _print(write_series(directory, labels))
-        return
-    _print(render_text_table(write_report(directory)))
-    _print(f"report: {(directory / 'report.html').resolve()}")
+    labels = series_labels(directory)
+    if labels:
+        table = write_series(directory, labels)
+    else:
+        table = f"{render_text_table(write_report(directory))}\nreport: {(directory / 'report.html').resolve()}"
+    _print(_as_json(directory.resolve(), labels or []) if as_json else table)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder that `report --page` kept")],
+    output: Annotated[Path, typer.Option(help="folder for the files", show_default=False)],
+) -> None:
+    """Write what a paper takes: every plot as SVG with its numbers as CSV beside it, the tables as LaTeX (booktabs).
+
+    Example: rlhf-bench export outputs/quickstart --output paper/figures
+    """
+    from rlhf_bench.report.export import write_export
+
+    files = write_export(directory, output)
+    _print(f"export: {len(files)} files in {output.resolve()}")
 
 
 theory = typer.Typer(
@@ -235,6 +347,16 @@ def theory_bandit(output: TheoryOutput = Path("outputs/theory"), seeds: TheorySe
     from rlhf_bench.theory import commands
 
     _print(commands.bandit(output, seeds or (5 if fast else 20), rounds=20 if fast else 100))
+
+
+def _as_json(directory: Path, labels: Sequence[str]) -> str:
+    """What `summary.json` holds and where it is, on one line; of a series, that of every comparison by its label."""
+
+    def read(place: Path) -> dict[str, Any]:
+        return {"output": str(place)} | json.loads((place / "summary.json").read_text(encoding="utf-8"))
+
+    found = {label: read(directory / label) for label in labels}
+    return json.dumps({"output": str(directory), "comparisons": found} if labels else read(directory))
 
 
 def _cache() -> Any:

@@ -122,7 +122,7 @@ class Comparison:
                 except ArmFailed as failure:
                     failed[f"{arm} · seed {seed}"] = str(failure)
                     self.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
-                    self.say(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
+                    self.display.warn(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
                     continue
                 first_update = first_update if first_update is not None else seconds
                 if written is not None:
@@ -191,7 +191,7 @@ class Comparison:
             try:
                 status: str = run.run(None)
             except ArmFailed as failure:
-                self.say(f"{arm}: a trial failed: {failure}")
+                self.display.warn(f"{arm}: a trial failed: {failure}")
                 return math.nan, "failed", ledger.total().as_dict()
             return scores[-1], status, ledger.total().as_dict()
 
@@ -243,7 +243,7 @@ class Comparison:
         def skipped(update: int, why: str, data: Data) -> None:
             kept = write_trouble(self.directory, f"{arm}-seed{seed}", update, why, data)
             where = f"; its data are in {kept}" if kept else ""
-            self.say(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
+            self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
 
         last: dict[str, Evaluation] = {}
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
@@ -281,7 +281,7 @@ class Comparison:
             if settings.checkpoint_place is None
             else f"{settings.checkpoint_place.rstrip('/')}/{self.tags['run_key']}"
         )
-        return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.say)
+        return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
 
     def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}

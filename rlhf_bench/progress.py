@@ -21,13 +21,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """Progress on standard error; every line also goes to DIR/events.log, with its time."""
+    """Progress on standard error; every line also goes to DIR/events.log, with its time.
 
-    def __init__(self, directory: Path, stream: TextIO = sys.stderr):
+    `quiet` shows warnings only; the log has everything. Colours are rich's affair, which leaves them out for NO_COLOR."""
+
+    def __init__(self, directory: Path, stream: TextIO = sys.stderr, quiet: bool = False):
+        self.quiet = quiet
         self.log = (directory / "events.log").open("a", encoding="utf-8")
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
         self.bar = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(),
                 TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
@@ -38,10 +41,19 @@ class Display:
         self.heading = ""
 
     def say(self, line: str) -> None:
+        self._line(line, shown=not self.quiet)
+
+    def warn(self, line: str) -> None:
+        """What whoever asked for quiet wants to know all the same."""
+        self._line(line, shown=True)
+
+    def _line(self, line: str, shown: bool) -> None:
         line = one_line(line)
         now = datetime.now()
         self.log.write(f"{now.isoformat(timespec='seconds')} {line}\n")
         self.log.flush()
+        if not shown:
+            return
         self.console.print(f"[dim]{now:%H:%M:%S}[/dim] ", end="")
         self.console.print(line, markup=False, emoji=False)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlhf_bench.report.plotting import Plot, plotted, to_svg
+from rlhf_bench.report.drawing import named
+from rlhf_bench.report.plotting import Plot, drawn, plotted
 from rlhf_bench.report.recorded import MAIN_SPLIT, Recorded
 from rlhf_bench.report.section import Section
 from rlhf_bench.report.summary import Summary
@@ -39,9 +40,9 @@ def field_section(recorded: Recorded, summary: Summary) -> Section:
 def _plots(run: Run) -> tuple[Plot, ...]:
     return tuple(
         Plot(
-            field.name,
+            f"Gradient field: {field.name}",
             field.caption if field.loss else "No loss on pairs, so no field: the way alone.",
-            to_svg(_alone(draw_fields([field], run.start, "log", run.trajectories)), f"field-{number}"),
+            drawn(_alone(draw_fields([field], run.start, "log", run.trajectories)), f"field-{number}"),
             on_white=True,
         )
         for number, field in enumerate(run.fields[:MOST_FIELDS])
@@ -77,6 +78,8 @@ def _alone(figure: Figure) -> Figure:
     """A single panel is too narrow for the headings and the legend of many: the caption has the ones, rows the other."""
     figure.suptitle("")
     figure.axes[0].set_title("")
+    for way in figure.axes[0].containers:
+        way.set_label(named("measured mean"))
     (many,) = figure.legends
     handles, names = many.legend_handles, [text.get_text() for text in many.get_texts()]
     many.remove()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlhf_bench.engine_time import ACTIVITIES
+from rlhf_bench.report.drawing import named
 from rlhf_bench.report.plotting import (
     CHOSEN,
     INK,
@@ -23,6 +24,7 @@ from rlhf_bench.report.plotting import (
     arm_handles,
     budget_label,
     curve,
+    drawn,
     label,
     legend,
     new_figure,
@@ -30,9 +32,8 @@ from rlhf_bench.report.plotting import (
     panel_grid,
     plotted,
     styled,
-    to_svg,
 )
-from rlhf_bench.report.recorded import Recorded, numbers
+from rlhf_bench.report.recorded import BASE, Recorded, numbers
 from rlhf_bench.report.summary import Summary
 from rlhf_bench.report.tables import is_charged, phase_means
 
@@ -120,7 +121,7 @@ def score_against_compute(recorded: Recorded, summary: Summary) -> Plot:
         "Score against compute",
         "Higher and further left is better: the line is the mean over finished seeds, the band its 95% interval, "
         "thin lines are single seeds, and the dashed line is the base model.",
-        to_svg(figure, "score-compute"),
+        drawn(figure, "score-compute"),
         absent(summary, recorded_arms, "held-out score"),
     )
 
@@ -134,7 +135,7 @@ def score_against_kl(recorded: Recorded, summary: Summary) -> Plot:
         "Score against KL",
         "Higher and further left is better: each point is one evaluation of one seed, and an arm whose score "
         "falls as KL grows is over-optimising.",
-        to_svg(figure, "score-kl") if any(recorded_arms) else "",
+        drawn(figure, "score-kl") if any(recorded_arms) else None,
         absent(summary, recorded_arms, "KL at the evaluations"),
     )
 
@@ -166,8 +167,8 @@ def _likelihood_plot(recorded: Recorded, summary: Summary, kind: Kind, title: st
     lacking = [name for column, name in PROBES.items() if column not in probes]
     if lacking and any(recorded_arms):
         missing += f"{' ' if missing else ''}Not recorded, of the unseen responses: {', '.join(lacking)}."
-    drawn = to_svg(figure, f"likelihoods{kind.probe}".replace("_", "-")) if any(recorded_arms) else ""
-    return Plot(title, how_to_read, drawn, missing)
+    drawing = drawn(figure, f"likelihoods{kind.probe}".replace("_", "-")) if any(recorded_arms) else None
+    return Plot(title, how_to_read, drawing, missing)
 
 
 def training_curve(recorded: Recorded, summary: Summary, column: str, title: str, how_to_read: str) -> Plot:
@@ -183,7 +184,7 @@ def training_curve(recorded: Recorded, summary: Summary, column: str, title: str
     return Plot(
         title,
         how_to_read,
-        to_svg(figure, f"training-{column}") if any(recorded_arms) else "",
+        drawn(figure, f"training-{column}") if any(recorded_arms) else None,
         absent(summary, recorded_arms, column),
     )
 
@@ -200,7 +201,7 @@ def compute_by_phase(recorded: Recorded, summary: Summary) -> Plot:
     return Plot(
         "Where the compute went",
         "Each bar is one arm's mean spending per seed, by phase; the dashed line is the limit, and no arm may pass it.",
-        to_svg(figure, "compute") if len(shares.columns) else "",
+        drawn(figure, "compute") if len(shares.columns) else None,
         "" if len(shares.columns) else "The ledger charged no phase to any arm.",
     )
 
@@ -220,7 +221,7 @@ def time_by_activity(recorded: Recorded, summary: Summary) -> Plot:
         "Where the time went",
         "Each bar is one arm's mean wall time per seed, by what the engines were at; moments in which they were at several "
         "things are shared between these. Driver: no engine was at work.",
-        to_svg(figure, "time") if there else "",
+        drawn(figure, "time") if there else None,
         "" if there else "Not recorded: what the engines were at.",
     )
 
@@ -273,7 +274,7 @@ def overview(recorded: Recorded, summary: Summary) -> Figure:
 def _score_curves(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]:
     rows = recorded.main_split
     recorded_arms = [curve(axes, arm, look, rows, "score") for arm, look in styled(summary)]
-    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2)
+    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
     label(axes, budget_label(summary), "held-out score")
     return recorded_arms
 
@@ -284,10 +285,11 @@ def _score_by_kl(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]
         rows = own_rows(recorded.main_split, arm).dropna(subset=["score"])
         rows = rows.assign(kl=numbers(rows, "kl")).dropna(subset=["kl"])
         recorded_arms.append(not rows.empty)
-        for _, seed in rows.groupby("seed"):
+        for number, seed in rows.groupby("seed"):
             axes.plot(seed["kl"], seed["score"], color=look["color"], linewidth=0.6, alpha=0.5)
-            axes.plot(seed["kl"], seed["score"], **look | {"linestyle": "none", "alpha": 0.85})
-    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2)
+            axes.plot(seed["kl"], seed["score"], label=named(arm.name, number),
+                      **look | {"linestyle": "none", "alpha": 0.85})  # fmt: skip
+    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
     label(axes, "KL to the base model (nats per response)", "held-out score")
     return recorded_arms
 
@@ -301,10 +303,10 @@ def _likelihood_panels(
         probes += [
             column
             for column, look in zip(PROBES, _PROBE_LOOKS, strict=True)
-            if curve(panel, arm, look, rows, column + kind.probe, details=False)
+            if curve(panel, arm, look, rows, column + kind.probe, details=False, series=PROBES[column])
         ]
         sides = [
-            curve(panel, arm, look, rows, f"{side}_{kind.side}")
+            curve(panel, arm, look, rows, f"{side}_{kind.side}", series=side)
             for side, look in (("chosen", _CHOSEN_LOOK), ("rejected", _REJECTED_LOOK))
         ]
         recorded_arms.append(any(sides))

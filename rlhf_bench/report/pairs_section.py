@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from rlhf_bench.report.drawing import named
 from rlhf_bench.report.measures import Measure, Of, directions, few, measures, metric, rows_of, short
-from rlhf_bench.report.plotting import INK, Plot, absent, curve, label, legend, new_figure, plotted, styled, to_svg
+from rlhf_bench.report.plotting import INK, Plot, absent, curve, drawn, label, legend, new_figure, plotted, styled
 from rlhf_bench.report.properties import MEANS, NO_PAIRS
 from rlhf_bench.report.recorded import MAIN_SPLIT, SPLITS, Recorded, numbers
 from rlhf_bench.report.section import Section, Table, tables_of
@@ -161,7 +162,7 @@ def _accuracy_plot(
             ends = one.interval
             spread = [[max(one.mean - ends.low, 0)], [max(ends.high - one.mean, 0)]] if ends else None
             axes.errorbar([place - 0.35 + width * number], [one.mean], yerr=spread, color=look["color"],
-                          marker=look["marker"], capsize=2, elinewidth=1)  # fmt: skip
+                          marker=look["marker"], capsize=2, elinewidth=1, label=named(arm.name))  # fmt: skip
     for place, split in enumerate(found):
         if right := explicit.get(split):
             spread = [[right.share - right.low], [right.high - right.share]]
@@ -177,7 +178,7 @@ def _accuracy_plot(
         "Pairwise accuracy by split",
         "Higher is better; the dotted line is chance. Points are means over finished seeds with Student's interval"
         + (", the star is the reward model with its interval over pairs." if explicit else "."),
-        to_svg(figure, "ranking"),
+        drawn(figure, "ranking"),
         absent(summary, there, "pairwise accuracy"),
     )
 
@@ -226,7 +227,7 @@ def _by_predictor(recorded: Recorded, summary: Summary, last: pd.DataFrame, colu
     how = (
         f"Each point is the mean over a group of held-out pairs, at most {GROUPS} groups of alike {PREDICTORS[column]}."
     )
-    return Plot(f"Δ⁺ against {PREDICTORS[column]}", how, to_svg(figure, f"pairs-{column.replace('_', '-')}"),
+    return Plot(f"Δ⁺ against {PREDICTORS[column]}", how, drawn(figure, f"pairs-{column.replace('_', '-')}"),
                 absent(summary, there, "pairs"))  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlhf_bench.diagnostics import statistics
+from rlhf_bench.report.drawing import Drawing, axis_titles, named, points_of
 from rlhf_bench.report.recorded import BASE, Recorded, numbers
 from rlhf_bench.report.summary import ArmResult, Summary
 from rlhf_bench.report.sweeps import swept
@@ -58,16 +59,20 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A finished plot. `svg` is empty where nothing was recorded; `absent` then, or for single arms, says so.
+    """A finished plot. `drawing` is None where nothing was recorded; `absent` then, or for single arms, says so.
 
     `on_white`: it has dark colours of its own, and needs a light ground on a dark page too.
     """
 
     title: str
     how_to_read: str
-    svg: str
+    drawing: Drawing | None
     absent: str = ""
     on_white: bool = False
+
+    @property
+    def svg(self) -> str:
+        return self.drawing.svg if self.drawing else ""
 
 
 @contextmanager
@@ -117,38 +122,42 @@ def own_rows(rows: pd.DataFrame, arm: ArmResult) -> pd.DataFrame:
 
 def curve(
     axes: Axes, arm: ArmResult, look: dict[str, Any], rows: pd.DataFrame, column: str, across: str = "mark",
-    details: bool = True,
+    details: bool = True, series: str = "",
 ) -> bool:  # fmt: skip
     """Draw `column` of one arm against the column `across`, one point per mark; False where nothing was recorded.
+
+    In the plot's data it is called `series`, or like the arm.
 
     Thin lines are single seeds. The mean and its interval (`details`) are over the finished seeds, as in the table.
     Against another column than the mark, a point of the mean stands at the mean of that column.
     """
     # Few columns first: to take rows of a table with a hundred of them is what a page would spend its time on.
     own = own_rows(rows[[c for c in dict.fromkeys(("arm", "seed", "mark", column, across)) if c in rows]], arm)
-    scale = 100 if across == "mark" else 1
+    scale, called = 100 if across == "mark" else 1, series or arm.name
     own = own.assign(value=numbers(own, column), place=scale * numbers(own, across)).dropna(subset=["value", "place"])
     means = own.groupby(["mark", "seed"])[["value", "place"]].mean()
     table, places = (means[name].unstack("seed") for name in ("value", "place"))
     for seed in table.columns if details else ():
         line = table[seed].dropna()
-        axes.plot(places[seed].dropna(), line, color=look["color"], linewidth=0.7, alpha=0.45)
+        axes.plot(
+            places[seed].dropna(), line, color=look["color"], linewidth=0.7, alpha=0.45, label=named(called, seed)
+        )
     seeds = [seed.seed for seed in arm.finished if seed.seed in table.columns]
     finished = table[seeds].dropna(how="all")
     if not finished.empty:
         at = places[seeds].loc[finished.index].mean(axis=1).to_numpy()
-        axes.plot(at, finished.mean(axis=1), **look)
+        axes.plot(at, finished.mean(axis=1), label=named(called), **look)
         if details:
-            _band(axes, at, finished, look["color"])
+            _band(axes, at, finished, look["color"], named(called))
     return not table.empty
 
 
-def _band(axes: Axes, at: np.ndarray, finished: pd.DataFrame, colour: str) -> None:
+def _band(axes: Axes, at: np.ndarray, finished: pd.DataFrame, colour: str, label: str) -> None:
     intervals = [statistics.confidence_interval(values.dropna()) for _, values in finished.iterrows()]
     low, high = ([getattr(i, end) if i else np.nan for i in intervals] for end in ("low", "high"))
     # The lines set the plot's range: an interval from two seeds can be far wider than all curves together.
     limits = axes.dataLim.frozen()
-    axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0, label=label)
     axes.dataLim.set(limits)
 
 
@@ -187,8 +196,8 @@ def absent(summary: Summary, recorded_arms: Sequence[bool], what: str) -> str:
     return f"Not recorded: {what} of {listed(missing)}." if missing else ""
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element to stand inside a page: same input, same text; ids are unique to `name`."""
+def drawn(figure: Figure, name: str) -> Drawing:
+    """The figure as an SVG element to stand inside a page, and its data: same input, same text; ids are unique to `name`."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     if layout := figure.get_layout_engine():
@@ -202,4 +211,5 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     # Hundredths of a point cannot be seen, and are a third of the text.
     svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), svg)
-    return svg.replace(INK, "currentColor").strip()
+    svg = svg.replace(INK, "currentColor").strip()
+    return Drawing(name, svg, *axis_titles(figure), points_of(figure))

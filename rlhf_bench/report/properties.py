@@ -31,13 +31,13 @@ from rlhf_bench.report.plotting import (
     arm_handles,
     budget_label,
     curve,
+    drawn,
     label,
     legend,
     new_figure,
     panel_grid,
     plotted,
     styled,
-    to_svg,
 )
 from rlhf_bench.report.recorded import Recorded
 from rlhf_bench.report.section import Section, Table, tables_of
@@ -287,7 +287,7 @@ def _lines(
     """One curve per arm of one column of the evaluations; without a picture where no arm recorded it."""
     summary = plotted(recorded, summary)
     if not was_recorded(recorded, column):
-        return Plot(title, how_to_read, "", f"Not recorded: {vertical}.")
+        return Plot(title, how_to_read, None, f"Not recorded: {vertical}.")
     figure, axes = new_figure()
     there = [curve(axes, arm, look, recorded.main_split, column, across) for arm, look in styled(summary)]
     if zero:
@@ -296,7 +296,7 @@ def _lines(
     label(axes, horizontal, vertical)
     legend(figure, summary)
     name = f"{column}-{across}".replace("/", "-").replace("_", "-")
-    return Plot(title, how_to_read, to_svg(figure, name), absent(summary, there, vertical))
+    return Plot(title, how_to_read, drawn(figure, name), absent(summary, there, vertical))
 
 
 def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
@@ -306,7 +306,7 @@ def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
     how = "Change of a set's mean log-probability since the base policy: above 0 it has gained. Scales differ by panel."
     sets = {f"{c}_logratio": name for c, name in PROBES.items() if was_recorded(recorded, f"{c}_logratio")}
     if not sets:
-        return Plot(title, how, "", "Not recorded: probe sets.")
+        return Plot(title, how, None, "Not recorded: probe sets.")
     figure, panels = panel_grid(len(sets))
     there = [False] * len(summary.arms)
     for panel, (column, name) in zip(panels, sets.items(), strict=True):
@@ -318,7 +318,7 @@ def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
     figure.supxlabel(budget_label(summary), color=INK, fontsize=9)
     figure.supylabel("change of log-probability (nats)", color=INK, fontsize=9)
     figure.legend(handles=arm_handles(summary), loc="outside upper center", ncols=3)
-    return Plot(title, how, to_svg(figure, "probes"), absent(summary, there, "probe sets"))
+    return Plot(title, how, drawn(figure, "probes"), absent(summary, there, "probe sets"))
 
 
 def _norms(recorded: Recorded, summary: Summary) -> Plot:
@@ -345,16 +345,16 @@ def _two_lines(
     """Two columns of every arm in one colour, the second one dashed and hollow."""
     summary = plotted(recorded, summary)
     if not was_recorded(recorded, solid, dashed):
-        return Plot(title, how, "", f"Not recorded: {what}.")
+        return Plot(title, how, None, f"Not recorded: {what}.")
     figure, axes = new_figure()
     rows, there = recorded.main_split, []
     for arm, look in styled(summary):
-        there.append(curve(axes, arm, look | {"linestyle": "-"}, rows, solid))
-        curve(axes, arm, look | _HOLLOW, rows, dashed, details=False)
+        there.append(curve(axes, arm, look | {"linestyle": "-"}, rows, solid, series=f"{arm.name}, {names[0]}"))
+        curve(axes, arm, look | _HOLLOW, rows, dashed, details=False, series=f"{arm.name}, {names[1]}")
     label(axes, budget_label(summary), vertical)
     kinds = [Line2D([], [], color=INK, label=names[0]), Line2D([], [], color=INK, label=names[1], **_HOLLOW)]
     legend(figure, summary, more=kinds)
-    return Plot(title, how, to_svg(figure, solid.replace("/", "-").replace("_", "-")), absent(summary, there, what))
+    return Plot(title, how, drawn(figure, solid.replace("/", "-").replace("_", "-")), absent(summary, there, what))
 
 
 _HOLLOW: dict[str, Any] = {"linestyle": (0, (4, 2)), "markerfacecolor": "none", "linewidth": 1.3}

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf_bench.report.claims import metric_values
 from rlhf_bench.report.measures import Measure
-from rlhf_bench.report.plotting import MARKERS, PALETTE, Plot, label, new_figure, to_svg
+from rlhf_bench.report.plotting import MARKERS, PALETTE, Plot, drawn, label, new_figure
 from rlhf_bench.report.recorded import Recorded
 from rlhf_bench.report.section import Section, Table, tables_of
 from rlhf_bench.report.summary import Summary
@@ -79,12 +79,12 @@ def _plot(found: list[Swept], recorded: Recorded, metric: str, words: str) -> Pl
     label(axes, setting, words)
     lost = f"Not recorded: {words} of {listed(missing)}." if missing else ""
     if len(missing) == len(found):
-        return Plot(title, "", "", lost)
+        return Plot(title, "", None, lost)
     figure.legend(loc="outside lower center", ncols=3)
     return Plot(
         title,
         "Points are means over finished seeds, with Student's 95% interval from three seeds on. The recipe's own value "
         "is among them.",
-        to_svg(figure, f"sweep-{setting}-{metric}".replace(":", "-").replace("_", "-")),
+        drawn(figure, f"sweep-{setting}-{metric}".replace(":", "-").replace("_", "-")),
         lost,
     )

@@ -49,7 +49,7 @@ class Run:
 
 
 def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), *more, "--output", str(directory), "--profile"]
+    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile", *more]
     with open(log, "w") as out, open(f"{log}.err", "w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
 
@@ -344,12 +344,14 @@ def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment
     kept = [p for part in ("parts", "checkpoints") for p in (first.directory / part).rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in [*kept, *(folder / "cache").rglob("*.safetensors")]}
     events, summary = (first.directory / "events.log").read_text(), first.summary
-    again = run(tiny, first.directory, environment, folder / "again.log")
+    again = run(tiny, first.directory, environment, folder / "again.log", "--quiet", "--json")
     assert again.code == 0, again.errors
     assert {p: p.stat().st_mtime_ns for p in before} == before
     said = (first.directory / "events.log").read_text().removeprefix(events)
     assert said.count("already done, kept") == len(ARMS) and "fine-tuning" not in said and "begins" not in said
     assert "trial 1 of" not in said and said.count("goes on with") == len(ARMS)
+    assert json.loads(again.said) == {"output": str(first.directory)} | again.summary  # and nothing beside it
+    assert again.errors == ""
     assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
 
 
@@ -366,7 +368,7 @@ def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     more = ("tuning=null", "arms.dpo-mixed.edit_distance=[0.999, 1.0]", "--arm=dpo-mixed", "--arm=dpo-offline")
     failed = run(tiny, folder / "out" / "failed", environment, folder / "failed.log", *more)
     cause = "edit_distance: no pair's sides lie between 0.999 and 1.0 apart; widen the interval"
-    assert f"dpo-mixed · seed 1: failed: {cause}; the other arms go on" in failed.said
+    assert f"dpo-mixed · seed 1: failed: {cause}; the other arms go on" in failed.errors
     assert failed.code == 1 and "Traceback" not in failed.errors
     last = failed.errors.strip().splitlines()[-1]
     assert last.startswith(f"failed: dpo-mixed · seed 1: {cause}; the other arms are done: ")

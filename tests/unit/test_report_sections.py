@@ -255,7 +255,9 @@ def test_the_field_has_one_drawing_for_each_arm_and_none_for_copies_of_a_sweep(w
     assert [sentence.partition(":")[0] for sentence in section.seen] == ["dpo", "flex", "ppo"]
     assert "the rejected lost 2 nats" in section.seen[0]
     drawings = section.draw()
-    assert [plot.title for plot in drawings] == ["dpo", "flex", "ppo"] and all(plot.on_white for plot in drawings)
+    assert [plot.title for plot in drawings] == [f"Gradient field: {arm}" for arm in ARMS] and all(
+        plot.on_white for plot in drawings
+    )
     assert "No loss on pairs" in drawings[2].how_to_read
     bare = of(field_section, record(tmp_path, pairs=False))
     assert bare.draw() == () and "pairs.parquet" in bare.seen[0]
