@@ -77,7 +77,7 @@ def run(
         for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
             settings = variant.recipe
             material = prepare(settings, cache)
-            _refuse_small_budget(settings, material)
+            _refuse_what_has_no_room(settings, material)
             open_directory(directory / variant.label, settings)
             todo.append((settings, material, directory / variant.label, arms, seeds))
 
@@ -99,7 +99,10 @@ def check(
     overrides: Overrides = None,
     fast: Annotated[bool, typer.Option("--fast", help="check the recipe's small size")] = False,
 ) -> None:
-    """Validate a recipe; print it in full with FLOPs, memory and placement. Nothing is started."""
+    """Validate a recipe; print it in full, its data, and FLOPs, memory and time. Nothing is started.
+
+    Example: rlhf-bench check recipes/gsm8k.yaml task.folder=openai/gsm8k
+    """
     from rlhf_bench.recipe import load_series
 
     for variant in load_series(recipe, overrides or [], fast):
@@ -110,30 +113,14 @@ def check(
 
 
 def _check_one(settings: Any) -> None:
-    from rlhf_bench.forecast import arm_forecast, lengths_of, memory_gib
+    from rlhf_bench.check import lines
     from rlhf_bench.material import prepare
 
     material = prepare(settings, _cache())
-    _refuse_small_budget(settings, material)
+    _refuse_what_has_no_room(settings, material)
     _print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
-    n, shape, limit = lengths_of(settings, material), material.shape, settings.compute.limit
-    _print(
-        f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
-    )
-    for note in material.task.notes:
-        _print(f"data: {note}")
-    _print(f"budget: {limit:.3g} {settings.compute.column} for each arm and seed")
-    for name, arm in settings.arms.items():
-        f = arm_forecast(settings, arm, shape, n)
-        before, update = (getattr(c, settings.compute.column) for c in (f.before, f.update))
-        _print(
-            f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: about {int((limit - before) / update) if update else '?'} updates or more"
-        )
-    for role, gib in memory_gib(settings, shape).items():
-        place = getattr(settings.placement, role)
-        _print(
-            f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache"
-        )
+    for line in lines(settings, material):
+        _print(line)
 
 
 @app.command()
@@ -248,9 +235,10 @@ def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]
     return [k for k in known if not asked or k in asked]
 
 
-def _refuse_small_budget(settings: Any, material: Any) -> None:
-    from rlhf_bench.forecast import lengths_of, refuse_small_budget
+def _refuse_what_has_no_room(settings: Any, material: Any) -> None:
+    from rlhf_bench.forecast import lengths_of, refuse_small_budget, refuse_small_gpus
 
+    refuse_small_gpus(settings, material.shape)
     refuse_small_budget(settings, material.shape, lengths_of(settings, material))
 
 

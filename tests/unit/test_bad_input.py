@@ -374,7 +374,7 @@ ROWS = {
     "no column rejected": ("pairs.jsonl", b'{"prompt": "x", "chosen": "y"}', r".*pairs\.jsonl:1: no column 'rejected' .*"),
     "a prompt that is null": ("train.jsonl", one(prompt=None), r".*train\.jsonl:2: column 'prompt' holds null; make it a text"),
     "a prompt that is a number": ("train.jsonl", one(prompt=5), r".*train\.jsonl:2: column 'prompt' holds a number; make it .*"),
-    "a prompt that is a list": ("train.jsonl", one(prompt=["q"]), r".*train\.jsonl:2: column 'prompt' holds a list; make it .*"),
+    "a prompt that is a list": ("train.jsonl", one(prompt=["q"]), r".*train\.jsonl:2: column 'prompt' is no list of messages .*; write it so, .*"),
     "an empty prompt": ("train.jsonl", one(prompt=""), r".*train\.jsonl:2: column 'prompt' is empty; fill it in or remove .*"),
     "a blank prompt": ("train.jsonl", one(prompt=" \n\t"), r".*train\.jsonl:2: column 'prompt' is empty; fill it in or .*"),
     "an empty response": ("train.jsonl", one(response=""), r".*train\.jsonl:2: column 'response' is empty; fill it in or .*"),

@@ -12,7 +12,7 @@ from rlhf_bench.ledger import Cost
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.types import BadInput
 
-SHAPE = ModelShape(matmul_weights=50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000)
+SHAPE = ModelShape(50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600)
 SCALAR = replace(SHAPE, head_weights=32)
 N = Lengths(prompt=7, response=5)
 ARMS = {
