@@ -29,7 +29,7 @@ def lines(recipe: Recipe, material: Material) -> Iterator[str]:
         yield f"data: {note}"
     yield from data_check(material)
     yield from _budget(recipe, shape, n)
-    yield from _time(recipe, shape, n)
+    yield from _time(recipe, shape, n, weaker=material.pairs is None)
     yield from _memory(recipe, shape)
 
 
@@ -43,7 +43,7 @@ def _budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> Iterator[str]:
         yield f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or more"
 
 
-def _time(recipe: Recipe, shape: ModelShape, n: Lengths) -> Iterator[str]:
+def _time(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> Iterator[str]:
     found = {name: time_forecast(recipe, arm, shape, n) for name, arm in recipe.arms.items()}
     times = {name: time for name, time in found.items() if time is not None}
     if not times:
@@ -57,7 +57,7 @@ def _time(recipe: Recipe, shape: ModelShape, n: Lengths) -> Iterator[str]:
     )
     for name, time in times.items():
         yield f"  {name}: {time.flops:.3g} FLOPs, {_duration(time.seconds)} a seed"
-    shared = shared_flops(recipe, shape, n)
+    shared = shared_flops(recipe, shape, n, weaker)
     each = sum(time.flops for time in times.values())
     total = shared + len(recipe.seeds) * each
     seconds = total / one.flops * one.seconds

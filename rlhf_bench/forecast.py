@@ -273,10 +273,10 @@ def time_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> Ti
     )  # fmt: skip
 
 
-def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths) -> float:
-    """Of fine-tuning the base policy, and of the weaker one where there are no pairs with the data: shared, and unpaid."""
+def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> float:
+    """Of fine-tuning the base policy, and a `weaker` one where the data has no pairs: shared, and paid by no arm."""
     if recipe.sft is None:
         return 0.0
     layout, many = _rows(n, 1, recipe.sft.examples_per_step)
     step = many * training_flops(shape, layout, n.response * len(layout.rows))
-    return recipe.sft.steps * (1 + recipe.data.weaker_policy_steps) * step
+    return recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step

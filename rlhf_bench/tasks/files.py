@@ -49,6 +49,8 @@ class FilesSettings(BaseModel):
     )
     chosen_column: str = Field("chosen", description="Column with the preferred response: a text or messages.")
     rejected_column: str = Field("rejected", description="Column with the other response: a text or messages.")
+    max_prompt_characters: int | None = Field(None, ge=1, description="Leave out rows with a longer prompt.")
+    max_response_characters: int | None = Field(None, ge=1, description="Leave out rows with a longer response.")
     unusable: Literal["refuse", "leave_out"] = Field(
         "refuse",
         description="Rows with an empty text, a repeated prompt, equal sides, or a training prompt that is held out: refuse them with their places, or leave_out and count them.",
@@ -65,6 +67,10 @@ class FilesSettings(BaseModel):
         return Columns(self.prompt_column, self.chosen_column, self.rejected_column)
 
 
+class _Long(Unusable):
+    """Beyond the recipe's limits, and so left out whatever `unusable` says."""
+
+
 @dataclass
 class _Reader:
     """Reads the places in order and remembers every prompt's, so that a repeat can name both."""
@@ -74,7 +80,7 @@ class _Reader:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def _leave_out(self, error: Unusable) -> None:
-        if self.settings.unusable == "refuse":
+        if self.settings.unusable == "refuse" and not isinstance(error, _Long):
             raise error
         self.left_out[error.kind] += 1
 
@@ -92,14 +98,23 @@ class _Reader:
                         f"{row.where}: the same prompt as {first}; keep each prompt once and in one file",
                         "with a prompt that came before",
                     )
-                if column is not None:
-                    responses[prompt.id] = answered(row, column)
+                response = answered(row, column) if column is not None else ""
+                self._within_limits(row, prompt.text, response)
             except Unusable as error:
                 self._leave_out(error)
                 continue
             ids[prompt.id] = self.places[prompt.text] = row.where
             prompts.append(prompt)
+            if column is not None:
+                responses[prompt.id] = response
         return prompts, responses
+
+    def _within_limits(self, row: FileRow, prompt: str, *responses: str) -> None:
+        most, most_response = self.settings.max_prompt_characters, self.settings.max_response_characters
+        if most is not None and len(prompt) > most:
+            raise _Long(f"{row.where}: too long", "with a prompt longer than max_prompt_characters")
+        if most_response is not None and max(map(len, responses), default=0) > most_response:
+            raise _Long(f"{row.where}: too long", "with a response longer than max_response_characters")
 
     def _prompt(self, row: FileRow, split: Split) -> Prompt:
         settings = self.settings
@@ -128,6 +143,7 @@ class _Reader:
                         f"{row.where}: a pair on the held-out prompt {self.places[found.text]}; remove one of the two",
                         "with a pair on a held-out prompt",
                     )
+                self._within_limits(row, found.text, chosen, rejected)
                 if found.text not in prompts:
                     prompts[found.text] = self._prompt_of_pair(row, found)
                 if chosen == rejected:

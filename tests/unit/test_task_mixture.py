@@ -129,7 +129,7 @@ def test_wrong_data_is_named_by_the_mixtures_key(files, tmp_path):
 
 
 RECIPE = {"name": "small", "compute": {"limit": 1e12}, "arms": {"a": {"method": "ppo"}}}
-KINDS = "arithmetic or verse or files or gsm8k"
+KINDS = "arithmetic or verse or slogan or files or gsm8k"
 
 
 @pytest.mark.parametrize("task, line", [
