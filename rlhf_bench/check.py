@@ -82,7 +82,9 @@ def _memory(recipe: Recipe, shape: ModelShape) -> Iterator[str]:
         yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {passing[role]:.2f}"
     for gpu in gpu_forecasts(recipe, shape):
         need = gpu.standing + gpu.passing
-        room = "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"
+        room = (
+            "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"
+        )
         yield (
             f"  a GPU with {' and '.join(gpu.roles)}: {gpu.standing:.1f} and up to {gpu.passing:.1f}, together {need:.1f} of "
             f"{device.memory_gib:g} GiB: {room}"

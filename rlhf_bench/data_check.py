@@ -23,9 +23,9 @@ def data_check(material: Material) -> Iterator[str]:
         lengths[f"{name}' chosen"] = [len(p.chosen_ids) for p in some]
         lengths[f"{name}' rejected"] = [len(p.rejected_ids) for p in some]
     yield f"data, tokens at quantiles {', '.join(f'{q:g}' for q in QUANTILES)}:"
-    for name, found in lengths.items():
-        if found:
-            yield f"  {name}: {len(found)} of {_quantiles(found)}"
+    for name, counts in lengths.items():
+        if counts:
+            yield f"  {name}: {len(counts)} of {_quantiles(counts)}"
     if material.pairs is None:
         yield "  pairs: none with the data; a weaker policy makes them"
 

@@ -132,7 +132,9 @@ def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
+    except (
+        Exception
+    ) as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
         raise BadInput(
             f"prompt {prompt.id}: the tokenizer's chat template does not take it ({first_line(error)}); "
             "leave the row out, or set model.tokenizer.chat_template: null"

@@ -31,7 +31,9 @@ class Place(BaseModel):
     )
     config: str | None = Field(None, description="Which configuration of a data set, where it has several.")
     split: str = Field("train", description="Which split of a data set.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face id; null takes its main one.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a Hugging Face id; null takes its main one."
+    )
     rows: int | None = Field(None, ge=1, description="Read the first so many rows and no more; null reads all.")
 
 
@@ -81,9 +83,7 @@ def _open(place: Place) -> Iterable[Mapping[str, Any]]:
                 raise ValueError(f"no split {place.split}; it has {', '.join(found)}")
             return found[place.split]
         return found
-    return datasets.load_dataset(
-        place.source, place.config, split=place.split, revision=place.revision, streaming=True
-    )
+    return datasets.load_dataset(place.source, place.config, split=place.split, revision=place.revision, streaming=True)
 
 
 @contextmanager

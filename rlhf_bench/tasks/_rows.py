@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from rlhf_bench.types import BadInput
 
+
 class Unusable(BadInput):
     """A row that is read well and that no one can learn from. `kind` completes "rows ..." where they are left out."""
 

@@ -67,7 +67,7 @@ def preference(row: FileRow, columns: Columns) -> tuple[Asked, str, str]:
             )
         return Asked(chosen[:start]), chosen[start:], rejected[start:]
     up, down = messages(row, columns.chosen), messages(row, columns.rejected)
-    before = os.path.commonprefix([up[:-1], down[:-1]])
+    before = tuple(os.path.commonprefix([up[:-1], down[:-1]]))
     if explicit and not before:  # the answers alone
         prompt = asked(row, columns)
     else:

@@ -30,7 +30,9 @@ class FilesSettings(BaseModel):
     kind: Literal["files"] = Field("files", description="Prompts and pairs of your own: files, folders or the Hub.")
     prompts: PlaceSetting = Field(description="Training prompts, one a row.")
     held_out: PlaceSetting = Field(description="Held-out prompts like the training ones (in_distribution).")
-    out_of_distribution: PlaceSetting | None = Field(None, description="Held-out prompts longer or harder than in training.")
+    out_of_distribution: PlaceSetting | None = Field(
+        None, description="Held-out prompts longer or harder than in training."
+    )
     unseen: PlaceSetting | None = Field(None, description="Held-out prompts about things that training never shows.")
     pairs: PlaceSetting | None = Field(None, description="Preference pairs for the offline methods; none if left out.")
     id_column: str | None = Field(

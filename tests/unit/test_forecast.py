@@ -159,10 +159,15 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path):
-    sizes = ModelSettings(hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype)
+    sizes = ModelSettings(
+        hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
+    )
     tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
     write_fresh_model(sizes, tokenizer, 0, tmp_path)
     model = load_model(str(tmp_path), "causal", dtype, 0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):  # as on a GPU: a CPU may go by way of float32
+            module.__class__ = torch.nn.Linear
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
@@ -174,9 +179,11 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(micro_batch(rows), 1.0)
-    r = recipe(ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)})
+    r = recipe(
+        ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
+    )
     expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
-    assert sum(kept.values()) == pytest.approx(expected, rel=0.15)
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
 
 
 def test_time_is_flops_over_what_the_learners_devices_do():

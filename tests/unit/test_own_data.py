@@ -152,7 +152,9 @@ PAIRS = [{"prompt": f"q{n}?", "chosen": "yes", "rejected": "no"} for n in range(
 def test_unusable_rows_are_left_out_and_counted_and_what_is_held_out_stays_so(tmp_path):
     train = [*ROWS, ROWS[0], {**ROWS[1], "prompt": "h2?"}, {**ROWS[1], "prompt": " "}, {**ROWS[1], "prompt": "l" * 99}]
     pairs = [*PAIRS, {**PAIRS[0], "rejected": "yes"}, {**PAIRS[0], "prompt": "h1?"}, {**PAIRS[0], "chosen": "y" * 99}]
-    settings = files(tmp_path, train, TEST, pairs, max_prompt_characters=50, max_response_characters=50, unusable="leave_out")
+    settings = files(
+        tmp_path, train, TEST, pairs, max_prompt_characters=50, max_response_characters=50, unusable="leave_out"
+    )
     task = build_task(settings)
     assert task.notes[0] == "prompts: 6 train, 4 in_distribution; preference pairs: 6"
     assert task.notes[1] == (
@@ -225,7 +227,9 @@ def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, t
     lines = list(data_check(found))
     assert "  train prompts: 1" in lines and "  in_distribution prompts: 0" in lines
     leak = next(line for line in lines if line.startswith("  in_distribution: "))
-    assert leak.startswith("  in_distribution: 1 in train prompts (first files/in_distribution/000001), 1 in demonstrations")
+    assert leak.startswith(
+        "  in_distribution: 1 in train prompts (first files/in_distribution/000001), 1 in demonstrations"
+    )
     assert next(line for line in lines if line.startswith("  held-out pairs: 2 in train prompts"))
     assert "2 of the prompt" in next(line for line in lines if line.startswith("  pairs: "))
     chosen = next(line for line in lines if line.startswith("  pairs' chosen: "))
@@ -253,7 +257,13 @@ def test_boxed_answers_are_compared_by_worth(given, reference, score):
 def test_no_answer_hangs_the_judge_or_runs_code(tmp_path):
     """Towers, factorials and parentheses; each is wrong within its limits, and the next answer is judged as ever."""
     mark = tmp_path / "ran"
-    for hostile in ("9^{9^{9^{9^9}}}", "99999999!", "(" * 140 + ")" * 140, f"__import__('os').mkdir('{mark}')", "{" * 5 + "}" * 5):
+    for hostile in (
+        "9^{9^{9^{9^9}}}",
+        "99999999!",
+        "(" * 140 + ")" * 140,
+        f"__import__('os').mkdir('{mark}')",
+        "{" * 5 + "}" * 5,
+    ):
         assert judge_boxed(f"\\boxed{{{hostile}}}", "1").score == 0
     assert judge_boxed(r"\boxed{2/4}", "1/2").score == 1
     assert not mark.exists() and CPU_SECONDS <= 5

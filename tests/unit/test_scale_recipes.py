@@ -60,7 +60,9 @@ def gsm8k(folder):
     """As openai/gsm8k lies on the Hub: a card with its configurations, and Parquet files."""
     for split, count in (("train", 30), ("test", 20)):
         first = 0 if split == "train" else 50
-        rows = [{"question": f"What is {n} and 1?", "answer": f"{n} + 1\n#### {n + 1}"} for n in range(first, first + count)]
+        rows = [
+            {"question": f"What is {n} and 1?", "answer": f"{n} + 1\n#### {n + 1}"} for n in range(first, first + count)
+        ]
         (folder / "main").mkdir(parents=True, exist_ok=True)
         pa.parquet.write_table(pa.Table.from_pylist(rows), folder / "main" / f"{split}-00000-of-00001.parquet")
     files = "".join(f"  - split: {s}\n    path: main/{s}-*\n" for s in ("train", "test"))
@@ -69,7 +71,9 @@ def gsm8k(folder):
 
 
 def mathematics(folder):
-    rows = [{"problem": f"Find x in ${n}x=1$.", "solution": f"So $x=\\boxed{{\\frac{{1}}{{{n}}}}}$."} for n in range(1, 31)]
+    rows = [
+        {"problem": f"Find x in ${n}x=1$.", "solution": f"So $x=\\boxed{{\\frac{{1}}{{{n}}}}}$."} for n in range(1, 31)
+    ]
     write(folder / "a" / "train.jsonl", rows)
     write(folder / "b" / "test.jsonl", [{"problem": "Find 0.", "solution": "0", "answer": "0"}] * 2 + rows[:2] + [
         {"problem": f"Find {n}.", "solution": f"\\boxed{{{n}}}", "answer": f"{n}"} for n in range(1, 9)])  # fmt: skip
@@ -125,9 +129,9 @@ def test_every_shipped_recipe_from_the_hub_is_in_these_tests():
 
 @pytest.mark.parametrize(("override", "line"), [
     ("placement.colocated=true", r"placement: learner and rollout and evaluator and scorer need \d+ GiB on one GPU .*"),
-    ("placement.learner.zero_stage=0", r"placement: learner need 2\d\d GiB on one GPU .*; give them .*zero_stage: 3.*"),
-    ("placement.learner.actors=1", r"placement: learner need 2\d\d GiB on one GPU .*"),
-    ("placement.device.memory_gib=40", r"placement: evaluator need .*placement\.device\.memory_gib is 40; .*"),
+    ("placement.learner.zero_stage=0", r"placement: learner needs 2\d\d GiB on one GPU .*; give them .*zero_stage: 3.*"),
+    ("placement.learner.actors=1", r"placement: learner needs 2\d\d GiB on one GPU .*"),
+    ("placement.device.memory_gib=40", r"placement: evaluator needs .*placement\.device\.memory_gib is 40; .*"),
     ("placement.rollout.gpu_memory_fraction=0.1", r"placement\.rollout\.gpu_memory_fraction: 0\.1 of a GPU is 8 GiB, too .*"),
 ])  # fmt: skip
 def test_a_placement_that_is_too_small_is_refused(override, line, tmp_path):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
-from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tasks._places import Place
+from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tasks.files import FilesSettings
 from rlhf_bench.tasks.mixture import MixtureSettings
 from rlhf_bench.tasks.verse import VerseSettings
