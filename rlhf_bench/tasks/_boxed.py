@@ -77,7 +77,7 @@ class _Helper:
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "rlhf_bench.tasks._boxed"],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # and nothing secret
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, which may have an update to finish
             )  # fmt: skip

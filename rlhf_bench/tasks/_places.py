@@ -89,6 +89,8 @@ def _open(place: Place) -> Iterable[Mapping[str, Any]]:
 @contextmanager
 def _refused(place: Place, key: str) -> Iterator[None]:
     """Whatever `datasets` says of a user's data set becomes one line; its own warnings on the way there are kept back."""
+    import datasets  # noqa: F401 - sets the levels of these as it is imported
+
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets", "fsspec")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
