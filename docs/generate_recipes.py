@@ -6,7 +6,7 @@ Usage, from the repository root: .venv/bin/python -m docs.generate_recipes
 import json
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,6 +15,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Schedule
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import TASKS
+from rlhf_bench.tasks._places import Place
 
 PAGE = Path(__file__).with_name("recipes.md")
 MARKER = "<!-- From here on written by docs/generate_recipes.py -->"
@@ -27,8 +28,8 @@ def page() -> str:
     tasks = [section(kind.settings, f"task, kind: {name}", "task.") for name, kind in TASKS.items()]
     methods = [section(m.settings, f"arms.NAME, method: {name}", "arms.NAME.") for name, m in METHODS.items()]
     by_hand = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
-    once = section(Schedule, "Schedule")
-    return "\n\n".join([by_hand + MARKER, section(Recipe, "Top level"), *tasks, *methods, once]) + "\n"
+    once = [section(Place, "Rows"), section(Schedule, "Schedule")]
+    return "\n\n".join([by_hand + MARKER, section(Recipe, "Top level"), *tasks, *methods, *once]) + "\n"
 
 
 def section(model: type[BaseModel], title: str, prefix: str = "") -> str:
@@ -36,7 +37,7 @@ def section(model: type[BaseModel], title: str, prefix: str = "") -> str:
     fields = model.model_fields
     head = [f"## {title}", ""] + ([" ".join(model.__doc__.split()), ""] if model.__doc__ else [])
     table = ["| key | value | default | meaning |", "| --- | --- | --- | --- |", *map(row, fields, fields.values())]
-    elsewhere = [Schedule, *(kind.settings for kind in TASKS.values())]  # each of them stands on the page once
+    elsewhere = [Schedule, Place, *(kind.settings for kind in TASKS.values())]  # each of them stands on the page once
     inner = [(key, m) for key, f in fields.items() for m in sections(f.annotation) if m not in elsewhere]
     nested = [section(m, prefix + key, f"{prefix}{key}.") for key, m in inner]
     return "\n\n".join(["\n".join(head + table), *nested])
@@ -52,7 +53,7 @@ def row(key: str, field: FieldInfo) -> str:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:  # of a union
-    return get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    return get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
@@ -64,6 +65,8 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
 def named(annotation: Any) -> str:
     if annotation is Schedule:
         return "[schedule](#schedule)"
+    if annotation is Place:
+        return "[rows](#rows)"
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return named(inner[0])

@@ -134,7 +134,7 @@ def run(
         for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
             settings = variant.recipe
             material = prepare(settings, cache)
-            _refuse_small_budget(settings, material)
+            _refuse_what_has_no_room(settings, material)
             open_directory(directory / variant.label, settings)
             if settings.reliability.checkpoint_place is not None:
                 refuse_unwritable(settings.reliability.checkpoint_place)
@@ -167,71 +167,31 @@ def check(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a recipe; print it in full with FLOPs, memory and placement. Nothing is started."""
+    """Validate a recipe; print it in full, its data, and FLOPs, memory and time. Nothing is started.
+
+    Example: rlhf-bench check recipes/gsm8k.yaml task.folder=openai/gsm8k
+    """
+    from rlhf_bench.check import as_data, lines
+    from rlhf_bench.material import prepare
     from rlhf_bench.recipe import load_series
 
     found = {}
     for variant in load_series(recipe, overrides or [], fast):
-        found[variant.label] = _forecast(variant.recipe)
-        if not quiet and not as_json:
-            _print_forecast(variant.label, variant.recipe, found[variant.label])
+        settings = variant.recipe
+        material = prepare(settings, _cache())
+        _refuse_what_has_no_room(settings, material)
+        if as_json:
+            found[variant.label] = as_data(settings, material)
+        elif not quiet:
+            if variant.label:
+                _print(f"# {variant.label}")
+            _print(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
+            for line in lines(settings, material):
+                _print(line)
     if as_json:
         _print(json.dumps(found[""] if "" in found else {"comparisons": found}))
     else:
         _print(f"{recipe}: valid")
-
-
-def _forecast(settings: Any) -> dict[str, Any]:
-    """What a recipe will need, as plain data; BadInput where it cannot be run."""
-    from rlhf_bench.forecast import arm_forecast, lengths_of, memory_gib
-    from rlhf_bench.material import prepare
-
-    material = prepare(settings, _cache())
-    _refuse_small_budget(settings, material)
-    n, shape, column, limit = (
-        lengths_of(settings, material),
-        material.shape,
-        settings.compute.column,
-        settings.compute.limit,
-    )
-    arms = {}
-    for name, arm in settings.arms.items():
-        f = arm_forecast(settings, arm, shape, n)
-        before, update = (getattr(c, column) for c in (f.before, f.update))
-        arms[name] = {
-            "before": before, "update": update, "updates": int((limit - before) / update) if update else None,
-        }  # fmt: skip
-    return {
-        "recipe": settings.resolved(),
-        "model": {"parameters": shape.parameters, "vocabulary": len(material.tokenizer), "prompt_tokens": n.prompt},
-        "notes": list(material.task.notes),
-        "budget": {"unit": column, "limit": limit},
-        "arms": arms,
-        "memory_gib": memory_gib(settings, shape),
-    }
-
-
-def _print_forecast(label: str, settings: Any, found: dict[str, Any]) -> None:
-    if label:
-        _print(f"# {label}")
-    _print(yaml.safe_dump(found["recipe"], sort_keys=False, allow_unicode=True))
-    model, budget = found["model"], found["budget"]
-    _print(
-        f"model: {model['parameters']:,} parameters, vocabulary of {model['vocabulary']}; a prompt has about {model['prompt_tokens']} tokens"
-    )
-    for note in found["notes"]:
-        _print(f"data: {note}")
-    _print(f"budget: {budget['limit']:.3g} {budget['unit']} for each arm and seed")
-    for name, arm in found["arms"].items():
-        updates = "?" if arm["updates"] is None else arm["updates"]
-        _print(
-            f"  {name}: {arm['before']:.3g} before the first update, {arm['update']:.3g} an update at full length: about {updates} updates or more"
-        )
-    for role, gib in found["memory_gib"].items():
-        place = getattr(settings.placement, role)
-        _print(
-            f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} GiB each for weights, optimizer and cache"
-        )
 
 
 @app.command()
@@ -373,9 +333,10 @@ def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]
     return [k for k in known if not asked or k in asked]
 
 
-def _refuse_small_budget(settings: Any, material: Any) -> None:
-    from rlhf_bench.forecast import lengths_of, refuse_small_budget
+def _refuse_what_has_no_room(settings: Any, material: Any) -> None:
+    from rlhf_bench.forecast import lengths_of, refuse_small_budget, refuse_small_gpus
 
+    refuse_small_gpus(settings, material.shape)
     refuse_small_budget(settings, material.shape, lengths_of(settings, material))
 
 

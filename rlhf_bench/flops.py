@@ -24,21 +24,22 @@ class ModelShape:
     attention_width: int  # query heads × head size
     head_weights: int  # hidden × vocabulary, or hidden × 1
     parameters: int  # all of them, shared ones once
+    linear_width: int  # inputs and outputs of the backbone's linear layers together: what a token leaves for backward
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
         """Read the shape off a Hugging Face model (it may live on the meta device)."""
         config = model.config
         head = model.get_output_embeddings() or model.score
-        linear = sum(
-            m.weight.numel()
+        linears = [
+            m.weight
             for m in model.modules()
             if (isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D") and m is not head
-        )
+        ]
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
-            linear, config.num_hidden_layers, config.num_attention_heads * size, head.weight.numel(),
-            sum(p.numel() for p in model.parameters()),
+            sum(w.numel() for w in linears), config.num_hidden_layers, config.num_attention_heads * size,
+            head.weight.numel(), sum(p.numel() for p in model.parameters()), sum(sum(w.shape) for w in linears),
         )  # fmt: skip
 
 

@@ -134,18 +134,154 @@ def _rounded_up(x: float) -> float:
     return math.ceil(x / unit) * unit
 
 
+KEPT = {"float32": 1.3, "bfloat16": 1.65}
+"""Numbers that a forward pass keeps for the backward one, for every input and output of a linear layer: norms, products
+and activations keep some too, and in 16 bits norms keep theirs in 32. Measured in tests/unit/test_forecast.py."""
+LIBRARIES_GIB = 1.0
+"""CUDA's context and the libraries' own buffers, of one process on a GPU."""
+PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0}
+"""Of an H100 SXM without sparsity, by NVIDIA's data sheet."""
+CORE_TFLOPS = 0.066
+"""Of one core: half of what two do in products of matrices, by docs/benchmarks.md."""
+UTILISATION = {"gpu": 0.3, "core": 0.6}
+
+
 def memory_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
     """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries come on top."""
     size, learner = shape.parameters * BYTES[recipe.model.dtype], recipe.placement.learner
     master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
-    trained = sum(1 for _ in {o.model for a in recipe.arms.values() for o in METHODS[a.method].objectives})
     share = {stage: learner.actors for stage in (1, 2, 3)}
     weights = size / (share.get(3, 1) if learner.zero_stage == 3 else 1)
     gradients = size / (learner.actors if learner.zero_stage >= 2 else 1)
     optimizer = shape.parameters * (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
-    cache = recipe.placement.rollout.cache_mib * 2**20
+    rollout, evaluator = (
+        recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
+        if role.gpus else size + role.cache_mib * 2**20
+        for role in (recipe.placement.rollout, recipe.placement.evaluator)
+    )  # fmt: skip
     bytes_by_role = {
-        "learner": trained * (weights + gradients + optimizer) + weights,
-        "rollout": size + cache, "evaluator": 3 * size + cache, "scorer": size,
+        "learner": _trained(recipe) * (weights + gradients + optimizer) + weights,
+        "rollout": rollout, "evaluator": 2 * size + evaluator, "scorer": size,
     }  # fmt: skip
     return {role: b / 2**30 for role, b in bytes_by_role.items()}
+
+
+def _trained(recipe: Recipe) -> int:
+    """How many models the learner trains at a time, at most: the policy, and a critic where an arm has one."""
+    return len({o.model for a in recipe.arms.values() for o in METHODS[a.method].objectives})
+
+
+def passing_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
+    """GiB by role and process that come and go: activations of a micro-batch, gradients of held-out pairs, a whole model
+    while it is loaded and not yet sharded."""
+    size = shape.parameters * BYTES[recipe.model.dtype]
+    kept = (
+        KEPT[recipe.model.dtype]
+        * shape.linear_width
+        * BYTES[recipe.model.dtype]
+        * recipe.compute.tokens_per_micro_batch
+    )
+    one_layer = 2 * kept / shape.layers  # a forward pass alone keeps nothing but the layer it is in
+    whole = size if recipe.placement.learner.zero_stage == 3 else 0
+    looking = max(one_layer, 2 * size + kept if recipe.evaluation.gradient_pairs else 0)
+    passing = {"learner": max(kept, whole), "rollout": 0.0, "evaluator": looking, "scorer": one_layer}
+    return {role: b / 2**30 for role, b in passing.items()}
+
+
+@dataclass(frozen=True)
+class GpuForecast:
+    """What shares one GPU: the roles' processes, GiB that stay, and GiB that come and go."""
+
+    roles: tuple[str, ...]
+    standing: float
+    passing: float
+
+
+def gpu_forecasts(recipe: Recipe, shape: ModelShape) -> list[GpuForecast]:
+    """Every kind of GPU there is: with `colocated`, actor i of every role shares one. Roles take turns, so of what comes
+    and goes only the largest is there at a time, and the evaluator's beside it, which does not wait for its turn."""
+    standing, passing, placement = memory_gib(recipe, shape), passing_gib(recipe, shape), recipe.placement
+    needed = [role for role in standing if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
+    places = {role: getattr(placement, role) for role in needed if getattr(placement, role).gpus}
+    if placement.colocated:
+        most = max((place.actors for place in places.values()), default=0)
+        groups = [tuple(role for role, place in places.items() if place.actors > i) for i in range(most)]
+    else:
+        groups = [(role,) for role in places]
+    return [
+        GpuForecast(
+            roles,
+            sum(standing[role] + LIBRARIES_GIB for role in roles),
+            max((passing[role] for role in roles if role != "evaluator"), default=0.0)
+            + (passing["evaluator"] if "evaluator" in roles else 0.0),
+        )
+        for roles in dict.fromkeys(groups)
+    ]
+
+
+def refuse_small_gpus(recipe: Recipe, shape: ModelShape) -> None:
+    """BadInput, one line for each kind of GPU whose memory cannot hold even what stays there."""
+    device, problems = recipe.placement.device, []
+    for gpu in gpu_forecasts(recipe, shape):
+        if gpu.standing > device.memory_gib:
+            problems.append(
+                f"placement: {' and '.join(gpu.roles)} need{'s' * (len(gpu.roles) == 1)} {gpu.standing:.0f} GiB on one GPU before any activation, and "
+                f"placement.device.memory_gib is {device.memory_gib:g}; give them GPUs of their own (colocated: false), "
+                "shard over more ranks (learner.actors, zero_stage: 3), or name a larger GPU"
+            )
+    for role in ("rollout", "evaluator"):
+        place = getattr(recipe.placement, role)
+        share, weights = place.gpu_memory_fraction * device.memory_gib, _weights_gib(recipe, shape)
+        if place.gpus and share < weights:
+            problems.append(
+                f"placement.{role}.gpu_memory_fraction: {place.gpu_memory_fraction:g} of a GPU is {share:.0f} GiB, too small "
+                f"for an engine's {weights:.0f} GiB of weights and a cache; raise it, or name a larger GPU"
+            )
+    if problems:
+        raise BadInput(*problems)
+
+
+def _weights_gib(recipe: Recipe, shape: ModelShape) -> float:
+    return shape.parameters * BYTES[recipe.model.dtype] / 2**30
+
+
+@dataclass(frozen=True)
+class TimeForecast:
+    """Seconds of one arm with one seed, and what they were reckoned with: FLOPs, devices, 10¹² FLOP/s each, share of them."""
+
+    flops: float
+    updates: float
+    devices: int
+    peak_tflops: float
+    utilisation: float
+
+    @property
+    def seconds(self) -> float:
+        return self.flops / (self.devices * self.peak_tflops * 1e12 * self.utilisation)
+
+
+def time_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> TimeForecast | None:
+    """As if all of an arm's work were the learner's: sampling is slower a FLOP, and has devices of its own. None where
+    the budget is in seconds already."""
+    column, learner, device = recipe.compute.column, recipe.placement.learner, recipe.placement.device
+    f = arm_forecast(recipe, arm, shape, n)
+    before, update = getattr(f.before, column), getattr(f.update, column)
+    if not update:
+        return None
+    updates = max(0.0, (recipe.compute.limit - before) / update)
+    kind = "gpu" if learner.gpus else "core"
+    peak = device.peak_tflops or (PEAK_TFLOPS[recipe.model.dtype] if learner.gpus else CORE_TFLOPS)
+    return TimeForecast(
+        flops=f.before.flops + updates * f.update.flops, updates=updates,
+        devices=learner.actors * (min(learner.gpus, 1) or learner.cpus), peak_tflops=peak,
+        utilisation=device.utilisation or UTILISATION[kind],
+    )  # fmt: skip
+
+
+def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> float:
+    """Of fine-tuning the base policy, and a `weaker` one where the data has no pairs: shared, and paid by no arm."""
+    if recipe.sft is None:
+        return 0.0
+    layout, many = _rows(n, 1, recipe.sft.examples_per_step)
+    step = many * training_flops(shape, layout, n.response * len(layout.rows))
+    return recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step

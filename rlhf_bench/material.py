@@ -21,7 +21,7 @@ from rlhf_bench.models import fresh_shape, write_fresh_model
 from rlhf_bench.pretrained import pretrained_model, refuse_other_tokenizer
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
-from rlhf_bench.tokenizer import build_tokenizer, encode_prompt, encode_response
+from rlhf_bench.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
 from rlhf_bench.types import BadInput, Pair, Prompt, Row, TextPair
 
 DATA_SEED = 0
@@ -176,9 +176,19 @@ class _Encoder:
 
     def __init__(self, recipe: Recipe, tokenizer: Any):
         self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
+        self.chat = recipe.model.tokenizer.chat_template is not None
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        if self.chat:
+            return encode_chat(self.tokenizer, prompt)
+        if prompt.turns:
+            raise BadInput(
+                f"prompt {prompt.id}: is a conversation, and model.tokenizer.chat_template is null; set it to own"
+            )
+        return encode_prompt(self.tokenizer, prompt.text)
 
     def prompt(self, prompt: Prompt) -> Prompt:
-        ids = encode_prompt(self.tokenizer, prompt.text)
+        ids = self._prompt_ids(prompt)
         if not ids:
             raise BadInput(f"prompt {prompt.id}: no tokens; remove it")
         if len(ids) + self.room > self.longest:
@@ -189,7 +199,7 @@ class _Encoder:
         return replace(prompt, token_ids=ids)
 
     def row(self, prompt: Prompt, *responses: str) -> Row:
-        ids = encode_prompt(self.tokenizer, prompt.text)
+        ids = self._prompt_ids(prompt)
         encoded = tuple(encode_response(self.tokenizer, r) for r in responses)
         for response in encoded:
             if len(ids) + len(response) > self.longest:

@@ -48,7 +48,8 @@ def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
     hidden = settings.hidden_size
     linear = settings.layers * hidden * (4 * hidden + 3 * settings.intermediate_size)
     norms = (2 * settings.layers + 1) * hidden
-    return ModelShape(linear, settings.layers, hidden, hidden * vocabulary, linear + norms + hidden * vocabulary)
+    width = settings.layers * (4 * 2 * hidden + 3 * (hidden + settings.intermediate_size))
+    return ModelShape(linear, settings.layers, hidden, hidden * vocabulary, linear + norms + hidden * vocabulary, width)
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:

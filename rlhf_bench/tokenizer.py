@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_bench.types import BadInput
+from rlhf_bench.types import BadInput, Prompt
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
@@ -39,6 +39,10 @@ class TokenizerSettings(BaseModel):
         description="Most tokens, the special ones and all 256 bytes included (bpe).",
     )
     name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
+    chat_template: Literal["own"] | None = Field(
+        None,
+        description="own: the tokenizer's own chat template around every prompt, whose text is one message of a user (pretrained); null: texts as they stand.",
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -48,6 +52,8 @@ class TokenizerSettings(BaseModel):
                 raise ValueError(f"{key} belongs to kind: {kind}; remove it or change the kind")
             if not given and self.kind == kind:
                 raise ValueError(f"kind: {kind} needs {key}; add it")
+        if self.chat_template is not None and self.kind != "pretrained":
+            raise ValueError("chat_template belongs to kind: pretrained; remove it or change the kind")
         return self
 
 
@@ -106,7 +112,7 @@ def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextT
             return _wrap(_bpe(corpus, settings.vocab_size))
         case "pretrained":
             assert settings.name_or_path is not None
-            return _pretrained(settings.name_or_path)
+            return _pretrained(settings.name_or_path, settings.chat_template is not None)
 
 
 # Below, the tokenizer's own core is asked, as transformers asks it: a tenth of the time, and a run encodes tens of
@@ -117,6 +123,23 @@ def encode_prompt(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
     """BOS, if the tokenizer has one, and the text's tokens."""
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     return (*start, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """The prompt's messages in the tokenizer's chat template, up to where the assistant's answer begins. The template
+    says whether there is a BOS. The answer is the response's tokens and EOS, as without a template."""
+    turns = prompt.turns or (("user", prompt.text),)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (
+        Exception
+    ) as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
+        raise BadInput(
+            f"prompt {prompt.id}: the tokenizer's chat template does not take it ({first_line(error)}); "
+            "leave the row out, or set model.tokenizer.chat_template: null"
+        ) from None
+    return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
@@ -166,7 +189,7 @@ def _wrap(tokenizer: Tokenizer) -> TrainedTokenizer:
     return TrainedTokenizer(tokenizer)
 
 
-def _pretrained(name_or_path: str) -> TextTokenizer:
+def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
     """Without a padding token EOS pads: padding is told by lengths, never by its id, so nothing is lost."""
     # Imported where it is used: it takes seconds, and most runs train a tokenizer of their own.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -186,6 +209,11 @@ def _pretrained(name_or_path: str) -> TextTokenizer:
         raise BadInput(
             f"{key}: '{name_or_path}' has no end-of-sequence token, so responses could not end; "
             "set eos_token in its tokenizer_config.json or choose another"
+        )
+    if chat and not tokenizer.chat_template:
+        raise BadInput(
+            f"model.tokenizer.chat_template: '{name_or_path}' has none of its own; put chat_template.jinja there, choose "
+            "an instruction-tuned one, or set it to null"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -20,15 +20,21 @@ out_of_distribution: longer or harder than anything in training;
 unseen: built from elements (operands, topics) that training never shows."""
 
 
+Turn = tuple[str, str]
+"""A message of a conversation: role and content."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `reference` is whatever the
-    task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it."""
+    task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it. `turns` are the messages of a prompt
+    that is a conversation, for a chat template; `text` then shows them."""
 
     id: str
     text: str
     reference: str
     token_ids: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

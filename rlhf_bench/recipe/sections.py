@@ -165,6 +165,20 @@ class LearnerPlacement(RolePlacement):
     )
 
 
+class Device(Section):
+    """What one GPU is, or one core where there is none: for the forecast of `check` alone, which starts nothing."""
+
+    memory_gib: float = Field(79.0, gt=0, description="memory of a GPU; the default is an H100 of 80 GB")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="most 10¹² FLOP/s; null takes the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32, or without GPUs 0.066 a core, as docs/benchmarks.md measured",
+    )
+    utilisation: float | None = Field(
+        None, gt=0, le=1, description="share of them that a run makes use of; null takes 0.3 on GPUs and 0.6 on cores"
+    )
+
+
 class Placement(Section):
     """Which role gets which part of the cluster."""
 
@@ -178,6 +192,7 @@ class Placement(Section):
     evaluator: RolloutPlacement = Field(
         default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor"
     )
+    device: Device = Field(default_factory=Device, description="what the forecast of `check` takes a GPU or core to be")
     weight_sync: Literal["object_store", "nccl", "ipc"] = Field(
         "object_store", description="how weights reach the engines; nccl and ipc need GPUs"
     )

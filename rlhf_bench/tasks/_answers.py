@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from decimal import Decimal
 
 from rlhf_bench.types import Judgement
@@ -38,3 +39,12 @@ def judge_exact(response: str, reference: str) -> Judgement:
     """Score 1 where response and reference are the same text, white space at the ends aside."""
     score = float(response.strip() == reference.strip())
     return Judgement(score, {"answer": score})
+
+
+def judge_overlap(response: str, reference: str) -> Judgement:
+    """F1 of the words that response and reference share, each as often as both have it; case and punctuation aside.
+
+    A crude stand-in for quality, where a reference is one good answer among many and a reward model is the teacher."""
+    given, wanted = (Counter(re.findall(r"\w+", text.lower())) for text in (response, reference))
+    score = 2 * (given & wanted).total() / max(given.total() + wanted.total(), 1)
+    return Judgement(score, {"words": score})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,15 @@ import pyarrow
 import pyarrow.parquet
 
 from rlhf_bench.types import BadInput
+
+
+class Unusable(BadInput):
+    """A row that is read well and that no one can learn from. `kind` completes "rows ..." where they are left out."""
+
+    def __init__(self, problem: str, kind: str):
+        super().__init__(problem)
+        self.kind = kind
+
 
 _HALF = re.compile("[\ud800-\udfff]")  # JSON allows the escapes of surrogates one by one; no text has them so
 
@@ -40,7 +49,9 @@ class FileRow:
         if not isinstance(value, str):
             raise BadInput(f"{self.where}: column '{column}' holds {_kind(value)}; make it a text")
         if not value.strip():
-            raise BadInput(f"{self.where}: column '{column}' is empty; fill it in or remove the row")
+            raise Unusable(
+                f"{self.where}: column '{column}' is empty; fill it in or remove the row", "with an empty text"
+            )
         return value
 
     def answer(self, column: str) -> str:
@@ -51,26 +62,34 @@ class FileRow:
         return self.text(column)
 
 
-def read_rows(path: Path, key: str) -> list[FileRow]:
-    """All rows of a .jsonl or .parquet file; `key` is the recipe's key that names it. Blank lines are passed over."""
+def read_rows(path: Path, key: str) -> Iterator[FileRow]:
+    """The rows of a .jsonl or .parquet file, read as they are asked for; `key` is the recipe's key that names it. Blank
+    lines are passed over."""
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise BadInput(f"{key}: {path} is neither .jsonl nor .parquet; convert it to one of them")
+    found = False
     try:
         if path.is_dir():
             raise BadInput(f"{key}: {path} is a folder; give a file in it")
         if not path.is_file():
             raise BadInput(f"{key}: there is no file {path}; correct the path")
-        rows = list(readers[path.suffix](path))
+        for row in readers[path.suffix](path):
+            found = True
+            yield row
     except OSError as error:
         raise BadInput(f"{key}: {path} cannot be read ({error.strerror or error}); check the file") from error
-    if not rows:
+    if not found:
         raise BadInput(f"{key}: {path} has no rows; give a file that has some")
-    return rows
 
 
 def _jsonl(path: Path) -> Iterator[FileRow]:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    with path.open("rb") as lines:
+        yield from _of_lines(path, lines)
+
+
+def _of_lines(path: Path, lines: Iterable[bytes]) -> Iterator[FileRow]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -89,12 +108,15 @@ def _jsonl(path: Path) -> Iterator[FileRow]:
 
 
 def _parquet(path: Path) -> Iterator[FileRow]:
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield FileRow(f"{path}:{number}", number, values)
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: of a value that Python lacks
         raise BadInput(f"{path}: not a Parquet file that can be read ({error}); write it again") from error
-    for number, values in enumerate(rows, start=1):
-        yield FileRow(f"{path}:{number}", number, values)
 
 
 def _kind(value: object) -> str:

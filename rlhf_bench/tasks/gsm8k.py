@@ -12,13 +12,16 @@ out_of_distribution: more steps than any question in training or in a pair;
 unseen: as many steps as in training, but the question has a word that neither train.jsonl nor a graded solution has;
 in_distribution: all others.
 Training texts, pairs and the last two splits obey both length limits; out_of_distribution obeys the prompts' only.
-The limits drop questions, and never move one from split to split."""
+The limits drop questions, and never move one from split to split.
+
+The Hub's copy, openai/gsm8k, has no graded solutions. From there all test questions are held out, and there are no pairs:
+a weaker policy makes them."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_bench.tasks._answers import final_number, judge_number
 from rlhf_bench.tasks._base import Task, check_enough, choose, generator
+from rlhf_bench.tasks._places import Place, is_hub_id, rows_at
 from rlhf_bench.tasks._rows import FileRow, read_rows
 from rlhf_bench.tasks.files import choose_prompts
 from rlhf_bench.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
@@ -42,7 +46,9 @@ class Gsm8kSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["gsm8k"] = Field("gsm8k", description="GSM8K, with pairs from the graded solutions of four models.")
-    folder: Path = Field(description="Folder with train.jsonl, test.jsonl and example_model_solutions.jsonl.")
+    folder: Path = Field(
+        description="Folder with train.jsonl, test.jsonl and example_model_solutions.jsonl; or openai/gsm8k, or a folder with a copy of that, which have no graded solutions and so no pairs."
+    )
     strip_calculator: bool = Field(True, description="Remove calculator notes, such as <<48/2=24>>, from solutions.")
     training_steps: int = Field(
         4, ge=2, description="Most steps of a solution in training; held-out questions of more are out_of_distribution."
@@ -73,11 +79,11 @@ class _Graded:
 
 def build(settings: Gsm8kSettings) -> Task:
     """Reads and checks the three files. BadInput names the first row that is wrong."""
-    if not settings.folder.is_dir():
+    if not settings.folder.is_dir() and not is_hub_id(str(settings.folder)):
         raise BadInput(f"task.folder: there is no folder {settings.folder}; give the one with GSM8K's JSONL files")
     all_train = _read_problems(settings, "train")
     all_test = _read_problems(settings, "test")
-    all_graded = _read_graded(settings)
+    all_graded = [] if _is_dataset(settings) else _read_graded(settings)
     train = [problem for problem in all_train if _is_trainable(settings, problem)]
     all_pairs, pairs = _make_pairs(settings, all_graded)
     shown = {_squeeze(graded.problem.prompt.text) for graded in all_graded}
@@ -93,7 +99,7 @@ def build(settings: Gsm8kSettings) -> Task:
         prompts=partial(choose_prompts, "gsm8k", splits),
         demonstrations=partial(_demonstrations, splits, solutions),
         judge=_judge,
-        pairs=partial(_pairs, pairs),
+        pairs=None if _is_dataset(settings) else partial(_pairs, pairs),
         corpus=partial(_corpus, splits, solutions, pairs),
         splits=tuple(splits),
         notes=(
@@ -108,10 +114,23 @@ def build(settings: Gsm8kSettings) -> Task:
 # Reading
 
 
+def _is_dataset(settings: Gsm8kSettings) -> bool:
+    """Whether it is the Hub's copy: there, or a folder with its card, and without the release's files."""
+    return not settings.folder.is_dir() or (
+        (settings.folder / "README.md").is_file() and not (settings.folder / "train.jsonl").exists()
+    )
+
+
+def _rows(settings: Gsm8kSettings, part: str) -> Iterator[FileRow]:
+    if _is_dataset(settings):
+        return rows_at(Place(source=str(settings.folder), config="main", split=part), "task.folder")
+    return read_rows(settings.folder / f"{part}.jsonl", "task.folder")
+
+
 def _read_problems(settings: Gsm8kSettings, part: str) -> list[_Problem]:
     problems = []
     places: dict[str, str] = {}
-    for row in read_rows(settings.folder / f"{part}.jsonl", "task.folder"):
+    for row in _rows(settings, part):
         problem = _problem(settings, row, part, row.text("answer"))
         if first := places.get(problem.prompt.text):
             raise BadInput(f"{row.where}: the same question as {first}; remove one of the two")

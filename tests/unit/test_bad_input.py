@@ -334,6 +334,9 @@ TEST = [{"prompt": f"h{n}?", "reference": f"a{n}"} for n in range(4)]
 PAIRS = [{"prompt": f"q{n}?", "chosen": "yes", "rejected": "no"} for n in range(4)]
 
 
+USER, ANSWER = {"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}
+
+
 def jsonl(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
@@ -374,7 +377,7 @@ ROWS = {
     "no column rejected": ("pairs.jsonl", b'{"prompt": "x", "chosen": "y"}', r".*pairs\.jsonl:1: no column 'rejected' .*"),
     "a prompt that is null": ("train.jsonl", one(prompt=None), r".*train\.jsonl:2: column 'prompt' holds null; make it a text"),
     "a prompt that is a number": ("train.jsonl", one(prompt=5), r".*train\.jsonl:2: column 'prompt' holds a number; make it .*"),
-    "a prompt that is a list": ("train.jsonl", one(prompt=["q"]), r".*train\.jsonl:2: column 'prompt' holds a list; make it .*"),
+    "a prompt that is a list": ("train.jsonl", one(prompt=["q"]), r".*train\.jsonl:2: column 'prompt' is no list of messages .*; write it so, .*"),
     "an empty prompt": ("train.jsonl", one(prompt=""), r".*train\.jsonl:2: column 'prompt' is empty; fill it in or remove .*"),
     "a blank prompt": ("train.jsonl", one(prompt=" \n\t"), r".*train\.jsonl:2: column 'prompt' is empty; fill it in or .*"),
     "an empty response": ("train.jsonl", one(response=""), r".*train\.jsonl:2: column 'response' is empty; fill it in or .*"),
@@ -392,6 +395,19 @@ ROWS = {
     "a long prompt": ("train.jsonl", one(prompt="q" * 90), r"prompt files/train/000002: 91 tokens leave no room .*; raise .*or leave .*"),
     "a long response": ("train.jsonl", one(response="a" * 90), r"prompt files/train/000002: its response makes 95 .*; raise it, or .*"),
     "a long chosen": ("pairs.jsonl", jsonl(*PAIRS[1:], PAIRS[0] | {"chosen": "y" * 90}), r"prompt files/train/000001: its response .*; raise it, .*"),
+    "messages without a role": ("pairs.jsonl", jsonl({"chosen": [{"content": "a"}], "rejected": [{"content": "b"}]}),
+                                r".*pairs\.jsonl:1: column 'chosen' is no list of messages with a text 'role' .*; write it so, .*"),
+    "messages in one side alone": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": [{"role": "assistant", "content": "a"}]}),
+                                   r".*pairs\.jsonl:1: column 'rejected' is no list of messages .*; write it so, or as one text"),
+    "no messages": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": []}), r".*pairs\.jsonl:1: column 'chosen' is empty; fill it in or .*"),
+    "messages without an answer": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": [USER, ANSWER], "rejected": [USER, USER]}),
+                                   r".*pairs\.jsonl:1: column 'rejected' ends with a message of 'user'; end it with one of .*"),
+    "several answers": ("pairs.jsonl", jsonl({"chosen": [USER, ANSWER], "rejected": [USER, USER, ANSWER]}),
+                        r".*pairs\.jsonl:1: chosen and rejected differ in more than their last message; keep .*"),
+    "answers that share no beginning": ("pairs.jsonl", jsonl({"chosen": "yes", "rejected": "no"}),
+                                        r".*pairs\.jsonl:1: no column 'prompt', and chosen and rejected do not begin alike; name .*"),
+    "a conversation without a template": ("pairs.jsonl", jsonl(*PAIRS[:3], {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": "no"}]}),
+                                          r"prompt files/pairs/000004: is a conversation, and .*chat_template is null; set it to own"),
     "too few rows": ("train.jsonl", jsonl(*TRAIN[:3]), r"task files, train prompts: 6 are asked for and 3 are there; ask for at most 3"),
     "too few pairs": ("pairs.jsonl", jsonl(*PAIRS[:2]), r"task files, preference pairs: 4 are asked for and 2 are there; .*"),
 }  # fmt: skip
@@ -421,6 +437,18 @@ SETTINGS = {
     "a reference without a number": (FILES.replace("}", ", judge: number, reference_column: author}"), r".*train\.jsonl:1: column 'author' has no single number .*judge: exact"),
     "no demonstrations": ("task.response_column=null", r"task\.response_column: null leaves no demonstrations; .*"),
     "no such split": ("evaluation.splits=[in_distribution, unseen]", r"evaluation\.splits: the data has no unseen prompts .*; remove it"),
+    "a place that is none": ("task.prompts={source: train.jsonl, part: train}", r"task\.(files\.)?prompts\.part: unknown key.*; remove it"),
+    "a list of places": ("task.prompts=[a, b]", r"task\.prompts: .*give a path, a Hugging Face id, or a mapping .*; correct it"),
+    "no rows asked for": ("task.prompts={source: train.jsonl, rows: 0}", r"task\.prompts\.rows: .*greater than or equal to 1.*; correct it"),
+    "a folder without data": (FILES.replace("./train.jsonl", "./empty"), r"task\.prompts: .*empty cannot be read as a data set \(.*\); correct source, .*"),
+    "no such split of a data set": (FILES.replace("./train.jsonl", "{source: ./set, split: nope}"),
+                                    r"task\.prompts: .*set cannot be read as a data set \(.*nope.*\); correct source, config or split"),
+    "no such configuration": (FILES.replace("./train.jsonl", "{source: ./set, config: nope}"),
+                              r"task\.prompts: .*set cannot be read as a data set \(.*nope.*\); correct source, config or split"),
+    "a data set cut short": (FILES.replace("./train.jsonl", "./cut"), r"task\.prompts: .*cut cannot be read as a data set \(.*\); correct .*"),
+    "an unknown judge": ("task.judge=latex", r"task\.(files\.)?judge: .*'boxed'.*'latex'.*; correct it"),
+    "a chat template for a tokenizer of one's own": ("model.tokenizer={kind: characters, chat_template: own}", r"model\.tokenizer: chat_template belongs to .*pretrained.*"),
+    "GPUs that are too small": ("placement={learner: {gpus: 1}, device: {memory_gib: 0.5}}", r"placement: learner needs 1 GiB on one GPU .*; give .*"),
     "a folder of GSM8K": ("task={kind: gsm8k, folder: nowhere}", r"task\.folder: there is no folder nowhere; give .*"),
     "half a GSM8K": ("task={kind: gsm8k, folder: ./}", r".*: no column 'answer' .*; rename it .*"),
     "rows beyond a micro-batch": ("compute.tokens_per_micro_batch=16", r"prompt \S+: with 4 responses .*raise it to \d+ or more.*"),
@@ -437,6 +465,10 @@ def test_data_that_the_recipe_asks_for_in_vain(override, line, tmp_path, monkeyp
     (tmp_path / "secret.jsonl").touch(mode=0)
     if "secret" in override and os.access(tmp_path / "secret.jsonl", os.R_OK):
         pytest.skip("this user may read everything")
+    (tmp_path / "empty").mkdir()
+    for name in ("set", "cut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_bytes(GOOD_FILES["train.jsonl"][: -20 if name == "cut" else None])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     pa.parquet.write_table(pa.table({"prompt": [1, 2]}), tmp_path / "numbers.parquet")
     monkeypatch.chdir(tmp_path)  # paths on the command line start here
@@ -591,6 +623,7 @@ MODELS = {
     "no tokenizer": (without("tokenizer.json"), r"model\.tokenizer\.name_or_path: .* \(it has no tokenizer\.json\); give .*"),
     "a broken tokenizer": (written("tokenizer.json", b"{"), r"model\.tokenizer\.name_or_path: cannot load .*; give .*"),
     "an empty tokenizer": (written("tokenizer.json", b"{}"), r"model\.tokenizer\.name_or_path: cannot load .*; give .*"),
+    "no chat template": (lambda folder: None, r"model\.tokenizer\.chat_template: .* has none of its own; put .*chat_template\.jinja .*"),
     "no end of sequence": (changed_json("tokenizer_config.json", eos_token=None),
                            r"model\.tokenizer\.name_or_path: .* has no end-of-sequence token, .*; set eos_token in .* or choose another"),
     "more tokens than the model knows": (a_larger_tokenizer,
@@ -603,7 +636,8 @@ def test_models_that_cannot_be_used(change, line, sound_model, tmp_path):
     (tmp_path / "recipe.yaml").write_text(ENOUGH)
     folder = shutil.copytree(sound_model, tmp_path / "model")
     change(folder)
-    said = refusal(tmp_path / "recipe.yaml", *of_folder(folder))
+    chat = ["model.tokenizer.chat_template=own"] if "chat_template" in line else []
+    said = refusal(tmp_path / "recipe.yaml", *of_folder(folder, *chat))
     assert re.fullmatch(line, said), said
 
 

@@ -40,6 +40,15 @@ def test_check_prints_the_whole_recipe_and_what_each_arm_costs(tmp_path):
     assert done.stdout.rstrip().endswith("recipes/quickstart.yaml: valid")
 
 
+def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = command(tmp_path, "check", "recipes/gsm8k.yaml", "task.folder=openai/gsm8k")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: task.folder: openai/gsm8k cannot be read as a data set (")
+    assert "download the data set and give its folder" in done.stderr
+
+
 SERIES = """
 name: series
 task: {kind: arithmetic}

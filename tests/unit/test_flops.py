@@ -115,24 +115,24 @@ def test_generation(name, request_):
 
 
 def test_generation_adds_up_over_requests():
-    shape = ModelShape(1000, 2, 16, 500, 2000)
+    shape = ModelShape(1000, 2, 16, 500, 2000, 100)
     requests = [(7, 0, 9), (7, 4, 9), (12, 0, 1)]
     assert generation_flops(shape, requests) == sum(generation_flops(shape, [one]) for one in requests)
     assert generation_flops(shape, []) == 0
 
 
-@pytest.mark.parametrize(("name", "linear", "other"), [
-    # Llama's layer: q, k, v, o of 64×64 and three of 64×96. Else: two norms a layer, one at the end, the embedding.
-    ("llama", 4 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 50 * 64),
+@pytest.mark.parametrize(("name", "linear", "other", "width"), [
+    # Llama's layer: q, k, v, o of 64×64 and three of 64×96, so 4 × 128 + 3 × 160 inputs and outputs. Else: two norms a layer, one at the end, the embedding.
+    ("llama", 4 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 50 * 64, 4 * 128 + 3 * 160),
     # Half as many key and value heads; the head's matrix is a second one beside the embedding.
-    ("llama, untied, grouped queries", 3 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 2 * 50 * 64),
+    ("llama, untied, grouped queries", 3 * 64**2 + 3 * 64 * 96, 2 * 128 + 64 + 2 * 50 * 64, 2 * 128 + 2 * 96 + 3 * 160),
     # GPT-2's layer: 64×192, 64×64, 64×256, 256×64. Else: their biases, norms with biases, embeddings of positions too.
-    ("gpt2", 12 * 64**2, 2 * (192 + 64 + 256 + 64 + 256) + 128 + 50 * 64 + 256 * 64),
+    ("gpt2", 12 * 64**2, 2 * (192 + 64 + 256 + 64 + 256) + 128 + 50 * 64 + 256 * 64, 256 + 128 + 2 * 320),
 ])  # fmt: skip
-def test_the_shape_read_off_a_model(name, linear, other):
+def test_the_shape_read_off_a_model(name, linear, other, width):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other)
+    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other, 2 * width)
 
 
 def test_a_scalar_head_has_one_column():

@@ -4,15 +4,27 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rlhf_bench.attention import Layout
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
-from rlhf_bench.forecast import Lengths, arm_forecast, memory_gib, refuse_small_budget, reward_model_forecast
+from rlhf_bench.forecast import (
+    Lengths,
+    arm_forecast,
+    memory_gib,
+    passing_gib,
+    refuse_small_budget,
+    reward_model_forecast,
+    time_forecast,
+)
 from rlhf_bench.ledger import Cost
-from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.types import BadInput
+from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.recipe import ModelSettings, parse_recipe
+from rlhf_bench.sequences import micro_batch
+from rlhf_bench.tokenizer import build_tokenizer
+from rlhf_bench.types import BadInput, Row
 
-SHAPE = ModelShape(matmul_weights=50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000)
+SHAPE = ModelShape(50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600)
 SCALAR = replace(SHAPE, head_weights=32)
 N = Lengths(prompt=7, response=5)
 ARMS = {
@@ -142,3 +154,53 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
     assert by_stage[:3] == pytest.approx([gib * bytes_ for bytes_ in expected]) and by_stage[3] < by_stage[2]
     half = memory_gib(recipe(dpo, model={"dtype": "bfloat16"}), SHAPE)
     assert half["learner"] == pytest.approx(gib * (2 + 2 + 8 + 4 + 2)) and half["scorer"] == pytest.approx(gib * 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
+def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path):
+    sizes = ModelSettings(
+        hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
+    )
+    tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
+    write_fresh_model(sizes, tokenizer, 0, tmp_path)
+    model = load_model(str(tmp_path), "causal", dtype, 0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):  # as on a GPU: a CPU may go by way of float32
+            module.__class__ = torch.nn.Linear
+    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(micro_batch(rows), 1.0)
+    r = recipe(
+        ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
+    )
+    expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
+
+
+def test_time_is_flops_over_what_the_learners_devices_do():
+    arms = {"offline": ARMS["offline"]}
+    on_cores = time_forecast(recipe(arms), recipe(arms).arms["offline"], SHAPE, N)
+    assert (on_cores.devices, on_cores.peak_tflops, on_cores.utilisation) == (1, 0.066, 0.6)
+    assert on_cores.seconds == pytest.approx(1e15 / (0.066e12 * 0.6))
+    r = recipe(arms, model={"dtype": "bfloat16"}, placement={"learner": {"actors": 4, "gpus": 1}})
+    on_gpus = time_forecast(r, r.arms["offline"], SHAPE, N)
+    assert on_gpus.seconds == pytest.approx(1e15 / (4 * 989e12 * 0.3))
+    r = recipe(arms, placement={"device": {"peak_tflops": 2, "utilisation": 0.5}})
+    assert time_forecast(r, r.arms["offline"], SHAPE, N).seconds == pytest.approx(1000)
+
+
+def test_a_budget_of_tokens_makes_time_by_the_updates_it_holds():
+    arms = {"offline": ARMS["offline"]}
+    r = recipe(arms, limit=1600, column="trained_tokens")  # ten updates of 16 pairs of two responses of five tokens
+    found = time_forecast(r, r.arms["offline"], SHAPE, N)
+    assert found.updates == 10 and found.flops == pytest.approx(10 * forecast("offline").update.flops)
+    assert time_forecast(recipe(arms, column="device_seconds"), r.arms["offline"], SHAPE, N) is None

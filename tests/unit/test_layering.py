@@ -60,7 +60,7 @@ def test_each_engine_is_known_to_its_own_files_only(engine, allowed):
 
 @pytest.mark.parametrize(("folder", "allowed", "third_party"), [
     ("methods", ["rlhf_bench.methods", "rlhf_bench.sequences", "rlhf_bench.types"], NUMERICS),
-    ("tasks", ["rlhf_bench.tasks", "rlhf_bench.types"], {"numpy", "pydantic", "pandas", "pyarrow", "math_verify"}),
+    ("tasks", ["rlhf_bench.tasks", "rlhf_bench.types"], {"numpy", "pydantic", "pandas", "pyarrow", "datasets", "math_verify"}),
     # What a loss on pairs is, and what its pairs look like; no single method.
     ("diagnostics", ["rlhf_bench.diagnostics", "rlhf_bench.methods.base", "rlhf_bench.sequences", "rlhf_bench.types",
                      "rlhf_bench.flops", "rlhf_bench.distance", "rlhf_bench.heads"], NUMERICS | {"scipy"}),

@@ -116,5 +116,5 @@ def test_the_tasks_files_are_named_relative_to_the_recipe_that_names_them(tmp_pa
     task = load_recipe(write(tmp_path, "top.yaml", {"extends": "base/base.yaml"})).task
     mixed = SMALL | {"task": {"kind": "mixture", "train": files, "transfer": {"kind": "verse"}}}
     assert load_recipe(write(tmp_path, "base/mixed.yaml", mixed)).task.train == task
-    assert (task.prompts, task.held_out) == (tmp_path / "base" / "p.jsonl", tmp_path / "h.jsonl")
-    assert task.pairs == Path("/data/pairs.jsonl")
+    places = [place.source for place in (task.prompts, task.held_out, task.pairs)]
+    assert places == [str(tmp_path / "base" / "p.jsonl"), str(tmp_path / "h.jsonl"), "/data/pairs.jsonl"]

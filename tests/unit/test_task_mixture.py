@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
+from rlhf_bench.tasks._places import Place
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tasks.files import FilesSettings
 from rlhf_bench.tasks.mixture import MixtureSettings
@@ -116,7 +117,7 @@ def test_splits_and_notes_say_what_there_is(files):
 
 
 def test_wrong_data_is_named_by_the_mixtures_key(files, tmp_path):
-    missing = files.model_copy(update={"pairs": tmp_path / "none.jsonl"})
+    missing = files.model_copy(update={"pairs": Place(source=str(tmp_path / "none.jsonl"))})
     with pytest.raises(BadInput, match=r"^task\.transfer\.pairs: there is no file .*none\.jsonl; correct the path$"):
         build_task(MixtureSettings(train=SUMS, transfer=missing))
     wordless = files.model_copy(update={"judge": "number"})
@@ -128,7 +129,7 @@ def test_wrong_data_is_named_by_the_mixtures_key(files, tmp_path):
 
 
 RECIPE = {"name": "small", "compute": {"limit": 1e12}, "arms": {"a": {"method": "ppo"}}}
-KINDS = "arithmetic or verse or files or gsm8k"
+KINDS = "arithmetic or verse or slogan or files or gsm8k"
 
 
 @pytest.mark.parametrize("task, line", [
