@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from running import Run, begin, end, run
 
 from rlhf_bench.engine_time import ACTIVITIES
 
@@ -30,49 +29,16 @@ ENGINES_AWAY_SECONDS = 30
 """How long after the command's end a process of its cluster may take to notice."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A command that has ended."""
-
-    directory: Path
-    code: int
-    said: str
-    errors: str
-    seconds: float
-
-    @property
-    def summary(self) -> dict:
-        return json.loads((self.directory / "summary.json").read_text())
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.directory / f"{name}.parquet")
-
-
-def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile"]
-    with open(log, "w") as out, open(f"{log}.err", "w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
-
-
-def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> Run:
-    try:
-        code = process.wait(timeout=600)
-    finally:
-        process.terminate()  # no effect where it has ended
-    return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
-
-
-def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path) -> Run:
-    began = time.monotonic()
-    return end(begin(recipe, directory, environment, log), directory, log, began)
+@pytest.fixture(scope="module")
+def first(compared) -> Run:
+    """A run with an empty cache."""
+    return compared
 
 
 @pytest.fixture(scope="module")
-def first(tiny, folder, environment) -> Run:
-    """A run with an empty cache."""
-    done = run(tiny, folder / "out" / "first", environment, folder / "first.log")
-    assert done.code == 0, done.errors
-    return done
+def folder(compared) -> Path:
+    """Where that run's cache is: the runs here go on from it."""
+    return compared.directory.parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ with local_cluster() as (address, folder):
         entrypoint=" ".join(command), runtime_env={"working_dir": root, "env_vars": environment}, metadata={"of": "a test"}
     )
     events, state = Path(directory, "events.log"), Path(directory, "state", "ppo-ahead-seed4")
-    wait_for(lambda: list(state.glob("*/*")) or client.get_job_status(first).is_terminal())
+    wait_for(lambda: list(state.glob("round-*/manifest.json")) or client.get_job_status(first).is_terminal())
     # As Prometheus finds them: Ray lists every node's address in this file.
     (targets,) = json.loads((folder / "session_latest" / "prom_metrics_service_discovery.json").read_text())
     def metrics():
@@ -129,7 +129,9 @@ def test_a_job_by_the_sdk_shows_its_metrics_is_stopped_and_goes_on_when_it_is_su
     assert client.returncode == 0, client.stdout + client.stderr
     told = json.loads(client.stdout.splitlines()[-1])
 
-    assert told["refused"][0] != 0 and "token" in told["refused"][1].lower()  # whoever has another one gets to see no job
+    assert (
+        told["refused"][0] != 0 and "token" in told["refused"][1].lower()
+    )  # whoever has another one gets to see no job
     assert told["metadata"] == {"of": "a test"}
     for line in ("ray_rlhf_bench_tokens_total{", "ray_rlhf_bench_queue_depth{", "ray_rlhf_bench_sync_seconds_bucket{"):
         found = [
