@@ -498,9 +498,10 @@ def test_descriptions_data_and_policies_stand_there_once_however_often_they_are_
     (version,) = client.search_model_versions(f"name = '{directory.name}'")
     assert version.run_id == child.info.run_id and version.tags["score"] == "0.75"
     assert sorted(client.get_model_version(directory.name, version.version).aliases) == ["best", "dpo"]
+    (fetched := tmp_path / "fetched").mkdir()
     mlflow.set_tracking_uri(uri)  # as a user of the policy does
     try:
-        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{directory.name}@best", dst_path=tmp_path))
+        mlflow.artifacts.download_artifacts(f"models:/{directory.name}@best", dst_path=str(fetched))
     finally:
         mlflow.set_tracking_uri(None)
     assert {path.name: path.read_bytes() for path in fetched.iterdir() if path.name != "registered_model_meta"} == {
