@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors import meters, node_load
 from rlhf_bench.recipe.sections import Reliability
 from rlhf_bench.roles import StateLost
 from rlhf_bench.types import RunFailed
@@ -37,6 +39,8 @@ Where = tuple[str, int]
 """A node's id, and the number of a process on it."""
 PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
 """What an engine says that chose a free port, which another process took before the engine came to use it."""
+Load = dict[str, float]
+"""How busy a machine is: see node_load.py."""
 BEATS = 5
 """In the time after which silence counts as a hang."""
 
@@ -55,9 +59,12 @@ class Watched:
         where = (ray.get_runtime_context().get_node_id(), os.getpid())
 
         def beat() -> None:
+            node_load.begin()
+            load: Load = {}
             while True:
-                watch.beat.remote(key, where)
+                watch.beat.remote(key, where, socket.gethostname(), load)
                 time.sleep(every)
+                load = node_load.node_load()
 
         threading.Thread(target=beat, name="beat", daemon=True).start()
 
@@ -68,9 +75,17 @@ class Watch:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.heard: dict[str, tuple[float, Where]] = {}
+        self.loads: dict[str, Load] = {}
 
-    def beat(self, key: str, where: Where) -> None:
+    def beat(self, key: str, where: Where, host: str, load: Load) -> None:
         self.heard[key] = (time.monotonic(), where)
+        if load:
+            self.loads[host] = load
+
+    def new_loads(self) -> dict[str, Load]:
+        """Of every machine that an actor has told of since this was last asked, by host name."""
+        loads, self.loads = self.loads, {}
+        return loads
 
     def silence(self) -> tuple[float, dict[str, float]]:
         """Seconds since this watch began to listen, and since an actor was last heard of, for those that ever were."""
@@ -127,6 +142,7 @@ class Crew:
 
     def __init__(self, settings: Reliability, group: PlacementGroup, room_seconds: float, say: Callable[[str], None]):
         self.settings, self.group, self.room_seconds, self.say = settings, group, room_seconds, say
+        self.on_loads: Callable[[dict[str, Load]], None] = lambda loads: None  # called in the crew's thread
         self.actors: dict[str, Any] = {}
         self.restarts: list[Restart] = []
         self._make: dict[str, Callable[[], Any]] = {}
@@ -166,6 +182,8 @@ class Crew:
         self.say(f"{who}: {cause}; started again")
         self.restarts.append(Restart(names, cause, now))
         for name in names:
+            meters.count_restart(name.split()[0])
+        for name in names:
             self._end(name, self._keys.get(name, ("", 0.0))[0])
         self._wait_for_room(who)
         return [self.start(name, self._make[name]) for name in names]
@@ -195,13 +213,15 @@ class Crew:
         limit = self.settings.hang_seconds
         while not self._ending.wait(limit / BEATS):
             try:
-                listening, silence = ray.get(self._watch.silence.remote(), timeout=limit)
+                asked = [self._watch.silence.remote(), self._watch.new_loads.remote()]
+                (listening, silence), loads = ray.get(asked, timeout=limit)
             except (exceptions.GetTimeoutError, exceptions.RayActorError):
                 continue  # the watch itself is being started again, by Ray
             except Exception as error:
                 # Of no kind that is known: an end to watching is worse than another try.
                 self.say(f"the watch over actors failed and goes on: {type(error).__name__}: {error}")
                 continue
+            self.on_loads(loads)
             for name, (key, since) in list(self._keys.items()):
                 if key in silence:
                     silent, patience = silence[key], limit

@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 import ray
 import yaml
 
+from actors import meters
 from actors.cluster import machine
 from actors.draughtsman import begin_report
 from actors.evaluator import HeldOut
@@ -32,6 +35,7 @@ from rlhf_bench.roles import Roles, StateLost
 from rlhf_bench.signals import Stopped
 from rlhf_bench.stages import Start
 from rlhf_bench.tokenizer import decode_response
+from rlhf_bench.tracked import begun
 from rlhf_bench.tracking import Status, Tracker
 from rlhf_bench.types import RunFailed
 
@@ -63,6 +67,8 @@ def drive(
     # MLflow's params never change, so what may differ when a comparison is carried on is not among them.
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k.split("/")[0] not in MAY_DIFFER}
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
+    tracker.describe(begun(recipe))
+    tracker.artifact(directory / "recipe.yaml")
     fleet: Fleet | None = None
     status: Status = "failed"
     try:
@@ -74,13 +80,14 @@ def drive(
         fleet = start_fleet(
             recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, display.warn, profile
         )
+        fleet.crew.on_loads = functools.partial(_track_loads, tracker)
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
             recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
             functools.partial(_begin_evaluation, fleet, recipe, material),
-            functools.partial(begin_report, display.say), fleet.recover,
+            functools.partial(begin_report, display.say), meters.begin_arm, fleet.recover,
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
         if profile:
@@ -133,6 +140,13 @@ def _begin_evaluation(fleet: Fleet, recipe: Recipe, material: Material, start: S
         eos_id=material.eos_id, judge=material.task.judge, decode=functools.partial(decode_response, material.tokenizer),
     )  # fmt: skip
     return fleet.evaluator.begin(held_out, str(start.base))
+
+
+def _track_loads(tracker: Tracker, loads: Mapping[str, Mapping[str, float]]) -> None:
+    """In the crew's thread, which must go on: a disk that is full ends the run with the next update's numbers."""
+    for host, load in loads.items():
+        with suppress(RunFailed):
+            tracker.log(None, None, int(time.time()), {f"system/{host}/{name}": x for name, x in load.items()})
 
 
 def _run_key(directory: Path) -> str:

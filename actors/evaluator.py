@@ -11,6 +11,7 @@ import numpy as np
 import ray
 
 from actors.crew import Replace, Watched, no_replacement
+from actors.meters import queue_depth
 from actors.profile import Profiled, noted
 from actors.rollout_pool import load_from_object_store
 from actors.vllm_engine import VLLMEngine
@@ -222,6 +223,7 @@ class Evaluator:
             self.engine_time.aside("evaluation", "evaluator", submitted.at, evaluation.seconds)
             done.append((submitted.label, evaluation))
             self.pending.pop(0)
+            queue_depth("evaluator", len(self.pending))
         return done
 
     def forget(self) -> None:
@@ -230,6 +232,7 @@ class Evaluator:
 
     def _submit(self, one: _Submitted) -> None:
         self.pending.append((one, self.actor.evaluate.remote([one.weights], one.version)))
+        queue_depth("evaluator", len(self.pending))
 
     def _begin_again(self, error: Exception) -> None:
         """Another evaluator in the place of a lost one, which looks at all that has no result yet. Nobody waits for it here:

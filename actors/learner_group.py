@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from actors.crew import Watched, loss
+from actors.meters import count_tokens
 from actors.profile import Profiled, noted
 from actors.under_way import UnderWay, answers
 from rlhf_bench.checkpoints import fetch, put
@@ -505,6 +506,7 @@ class LearnerGroup:
         cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
 
         def finish(found: list[list[dict[str, float]]], seconds: list[float]) -> Means:
+            count_tokens("learner", cost.trained_tokens)
             means = [_mean(sums, n) for n, *sums in zip(units, *found, strict=True)]
             return means, cost + Cost(device_seconds=max(seconds) * self.devices)
 

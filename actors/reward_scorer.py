@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.crew import Replace, Watched, no_replacement
+from actors.meters import count_tokens
 from actors.profile import Profiled, noted
 from actors.under_way import Again, UnderWay, answers
 from rlhf_bench.engine_time import EngineTime
@@ -113,6 +114,7 @@ class RewardScorer:
         cost, count = Cost(flops=flops, scored_tokens=sum(r.tokens for r in rows)), len(rows)
 
         def finish(found: list[dict[int, list[float]]], seconds: list[float]) -> Scores:
+            count_tokens("scorer", cost.scored_tokens)
             by_row = {i: scores for part in found for i, scores in part.items()}
             return [by_row[i] for i in range(count)], cost + Cost(device_seconds=sum(seconds) * self.devices_each)
 

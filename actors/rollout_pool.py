@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from actors.crew import Replace, Watched, no_replacement
+from actors.meters import count_tokens, queue_depth
 from actors.profile import Profiled, noted
 from actors.under_way import answers
 from actors.vllm_engine import Request, VLLMEngine
@@ -189,6 +190,7 @@ class RolloutPool:
             for _, out in own
         ]
         flops, tokens = generation_flops(self.shape, counted), sum(n for _, _, n in counted)
+        count_tokens("rollout", tokens)
         return Part(indices, groups, Cost(flops=flops, generated_tokens=tokens, device_seconds=seconds))
 
     def _parts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
@@ -228,6 +230,7 @@ class RolloutPool:
                 for engine, (found, _, _) in answered:
                     engine.requests -= len(found)
                     engine.tokens -= sum(_tokens(prompts[n // sampling.count], sampling) for n in found)
+                queue_depth("rollout", sum(len(numbers) for _, numbers in waiting) + sum(e.requests for e in engines))
                 # Before the answers are looked at, so that no engine waits for that.
                 self._hand_out(engines, waiting, prompts, sampling, most_in_part)
                 for _, (found, version, seconds) in answered:

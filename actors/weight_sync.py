@@ -19,6 +19,7 @@ import numpy as np
 import ray
 
 from actors.crew import Replace, no_replacement
+from actors.meters import timing_sync
 from actors.under_way import answers
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ObjectStoreSync:
         self.learner, self.engines, self.replace = learner, engines, replace
         self.sent: tuple[ray.ObjectRef, int] | None = None
 
+    @timing_sync()
     def send(self, version: int) -> ray.ObjectRef:
         weights = self.learner.weights("policy")
         self.sent = (weights, version)
@@ -75,6 +77,7 @@ class DeviceSync:
         self.backend, self.learner, self.engines = backend, learner, engines
         self.address, self.port = ray.get(learner.ranks[0].address.remote())
 
+    @timing_sync()
     def send(self, version: int) -> None:
         sent = [
             r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)

@@ -38,7 +38,8 @@ from rlhf_bench.roles import Roles, StateLost
 from rlhf_bench.signals import Grace, grace
 from rlhf_bench.sources import DrawnBefore
 from rlhf_bench.stages import Start, make_start
-from rlhf_bench.tracking import Tracker
+from rlhf_bench.tracked import datasets, finished_policies, look_points, update_points, used_by
+from rlhf_bench.tracking import Dataset, Tracker
 from rlhf_bench.tuning import tuned_arms
 from rlhf_bench.types import ArmFailed, Evaluation, RunFailed
 
@@ -92,15 +93,20 @@ class Comparison:
     began: float
     begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
+    begin_arm: Callable[[str, int], None]  # whose work the engines' meters count from now on
     recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
     drawn_before: DrawnBefore = field(init=False)
+    datasets: dict[str, Dataset] = field(init=False)  # by name
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         start = self._surely(make_start, self.recipe, self.material, self.roles, self.cache, self.say)
         self.drawn_before = StartSamples(self.directory / "state", start.base.name)
+        self.datasets = datasets(self.recipe, self.material, start)
+        for dataset in self.datasets.values():
+            self.tracker.uses(dataset)
         self.arms = self._tuned(start, arms)
         self.notes = [*self.material.task.notes, *self._surely(self.begin_evaluation, start, False)]
         base = self._surely(self._look_at_base, start)
@@ -150,11 +156,34 @@ class Comparison:
         trials = ["tuning.json"] if self.recipe.tuning else []
         for name in ("summary.json", "recipe.yaml", *tables, *trials):
             self.tracker.artifact(self.directory / name)
+        self._describe(summary)
+        if self.recipe.tracking.register_as is not None:
+            self._register(self.recipe.tracking.register_as, summary)
         if failed:
             which, cause = next(iter(failed.items()))
             others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             raise RunFailed(f"{which}{others}: {cause}; the other arms are done: {self.directory / 'report.html'}")
         return summary
+
+    def _describe(self, summary: Summary) -> None:
+        """In MLflow: the verdict, and what each arm's run came to."""
+        from rlhf_bench.report import description
+
+        self.tracker.describe(description.found(summary))
+        for arm in summary.arms:
+            for seed in arm.seeds:
+                self.tracker.describe(description.found_by(arm, seed, summary), arm.name, seed.seed)
+
+    def _register(self, model: str, summary: Summary) -> None:
+        """Every finished policy of the recipe's arms and seeds, also of earlier runs; then names for them."""
+        policies = list(finished_policies(summary))
+        for arm, seed, score, _ in policies:
+            folder = self.directory / "checkpoints" / arm / f"seed-{seed}"
+            tags = {**self.tags, "arm": arm, "seed": seed, "score": score, "method": self.arms[arm].method}
+            self.tracker.register(model, folder, arm, seed, tags)
+        for arm, seed, _, aliases in policies:
+            for alias in aliases:
+                self.tracker.alias(model, alias, arm, seed)
 
     def _surely(self, work: Callable[..., T], *arguments: Any) -> T:
         """A piece of work that may begin anew wherever it was cut short: it keeps what it has got on disk."""
@@ -178,6 +207,7 @@ class Comparison:
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
             # The reward model is paid for in the comparison, once, not again in every trial.
+            self.begin_arm(arm, tuning.seed)
             ledger = Ledger(self.recipe.compute.column, self.recipe.compute.limit * tuning.fraction)
             scores: list[float] = []
 
@@ -219,6 +249,9 @@ class Comparison:
         self.tracker.start_arm(
             arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
         )
+        for dataset in used_by(settings.data, self.datasets):
+            self.tracker.uses(dataset, arm, seed)
+        self.begin_arm(arm, seed)
         began, first = perf_counter(), list[float]()
 
         def updated(update: int, numbers: Mapping[str, float], ledger: Ledger) -> None:
@@ -226,16 +259,13 @@ class Comparison:
             spent = ledger.total().as_dict()
             part.update(update, numbers, spent, ledger.fraction, run.seconds)
             self.display.update(arm, seed, update, numbers, ledger.fraction)
-            self.tracker.log(
-                arm,
-                seed,
-                update,
-                _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": ledger.fraction},
-            )
+            for step, metrics in update_points(update, numbers, spent, ledger.fraction):
+                self.tracker.log(arm, seed, step, metrics)
 
         def looked(look: Look, evaluation: Evaluation) -> None:
             part.looked(look, evaluation, start.reward_margins)
-            self._track_look(arm, seed, look, evaluation)
+            for step, metrics in look_points(look, evaluation):
+                self.tracker.log(arm, seed, step, metrics)
             if look is not BASE_LOOK:
                 self.display.looked(arm, seed, look, evaluation)
             last["evaluation"] = evaluation
@@ -282,14 +312,6 @@ class Comparison:
             else f"{settings.checkpoint_place.rstrip('/')}/{self.tags['run_key']}"
         )
         return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
-
-    def _track_look(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
-        numbers = {f"score/{split}": r.score for split, r in evaluation.splits.items()}
-        numbers |= _grouped("evaluation", evaluation.numbers) | {
-            "evaluation/mark": look.mark,
-            "budget/fraction": look.fraction,
-        }
-        self.tracker.log(arm, seed, look.update, numbers)
 
     def _write(
         self, part: Part, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any], start: Start, base: Evaluation,
@@ -362,7 +384,3 @@ class Comparison:
 
     def _own_seconds(self) -> float:
         return self.roles.engine_time.idle(self.began, perf_counter())
-
-
-def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{key}": value for key, value in numbers.items()}

@@ -54,7 +54,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Points:
-    """The metrics of one step of one arm."""
+    """The metrics of one step of a run."""
 
     run: Run
     milliseconds: int
@@ -89,8 +89,63 @@ class File:
         return f"the file {Path(self.path).name}"
 
 
-Item = Start | Points | End | File
-KINDS: Mapping[str, type[Item]] = {kind.__name__.lower(): kind for kind in (Start, Points, End, File)}
+@dataclass(frozen=True)
+class Note:
+    """A run's description in Markdown, in place of the one before. A link to `artifact:NAME` leads to that file of the
+    comparison's run."""
+
+    run: Run
+    text: str
+
+    def __str__(self) -> str:
+        return f"the description of {self.run}"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Data that a run uses. `context`: training or evaluation; `source`: what it is made of, as JSON."""
+
+    run: Run
+    name: str
+    digest: str
+    context: str
+    source: str
+    columns: Mapping[str, str]  # name -> type, as MLflow calls it
+    rows: int
+
+    def __str__(self) -> str:
+        return f"the dataset {self.name} of {self.run}"
+
+
+@dataclass(frozen=True)
+class Version:
+    """The folder of an arm's finished policy, for the registered model `model`; `path` is relative to DIR."""
+
+    run: Run
+    model: str
+    path: str
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"the version of {self.model} by {self.run}"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name for the version that `run` has made of the registered model `model`."""
+
+    run: Run
+    model: str
+    alias: str
+
+    def __str__(self) -> str:
+        return f"the alias {self.alias} of {self.model}"
+
+
+Item = Start | Points | End | File | Note | Input | Version | Alias
+KINDS: Mapping[str, type[Item]] = {
+    kind.__name__.lower(): kind for kind in (Start, Points, End, File, Note, Input, Version, Alias)
+}
 
 
 class Journal:

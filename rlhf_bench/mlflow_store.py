@@ -6,13 +6,14 @@ runs are looked up by their tags before one is made, and steps by the metric's h
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.journal import End, File, Item, Points, Run, Start, Status
+from rlhf_bench.journal import Alias, End, File, Input, Item, Note, Points, Run, Start, Status, Version
 
 MLFLOW_STATUS: Mapping[Status, str] = {
     "done": "FINISHED",
@@ -22,6 +23,11 @@ MLFLOW_STATUS: Mapping[Status, str] = {
 }
 
 RUN_KEY, ARM, SEED, STATUS = "rlhf_bench.run_key", "rlhf_bench.arm", "rlhf_bench.seed", "rlhf_bench.status"
+NOTE = "mlflow.note.content"  # the tag that MLflow's pages show as a run's description
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Of a new experiment: its pages are those about training, and not those about language models' traces."""
+ARTIFACT_LINK = "](artifact:"
+POLICY = "policy"  # folder of a finished policy among its run's artifacts
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # of one log_batch request: MLflow's limits
 
 ENVIRONMENT = {
@@ -51,7 +57,9 @@ class Store:
         # A server knows where its artifacts go. Without one it would be the working directory: name a lasting place.
         artifacts = (directory.resolve().parent / "mlartifacts").as_uri()
         location = None if uri.startswith(("http://", "https://")) else artifacts
-        self._experiment = found.experiment_id if found else self._client.create_experiment(experiment, location)
+        self._experiment = (
+            found.experiment_id if found else self._client.create_experiment(experiment, location, EXPERIMENT_TAGS)
+        )
         self._ids: dict[Run, str] = {}
         self._made_here: set[Run] = set()
         self._steps: dict[Run, dict[str, set[int]]] = {}
@@ -68,6 +76,14 @@ class Store:
                 self._end(batch[0])
             case File():
                 self._client.log_artifact(self._id(batch[0].run), str(self._directory / batch[0].path))
+            case Note():
+                self._describe(batch[0].run, {}, {NOTE: self._linked(batch[0])})
+            case Input():
+                self._input(batch[0])
+            case Version():
+                self._version(batch[0])
+            case Alias():
+                self._alias(batch[0])
 
     def forget(self) -> None:
         """After an error: which steps the store has is not known."""
@@ -116,6 +132,44 @@ class Store:
                 self._client.delete_run(double.info.run_id)
         self._made_here.discard(end.run)
         self._steps.pop(end.run, None)
+
+    def _linked(self, note: Note) -> str:
+        """Its text, with the addresses of files as MLflow's pages have them."""
+        files = f"#/experiments/{self._experiment}/runs/{self._id(note.run.parent)}/artifacts/"
+        return note.text.replace(ARTIFACT_LINK, f"]({files}")
+
+    def _input(self, item: Input) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        columns = [{"name": name, "type": kind} for name, kind in item.columns.items()]
+        dataset = Dataset(
+            item.name, item.digest, "code", json.dumps({"tags": json.loads(item.source)}),
+            json.dumps({"mlflow_colspec": columns}), json.dumps({"num_rows": item.rows}),
+        )  # fmt: skip
+        tags = [InputTag("mlflow.data.context", item.context)]
+        self._client.log_inputs(self._id(item.run), [DatasetInput(dataset, tags)])
+
+    def _version(self, item: Version) -> None:
+        """Files first: a version is there once all it consists of is."""
+        folder, own = self._directory / item.path, self._id(item.run)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder")
+        self._client.log_artifacts(own, str(folder), POLICY)
+        if not self._client.search_registered_models(f"name = '{item.model}'"):
+            self._client.create_registered_model(item.model)
+        if not self._versions(item):
+            self._client.create_model_version(item.model, f"runs:/{own}/{POLICY}", own, tags=dict(item.tags))
+
+    def _alias(self, item: Alias) -> None:
+        versions = self._versions(item)
+        if not versions:
+            raise LookupError(f"{item.run} has no version of {item.model}")
+        self._client.set_registered_model_alias(item.model, item.alias, versions[0].version)
+
+    def _versions(self, item: Version | Alias) -> list[Any]:
+        """Of the registered model, those that the item's run has made: none or one."""
+        found = self._client.search_model_versions(f"name = '{item.model}'")
+        return [version for version in found if version.run_id == self._id(item.run)]
 
     def _id(self, run: Run) -> str:
         if run not in self._ids:

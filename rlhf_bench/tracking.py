@@ -16,10 +16,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlhf_bench.journal import End, File, Item, Journal, Points, Run, Start, Status
+from rlhf_bench.journal import Alias, End, File, Input, Item, Journal, Note, Points, Run, Start, Status, Version
 from rlhf_bench.mlflow_store import MOST_METRICS, Store, refused
 
 NOT_FINITE = "numbers/not_finite"
@@ -43,6 +44,18 @@ def how_to_open(uri: str) -> str:
 def without_credentials(text: str) -> str:
     """Text fit for a log: `user:password@` and `password=…` of the addresses in it are starred out."""
     return re.sub(r"(?i)(password=)[^&\s'\"]*", r"\1***", re.sub(r"://[^:/\s]*(:\S*)?@", "://***@", text))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Some of the data of a comparison. `digest` tells it from another of that name; `source`, as JSON, what it is made of."""
+
+    name: str
+    digest: str
+    context: Literal["training", "evaluation"]
+    source: str
+    columns: Mapping[str, str]  # name -> MLflow's name of its type
+    rows: int
 
 
 class Tracker:
@@ -79,10 +92,10 @@ class Tracker:
         self._open.add((name, seed))
         self._journal.append(Start(self._run(name, seed), _now(), _text(params), _text(tags)))
 
-    def log(self, arm: str, seed: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one step. Values that are not finite are left out; their number is logged as numbers/not_finite.
+    def log(self, arm: str | None, seed: int | None, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step of an arm, or of the comparison where no arm is named. Values that are not finite are left out; their number is logged as numbers/not_finite.
 
-        A metric has every step once: what comes again, from this attempt or a later one of the same arm, is left out.
+        A metric has every step once: what comes again, from this attempt or a later one of the same run, is left out.
         """
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         if len(finite) < len(metrics):
@@ -97,6 +110,25 @@ class Tracker:
     def artifact(self, path: Path, arm: str | None = None, seed: int | None = None) -> None:
         """Attach a file to an arm's run, or to the comparison's where no arm is named. Read when its turn comes."""
         self._journal.append(File(self._run(arm, seed), os.path.relpath(path, self._directory)))
+
+    def describe(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
+        """Set the description of an arm's run, or of the comparison's: Markdown, in which a link to `artifact:NAME` leads
+        to a file that is attached to the comparison."""
+        self._journal.append(Note(self._run(arm, seed), text))
+
+    def uses(self, dataset: Dataset, arm: str | None = None, seed: int | None = None) -> None:
+        """Say what data a run uses."""
+        self._journal.append(Input(self._run(arm, seed), **vars(dataset)))
+
+    def register(self, model: str, policy: Path, arm: str, seed: int, tags: Mapping[str, Any]) -> None:
+        """Attach a finished policy's folder to its arm's run, and make it a version of the registered model `model`: one
+        per run, however often this is called. Read when its turn comes."""
+        path = os.path.relpath(policy, self._directory)
+        self._journal.append(Version(self._run(arm, seed), model, path, _text(tags)))
+
+    def alias(self, model: str, alias: str, arm: str, seed: int) -> None:
+        """Name the version that was registered for an arm and seed. Takes the name from the version that had it."""
+        self._journal.append(Alias(self._run(arm, seed), model, alias))
 
     def finish(self, status: Status) -> list[str]:
         """Close every run that is open, wait until MLflow has it all, and say what it has not got, a line each.

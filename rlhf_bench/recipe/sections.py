@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,13 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 ARM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$"
+BEST = "best"
+"""In MLflow's registry the alias of the policy that scored best; each arm's own best has the arm's name."""
+
+
+def alias_of(arm: str) -> str:
+    """An arm's name as MLflow takes it for an alias."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", arm)
 
 
 class Section(BaseModel):
@@ -270,6 +278,12 @@ class Tracking(Section):
         description="MLflow tracking URI, without a password; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output",
     )
 
+    register_as: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="name of a model in MLflow's registry: every finished policy becomes a version of it, with aliases (docs/mlflow.md); null registers none",
+    )
+
     @field_validator("uri")
     @classmethod
     def _no_secret(cls, uri: str | None) -> str | None:
@@ -357,9 +371,26 @@ class Recipe(Section):
             raise ValueError(
                 f"arms.{ahead[0]}.rollouts_ahead: 1 draws before the seconds of the update under way are known, so a budget of device_seconds could be passed; use another compute.column"
             )
+        if self.tracking.register_as is not None:
+            self._refuse_aliases()
         if self.tuning and self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed: {self.tuning.seed} is one of seeds; trials need a seed of their own")
         return self
+
+    def _refuse_aliases(self) -> None:
+        """Names that MLflow's registry, or this project, has given to other things."""
+        seen: dict[str, str] = {}
+        for arm in self.arms:
+            alias = alias_of(arm)
+            if alias.lower() in ("latest", BEST) or re.fullmatch(r"[vV]\d+", alias):
+                raise ValueError(
+                    f"arms.{arm}: tracking.register_as cannot give a policy the alias {alias}; rename the arm"
+                )
+            if alias in seen:
+                raise ValueError(
+                    f"arms.{arm}: its alias in the registry, {alias}, would be that of arm {seen[alias]} too; rename one"
+                )
+            seen[alias] = arm
 
     def resolved(self) -> dict[str, Any]:
         """Everything, defaults included, as plain data: what is saved with the run."""

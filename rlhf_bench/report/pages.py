@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from rlhf_bench.markdown import escaped, table
 from rlhf_bench.report import tables
 from rlhf_bench.report.figures import overview
 from rlhf_bench.report.keep import keep
@@ -21,10 +22,8 @@ from rlhf_bench.report.recorded import Recorded, read_recorded
 from rlhf_bench.report.section import Section
 from rlhf_bench.report.series import series_cells, series_figure, series_labels, series_rows
 from rlhf_bench.report.summary import Summary, summarize
-from rlhf_bench.report.tables import Row
 from rlhf_bench.report.text import duration, quantity
 from rlhf_bench.report.verdict import notes, verdict
-from rlhf_bench.terminal import in_codes
 
 __all__ = ["keep", "write_page"]
 
@@ -53,13 +52,13 @@ def _blocks(recorded: Recorded, summary: Summary, target: Path) -> Iterator[str]
     yield "## Claims"
     yield from _claims(summary)
     yield "## Result"
-    yield _escaped(verdict(summary))
-    yield _table(tables.without_empty(tables.comparison_table(summary)))
+    yield escaped(verdict(summary))
+    yield table(tables.without_empty(tables.comparison_table(summary)))
     yield _image(f"{summary.name}: score against compute and KL, and likelihoods by arm", target)
-    yield _bullets(map(_escaped, notes(summary)))
+    yield _bullets(map(escaped, notes(summary)))
     if summary.comparisons:
         yield f"Every arm against `{summary.baseline}`, in final score, paired by seed:"
-        yield _table(tables.without_empty(tables.paired_table(summary.comparisons)))
+        yield table(tables.without_empty(tables.paired_table(summary.comparisons)))
     found = sections(recorded, summary)
     for section in found:
         if section.tables:
@@ -68,7 +67,7 @@ def _blocks(recorded: Recorded, summary: Summary, target: Path) -> Iterator[str]
     bare = [section for section in found if not section.tables and section.anchor != "field"]  # that one is a picture
     if bare:
         yield "## Not recorded"
-        yield _bullets(f"{section.title}: {_escaped(' '.join(section.seen))}" for section in bare)
+        yield _bullets(f"{section.title}: {escaped(' '.join(section.seen))}" for section in bare)
 
 
 def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summary], target: Path) -> Iterator[str]:
@@ -78,15 +77,15 @@ def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summar
     key = labels[0].partition("=")[0]
     yield f"A series: the same arms, once for each value of `{key}`, which all arms of a comparison share."
     yield "## Result"
-    yield _table([series_cells(row) for label, summary in summaries.items() for row in series_rows(label, summary)])
+    yield table([series_cells(row) for label, summary in summaries.items() for row in series_rows(label, summary)])
     yield _image(f"{summaries[labels[0]].name}: score against {key}", target)
     for label, summary in summaries.items():
-        yield f"## {_escaped(label)}"
-        yield _escaped(verdict(summary))
+        yield f"## {escaped(label)}"
+        yield escaped(verdict(summary))
         yield from _claims(summary)
         if summary.comparisons:
             yield f"Every arm against `{summary.baseline}`:"
-            yield _table(tables.without_empty(tables.paired_table(summary.comparisons)))
+            yield table(tables.without_empty(tables.paired_table(summary.comparisons)))
         for section in properties(found[label], summary):
             if section.tables:
                 yield f"### {section.title}"
@@ -96,9 +95,9 @@ def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summar
 def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Iterator[str]:
     """What was run, on what, and how to run and to render it again."""
     summary = summaries[0]
-    yield f"# {_escaped(summary.name)}"
+    yield f"# {escaped(summary.name)}"
     if description := str(recorded.recipe.get("description") or ""):
-        yield _escaped(description)
+        yield escaped(description)
     facts = []
     if recipe := _recipe_file(summary.name, target):
         root, path = recipe
@@ -112,8 +111,8 @@ def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Ite
     keys = list(dict.fromkeys(one.run_key for one in summaries if one.run_key))
     commits = list(dict.fromkeys(one.commit for one in summaries if one.commit))
     recorded_as = f"Commit: {', '.join(commits) or 'not recorded'}; run key: {', '.join(keys) or 'not recorded'}"
-    facts.append(_escaped(recorded_as))
-    facts.append(f"Machine: {_escaped(str(recorded.results.get('machine') or 'not recorded'))}")
+    facts.append(escaped(recorded_as))
+    facts.append(f"Machine: {escaped(str(recorded.results.get('machine') or 'not recorded'))}")
     facts.append(
         f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was carried on"
     )
@@ -124,7 +123,7 @@ def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Ite
         )
     yield _bullets(facts)
     for one in [str(note) for note in (recorded.base.get("setup") or {}).get("notes") or []]:
-        yield _escaped(one)
+        yield escaped(one)
 
 
 def _recipe_file(name: str, target: Path) -> tuple[Path, str] | None:
@@ -140,22 +139,15 @@ def _claims(summary: Summary) -> Iterator[str]:
     if not summary.claims:
         yield "The recipe makes no claim."
         return
-    yield _bullets(f"{_escaped(claim.statement)}: **{claim.verdict}**" for claim in summary.claims)
-    yield _table(tables.without_empty(tables.claims_table(summary)))
+    yield _bullets(f"{escaped(claim.statement)}: **{claim.verdict}**" for claim in summary.claims)
+    yield table(tables.without_empty(tables.claims_table(summary)))
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield _bullets(map(_escaped, section.seen))
-    for table in section.tables:
-        yield _escaped(table.caption)
-        yield _table(table.rows)
-
-
-def _table(rows: Sequence[Row]) -> str:
-    headings = list(rows[0])
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
-    lines += [[_cell(cell) for cell in row.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    yield _bullets(map(escaped, section.seen))
+    for one in section.tables:
+        yield escaped(one.caption)
+        yield table(one.rows)
 
 
 def _bullets(lines: Iterable[str]) -> str:
@@ -165,20 +157,8 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _image(shows: str, target: Path) -> str:
     """The page's figure. A bracket within its description would end that, and have what follows taken for an address."""
-    inside = _escaped(shows).replace("]", "\\]")
+    inside = escaped(shows).replace("]", "\\]")
     return f"![{inside}]({target.stem}.png)"
-
-
-def _cell(text: str) -> str:
-    return _escaped(text).replace("|", "\\|")
-
-
-def _escaped(text: str) -> str:
-    """Text of the recipe's author, or of the records, as text: no markup, one line."""
-    text = in_codes(" ".join(text.split()))
-    for character in "\\`*_<[":
-        text = text.replace(character, f"\\{character}")
-    return text
 
 
 def _save(figure: Figure, path: Path) -> None:

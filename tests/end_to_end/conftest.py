@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from running import Run, run
 
 ROOT = Path(__file__).parents[2]
 
+REGISTERED = "tiny-policies"
+"""The model in MLflow's registry that the comparison's policies are versions of."""
 TINY = """
 name: tiny
 model: {hidden_size: 32, layers: 2, heads: 1, intermediate_size: 64, max_length: 16, tokenizer: {kind: characters}}
@@ -61,5 +64,20 @@ def tiny(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(folder) -> dict[str, str]:
+    return with_cache(folder / "cache")
+
+
+def with_cache(cache: Path) -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
-    return own | SECRETS | {"RLHF_BENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+    return own | SECRETS | {"RLHF_BENCH_CACHE": str(cache), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory) -> Run:
+    """The whole recipe, run once with an empty cache: for all who only look at what it has left."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "tiny.yaml").write_text(TINY)
+    environment, log = with_cache(folder / "cache"), folder / "first.log"
+    done = run(folder / "tiny.yaml", folder / "out" / "first", environment, log, f"tracking.register_as={REGISTERED}")
+    assert done.code == 0, done.errors
+    return done

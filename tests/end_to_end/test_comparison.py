@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from running import Run, begin, end, run
 
 from rlhf_bench.engine_time import ACTIVITIES
 
@@ -22,6 +21,7 @@ ARMS = {
     "ppo": ("ppo", "online"), "dpo-offline": ("dpo", "offline"), "dpo-mixed": ("dpo", "chosen_on_policy"),
     "adaptive-online": ("adaptive_flex_dpo", "online"), "ppo-ahead": ("ppo", "online"),
 }  # fmt: skip
+REGISTERED = "tiny-policies"  # by `compared`
 TRIALS = [1e-4, 5e-4]  # the learning rates that every arm tries
 COLUMNS = ["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
 SPLITS = ["in_distribution", "out_of_distribution", "unseen"]
@@ -30,49 +30,16 @@ ENGINES_AWAY_SECONDS = 30
 """How long after the command's end a process of its cluster may take to notice."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A command that has ended."""
-
-    directory: Path
-    code: int
-    said: str
-    errors: str
-    seconds: float
-
-    @property
-    def summary(self) -> dict:
-        return json.loads((self.directory / "summary.json").read_text())
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.directory / f"{name}.parquet")
-
-
-def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_bench", "run", str(recipe), "--output", str(directory), "--profile", *more]
-    with open(log, "w") as out, open(f"{log}.err", "w") as err:
-        return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
-
-
-def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> Run:
-    try:
-        code = process.wait(timeout=600)
-    finally:
-        process.terminate()  # no effect where it has ended
-    return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
-
-
-def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *more: str) -> Run:
-    began = time.monotonic()
-    return end(begin(recipe, directory, environment, log, *more), directory, log, began)
+@pytest.fixture(scope="module")
+def first(compared) -> Run:
+    """A run with an empty cache."""
+    return compared
 
 
 @pytest.fixture(scope="module")
-def first(tiny, folder, environment) -> Run:
-    """A run with an empty cache."""
-    done = run(tiny, folder / "out" / "first", environment, folder / "first.log")
-    assert done.code == 0, done.errors
-    return done
+def folder(compared) -> Path:
+    """Where that run's cache is: the runs here go on from it."""
+    return compared.directory.parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +290,50 @@ def test_mlflow_shows_a_parent_and_a_child_per_arm(first):
             np.testing.assert_array_equal([p.value for p in points], updates[column])
         final = store.get_metric_history(child.info.run_id, "score/in_distribution")[-1]
         assert final.value == first.summary["arms"][arm]["seeds"][0]["score"]
+
+
+def test_mlflow_has_descriptions_data_curves_by_compute_and_tokens_and_the_policies(first):
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{first.directory.parent / 'mlflow.db'}"
+    store = MlflowClient(tracking_uri=uri)
+    experiment = store.get_experiment_by_name("tiny").experiment_id
+    runs = store.search_runs([experiment], f"tags.run_key = '{first.summary['run_key']}'")
+    parent = next(r for r in runs if r.info.run_name == "comparison")
+    note = parent.data.tags["mlflow.note.content"]
+    assert all(f"| {arm} |" in note for arm in ARMS) and f"/runs/{parent.info.run_id}/artifacts/recipe.yaml)" in note
+    used = {one.dataset.name: one.dataset.digest for one in parent.inputs.dataset_inputs}
+    assert {"demonstrations", "train_prompts", "off_policy_pairs", "held_out_prompts_unseen"} <= used.keys()
+    assert [name for name in parent.data.metrics if name.startswith("system/") and name.endswith("usage_percentage")]
+
+    metrics = first.table("metrics")
+    for child in (r for r in runs if r is not parent):
+        arm = child.data.tags["rlhf_bench.arm"]
+        assert f"score {first.summary['arms'][arm]['seeds'][0]['score']:.3f}" in child.data.tags["mlflow.note.content"]
+        own = {one.dataset.name: one.dataset.digest for one in child.inputs.dataset_inputs}
+        assert own.items() <= used.items() and ("train_prompts" in own) == (arm != "dpo-offline")
+        looks = metrics[(metrics["arm"] == arm) & (metrics["split"] == "in_distribution")]
+        for prefix, steps in (
+            ("by_budget_permille", (1000 * looks["fraction"]).round()),
+            ("by_tokens", looks["generated_tokens"] + looks["trained_tokens"]),
+        ):
+            points = store.get_metric_history(child.info.run_id, f"{prefix}/score/in_distribution")
+            assert [(p.step, p.value) for p in points] == list(zip(steps.astype(int), looks["score"], strict=True))
+
+    versions = store.search_model_versions(f"name = '{REGISTERED}'")
+    assert {v.run_id for v in versions} == {r.info.run_id for r in runs if r is not parent}
+    aliases = store.get_registered_model(REGISTERED).aliases
+    assert aliases.keys() == {"best", *ARMS, *(f"{arm}-seed1" for arm in ARMS)}
+    version = store.get_model_version_by_alias(REGISTERED, "ppo")
+    kept = first.directory / "checkpoints" / "ppo" / "seed-1"
+    mlflow.set_tracking_uri(uri)
+    try:
+        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{REGISTERED}/{version.version}"))
+    finally:
+        mlflow.set_tracking_uri(None)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (fetched / name).read_bytes() == (kept / name).read_bytes()
 
 
 def test_finished_policies_are_hugging_face_folders(first):

@@ -58,6 +58,105 @@ def test_a_comparison_runs_as_a_job(tiny, folder, environment):
         assert found.data.tags["ray_submission_id"].startswith("rlhf-bench-") and found.data.tags["commit"] == commit
 
 
+CLIENT = """
+import json, os, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+root, recipe, directory = sys.argv[1:]
+sys.path.insert(0, root)
+from cluster.local_job import RAY, local_cluster
+
+os.environ["RAY_metrics_report_interval_ms"] = "1000"  # 10 s otherwise
+environment = {"RLHF_BENCH_CACHE": os.environ["RLHF_BENCH_CACHE"], "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+command = ["python", "-m", "rlhf_bench", "run", recipe, "seeds=[4]", "tuning=null", "compute.limit=3.0e+9",
+           "reliability.checkpoint_seconds=0", "--arm", "ppo-ahead", "--output", directory]
+
+
+def wait_for(found, seconds=240):
+    ends = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < ends, client.get_job_logs(first)
+        time.sleep(0.2)
+    return value
+
+
+def ray_job(*words, **environment):
+    return subprocess.run([RAY, "job", *words], env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+with local_cluster() as (address, folder):
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    refused = ray_job("list", "--address", address, RAY_AUTH_TOKEN="0" * 64)
+    client = JobSubmissionClient(address)
+    first = client.submit_job(
+        entrypoint=" ".join(command), runtime_env={"working_dir": root, "env_vars": environment}, metadata={"of": "a test"}
+    )
+    events, state = Path(directory, "events.log"), Path(directory, "state", "ppo-ahead-seed4")
+    wait_for(lambda: list(state.glob("round-*/manifest.json")) or client.get_job_status(first).is_terminal())
+    # As Prometheus finds them: Ray lists every node's address in this file.
+    (targets,) = json.loads((folder / "session_latest" / "prom_metrics_service_discovery.json").read_text())
+    def metrics():
+        served = "".join(urllib.request.urlopen(f"http://{t}/metrics").read().decode() for t in targets["targets"])
+        lines = [line for line in served.splitlines() if line.startswith("ray_rlhf_bench")]
+        wanted = ("queue_depth", "tokens_total", "sync_seconds_count")
+        return lines if all(any(w in line and 'ppo-ahead' in line for line in lines) for w in wanted) else []
+    lines = wait_for(metrics, 60)
+    stopped_by_cli = ray_job("stop", first, "--address", address)
+    stopped, logs = client.get_job_status(first), client.get_job_logs(first)
+    key = Path(directory, "run_key").read_text()
+    again = ray_job("submit", "--address", address, "--submission-id", "again", "--working-dir", root,
+                    "--runtime-env-json", json.dumps({"env_vars": environment}), "--", *command)
+    print(json.dumps({
+        "refused": [refused.returncode, refused.stdout + refused.stderr], "metrics": lines, "metadata": client.get_job_info(first).metadata,
+        "stopped": [stopped_by_cli.returncode, str(stopped), logs], "again": [again.returncode, again.stdout + again.stderr],
+        "logs": ray_job("logs", "again", "--address", address).stdout, "status": str(client.get_job_status("again")),
+        "keys": [key, Path(directory, "run_key").read_text()],
+    }))
+"""
+
+
+def test_a_job_by_the_sdk_shows_its_metrics_is_stopped_and_goes_on_when_it_is_submitted_again(
+    tiny, folder, environment
+):
+    from mlflow.tracking import MlflowClient
+
+    directory = folder / "out" / "again"
+    client = subprocess.run(
+        [sys.executable, "-c", CLIENT, str(ROOT), str(tiny), str(directory)],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert client.returncode == 0, client.stdout + client.stderr
+    told = json.loads(client.stdout.splitlines()[-1])
+
+    assert (
+        told["refused"][0] != 0 and "token" in told["refused"][1].lower()
+    )  # whoever has another one gets to see no job
+    assert told["metadata"] == {"of": "a test"}
+    for line in ("ray_rlhf_bench_tokens_total{", "ray_rlhf_bench_queue_depth{", "ray_rlhf_bench_sync_seconds_bucket{"):
+        found = [
+            one for one in told["metrics"] if one.startswith(line) and 'arm="ppo-ahead"' in one and 'seed="4"' in one
+        ]
+        assert found, told["metrics"]
+    roles = {role for role in ("rollout", "learner", "evaluator") for one in told["metrics"] if f'role="{role}"' in one}
+    assert roles == {"rollout", "learner", "evaluator"}
+
+    code, status, logs = told["stopped"]
+    assert (code, status) == (0, "STOPPED"), told["stopped"]
+    assert "stopped by SIGTERM: the same command with the same --output goes on from the last checkpoint" in logs
+    assert told["again"][0] == 0 and told["status"] == "SUCCEEDED", told["again"]
+    assert "ppo-ahead · seed 4: done" in told["logs"] and "tiny: held-out score at equal compute" in told["again"][1]
+    assert "going on from" in (directory / "events.log").read_text()
+    assert told["keys"][0] == told["keys"][1]
+    store = MlflowClient(tracking_uri=f"sqlite:///{directory.parent / 'mlflow.db'}")
+    experiment = store.get_experiment_by_name("tiny").experiment_id
+    runs = store.search_runs([experiment], f"tags.run_key = '{told['keys'][0]}'")
+    assert sorted(run.info.run_name for run in runs) == ["comparison", "ppo-ahead · seed 4"]  # not one of them twice
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    updates = store.get_metric_history(next(r for r in runs if "ppo" in r.info.run_name).info.run_id, "train/loss")
+    assert [point.step for point in updates] == list(range(1, len(updates) + 1))
+
+
 def test_the_exit_code_is_the_drivers_own(tiny, folder, environment):
     """`ray job submit` makes every failure a 1; a wrong recipe is 2, as Ray's record of the job has it."""
     job = submit(tiny, folder / "out" / "wrong", environment, "compute.limit=1")

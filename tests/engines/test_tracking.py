@@ -19,7 +19,7 @@ import pytest
 
 from rlhf_bench import tracking
 from rlhf_bench.mlflow_store import ARM, RUN_KEY, SEED, STATUS
-from rlhf_bench.tracking import Tracker, how_to_open, tracking_uri
+from rlhf_bench.tracking import Dataset, Tracker, how_to_open, tracking_uri
 
 pytestmark = pytest.mark.engine
 
@@ -442,6 +442,94 @@ def test_what_the_store_refuses_is_named_and_the_rest_is_logged(tmp_path, sqlite
     assert len(warnings) == 1 and not (tmp_path / "tracking.jsonl").exists()
     assert runs(sqlite, "refused")["dpo · seed 1"].info.status == "FINISHED"
     assert losses(sqlite, "refused") == [0, 2, 3]
+
+
+DATASET = Dataset("off_policy_pairs", "0123456789abcdef", "training", '{"task": "sums"}', {"prompt": "string"}, 24)
+
+
+def policy(directory: Path) -> Path:
+    folder = directory / "checkpoints" / "dpo" / "seed-1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def registered(tracker: Tracker, directory: Path) -> list[str]:
+    """A comparison of one arm, described, with data and a policy for the registry; what MLflow has not got of it."""
+    tracker.describe("Under way.")
+    tracker.uses(DATASET)
+    tracker.uses(DATASET, "dpo", 1)
+    tracker.describe("**dpo won**\n\n[The recipe](artifact:recipe.yaml)")
+    tracker.describe("As in [the recipe](artifact:recipe.yaml)", "dpo", 1)
+    tracker.register(directory.name, directory / "checkpoints" / "dpo" / "seed-1", "dpo", 1, {"score": 0.75})
+    tracker.alias(directory.name, "dpo", "dpo", 1)
+    tracker.alias(directory.name, "best", "dpo", 1)
+    tracker.end_arm("dpo", 1, "done", {})
+    return tracker.finish("done")
+
+
+@pytest.mark.parametrize("store", ["sqlite", "server"])
+def test_descriptions_data_and_policies_stand_there_once_however_often_they_are_sent(store, tmp_path, request):
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    found = request.getfixturevalue(store)
+    uri = found.address if store == "server" else found
+    (directory := tmp_path / f"policies-{store}").mkdir()
+    policy(directory)
+    for _ in range(2):  # the second time as after a crash: nobody knows what arrived
+        assert registered(begin(uri, directory.name, directory, warnings := []), directory) == [] and warnings == []
+
+    parent, child = (runs(uri, directory.name)[name] for name in ("comparison", "dpo · seed 1"))
+    recipe = f"#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/recipe.yaml"
+    assert parent.data.tags["mlflow.note.content"] == f"**dpo won**\n\n[The recipe]({recipe})"
+    assert child.data.tags["mlflow.note.content"] == f"As in [the recipe]({recipe})"
+    for run in (parent, child):
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == (
+            DATASET.name,
+            DATASET.digest,
+            "training",
+        )
+        assert mlflow.data.get_source(used.dataset).to_dict() == {"tags": {"task": "sums"}}
+
+    client = MlflowClient(tracking_uri=uri)
+    (version,) = client.search_model_versions(f"name = '{directory.name}'")
+    assert version.run_id == child.info.run_id and version.tags["score"] == "0.75"
+    assert sorted(client.get_model_version(directory.name, version.version).aliases) == ["best", "dpo"]
+    (fetched := tmp_path / "fetched").mkdir()
+    mlflow.set_tracking_uri(uri)  # as a user of the policy does
+    try:
+        mlflow.artifacts.download_artifacts(f"models:/{directory.name}@best", dst_path=str(fetched))
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir() if path.name != "registered_model_meta"} == {
+        "config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights",
+    }  # fmt: skip
+
+
+def test_an_alias_moves_and_a_policy_that_is_not_there_is_named(tmp_path, sqlite):
+    from mlflow.tracking import MlflowClient
+
+    (directory := tmp_path / "moving").mkdir()
+    policy(directory)
+    tracker = begin(sqlite, "moving", directory, warnings := [])
+    tracker.start_arm("ppo", 1, {}, {})
+    for arm in ("dpo", "ppo"):
+        tracker.register("moving", directory / "checkpoints" / "dpo" / "seed-1", arm, 1, {})
+        tracker.alias("moving", "best", arm, 1)
+    tracker.start_arm("absent", 1, {}, {})
+    tracker.register("moving", directory / "checkpoints" / "absent", "absent", 1, {})
+    tracker.alias("moving", "best", "absent", 1)
+    lost = tracker.finish("done")
+    assert [line.split(":")[0] for line in lost] == [
+        "the version of moving by absent · seed 1",
+        "the alias best of moving",
+    ]
+    assert len(warnings) == 1
+    best = MlflowClient(tracking_uri=sqlite).get_model_version_by_alias("moving", "best")
+    assert best.run_id == runs(sqlite, "moving")["ppo · seed 1"].info.run_id
 
 
 def test_where_the_store_is_and_how_to_open_it(tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def comparison(directory, evaluator, learner, **tuning):
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
     made = Comparison(
         parse_recipe(data), directory, material, roles, Cache(directory / "cache"), None, lambda line: None, None, {}, 0.0,
-        lambda start, tuning: begun.append(tuning) or [], None, None,
+        lambda start, tuning: begun.append(tuning) or [], None, lambda arm, seed: None, None,
     )  # fmt: skip
     made.drawn_before = {}
     pairs = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]

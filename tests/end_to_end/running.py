@@ -1,0 +1,59 @@
+"""A comparison as a user runs it: the command in a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended."""
+
+    directory: Path
+    code: int
+    said: str
+    errors: str
+    seconds: float
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.directory / "summary.json").read_text())
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.directory / f"{name}.parquet")
+
+
+def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf_bench",
+        "run",
+        str(recipe),
+        *overrides,
+        "--output",
+        str(directory),
+        "--profile",
+    ]
+    with open(log, "w") as out, open(f"{log}.err", "w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
+
+
+def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> Run:
+    try:
+        code = process.wait(timeout=600)
+    finally:
+        process.terminate()  # no effect where it has ended
+    return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
+
+
+def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> Run:
+    began = time.monotonic()
+    return end(begin(recipe, directory, environment, log, *overrides), directory, log, began)
