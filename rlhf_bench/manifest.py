@@ -27,6 +27,7 @@ Document = dict[str, Any]
 
 NAME = "rlhf-bench"
 """Of the volume claim, the secret and Kueue's queue that a job refers to; cluster/kubernetes/base/platform has the claim."""
+LABELS = {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME}
 RECIPE = "rlhf-bench/recipe"
 """The annotation that holds the recipe."""
 LONGEST_NAME = 47  # of a RayJob: the operator makes names of pods and services out of it
@@ -107,13 +108,11 @@ def rayjob(
     scorer = any(uses_reward_model(arm) for one in recipes for arm in one.arms.values())
     groups = worker_groups(recipe.placement, scorer, gpus_per_node)
     grace = math.ceil(recipe.reliability.grace_seconds)
-    head = [{"name": "recipe", "mountPath": paths.recipe, "readOnly": True}]
     cluster = ray_cluster(groups, image, grace, paths.shared)
     template = cluster["headGroupSpec"]["template"]
     template["metadata"] = {"annotations": {RECIPE: text}}
     container = template["spec"]["containers"][0]
-    container["volumeMounts"] += head
-    container["lifecycle"] = {"preStop": _command("python", "-m", "actors.end_jobs", "http://127.0.0.1:8265")}
+    container["volumeMounts"].append({"name": "recipe", "mountPath": paths.recipe, "readOnly": True})
     item = {"path": "recipe.yaml", "fieldRef": {"fieldPath": f"metadata.annotations['{RECIPE}']"}}
     template["spec"]["volumes"].append({"name": "recipe", "downwardAPI": {"items": [item]}})
     command = ["python", "-m", "rlhf_bench", "run", f"{paths.recipe}/recipe.yaml"]
@@ -125,10 +124,7 @@ def rayjob(
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {
-            "name": job_name(recipe.name),
-            "labels": {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME},
-        },
+        "metadata": {"name": job_name(recipe.name), "labels": dict(LABELS)},
         "spec": {
             # A retry is a new cluster and the same command, with the same --output: it goes on from the last checkpoint.
             "backoffLimit": RETRIES,
@@ -172,6 +168,9 @@ def ray_cluster(groups: Sequence[WorkerGroup], image: str, grace_seconds: int, s
     """The spec of a RayCluster: a head that takes no actors, and the groups, whose sizes never change."""
     head = _ray_pod("ray-head", image, HEAD, shared)
     head["terminationGracePeriodSeconds"] = grace_seconds + DRIVER_SECONDS
+    head["containers"][0]["lifecycle"] = {
+        "preStop": _command("python", "-m", "actors.end_jobs", "http://127.0.0.1:8265")
+    }
     head["containers"][0]["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
