@@ -26,7 +26,9 @@ from rlhf_bench.types import BadInput
 Document = dict[str, Any]
 
 NAME = "rlhf-bench"
-"""Of the volume claim, the secret and Kueue's queue that a job refers to; cluster/kubernetes/base/platform has the claim."""
+"""Of the volume claim and of Kueue's queue that a job refers to; cluster/kubernetes/base/platform has the claim."""
+SECRET = "rlhf-bench-env"
+"""The pods' environment. Not NAME: under a cluster's own name the operator keeps its token."""
 LABELS = {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME}
 RECIPE = "rlhf-bench/recipe"
 """The annotation that holds the recipe."""
@@ -72,8 +74,8 @@ def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int) -> lis
     roles = placement.roles(scorer)
     if placement.colocated:  # the bundles of actors.fleet
         count = max(r.actors for r in roles.values())
-        largest = [max(getattr(r, key) for r in roles.values()) for key in ("cpus", "gpus")]
-        return [_group("", count, *largest, sum(r.memory_gib for r in roles.values()), gpus_per_node)]
+        cpus, gpus = max(r.cpus for r in roles.values()), max(r.gpus for r in roles.values())
+        return [_group("", count, cpus, gpus, sum(r.memory_gib for r in roles.values()), gpus_per_node)]
     if not placement.pinned:
         raise BadInput(
             "placement.pinned: false leaves it open which role goes to which worker group; set placement.pinned=true, "
@@ -85,7 +87,9 @@ def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int) -> lis
 def _group(role: str, count: int, cpus: int, gpus: int, memory_gib: float, gpus_per_node: int) -> WorkerGroup:
     if gpus > gpus_per_node:
         key = f"placement.{role}.gpus" if role else "placement"
-        raise BadInput(f"{key}: {gpus} GPUs for one actor, and a node has {gpus_per_node}; ask for fewer, or give --gpus-per-node")
+        raise BadInput(
+            f"{key}: {gpus} GPUs for one actor, and a node has {gpus_per_node}; ask for fewer, or give --gpus-per-node"
+        )
     pods = math.ceil(count / (gpus_per_node // gpus)) if gpus else count
     actors = math.ceil(count / pods)
     return WorkerGroup(role, pods, actors, actors * cpus, actors * gpus, actors * memory_gib)
@@ -98,7 +102,9 @@ def rayjob(
     than one for a series. Raises BadInput where it cannot run as one."""
     recipe = recipes[0]
     if any(other.placement != recipe.placement for other in recipes):
-        raise BadInput("vary: a job has one cluster, and this series varies the placement; render one job for each value")
+        raise BadInput(
+            "vary: a job has one cluster, and this series varies the placement; render one job for each value"
+        )
     _refuse_local_paths(data, paths.shared)
     text = as_yaml(data)
     if len(text.encode()) > LARGEST_RECIPE:
@@ -144,7 +150,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
 )
 
 
@@ -208,7 +215,7 @@ def _worker_group(group: WorkerGroup, image: str, grace_seconds: int, shared: st
 def _ray_pod(name: str, image: str, size: Mapping[str, str], shared: str) -> Document:
     pod = _pod(name, image, size)
     container = pod["containers"][0]
-    container["envFrom"] = [{"secretRef": {"name": NAME}}]
+    container["envFrom"] = [{"secretRef": {"name": SECRET}}]
     container["volumeMounts"] = [{"name": "shared", "mountPath": shared}]
     return pod | {"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": NAME}}]}
 

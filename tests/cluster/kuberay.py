@@ -66,7 +66,9 @@ def pod_template() -> dict[str, Any]:
 
 
 def violations(document: Any, of: dict[str, Any]) -> list[str]:
-    return [f"{error.json_path}: {error.message[:200]}" for error in jsonschema.Draft7Validator(of).iter_errors(document)]
+    return [
+        f"{error.json_path}: {error.message[:200]}" for error in jsonschema.Draft7Validator(of).iter_errors(document)
+    ]
 
 
 def problems(document: dict[str, Any]) -> list[str]:

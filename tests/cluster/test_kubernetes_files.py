@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from cluster import kubernetes_files
+from rlhf_bench.manifest import SECRET
 from rlhf_bench.recipe import load_recipe
 from tests.cluster.kuberay import ROOT, closed, pod_template, problems, violations
 from tests.cluster.kustomize import build
@@ -84,6 +85,8 @@ def test_every_role_has_a_group_of_a_fixed_size_and_asks_for_a_token(folder):
     assert spec["enableInTreeAutoscaling"] is False and spec["authOptions"] == {"mode": "token"}
     assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "rlhf-bench"
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    # Under a cluster's own name the operator keeps its token.
+    assert document["metadata"]["name"] != SECRET
 
 
 @pytest.mark.parametrize("overlay", ["one-node-8-gpus", "several-nodes"])

@@ -62,7 +62,10 @@ def test_a_group_holds_every_bundle_of_its_role():
     from actors.fleet import bundles
 
     for name in ("cpu", "cpu_smoke", "one_node", "several_nodes"):
-        job, placement = render(ROOT / f"recipes/scale/{name}.yaml"), load_series(ROOT / f"recipes/scale/{name}.yaml")[0].recipe.placement
+        job, placement = (
+            render(ROOT / f"recipes/scale/{name}.yaml"),
+            load_series(ROOT / f"recipes/scale/{name}.yaml")[0].recipe.placement,
+        )
         asked, where = bundles(placement, scorer=True)
         assert groups_of(job).keys() == where.keys()
         for role, group in groups_of(job).items():
@@ -103,7 +106,7 @@ def test_the_job_carries_its_recipe_and_goes_on_when_it_is_tried_again():
         pod = group["template"]["spec"]
         assert {"name": "shared", "persistentVolumeClaim": {"claimName": "rlhf-bench"}} in pod["volumes"]
         assert pod["terminationGracePeriodSeconds"] > 100
-        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "rlhf-bench"}}]
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "rlhf-bench-env"}}]
     workers = [g["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] for g in groups_of(job).values()]
     assert all(hook == {"exec": {"command": ["sleep", "100"]}} for hook in workers)
 
