@@ -25,6 +25,9 @@ from rlhf_bench.types import RunFailed
 
 Bundle = dict[str, float]
 
+PIN = 0.001
+"""Of a role's own resource, for one actor: with 1 of it a node takes as many as its CPUs and GPUs allow."""
+
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system
 each time, and a quarter of a step goes into having their pages zeroed again (docs/benchmarks.md)."""
@@ -62,21 +65,13 @@ class Fleet:
         remove_placement_group(self.group)
 
 
-def roles_of(placement: Placement, scorer: bool) -> dict[str, RolePlacement]:
-    roles: dict[str, RolePlacement] = {
-        "learner": placement.learner,
-        "rollout": placement.rollout,
-        "evaluator": placement.evaluator,
-    }
-    return roles | ({"scorer": placement.scorer} if scorer else {})
-
-
 def bundles(placement: Placement, scorer: bool = True) -> tuple[list[Bundle], dict[str, list[int]]]:
     """What is asked of the cluster, and for each role the bundle of each of its actors.
 
-    Colocated: actor i of every role goes to bundle i, which is as large as the largest of them. Apart: a bundle each.
+    Colocated: actor i of every role goes to bundle i, which is as large as the largest of them. Apart: a bundle each,
+    which asks for a little of the resource of the role's name where roles are pinned.
     """
-    roles = roles_of(placement, scorer)
+    roles = placement.roles(scorer)
     if placement.colocated:
         count = max(r.actors for r in roles.values())
         asked = [_bundle(*(r for r in roles.values() if r.actors > i)) for i in range(count)]
@@ -84,7 +79,7 @@ def bundles(placement: Placement, scorer: bool = True) -> tuple[list[Bundle], di
     asked, where = [], {}
     for name, role in roles.items():
         where[name] = list(range(len(asked), len(asked) + role.actors))
-        asked += [_bundle(role)] * role.actors
+        asked += [_bundle(role) | ({name: PIN} if placement.pinned else {})] * role.actors
     return asked, where
 
 
@@ -99,16 +94,21 @@ def reserve(placement: Placement, scorer: bool = True) -> tuple[PlacementGroup, 
     group = placement_group(asked, strategy="PACK")
     if not group.wait(placement.timeout_seconds):
         remove_placement_group(group)
-        total, free = ray.cluster_resources(), ray.available_resources()
+        pins = list(where) if placement.pinned else []
+        total, free = (
+            {k: has.get(k, 0) for k in ("CPU", "GPU", *pins) if k != "GPU" or has.get(k)}
+            for has in (ray.cluster_resources(), ray.available_resources())
+        )
         raise RunFailed(
             f"placement: no room after {placement.timeout_seconds:.0f} s: asked for {' + '.join(_shown(b) for b in asked)}; "
             f"the cluster has {_shown(total)}, of which {_shown(free)} free; make placement smaller or the cluster larger"
+            + (", with nodes that offer the resource of each role's name" if pins else "")
         )
     return group, asked, where
 
 
 def _shown(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or resources.get(k))
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def variables(role: RolePlacement, profile: bool) -> dict[str, str]:
@@ -137,9 +137,9 @@ def start_fleet(
         share = {key.lower(): amount / sharing[bundle] for key, amount in asked[bundle].items()}
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         remote = ray.remote(cls).options(
-            num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if roles_of(placement, True)[role].gpus else 0,
+            num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if placement.roles(scorer)[role].gpus else 0,
             scheduling_strategy=place, name=None,
-            runtime_env={"env_vars": variables(roles_of(placement, True)[role], profile)},
+            runtime_env={"env_vars": variables(placement.roles(scorer)[role], profile)},
         )  # fmt: skip
         return crew.start(f"{role} {i}", lambda: remote.remote(*args))
 

@@ -1,9 +1,9 @@
-"""Write the locks cpu.txt, gpu.txt and dev.txt anew from pyproject.toml.
+"""Write the locks cpu.txt, gpu.txt, dev.txt and cluster.txt anew from pyproject.toml.
 
-Usage: python requirements/lock.py [cpu] [gpu] [dev]      (all three where none is named; a minute each)
+Usage: python requirements/lock.py [cpu] [gpu] [dev] [cluster]      (all where none is named; a minute each)
 
 Each lock is the whole closure that pip resolves, installed with `pip install --no-deps -r LOCK`. Run it with
-the oldest supported Python. dev.txt holds only what cpu.txt does not, and is resolved against it. torchvision,
+the oldest supported Python. dev.txt and cluster.txt hold only what cpu.txt does not, and are resolved against it. torchvision,
 torchaudio and torchcodec are left out: the project reads text only, and a build of theirs that does not match
 torch's makes the import of transformers fail. The CPU build of torch comes from PyTorch's own index; to lock gpu,
 pip must see PyPI's build of torch, so unset any setting that makes it prefer a CPU wheel.
@@ -19,6 +19,7 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+NAMES = ("cpu", "gpu", "dev", "cluster")
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
@@ -61,17 +62,17 @@ def lock(name: str, project: dict) -> None:
         if name == "cpu":
             return write("cpu", closure([*base, *extras["cpu"]], "--find-links", folder))
         runtime = {line for line in (HERE / "cpu.txt").read_text().splitlines() if not line.startswith("#")}
-        packages = closure([*base, *extras["dev"]], "--find-links", folder, "--constraint", str(HERE / "cpu.txt"))
-        write("dev", {key: version for key, version in packages.items() if f"{key}=={version}" not in runtime})
+        packages = closure([*base, *extras[name]], "--find-links", folder, "--constraint", str(HERE / "cpu.txt"))
+        write(name, {key: version for key, version in packages.items() if f"{key}=={version}" not in runtime})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="cpu|gpu|dev")
-    names = parser.parse_args().names or ["cpu", "gpu", "dev"]
+    parser.add_argument("names", nargs="*", metavar="|".join(NAMES))
+    names = parser.parse_args().names or list(NAMES)
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
-    if unknown := set(names) - {"cpu", "gpu", "dev"}:
-        parser.error(f"no lock named {', '.join(sorted(unknown))}: choose from cpu, gpu, dev")
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"no lock named {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
     for name in names:
         lock(name, project)
 

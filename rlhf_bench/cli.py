@@ -1,4 +1,4 @@
-"""The command line: init, check, run, report, export, schema, theory. The one place that imports `actors`, inside the command that needs them."""
+"""The command line: init, check, run, manifest, report, export, schema, theory. The one place that imports `actors`, inside the command that needs them."""
 
 from __future__ import annotations
 
@@ -192,6 +192,33 @@ def check(
         _print(json.dumps(found[""] if "" in found else {"comparisons": found}))
     else:
         _print(f"{recipe}: valid")
+
+
+@app.command()
+def manifest(
+    recipe: RecipePath,
+    image: Annotated[str, typer.Option(help="of all pods, such as registry.example.org/rlhf-bench:0.1.0-gpu")],
+    overrides: Overrides = None,
+    fast: Annotated[bool, typer.Option("--fast", help="the recipe's small size")] = False,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="actors with GPUs share pods of at most so many")] = 8,
+    output: Annotated[Path | None, typer.Option(help="file to write", show_default="standard output")] = None,
+) -> None:
+    """Render a RayJob for KubeRay whose worker groups fit the recipe's placement. Nothing is started.
+
+    Example: rlhf-bench manifest recipes/scale/cpu.yaml --image IMAGE | kubectl apply -f -
+    """
+    from rlhf_bench.manifest import as_yaml, rayjob
+    from rlhf_bench.recipe import load_series, recipe_data
+
+    variants = load_series(recipe, overrides or [], fast)
+    job = rayjob(recipe_data(recipe, overrides or [], fast), [v.recipe for v in variants], image, gpus_per_node)
+    if output is None:
+        _print(as_yaml(job).rstrip())
+        return
+    try:
+        output.write_text(as_yaml(job), encoding="ascii")
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written ({error.strerror}); choose another file") from None
 
 
 @app.command()

@@ -159,6 +159,9 @@ class RolePlacement(Section):
     actors: int = Field(1, ge=1, description="processes of this role (for the learner: ranks)")
     cpus: int = Field(1, ge=1, description="cores each may use: its threads")
     gpus: int = Field(0, ge=0, description="GPUs each may use")
+    memory_gib: float = Field(
+        8, gt=0, description="host memory that `rlhf-bench manifest` asks for each, GiB; else not looked at"
+    )
 
 
 class RolloutPlacement(RolePlacement):
@@ -193,6 +196,10 @@ class Placement(Section):
     colocated: bool = Field(
         True, description="actor i of every role shares one bundle of CPUs and GPUs; otherwise each has its own"
     )
+    pinned: bool = Field(
+        False,
+        description="every role only on nodes that offer a Ray resource of its name (rollout, scorer, learner, evaluator); needs colocated: false",
+    )
     timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
     rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")
     scorer: RolePlacement = Field(default_factory=RolePlacement, description="the reward model")
@@ -214,6 +221,10 @@ class Placement(Section):
     def _possible(self) -> Placement:
         if self.evaluator.actors != 1:
             raise ValueError("evaluator.actors must be 1: snapshots are looked at one after the other")
+        if self.pinned and self.colocated:
+            raise ValueError(
+                "pinned: true gives every role nodes of its own, and colocated: true puts all roles together; set colocated: false"
+            )
         if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
             raise ValueError(
                 f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them"
@@ -221,6 +232,15 @@ class Placement(Section):
         if self.weight_sync == "ipc" and not self.colocated:
             raise ValueError("weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs")
         return self
+
+    def roles(self, scorer: bool) -> dict[str, RolePlacement]:
+        """By name; the scorer's only where an arm is rewarded by a model."""
+        roles: dict[str, RolePlacement] = {
+            "learner": self.learner,
+            "rollout": self.rollout,
+            "evaluator": self.evaluator,
+        }
+        return roles | ({"scorer": self.scorer} if scorer else {})
 
 
 class TuningSettings(Section):

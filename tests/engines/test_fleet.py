@@ -35,6 +35,28 @@ def test_roles_apart_have_bundles_of_their_own():
         assert all(asked[i] == expected for i in where[role])
 
 
+def test_a_pinned_roles_bundles_ask_for_the_resource_of_its_name():
+    from actors.fleet import bundles
+
+    asked, where = bundles(Placement.model_validate({"colocated": False, "pinned": True, **ROLES}))
+    plain, same = bundles(Placement.model_validate({"colocated": False, **ROLES}))
+    assert where == same
+    for role, indices in where.items():
+        # Little enough that what a node offers, 1, never bounds how many actors it takes.
+        assert all(asked[i] == plain[i] | {role: asked[i][role]} and 0 < asked[i][role] <= 0.01 for i in indices)
+
+
+def test_where_no_node_offers_a_role_that_is_said(cluster):
+    from actors.fleet import reserve
+
+    with pytest.raises(RunFailed) as failure:
+        reserve(Placement.model_validate({"colocated": False, "pinned": True, "timeout_seconds": 1}), scorer=False)
+    line = str(failure.value)
+    assert "asked for 1 CPU, 0.001 learner + 1 CPU, 0.001 rollout + 1 CPU, 0.001 evaluator; " in line
+    assert "the cluster has 2 CPU, 0 learner, 0 rollout, 0 evaluator, of which" in line
+    assert line.endswith("nodes that offer the resource of each role's name")
+
+
 @pytest.mark.parametrize(
     ("settings", "asked"),
     [

