@@ -31,6 +31,7 @@ from rlhf_bench.reference import reference_logprobs
 from rlhf_bench.report import write_report
 from rlhf_bench.report.pages import write_page
 from rlhf_bench.report.series import series_labels
+from rlhf_bench.tasks._places import Place, rows_at
 from rlhf_bench.terminal import in_codes, one_line, printable, without_passwords
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.types import BadInput, Row, RunFailed
@@ -150,7 +151,7 @@ FORBIDDEN = {
     "eval", "exec", "compile", "__import__", "torch.load", "pickle.load", "pickle.loads", "cloudpickle.loads", "joblib.load",
     "dill.loads", "marshal.loads", "shelve.open", "pd.read_pickle", "os.system", "os.popen", "yaml.unsafe_load",
     "yaml.full_load", "yaml.safe_load", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "tempfile.mktemp",
-    "load_dataset", "datasets.load_dataset",
+    "load_dataset",
 }  # fmt: skip
 
 
@@ -166,8 +167,34 @@ def test_nothing_that_is_shipped_runs_or_unpickles_what_it_reads(path):
             assert key not in given or ast.unparse(given[key]) == "False", where
         if name == "yaml.load":
             assert path.name == "plain_yaml.py", where
+        if name == "datasets.load_dataset":  # what it must not run, the next test brings
+            assert path.name == "_places.py" and "streaming" in given, where
         if name.endswith(".from_pretrained") and not name.startswith("Auto"):
             pytest.fail(f"{where}: load models in models.py and tokenizers in tokenizer.py")
+
+
+def a_script(folder, marker):
+    (folder / f"{folder.name}.py").write_text(f"open({str(marker)!r}, 'w')\n")
+
+
+def a_pickle(folder, marker):
+    (folder / "train.pkl").write_bytes(pickle.dumps(Bomb(marker)))
+
+
+def a_pickle_by_its_card(folder, marker):
+    a_pickle(folder, marker)
+    card = "configs:\n- config_name: default\n  data_files: train.pkl\nbuilder_name: pandas\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+
+
+@pytest.mark.parametrize("put", [a_script, a_pickle, a_pickle_by_its_card])
+def test_a_data_sets_own_code_is_not_run_nor_its_pickles_read(put, tmp_path):
+    folder, marker = tmp_path / "brings", tmp_path / "marker"
+    folder.mkdir()
+    put(folder, marker)
+    with pytest.raises(BadInput, match="task.prompts: .* cannot be read as a data set"):
+        list(rows_at(Place(source=str(folder)), "task.prompts"))
+    assert not marker.exists()
 
 
 # YAML
