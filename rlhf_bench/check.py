@@ -26,7 +26,7 @@ def lines(recipe: Recipe, material: Material) -> Iterator[str]:
     yield (
         f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
     )
-    for note in material.task.notes:
+    for note in material.notes:
         yield f"data: {note}"
     yield from data_check(material)
     yield from _budget(recipe, shape, n)
@@ -50,7 +50,7 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
     return {
         "recipe": recipe.resolved(),
         "model": {"parameters": shape.parameters, "vocabulary": len(material.tokenizer), "prompt_tokens": n.prompt},
-        "notes": list(material.task.notes),
+        "notes": list(material.notes),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,
         "memory_gib": memory_gib(recipe, shape),

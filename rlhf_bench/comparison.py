@@ -108,7 +108,7 @@ class Comparison:
         for dataset in self.datasets.values():
             self.tracker.uses(dataset)
         self.arms = self._tuned(start, arms)
-        self.notes = [*self.material.task.notes, *self._surely(self.begin_evaluation, start, False)]
+        self.notes = [*self.material.notes, *self._surely(self.begin_evaluation, start, False)]
         base = self._surely(self._look_at_base, start)
         self.before_arms = self._seconds(self.began)
         first_update = None

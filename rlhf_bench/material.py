@@ -83,6 +83,7 @@ class Material:
     pairs: list[Pair] | None  # that come with the data; None where the weaker policy makes them
     held_out_pairs: list[Pair]
     fingerprint: dict[str, str]  # hashes of model and data, for stage caches
+    notes: tuple[str, ...] = ()  # what a reader of the results must know of the data
 
     @property
     def eos_id(self) -> int:
@@ -116,11 +117,16 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         raise BadInput(
             "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
         )
-    pairs, looked_at = None, []
+    pairs, looked_at, notes = None, list[Pair](), list(task.notes)
     if task.pairs is not None:
         wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
         encoded = [encode.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
-        pairs, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
+        offered, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
+        pairs = _of_other_prompts(offered, looked_at)
+        if len(pairs) < len(offered):
+            notes.append(
+                f"{len(offered) - len(pairs)} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
+            )
     known = rows_of([*(pairs or []), *looked_at])
     _refuse_long_rows(recipe, [*demonstrations, *known], train, [p.prompt for p in pairs or []])
     model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
@@ -130,8 +136,21 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         "data": hashlib.sha256(repr(data).encode()).hexdigest(),
     }
     return Material(
-        task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint
-    )
+        task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _of_other_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
+    """Those whose prompt no held-out pair has: else what is learnt of a prompt would pass for what is known without it."""
+    known = {p.prompt.token_ids for p in held_out}
+    others = [p for p in pairs if p.prompt.token_ids not in known]
+    if not others:
+        raise BadInput(
+            f"data.held_out_pairs: {len(held_out)} held-out pairs have the prompts of all others, so none is left to train "
+            "on; lower it, or give pairs on more prompts"
+        )
+    return others
 
 
 def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:

@@ -282,3 +282,15 @@ def test_overlap_is_a_share_and_whole_for_the_same_words(text):
     assert 0 <= judge_overlap(text, "some words").score <= 1
     assert judge_overlap("Words, some!", "some words").score == 1
     assert judge_overlap("some", "some words").score == pytest.approx(2 / 3)
+
+
+def test_no_pair_to_train_on_has_a_held_out_pairs_prompt(tmp_path, tokenizer_folder):
+    pairs = [{"prompt": [user("one")], "chosen": [said(f"yes {n}")], "rejected": [said("no")]} for n in range(4)]
+    apart = [{"prompt": [user(f"two {n}")], "chosen": [said("yes")], "rejected": [said("no")]} for n in range(1)]
+    found = material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, *apart]), tokenizer_folder)
+    held_out = {p.prompt.token_ids for p in found.held_out_pairs}
+    assert found.pairs and not held_out & {p.prompt.token_ids for p in found.pairs}
+    left_out = 3 - len(found.pairs)
+    assert left_out and f"{left_out} of 3 pairs are left out, since held-out pairs have their prompts" in found.notes
+    with pytest.raises(BadInput, match="data.held_out_pairs: 2 held-out pairs have the prompts of all others"):
+        material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, pairs[0]]), tokenizer_folder)
