@@ -1,4 +1,5 @@
-"""A node of a cluster dies with all roles on it: they start again on another one, and the run ends as one left alone."""
+"""A node of a cluster dies with all roles on it, and MLflow's server with it: the roles start again on another node, the run ends as
+one left alone, and the server that is there again gets every step once."""
 
 import secrets
 import subprocess
@@ -7,13 +8,22 @@ import time
 
 import pytest
 
-from tests.chaos.compare import differences
+from tests.chaos.compare import differences, table
 from tests.chaos.runs import ROOT, environment, finish, straight, write_recipe
+from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.engine
 
 
-def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(tmp_path):
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    server = Server(tmp_path / "mlflow")
+    yield server
+    server.kill()
+
+
+def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
     recipe = write_recipe(tmp_path, updates=12)
     alone = straight(tmp_path, recipe)
     ready, log = tmp_path / "ready", tmp_path / "moved.log"
@@ -28,14 +38,19 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(tmp_path):
         with open(log, "ab") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
-                env=environment(tmp_path) | closed | {"RAY_ADDRESS": address},
+                env=environment(tmp_path) | closed | {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": server.address},
             )  # fmt: skip
         state = tmp_path / "moved" / "out" / "state" / "ppo-seed1"
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while not list(state.glob("round-*/manifest.json")):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.05)
         print("lose", file=nodes.stdin, flush=True)
+        server.kill()
+        while "going on from" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.05)
+        server.start()
         moved = finish(process, tmp_path, "moved", 300)
     finally:
         nodes.stdin.close()
@@ -43,6 +58,19 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(tmp_path):
     assert nodes.returncode == 0
     assert "started again" in log.read_text() and "going on from" in log.read_text()
     assert differences(moved, alone, ["ppo"]) == []
+    assert "not in MLflow" not in log.read_text()
+    updates = table(moved, "metrics").query("arm == 'ppo' and phase == 'train'")["update"]
+    assert _steps(server.address) == list(updates) and len(updates) > 3
+
+
+def _steps(address):
+    """Of the arm's loss, in the order in which MLflow has got them."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(address)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "chaos"]
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`rlhf_bench.arm` = 'ppo'")
+    return [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
 
 
 def _line(path):

@@ -4,15 +4,11 @@ or silent at times."""
 import http.client
 import http.server
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ import pytest
 from rlhf_bench import tracking
 from rlhf_bench.mlflow_store import ARM, RUN_KEY, SEED, STATUS
 from rlhf_bench.tracking import Dataset, Tracker, how_to_open, tracking_uri
+from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.engine
 
@@ -71,39 +68,6 @@ def track(uri: str | None, directory, steps: range, warnings: list[str]) -> list
     tracker.artifact(report)
     tracker.artifact(report, "ppo", 1)
     return tracker.finish("interrupted")
-
-
-class Server:
-    """An `mlflow server` on loopback, with a store and artifacts of its own, that can be killed and started again."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
-            *("--artifacts-destination", str(self.folder / "files")),
-        ]
-        with open(self.folder / "log", "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
-                return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # its worker too
-        self.process.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +228,7 @@ def test_a_driver_that_is_killed_with_the_server_away_loses_and_repeats_nothing(
     """Its arm's run and steps 0 to 5 are delivered, 6 to 8 wait; the next driver recomputes 4 to 10."""
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, __file__, server.address, str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert driver.stdout.readline() == "begun\n"
     wait_until(lambda: all_delivered(tmp_path))
