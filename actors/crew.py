@@ -10,6 +10,7 @@ are gone with it: the arm then goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -57,6 +58,7 @@ class Watched:
         """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
 
         where = (ray.get_runtime_context().get_node_id(), os.getpid())
+        _crash_at_once()
 
         def beat() -> None:
             node_load.begin()
@@ -67,6 +69,15 @@ class Watched:
                 load = node_load.node_load()
 
         threading.Thread(target=beat, name="beat", daemon=True).start()
+
+
+def _crash_at_once() -> None:
+    """Ray's handler for crashes asks for memory. In a process that has none left it crashes too, and again, until its stack is
+    full: minutes in which the other threads give signs of life. Python's own needs none."""
+    faulthandler.disable()
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
+        signal.signal(number, signal.SIG_DFL)
+    faulthandler.enable(all_threads=False)
 
 
 class Watch:

@@ -221,6 +221,25 @@ def test_a_process_that_cannot_end_by_itself_is_ended(crew, cluster):
         time.sleep(0.1)
 
 
+def test_a_process_without_memory_crashes_at_once(crew, cluster):
+    """And not by way of handlers that ask for memory, over and over."""
+    from tests.chaos.injected import be_exhausted
+
+    crew, _ = crew()
+    actor = start(crew, cluster, echo_class())
+    pid = cluster.get(actor.__ray_call__.remote(be_exhausted))
+
+    def crash(own):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.abort()
+
+    assert "died" in str(what_raises(cluster, actor.__ray_call__.remote(crash)))
+    from ray._private.worker import _global_node
+
+    (log,) = Path(_global_node.get_logs_dir_path()).glob(f"worker-*-{pid}.err")
+    assert "Fatal Python error: Aborted" in log.read_text() and "AbslFailureSignalHandler" not in log.read_text()
+
+
 def scoring_class():
     """A reward model that scores a response by its length."""
     from actors.crew import Watched
