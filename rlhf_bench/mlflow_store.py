@@ -24,8 +24,6 @@ MLFLOW_STATUS: Mapping[Status, str] = {
 
 RUN_KEY, ARM, SEED, STATUS = "rlhf_bench.run_key", "rlhf_bench.arm", "rlhf_bench.seed", "rlhf_bench.status"
 NOTE = "mlflow.note.content"  # the tag that MLflow's pages show as a run's description
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Of a new experiment: its pages are those about training, and not those about language models' traces."""
 ARTIFACT_LINK = "](artifact:"
 POLICY = "policy"  # folder of a finished policy among its run's artifacts
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # of one log_batch request: MLflow's limits
@@ -57,9 +55,7 @@ class Store:
         # A server knows where its artifacts go. Without one it would be the working directory: name a lasting place.
         artifacts = (directory.resolve().parent / "mlartifacts").as_uri()
         location = None if uri.startswith(("http://", "https://")) else artifacts
-        self._experiment = (
-            found.experiment_id if found else self._client.create_experiment(experiment, location, EXPERIMENT_TAGS)
-        )
+        self._experiment = found.experiment_id if found else self._client.create_experiment(experiment, location)
         self._ids: dict[Run, str] = {}
         self._made_here: set[Run] = set()
         self._steps: dict[Run, dict[str, set[int]]] = {}
