@@ -5,6 +5,7 @@ Without Chromium these tests are skipped: it is no part of what the project inst
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,8 +99,8 @@ def test_the_comparisons_page_has_verdict_table_arms_data_and_a_link_to_the_reci
     page.get_by_text("At equal compute").first.wait_for()
     table = page.locator("table", has_text="Against base").first.inner_text()
     assert all(f"\n{arm}\t" in table for arm in ARMS)
-    text = page.inner_text("body")
-    assert "off_policy_pairs" in text and "dpo-offline · seed 1" in text  # an input, and a child
+    page.get_by_role("link", name="dpo-offline · seed 1").first.wait_for()  # a child
+    page.get_by_text(re.compile("^(demonstrations|train_prompts|off_policy_pairs|held_out_)")).first.wait_for()
     address = page.get_by_role("link", name="The recipe", exact=True).get_attribute("href")
     page.goto(f"{server}/{address}")
     page.get_by_text("weaker_policy_steps").first.wait_for()  # a key of the recipe, as the artifact shows it
