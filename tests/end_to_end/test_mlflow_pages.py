@@ -4,19 +4,15 @@ Without Chromium these tests are skipped: it is no part of what the project inst
 """
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+
+from tests.mlflow_server import Server
 
 WAIT = 60_000  # milliseconds; a busy machine is slow to draw
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
@@ -36,33 +32,11 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def server(chromium, compared):
+def server(chromium, compared, tmp_path_factory):
     """`mlflow server` on the comparison's store; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = f"sqlite:///{compared.directory.parent / 'mlflow.db'}"
-    command = [*(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-               *("--backend-store-uri", store)]  # fmt: skip
-    log = compared.directory.parent / "server.log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, cwd=log.parent, start_new_session=True,
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
+    server = Server(tmp_path_factory.mktemp("server"), store=compared.directory.parent / "mlflow.db")
+    yield server.address
+    server.kill()
 
 
 @pytest.fixture(scope="module")
