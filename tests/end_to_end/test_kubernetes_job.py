@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 PLACED = [
     "arms={ppo: {method: ppo, prompts_per_update: 8, samples_per_prompt: 2, epochs_per_update: 1}}",
-    "tuning=null", "baseline=null", "claims=[]", "compute.limit=1.5e+9", "sft.steps=40", "reliability.checkpoint_seconds=0",
+    "tuning=null", "baseline=null", "claims=[]", "compute.limit=3e+9", "sft.steps=40", "reliability.checkpoint_seconds=0",
     "placement.colocated=false", "placement.pinned=true", "placement.learner.actors=2",
 ]  # fmt: skip
 ROLE_OF = {
