@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_bench.manifest import LABELS, NAME, RECIPE, as_yaml, rayjob
+from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.recipe import load_recipe, recipe_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +87,6 @@ def _list_as_yaml(patch: list[Document]) -> str:
 
 if __name__ == "__main__":
     for path, text in files().items():
-        yaml.safe_load(text)
+        read_yaml(text)
         path.write_text(text, encoding="ascii")
         print(path.relative_to(ROOT))

@@ -45,7 +45,7 @@ def _place(value: object) -> object:
     raise ValueError("give a path, a Hugging Face id, or a mapping with source, config, split, revision, rows")
 
 
-PlaceSetting = Annotated[Place, BeforeValidator(_place)]
+PlaceSetting = Annotated[Place, BeforeValidator(_place, json_schema_input_type=str | Place)]
 
 
 def is_hub_id(source: str) -> bool:

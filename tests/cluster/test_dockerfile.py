@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import rlhf_bench
 from cluster import kubernetes_files
 from tests.cluster.kuberay import ROOT
 
@@ -95,8 +96,7 @@ def test_rays_version_is_one_everywhere():
 
 
 def test_images_are_named_by_the_projects_version():
+    version = rlhf_bench.__version__
     images = {image for _, image in [kubernetes_files.BASE, *kubernetes_files.OVERLAYS.values()]}
-    assert images == {f"rlhf-bench:{PROJECT['version']}-{target}" for target in TARGETS}
-    assert all(
-        f"--target {target} " in TEXT and f"rlhf-bench:{PROJECT['version']}-{target} ." in TEXT for target in TARGETS
-    )
+    assert images == {f"rlhf-bench:{version}-{target}" for target in TARGETS}
+    assert all(f"--target {target} " in TEXT and f"rlhf-bench:{version}-{target} ." in TEXT for target in TARGETS)

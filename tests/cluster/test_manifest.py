@@ -29,6 +29,8 @@ def groups_of(job):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_every_shipped_recipe_becomes_a_job_that_kuberay_takes(path):
     overrides = ["task.folder=/shared/gsm8k"] if path.stem == "gsm8k" else []
+    if not load_series(path, overrides)[0].recipe.placement.colocated:
+        overrides.append("placement.pinned=true")
     job = render(path, *overrides)
     assert problems(job) == []
     assert len(groups_of(job)) in (1, 4)

@@ -222,7 +222,9 @@ def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, to
 def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, tokenizer_folder):
     train = [{"prompt": p, "reference": "a", "response": "a"} for p in ("What is it?", "what is  it", "yes?", "no?")]
     test = [{"prompt": p, "reference": "a"} for p in ("YES", "is it?", "it?", "h?")]
-    pairs = [{"prompt": "no?", "chosen": c, "rejected": "no"} for c in ("yes", "yes", "it", "is", "what")]
+    asked = ("no?", "no?", "yes?", "yes?", "no?")  # so shuffled that those of "yes?" are held out
+    chosen = ("yes", "yes", "it", "is", "what")
+    pairs = [{"prompt": p, "chosen": c, "rejected": "no"} for p, c in zip(asked, chosen, strict=True)]
     found = material(tmp_path, files(tmp_path, train, test, pairs), tokenizer_folder, template=None)
     lines = list(data_check(found))
     assert "  train prompts: 1" in lines and "  in_distribution prompts: 0" in lines

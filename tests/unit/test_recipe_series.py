@@ -155,7 +155,7 @@ def test_a_small_size_can_have_fewer_arms_a_shorter_series_and_an_inherited_size
 def test_the_small_sizes_files_are_named_relative_to_the_recipe_as_well(tmp_path):
     files = {"kind": "files", "prompts": "./p.jsonl", "held_out": "../h.jsonl"}
     task = load_recipe(write(tmp_path, fast={"task": files}), fast=True).task
-    assert (task.prompts, task.held_out) == (tmp_path / "p.jsonl", tmp_path.parent / "h.jsonl")
+    assert (task.prompts.source, task.held_out.source) == (str(tmp_path / "p.jsonl"), str(tmp_path.parent / "h.jsonl"))
 
 
 @pytest.mark.parametrize("more", [{}, {"fast": None}, {"fast": 3}])
