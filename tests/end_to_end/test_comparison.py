@@ -386,7 +386,7 @@ def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     assert [s["status"] for s in failed.summary["arms"]["dpo-offline"]["seeds"]] == ["done"]
     assert failed.summary["arms"]["dpo-mixed"]["seeds"] == []
     page = (failed.directory / "report.html").read_text()
-    assert "dpo-offline" in page and set(failed.table("metrics")["arm"]) == {"base", "dpo-offline"}
+    assert "dpo-offline" in page and set(failed.table("metrics")["arm"]) == {"dpo-offline"}
 
 
 def test_sigterm_leaves_all_in_order(stopped):
