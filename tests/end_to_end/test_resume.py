@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_and_asked_to_end_ends_as_one_left_alone(straight,
 def test_it_says_from_where_it_goes_on_and_leaves_damaged_checkpoints_alone(broken):
     directory, said = broken
     assert said.count("going on from") == 3
-    assert "policy-00001.safetensors is damaged; the one before it is used" in said
+    assert "policy-00001.safetensors is damaged; it is removed, and the one before it is used" in said
     assert "a checkpoint follows after this update" in said
     assert not list((directory / "state").glob("*-seed1")), "checkpoints of finished arms are of no use"
 
