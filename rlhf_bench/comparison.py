@@ -139,7 +139,9 @@ class Comparison:
             else:  # all there already: but this recipe may name other arms than the last one did
                 self._record(start, base, first_update)
         before_report = self._own_seconds()
-        from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
+        # matplotlib and all that: the driver has imported it meanwhile
+        from rlhf_bench.report import write_report
+        from rlhf_bench.report.model_card import write_cards
 
         summary = write_report(self.directory, elsewhere)
         own, wall = self._own_seconds(), perf_counter() - self.began
@@ -157,6 +159,7 @@ class Comparison:
         for name in ("summary.json", "recipe.yaml", *tables, *trials):
             self.tracker.artifact(self.directory / name)
         self._describe(summary)
+        write_cards(self.directory, summary)
         if self.recipe.tracking.register_as is not None:
             self._register(self.recipe.tracking.register_as, summary)
         if failed:

@@ -45,7 +45,7 @@ def learner() -> Measured:
 def pool() -> Measured:
     """Seconds for the same prompts against the number of sleeping engines: -1 where none of them waits."""
     engines = (2, 4, 8, 16)
-    return exponents(engines, lambda i: dispatched(engines[i], 512, 112, token_seconds=0.002)[0], runs=3)
+    return exponents(engines, lambda i: dispatched(engines[i], 512, 112, token_seconds=0.002)[0][0], runs=3)
 
 
 def sync_by_parameters() -> Measured:

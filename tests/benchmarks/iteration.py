@@ -18,7 +18,7 @@ from tests.benchmarks.row import Measured, Row, interleaved
 
 RUNS = 5
 PROMPTS, SAMPLES, RESPONSE, RATE = 8, 4, 64, 1e-5
-ACTORS, DISPATCHED, TOKEN_SECONDS, CONCURRENT = 256, 20_000, 0.03, 16
+ACTORS, DISPATCHED, TOKEN_SECONDS = 256, 20_000, 0.03
 
 
 class Alone:
@@ -122,7 +122,8 @@ def iteration() -> Measured:
 
 
 class Sleeper:
-    """Answers as a rollout engine does, and sleeps for every token of a response instead of drawing it."""
+    """Answers as a rollout engine does, one request after the other, and sleeps for every token of a response instead of
+    drawing it."""
 
     def __init__(self, token_seconds: float) -> None:
         self.token_seconds = token_seconds
@@ -146,9 +147,10 @@ def tokens_of(seed: int, most: int) -> int:
 
 
 def dispatched(
-    actors: int, prompts: int, response: int, token_seconds: float = TOKEN_SECONDS
-) -> tuple[float, float, list[float]]:
-    """Seconds that a pool of so many sleepers takes, the ideal, and the driver's resident MiB at each eighth."""
+    actors: int, prompts: int, response: int, token_seconds: float = TOKEN_SECONDS, runs: int = 1
+) -> tuple[list[float], float, list[float]]:
+    """Seconds that a pool of so many sleepers takes in each run, the ideal, and the driver's resident MiB at each eighth of
+    the first one."""
     from actors.rollout_pool import RolloutPool
     from rlhf_bench.engine_time import EngineTime
     from rlhf_bench.flops import ModelShape
@@ -159,25 +161,29 @@ def dispatched(
     sleepers = [start_actor(ray, Sleeper, token_seconds) for _ in range(actors)]
     ray.get([sleeper.abandon.remote() for sleeper in sleepers])  # all have started
     shape = ModelShape(1, 1, 1, 1, 1, 1)
-    pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=CONCURRENT), shape, 1, 4096, EngineTime())
+    pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=1), shape, 1, 4096, EngineTime())
     asked = [Prompt(str(i), "", "", (5,) * (8 + i % 32)) for i in range(prompts)]
     sampling = Sampling(1, response, 1.0, 1)
     total = sum(tokens_of(sampling.seed * 1_000_003 + i, response) for i in range(prompts)) * token_seconds
-    resident, done, began = [], 0, perf_counter()
-    for part in pool.stream(asked, sampling):
-        done += len(part.indices)
-        if done >= (len(resident) + 1) * prompts // 8:
-            resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    seconds = perf_counter() - began
+    resident, seconds = list[float](), list[float]()
+    for _ in range(runs):
+        done, began = 0, perf_counter()
+        for part in pool.stream(asked, sampling):
+            done += len(part.indices)
+            if done >= (len(resident) + 1) * prompts // 8:
+                resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        seconds.append(perf_counter() - began)
+        if runs > 1:
+            print(f"  {seconds[-1]:.1f} s", flush=True)
     for sleeper in sleepers:
         ray.kill(sleeper)
     return seconds, total / actors, resident
 
 
 def dispatch() -> Measured:
-    seconds, ideal, resident = dispatched(ACTORS, DISPATCHED, 112)
+    seconds, ideal, resident = dispatched(ACTORS, DISPATCHED, 112, runs=RUNS)
     notes = f"the driver's memory from an eighth of the way to the end: +{resident[-1] - resident[0]:.0f} MiB"
-    return Measured([seconds / ideal], [seconds], [ideal], "s", notes)
+    return Measured([taken / ideal for taken in seconds], seconds, [ideal] * len(seconds), "s", notes)
 
 
 ROWS = (

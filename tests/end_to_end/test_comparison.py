@@ -337,6 +337,7 @@ def test_mlflow_has_descriptions_data_curves_by_compute_and_tokens_and_the_polic
 
 
 def test_finished_policies_are_hugging_face_folders(first):
+    from huggingface_hub import ModelCard
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = []
@@ -348,6 +349,9 @@ def test_finished_policies_are_hugging_face_folders(first):
         embedding = AutoModelForCausalLM.from_pretrained(path).get_input_embeddings().weight.detach().numpy()
         assert np.isfinite(embedding).all() and not any(np.array_equal(embedding, other) for other in weights)
         weights.append(embedding)
+        card, (seed,) = ModelCard.load(path / "README.md"), first.summary["arms"][arm]["seeds"]
+        assert card.data.tags[:2] == ["rlhf-bench", first.summary["arms"][arm]["method"].replace("_", "-")]
+        assert f"| Score on held-out prompts | {seed['score']:.3f} |" in card.text
     assert sorted(p.name for p in (first.directory / "checkpoints").iterdir()) == sorted(ARMS)
 
 
