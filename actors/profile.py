@@ -56,7 +56,11 @@ def write_profile(path: Path, engine_time: EngineTime, actors: Mapping[str, Any]
     tracks = {"driver: engines at work, as it saw them": driver}
     for name, actor in actors.items():
         asked = time.time()
-        calls, clock = ray.get(actor.profile.remote())
+        try:
+            calls, clock = ray.get(actor.profile.remote())
+        except ray.exceptions.RayActorError:  # its notes are gone with it; the run is done all the same
+            tracks[f"{name}: lost before it was asked"] = []
+            continue
         # The node's clock against the driver's, to half of the way there and back.
         behind = (asked + time.time()) / 2 - clock
         tracks[name] = [(what, began + behind, seconds) for what, began, seconds in calls]

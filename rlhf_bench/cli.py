@@ -370,6 +370,8 @@ def _refuse_what_has_no_room(settings: Any, material: Any) -> None:
 def _guard_local_cluster() -> None:
     """Close a cluster of our own to others by a token. Ray reads this as it is imported, so it must be set before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS") in ("", "local"):  # Ray's own words for none: one of our own, and closed as such
+        del os.environ["RAY_ADDRESS"]
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 

@@ -164,7 +164,8 @@ def write_trouble(directory: Path, key: str, update: int, why: str, data: Data) 
     path = folder / f"{key}-update{update}.json"
     rows = [
         {
-            "id": row.id, "prompt_ids": row.prompt_ids, "responses": row.responses, "rewards": rewards,
+            "id": row.id, "prompt_ids": row.prompt_ids, "responses": row.responses,
+            "rewards": [float(reward) for reward in rewards],
             "measured": {name: [a.tolist() for a in found[i]] for name, found in data.measured.items()},
         }
         for i, (row, rewards) in enumerate(zip(data.drawn.rows, data.drawn.rewards, strict=True))

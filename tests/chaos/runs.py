@@ -72,13 +72,19 @@ def straight(folder: Path, recipe: Path) -> Path:
 
 
 def with_faults(folder: Path, recipe: Path, faults: Sequence[Fault], seconds: float) -> tuple[Path, list[Outcome]]:
-    """With each of them on the way, in order."""
+    """With each of them on the way, in order. Outcomes are in the folder's outcomes.jsonl as they come."""
     (folder / "faults.json").write_text(json.dumps([[f.kind, f.role, f.phase] for f in faults]))
     outcomes = folder / "outcomes.jsonl"
     module = ["tests.chaos.injected", str(folder / "faults.json"), str(outcomes)]
     directory = finish(begin(folder, recipe, "faults", module), folder, "faults", seconds)
-    lines = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
-    return directory, [Outcome(Fault(*line[:3]), *line[3:]) for line in lines]
+    return directory, outcomes_in(folder)
+
+
+def outcomes_in(folder: Path) -> list[Outcome]:
+    """Of the faults so far."""
+    file = folder / "outcomes.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [Outcome(Fault(*line[:3]), *line[3:]) for line in lines]
 
 
 def with_killed_drivers(folder: Path, recipe: Path, phases: Mapping[str, str]) -> tuple[Path, dict[str, float]]:
@@ -97,6 +103,8 @@ def with_killed_drivers(folder: Path, recipe: Path, phases: Mapping[str, str]) -
 
 def _until_it_goes_on(process: subprocess.Popen, log: Path, times: int) -> list[float]:
     began = time.monotonic()
-    while process.poll() is None and log.read_text().count("going on from") <= times:
+    while log.read_text().count("going on from") <= times:
+        if process.poll() is not None:
+            raise AssertionError(f"the driver began anew instead of going on: {log.read_text()[-2000:]}")
         time.sleep(0.05)
     return [time.monotonic() - began]

@@ -12,6 +12,7 @@ from rlhf_bench.methods.ppo import (
     actor_objective,
     critic_objective,
     gae,
+    importance_weights,
     minibatches,
     next_kl_coefficient,
     policy_loss,
@@ -193,6 +194,32 @@ def test_prepare_against_every_step_written_out():
     assert prepared.metrics == pytest.approx(expected)
 
 
+def test_importance_weights_by_hand():
+    """What the policy says over what the sampler said: a token that was drawn too often counts less. At most the cap."""
+    old, drawn = np.log([0.5, 0.1, 0.3, 0.9]), np.log([0.25, 0.4, 0.3, 0.1])
+    np.testing.assert_allclose(importance_weights(old, drawn, 3.0), [2.0, 0.25, 1.0, 3.0], rtol=1e-12)
+
+
+def test_samples_drawn_ahead_are_weighted_and_those_drawn_now_are_not():
+    nested, flat = measured()
+    rng = np.random.default_rng(1)
+    drawn = [logprobs + rng.normal(0, 0.8, len(logprobs)).astype(np.float32) for logprobs in flat["logprobs"]]
+    rows = [
+        Row(row.id, row.prompt_ids, row.responses, {"sampler_logprobs": tuple(own)})
+        for row, own in zip(ROWS, (drawn[:2], drawn[2:]), strict=True)
+    ]
+    scores = [[0.5, 2.0], [1.0, -1.0]]
+    ahead = prepare(rows, scores, nested, PPOSettings(rollouts_ahead=1, importance_cap=1.5), {})
+    expected = [np.minimum(np.exp(old.astype(float) - mu), 1.5) for old, mu in zip(flat["logprobs"], drawn, strict=True)]
+    for got, one in zip(extras(ahead, "importance"), expected, strict=True):
+        np.testing.assert_allclose(got, one, rtol=1e-6)
+    every = np.concatenate(expected)
+    assert 0 < (every == 1.5).mean() < 1  # some are capped and some are not
+    assert ahead.metrics["importance"] == pytest.approx(every.mean(), rel=1e-6)
+    assert ahead.metrics["importance_capped"] == pytest.approx((every == 1.5).mean())
+    assert all("importance" not in row.extras for row in prepare(rows, scores, nested, PPOSettings(), {}).rows)
+
+
 def test_a_responses_rewards_add_up_to_its_score_less_the_penalty():
     """With γ = λ = 1 the first token's return is everything the response earns."""
     arm = PPOSettings(kl_coefficient=0.5, gae_lambda=1.0, missing_eos_score=-3.0)
@@ -265,6 +292,17 @@ def test_the_actors_objective_and_its_metrics():
     assert metrics["clip_fraction"].tolist() == [1.0, 0.0]
     np.testing.assert_allclose(metrics["step_kl"].numpy(), np.exp(gaps) - 1 - gaps, rtol=1e-12)
     assert metrics["entropy"].tolist() == [1.0, 2.0]
+
+
+def test_a_tokens_importance_multiplies_its_loss_and_its_gradient():
+    own = {"old_logprobs": [-2.0, -2.0], "advantages": [1.0, -3.0]}
+    found = []
+    for more, arm in (({}, PPOSettings()), ({"importance": [0.5, 2.0]}, PPOSettings(rollouts_ahead=1))):
+        logprobs = double([-1.95, -2.1])
+        loss, _ = actor_objective(outputs(logprobs=logprobs, entropy=torch.zeros(2), extras=own | more), arm)
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), logprobs)))
+    for plain, weighted in zip(*found, strict=True):
+        np.testing.assert_allclose(weighted, plain * torch.tensor([0.5, 2.0]), rtol=1e-12)
 
 
 def test_the_critics_objective_is_weighted_by_its_coefficient():

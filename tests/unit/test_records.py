@@ -4,11 +4,12 @@ import json
 import math
 from dataclasses import fields, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rlhf_bench.ledger import Cost
-from rlhf_bench.loop import BASE_LOOK, Look
+from rlhf_bench.loop import BASE_LOOK, Data, Look
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.records import (
     METRIC_KEYS,
@@ -20,8 +21,10 @@ from rlhf_bench.records import (
     pair_rows,
     sample_rows,
     table,
+    write_trouble,
 )
-from rlhf_bench.types import BadInput, Evaluation, PairLook, SplitResult
+from rlhf_bench.sources import Drawn
+from rlhf_bench.types import BadInput, Evaluation, PairLook, Row, SplitResult
 
 SPLITS = ("in_distribution", "unseen")
 MARGINS = {"in_distribution-0": 1.5, "unseen-1": -0.5}
@@ -176,3 +179,24 @@ def test_a_directory_that_cannot_be_used_is_refused_in_one_line(spoil, tmp_path)
     with pytest.raises(BadInput, match="^--output .*out: cannot be used .*; choose another directory$") as refused:
         open_directory(tmp_path / "out", parse_recipe(SMALL))
     assert len(refused.value.problems) == 1
+
+
+def test_the_data_of_a_skipped_update_are_kept_as_they_were(tmp_path):
+    rows = [Row("a", (1, 2), ((3, 4), (5,)))]
+    rewards = [(np.float32("nan"), float("inf"))]  # as scorers and judges give them
+    logprobs = [(np.array([-1.5, -np.inf], np.float32), np.array([np.nan], np.float32))]
+    data = Data(Drawn(rows, rewards, {}, False), {"logprobs": logprobs})
+    kept = write_trouble(tmp_path, "ppo-seed1", 7, "a reward is not finite", data)
+    read = json.loads(kept.read_text())
+    (row,) = read["rows"]
+    assert (read["why"], read["update"]) == ("a reward is not finite", 7)
+    assert (row["id"], row["prompt_ids"], row["responses"]) == ("a", [1, 2], [[3, 4], [5]])
+    assert math.isnan(row["rewards"][0]) and row["rewards"][1] == math.inf
+    assert row["measured"]["logprobs"][0] == [-1.5, -math.inf] and math.isnan(row["measured"]["logprobs"][1][0])
+
+
+def test_no_more_is_kept_of_an_arm_that_is_in_trouble_all_the_time(tmp_path):
+    data = Data(Drawn([Row("a", (1,), ((2,),))], [(0.0,)], {}, False), {})
+    kept = [write_trouble(tmp_path, "ppo-seed1", update, "why", data) for update in range(12)]
+    assert [path is not None for path in kept] == [True] * 10 + [False] * 2
+    assert write_trouble(tmp_path, "dpo-seed1", 1, "why", data) is not None  # another arm has its own

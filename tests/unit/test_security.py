@@ -554,12 +554,14 @@ def test_no_other_environment_variable_is_read():
 # Ray and servers
 
 
-def test_a_local_cluster_asks_for_a_token_of_its_own(monkeypatch):
+@pytest.mark.parametrize("address", [{}, {"RAY_ADDRESS": ""}, {"RAY_ADDRESS": "local"}], ids=str)
+def test_a_local_cluster_asks_for_a_token_of_its_own(monkeypatch, address):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
-    environment = os.environ.copy()
+    environment = os.environ | address
     monkeypatch.setattr(os, "environ", environment)
     cli._guard_local_cluster()
+    assert "RAY_ADDRESS" not in environment
     assert environment["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", environment["RAY_AUTH_TOKEN"])
     first = environment.pop("RAY_AUTH_TOKEN")
     del environment["RAY_AUTH_MODE"]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -101,6 +102,39 @@ def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
     categorical = [torch.distributions.Categorical(logits=x) for x in logits]
     torch.testing.assert_close(logprobs, torch.cat([c.log_prob(t) for c, t in zip(categorical, targets, strict=True)]))
     torch.testing.assert_close(entropy, torch.cat([c.entropy() for c in categorical]))
+
+
+class _Largest(TorchDispatchMode):
+    """Most rows of any tensor over the vocabulary that is made, the head's weight, turned over, aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for made in found if isinstance(found, (tuple, list)) else (found,):
+            over_vocabulary = isinstance(made, torch.Tensor) and made.shape[-1:] == (VOCABULARY,)
+            if over_vocabulary and made.shape != (SIZES["hidden_size"], VOCABULARY):
+                self.rows = max(self.rows, made.numel() // VOCABULARY)
+        return found
+
+
+@pytest.mark.parametrize("objective", [SFT, None], ids=["loss", "logprobs"])
+def test_all_logits_are_never_there_at_once(monkeypatch, objective):
+    """Forward and backward: most rows at a time are a chunk's, of the 28 that the batch has."""
+    monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 5 * VOCABULARY)
+    model, batch = causal("llama"), micro_batch(ROWS)
+    assert len(batch.targets) == 28
+    with _Largest() as largest:
+        if objective is None:
+            model(batch)[0].sum().backward()
+        else:
+            loss_sums(objective, model, batch, None, 1.0)[0].backward()
+    assert 0 < largest.rows <= 5
+    with _Largest() as largest, torch.no_grad():  # and this would see them
+        plain(model.lm, batch.input_ids)
+    assert largest.rows > 28
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
