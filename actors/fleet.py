@@ -152,7 +152,10 @@ def start_fleet(
 
     learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
     ranks = [
-        start(LearnerRank, "learner", i, i, learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype)
+        start(
+            LearnerRank, "learner", i, i, learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype,
+            recipe.model.lora,
+        )  # fmt: skip
         for i in range(learner.actors)
     ]
     engines = [

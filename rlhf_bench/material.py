@@ -178,9 +178,13 @@ def _model(
 ) -> tuple[Path, ModelShape, dict[str, str]]:
     settings = recipe.model
     if settings.name_or_path is not None and given is not None:
-        return Path(settings.name_or_path), given, {"model": settings.name_or_path}
+        lora = settings.lora
+        if lora is None:
+            return Path(settings.name_or_path), given, {"model": settings.name_or_path}
+        key = {"name_or_path": settings.name_or_path, "lora": lora.model_dump(mode="json")}
+        return Path(settings.name_or_path), replace(given, lora_rank=lora.rank), {"model": json.dumps(key, sort_keys=True)}
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = {"model": settings.model_dump(mode="json"), "tokenizer": vocabulary}
+    key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}
 
     def make(folder: Path) -> dict[str, Any]:
         write_fresh_model(settings, tokenizer, DATA_SEED, folder)
