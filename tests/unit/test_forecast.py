@@ -186,6 +186,31 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_adapters_alone_gradients_and_optimizer_are_kept(dtype):
+    """12 bytes a number that learns in float32, 16 with a float32 copy beside 16 bits; policy and reference are whole."""
+    arms, lora = {"offline": ARMS["offline"]}, replace(SHAPE, lora_rank=3)
+    number, learning = (4, 4 + 4 + 8) if dtype == "float32" else (2, 2 + 2 + 8 + 4)
+    r = recipe(arms, model={"dtype": dtype})
+    found = memory_gib(r, lora)
+    assert found["learner"] * 2**30 == pytest.approx(2 * number * SHAPE.parameters + learning * 3 * 600)
+    others = memory_gib(r, SHAPE)
+    assert {role: found[role] for role in ("rollout", "evaluator", "scorer")} == {
+        role: others[role] for role in ("rollout", "evaluator", "scorer")
+    }
+    sharded = recipe(arms, model={"dtype": dtype}, placement={"learner": {"actors": 4, "zero_stage": 3}})
+    assert memory_gib(sharded, lora)["learner"] == pytest.approx(found["learner"] / 4)
+
+
+def test_an_update_of_adapters_is_a_look_at_the_plain_reference_and_a_step_that_costs_less():
+    r, lora = recipe(), replace(SHAPE, lora_rank=3)
+    layout, tokens = Layout.of([(7, [5] * 2)] * 16), 16 * 2 * 5
+    flops = forward_flops(SHAPE, layout, tokens) + training_flops(lora, layout, tokens)
+    assert arm_forecast(r, r.arms["offline"], lora, N).update.flops == pytest.approx(flops)
+    assert flops < arm_forecast(r, r.arms["offline"], SHAPE, N).update.flops
+    assert arm_forecast(r, r.arms["on-policy"], lora, N).before == arm_forecast(r, r.arms["on-policy"], SHAPE, N).before
+
+
 def test_time_is_flops_over_what_the_learners_devices_do():
     arms = {"offline": ARMS["offline"]}
     on_cores = time_forecast(recipe(arms), recipe(arms).arms["offline"], SHAPE, N)
