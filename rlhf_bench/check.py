@@ -51,7 +51,12 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "recipe": recipe.resolved(),
-        "model": {"parameters": shape.parameters, "trained": shape.trained, "vocabulary": len(material.tokenizer), "prompt_tokens": n.prompt},
+        "model": {
+            "parameters": shape.parameters,
+            "trained": shape.trained,
+            "vocabulary": len(material.tokenizer),
+            "prompt_tokens": n.prompt,
+        },
         "notes": list(material.notes),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,

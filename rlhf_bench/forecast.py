@@ -48,7 +48,8 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
 def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
     layout, many = _rows(n, 1, samples)
     return Cost(
-        flops=many * forward_flops(shape.merged, layout, len(layout.rows)), scored_tokens=samples * (n.prompt + n.response)
+        flops=many * forward_flops(shape.merged, layout, len(layout.rows)),
+        scored_tokens=samples * (n.prompt + n.response),
     )
 
 

@@ -178,11 +178,11 @@ def _model(
 ) -> tuple[Path, ModelShape, dict[str, str]]:
     settings = recipe.model
     if settings.name_or_path is not None and given is not None:
-        lora = settings.lora
+        path, lora = Path(settings.name_or_path), settings.lora
         if lora is None:
-            return Path(settings.name_or_path), given, {"model": settings.name_or_path}
-        key = {"name_or_path": settings.name_or_path, "lora": lora.model_dump(mode="json")}
-        return Path(settings.name_or_path), replace(given, lora_rank=lora.rank), {"model": json.dumps(key, sort_keys=True)}
+            return path, given, {"model": settings.name_or_path}
+        learned = json.dumps({"name_or_path": settings.name_or_path, "lora": lora.model_dump(mode="json")})
+        return path, replace(given, lora_rank=lora.rank), {"model": learned}
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from rlhf_bench.learning import weighted_sides
@@ -204,7 +203,9 @@ def test_settings_that_are_wrong_are_named(lora, line):
 
 
 def test_adapters_beside_untrained_weights_are_refused():
-    with pytest.raises(BadInput, match=r"model\.lora needs model\.name_or_path: .*; name a model, or remove model\.lora"):
+    with pytest.raises(
+        BadInput, match=r"model\.lora needs model\.name_or_path: .*; name a model, or remove model\.lora"
+    ):
         parse_recipe(RECIPE | {"model": {"lora": {}}})
 
 

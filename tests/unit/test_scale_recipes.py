@@ -147,10 +147,14 @@ def test_on_one_gpu_adapters_of_a_larger_model_fit_where_its_weights_do_not(tmp_
     # 36 layers of 2048: q, o of 2048², k, v of 2048 × 256, three of 2048 × 11008; an adapter has 16 of each input and output.
     adapters = 16 * 36 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008))
     assert material.shape.trained == adapters
-    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(lines(recipe, material))
+    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(
+        lines(recipe, material)
+    )
     recipe, material = prepared("scale/3b_lora_one_gpu", tmp_path, "model.lora=null")
     assert material.shape.trained == material.shape.parameters
-    with pytest.raises(BadInput, match=r"placement: learner and rollout and evaluator and scorer need 1\d\d GiB on one GPU"):
+    with pytest.raises(
+        BadInput, match=r"placement: learner and rollout and evaluator and scorer need 1\d\d GiB on one GPU"
+    ):
         refuse_small_gpus(recipe, material.shape)
 
 
