@@ -18,8 +18,9 @@ from rlhf_bench.forecast import (
     time_forecast,
 )
 from rlhf_bench.ledger import Cost
+from rlhf_bench.lora import add_adapters
 from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
-from rlhf_bench.recipe import ModelSettings, parse_recipe
+from rlhf_bench.recipe import LoraSettings, ModelSettings, parse_recipe
 from rlhf_bench.sequences import micro_batch
 from rlhf_bench.tokenizer import build_tokenizer
 from rlhf_bench.types import BadInput, Row
@@ -156,6 +157,31 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
     assert half["learner"] == pytest.approx(gib * (2 + 2 + 8 + 4 + 2)) and half["scorer"] == pytest.approx(gib * 2)
 
 
+@pytest.mark.parametrize("rank", [4, 64])
+def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
+    sizes = ModelSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, max_length=256)
+    write_fresh_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
+    plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
+    add_adapters(model, LoraSettings(rank=rank), 0)
+    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.12)
+
+
+def kept_bytes(model, rows):
+    """Of all that a forward pass keeps for the backward one, the weights aside."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(micro_batch(rows), 1.0)
+    return sum(kept.values())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path):
@@ -169,21 +195,11 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
         if isinstance(module, torch.nn.Linear):  # as on a GPU: a CPU may go by way of float32
             module.__class__ = torch.nn.Linear
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
-    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(micro_batch(rows), 1.0)
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
     )
     expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
-    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
+    assert kept_bytes(model, rows) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
