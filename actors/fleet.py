@@ -151,10 +151,8 @@ def start_fleet(
         return one
 
     learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
-    ranks = [
-        start(LearnerRank, "learner", i, i, learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype)
-        for i in range(learner.actors)
-    ]
+    each = (learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype, recipe.model.lora)
+    ranks = [start(LearnerRank, "learner", i, i, *each) for i in range(learner.actors)]
     engines = [
         start(RolloutActor, "rollout", i, model_path, rollout, length, dtype, placement.weight_sync)
         for i in range(rollout.actors)

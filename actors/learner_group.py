@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -24,8 +25,10 @@ from rlhf_bench.checkpoints import fetch, put
 from rlhf_bench.engine_time import Activity, EngineTime
 from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
+from rlhf_bench.lora import add_adapters, plain_state_dict, plain_weights
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
 from rlhf_bench.models import load_model, scale_head
+from rlhf_bench.recipe import LoraSettings
 from rlhf_bench.roles import Means, Measures, StateLost, Step
 from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.types import Row, RunFailed
@@ -56,7 +59,9 @@ def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str
 class LearnerRank(Profiled, Watched):
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
-    def __init__(self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str):
+    def __init__(
+        self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str, lora: LoraSettings | None = None
+    ):
         os.environ |= {
             "RANK": str(rank),
             "WORLD_SIZE": str(ranks),
@@ -67,7 +72,7 @@ class LearnerRank(Profiled, Watched):
         import torch
 
         torch.set_num_threads(cpus)
-        self.rank, self.ranks, self.zero_stage, self.dtype = rank, ranks, zero_stage, dtype
+        self.rank, self.ranks, self.zero_stage, self.dtype, self.lora = rank, ranks, zero_stage, dtype, lora
         self.device = "cuda" if gpus else "cpu"
         self.models: dict[ModelName, Any] = {}
         self.trained: set[ModelName] = set()  # those that are not frozen
@@ -110,7 +115,8 @@ class LearnerRank(Profiled, Watched):
     def load(
         self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
     ) -> ModelShape:
-        """(Re)place a model by the weights at `path`. Without a learning rate it is frozen."""
+        """(Re)place a model by the weights at `path`. Without a learning rate it is frozen; with one, and `lora`, fresh
+        adapters learn in place of the weights."""
         import deepspeed
         import torch
 
@@ -119,6 +125,9 @@ class LearnerRank(Profiled, Watched):
             old.destroy()
         module = load_model(path, KIND[name], self.dtype, seed)
         shape = ModelShape.of(module.lm)
+        if learning_rate is not None and self.lora is not None:
+            add_adapters(module, self.lora, seed)
+            shape = replace(shape, lora_rank=self.lora.rank)
         module.to(self.device)
         self.trained.discard(name)
         if learning_rate is None and self.zero_stage < 3:
@@ -127,9 +136,8 @@ class LearnerRank(Profiled, Watched):
         optimizer = None
         if learning_rate is not None:
             self.trained.add(name)
-            optimizer = torch.optim.AdamW(
-                module.parameters(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True
-            )
+            learning = [p for p in module.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
         config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if hasattr(engine.optimizer, "check_grad_overflow"):  # else only in 16 bits
@@ -255,37 +263,37 @@ class LearnerRank(Profiled, Watched):
 
     @noted
     def weights(self, name: ModelName) -> tuple[dict[str, np.ndarray] | None, None]:
-        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them; None except on rank 0. And a second None, which
-        the driver waits for: so it sees an error, and need not fetch the weights.
+        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them and with adapters merged; None except on rank 0.
+        And a second None, which the driver waits for: so it sees an error, and need not fetch the weights.
 
-        Where nothing had to be gathered these are the parameters' own memory: Ray copies what a call returns before the
+        Where nothing had to be gathered or merged these are the parameters' own memory: Ray copies what a call returns before the
         next call begins.
         """
         import torch
 
         found = {}
-        for key, parameter in self._module(name).named_parameters():
-            with self._gathered([parameter]):
+        for weight in plain_weights(self._module(name)):
+            with self._gathered(list(weight.parameters)):
                 if self.rank == 0:
-                    value = parameter.detach().cpu()
+                    value = weight.value().cpu()
                     if self.zero_stage == 3:  # else it is gone with the gathering
                         value = value.clone()
-                    found[key] = (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
+                    found[weight.name] = (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
         return (found if self.rank == 0 else None), None
 
     @noted
     def save(self, name: ModelName, path: str, score_scale: float) -> None:
-        """Write a Hugging Face folder from rank 0. A scalar head is multiplied by `score_scale` first."""
+        """Write a Hugging Face folder from rank 0, adapters merged. A scalar head is multiplied by `score_scale` first."""
         module = self._module(name)
         with self._gathered(list(module.parameters())):
             if self.rank == 0:
                 scale_head(module, score_scale)
-                module.save_pretrained(path, safe_serialization=True)
+                module.save_pretrained(path, state_dict=plain_state_dict(module), safe_serialization=True)
 
     @noted
     def save_state(self, folder: str) -> dict[str, str]:
-        """Write what training goes on from into `folder`, a path or URI: of every trained model the full float32 weights and
-        Adam's moments, whatever shards them, so that another number of ranks can go on; and this rank's random numbers.
+        """Write what training goes on from into `folder`, a path or URI: of every trained model the full float32 weights that
+        learn, and Adam's moments, whatever shards them, so that another number of ranks can go on; and this rank's random numbers.
         Names and SHA-256 of what this rank has written."""
         import torch
         from safetensors.torch import save
@@ -298,7 +306,7 @@ class LearnerRank(Profiled, Watched):
         for model in sorted(self.trained & set(self.models)):
             shard: dict[str, torch.Tensor] = {}
             shards = 0
-            parameters = list(self._module(model).named_parameters())
+            parameters = [(name, p) for name, p in self._module(model).named_parameters() if p.requires_grad]
             for i, (name, parameter) in enumerate(parameters):
                 for key in TRAINING_STATE:
                     value = self._full(model, parameter, key)

@@ -26,6 +26,8 @@ def lines(recipe: Recipe, material: Material) -> Iterator[str]:
     yield (
         f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
     )
+    if shape.lora_rank:
+        yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters learn in place of the model's"
     for note in material.notes:
         yield f"data: {note}"
     yield from data_check(material)
@@ -49,7 +51,12 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
         }  # fmt: skip
     return {
         "recipe": recipe.resolved(),
-        "model": {"parameters": shape.parameters, "vocabulary": len(material.tokenizer), "prompt_tokens": n.prompt},
+        "model": {
+            "parameters": shape.parameters,
+            "trained": shape.trained,
+            "vocabulary": len(material.tokenizer),
+            "prompt_tokens": n.prompt,
+        },
         "notes": list(material.notes),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,

@@ -8,7 +8,7 @@ What is counted is what is executed: of attention, all scores of the blocks that
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -25,10 +25,11 @@ class ModelShape:
     head_weights: int  # hidden × vocabulary, or hidden × 1
     parameters: int  # all of them, shared ones once
     linear_width: int  # inputs and outputs of the backbone's linear layers together: what a token leaves for backward
+    lora_rank: int = 0  # of the adapters beside these layers, which alone learn then; 0 where there are none
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
-        """Read the shape off a Hugging Face model (it may live on the meta device)."""
+        """Read the shape off a Hugging Face model without adapters (it may live on the meta device)."""
         config = model.config
         head = model.get_output_embeddings() or model.score
         linears = [
@@ -42,6 +43,21 @@ class ModelShape:
             head.weight.numel(), sum(p.numel() for p in model.parameters()), sum(sum(w.shape) for w in linears),
         )  # fmt: skip
 
+    @property
+    def adapter_weights(self) -> int:
+        """A layer of i inputs and o outputs has adapters of r × i and o × r."""
+        return self.lora_rank * self.linear_width
+
+    @property
+    def trained(self) -> int:
+        """Parameters that learn."""
+        return self.adapter_weights or self.parameters
+
+    @property
+    def merged(self) -> ModelShape:
+        """The same with its adapters merged into the weights, as engines, reference and scorer hold it."""
+        return replace(self, lora_rank=0)
+
 
 ATTENTION_BACKWARD = 2.5
 """A fused attention kernel recomputes the scores in its backward pass: five products of the forward's size against two."""
@@ -53,12 +69,16 @@ def forward_flops(shape: ModelShape, layout: Layout, head_positions: int) -> flo
 
 
 def training_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
-    """Forward and backward: products with weights cost twice the forward again, attention 2.5 times."""
-    return 3.0 * _linear(shape, layout, head_positions) + (1 + ATTENTION_BACKWARD) * _attention(shape, layout)
+    """Forward and backward: products with weights cost twice the forward again, once where these are frozen (only their
+    inputs need a gradient); attention 2.5 times."""
+    linear, attention = _linear(shape, layout, head_positions), _attention(shape, layout)
+    frozen = _linear(shape.merged, layout, head_positions) if shape.lora_rank else 0.0
+    return 3.0 * linear - frozen + (1 + ATTENTION_BACKWARD) * attention
 
 
 def _linear(shape: ModelShape, layout: Layout, head_positions: int) -> float:
-    return 2.0 * shape.matmul_weights * layout.tokens + 2.0 * shape.head_weights * head_positions
+    weights = shape.matmul_weights + shape.adapter_weights
+    return 2.0 * weights * layout.tokens + 2.0 * shape.head_weights * head_positions
 
 
 def _attention(shape: ModelShape, layout: Layout) -> float:
@@ -66,7 +86,7 @@ def _attention(shape: ModelShape, layout: Layout) -> float:
 
 
 def generation_flops(shape: ModelShape, requests: Iterable[tuple[int, int, int]]) -> float:
-    """Sampling with a key-value cache. Each request: (prompt tokens, of these taken from the prefix cache, response tokens).
+    """Sampling with a key-value cache, by an engine: it holds merged weights. Each request: (prompt tokens, of these taken from the prefix cache, response tokens).
 
     Position t attends to t+1 keys; the head runs once for each response token; the last response token is never fed.
     """

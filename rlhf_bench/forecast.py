@@ -48,7 +48,8 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
 def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
     layout, many = _rows(n, 1, samples)
     return Cost(
-        flops=many * forward_flops(shape, layout, len(layout.rows)), scored_tokens=samples * (n.prompt + n.response)
+        flops=many * forward_flops(shape.merged, layout, len(layout.rows)),
+        scored_tokens=samples * (n.prompt + n.response),
     )
 
 
@@ -79,15 +80,16 @@ def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> Arm
             update += scoring(shape, n, samples)
     layout, many = _rows(n, responses, rows)
     per_row = responses * n.response
-    one_look = many * forward_flops(shape, layout, per_row * len(layout.rows))
+    look, reference_look = (many * forward_flops(s, layout, per_row * len(layout.rows)) for s in (shape, shape.merged))
     one_pass = many * training_flops(shape, layout, per_row * len(layout.rows))
     heads = rows * per_row
-    looks = len(method.needs(arm))
-    update += Cost(flops=looks * one_look, scored_tokens=looks * heads)
+    needs = method.needs(arm)
+    flops = sum(reference_look if measure == "reference_logprobs" else look for measure in needs)
+    update += Cost(flops=flops, scored_tokens=len(needs) * heads)
     learning = getattr(arm, "epochs_per_update", 1) * len(method.objectives)
     update += Cost(flops=learning * one_pass, trained_tokens=learning * heads)
     if method.adapt is not None:  # one forward and two backward passes: at the first update, and then now and again
-        flops = 2 * one_pass - one_look
+        flops = 2 * one_pass - look
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
     return ArmForecast(before, update)
@@ -148,19 +150,21 @@ UTILISATION = {"gpu": 0.3, "core": 0.6}
 
 def memory_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
     """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries come on top."""
-    size, learner = shape.parameters * BYTES[recipe.model.dtype], recipe.placement.learner
+    number, learner = BYTES[recipe.model.dtype], recipe.placement.learner
+    size = shape.parameters * number
     master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
     share = {stage: learner.actors for stage in (1, 2, 3)}
     weights = size / (share.get(3, 1) if learner.zero_stage == 3 else 1)
-    gradients = size / (learner.actors if learner.zero_stage >= 2 else 1)
-    optimizer = shape.parameters * (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
+    adapters = shape.adapter_weights * number / (learner.actors if learner.zero_stage == 3 else 1)
+    gradients = shape.trained * number / (learner.actors if learner.zero_stage >= 2 else 1)
+    optimizer = shape.trained * (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
     rollout, evaluator = (
         recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
         if role.gpus else size + role.cache_mib * 2**20
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
     )  # fmt: skip
     bytes_by_role = {
-        "learner": _trained(recipe) * (weights + gradients + optimizer) + weights,
+        "learner": _trained(recipe) * (weights + adapters + gradients + optimizer) + weights,
         "rollout": rollout, "evaluator": 2 * size + evaluator, "scorer": size,
     }  # fmt: skip
     return {role: b / 2**30 for role, b in bytes_by_role.items()}

@@ -178,9 +178,13 @@ def _model(
 ) -> tuple[Path, ModelShape, dict[str, str]]:
     settings = recipe.model
     if settings.name_or_path is not None and given is not None:
-        return Path(settings.name_or_path), given, {"model": settings.name_or_path}
+        path, lora = Path(settings.name_or_path), settings.lora
+        if lora is None:
+            return path, given, {"model": settings.name_or_path}
+        learned = json.dumps({"name_or_path": settings.name_or_path, "lora": lora.model_dump(mode="json")})
+        return path, replace(given, lora_rank=lora.rank), {"model": learned}
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = {"model": settings.model_dump(mode="json"), "tokenizer": vocabulary}
+    key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}
 
     def make(folder: Path) -> dict[str, Any]:
         write_fresh_model(settings, tokenizer, DATA_SEED, folder)

@@ -10,6 +10,7 @@ from rlhf_bench.recipe.sections import (
     DataSettings,
     EvaluationSettings,
     LearnerPlacement,
+    LoraSettings,
     ModelSettings,
     Placement,
     Recipe,
@@ -19,6 +20,7 @@ from rlhf_bench.recipe.sections import (
 )
 
 __all__ = [
-    "DataSettings", "EvaluationSettings", "LearnerPlacement", "ModelSettings", "Placement", "Recipe", "RolePlacement",
-    "RolloutPlacement", "StageSettings", "Variant", "load_recipe", "load_series", "merge", "parse_recipe", "recipe_data",
+    "DataSettings", "EvaluationSettings", "LearnerPlacement", "LoraSettings", "ModelSettings", "Placement", "Recipe",
+    "RolePlacement", "RolloutPlacement", "StageSettings", "Variant", "load_recipe", "load_series", "merge",
+    "parse_recipe", "recipe_data",
 ]  # fmt: skip

@@ -32,6 +32,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class LoraSettings(Section):
+    """Adapters of low rank beside every linear layer but the head, which learn in place of the weights (docs/lora.md)."""
+
+    rank: int = Field(16, ge=1, description="rank of an adapter's two matrices")
+    alpha: float = Field(32.0, gt=0, description="what the adapter adds is scaled by alpha / rank")
+
+
 class ModelSettings(Section):
     """The policy's architecture: a folder or Hugging Face id, or a Llama built from scratch."""
 
@@ -44,6 +51,10 @@ class ModelSettings(Section):
     intermediate_size: int = Field(384, ge=8, description="width of the feed-forward layers (from scratch)")
     max_length: int = Field(64, ge=8, description="most tokens of a prompt and its response together")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of weights and activations")
+    lora: LoraSettings | None = Field(
+        None,
+        description="train adapters in place of the weights, in every stage and arm; null trains all weights",
+    )
     tokenizer: TokenizerSettings = Field(
         default_factory=lambda: TokenizerSettings(kind="characters"),
         description="trained on the task's texts, or a pretrained one",
@@ -374,6 +385,14 @@ class Recipe(Section):
             )
         if self.sft is None and self.model.name_or_path is None:
             raise ValueError("sft: null needs model.name_or_path: untrained weights are no base model")
+        if self.model.lora is not None and self.model.name_or_path is None:
+            raise ValueError(
+                "model.lora needs model.name_or_path: adapters learn beside pretrained weights; name a model, or remove model.lora"
+            )
+        if self.model.lora is not None and self.placement.weight_sync != "object_store":
+            raise ValueError(
+                f"placement.weight_sync: {self.placement.weight_sync} sends parameters as they are, and with model.lora an engine needs adapters and weights merged; use object_store"
+            )
         known = ", ".join(self.arms)
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: there is no arm {self.baseline}; choose among {known}")

@@ -1,5 +1,8 @@
 """The ledger's formulas against the operations that PyTorch counts while a model runs."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +19,8 @@ from transformers import (
 from rlhf_bench.attention import PACKED_ROWS, register
 from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.lora import add_adapters
+from rlhf_bench.recipe import LoraSettings
 from rlhf_bench.sequences import layout_of, micro_batch
 from rlhf_bench.types import Row
 
@@ -41,10 +46,14 @@ FUSED = {
 }  # fmt: skip
 
 
-def model_of(name, kind):
+def model_of(name, kind, layers=2):
     auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    config = copy.deepcopy(CONFIGS[name])
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * layers
     torch.manual_seed(0)
-    lm = auto.from_config(CONFIGS[name], attn_implementation=PACKED_ROWS).eval()
+    lm = auto.from_config(config, attn_implementation=PACKED_ROWS).eval()
     return TokenLogprobs(lm) if kind == "causal" else ResponseValues(lm)
 
 
@@ -62,9 +71,12 @@ def counted(model, rows, backward, fused):
     return counter.get_total_flops()
 
 
+def heads_of(rows, kind):
+    return sum(r.response_tokens + (len(r.responses) if kind == "scalar" else 0) for r in rows)
+
+
 def formula(of, model, kind, rows):
-    heads = sum(r.response_tokens + (len(r.responses) if kind == "scalar" else 0) for r in rows)
-    return of(ModelShape.of(model.lm), layout_of(rows), heads)
+    return of(ModelShape.of(model.lm), layout_of(rows), heads_of(rows, kind))
 
 
 @pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
@@ -91,6 +103,42 @@ def test_without_the_fused_kernels_recomputation_attention_costs_three_times_its
     recomputed = 0.5 * 4 * shape.layers * shape.attention_width * layout_of(LONG).scores
     expected = formula(training_flops, model, "causal", LONG) - recomputed
     assert expected == pytest.approx(counted(model, LONG, True, False), rel=0.03)
+
+
+LORA_LAYERS = 12
+"""As many as the smallest pretrained models have: the formula has the frozen weights' backward product for the first
+layer's inputs too, which PyTorch leaves out."""
+
+
+def adapted(name, kind, rank):
+    """A model with adapters, and the shape that a learner reports of it."""
+    model = model_of(name, kind, LORA_LAYERS)
+    shape = replace(ModelShape.of(model.lm), lora_rank=rank)
+    add_adapters(model, LoraSettings(rank=rank), 0)
+    return model, shape
+
+
+@pytest.mark.parametrize("rank", [2, 32])
+@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("kind", ["causal", "scalar"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_with_adapters(name, kind, rows, rank):
+    """Backward, frozen weights cost one product instead of two; adapters cost all three."""
+    model, shape = adapted(name, kind, rank)
+    size = layout_of(rows), heads_of(rows, kind)
+    with torch.no_grad():
+        assert forward_flops(shape, *size) == pytest.approx(counted(model, rows, False, False), rel=0.03)
+    assert training_flops(shape, *size) == pytest.approx(counted(model, rows, True, True), rel=0.03)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape.trained == learning - (shape.head_weights if kind == "scalar" else 0)
+
+
+def test_an_engine_holds_merged_weights_and_pays_for_no_adapter():
+    shape = ModelShape.of(model_of("llama", "causal").lm)
+    lora, size = replace(shape, lora_rank=8), (layout_of(SHORT), 18)
+    assert generation_flops(lora, [(7, 0, 9)]) == generation_flops(shape, [(7, 0, 9)])
+    assert forward_flops(lora.merged, *size) == forward_flops(shape, *size) < forward_flops(lora, *size)
+    assert (lora.merged, shape.trained) == (shape, shape.parameters)
 
 
 def one_token_at_a_time(lm, prompt, cached, response):

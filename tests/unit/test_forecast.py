@@ -18,8 +18,9 @@ from rlhf_bench.forecast import (
     time_forecast,
 )
 from rlhf_bench.ledger import Cost
+from rlhf_bench.lora import add_adapters
 from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
-from rlhf_bench.recipe import ModelSettings, parse_recipe
+from rlhf_bench.recipe import LoraSettings, ModelSettings, parse_recipe
 from rlhf_bench.sequences import micro_batch
 from rlhf_bench.tokenizer import build_tokenizer
 from rlhf_bench.types import BadInput, Row
@@ -156,6 +157,31 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
     assert half["learner"] == pytest.approx(gib * (2 + 2 + 8 + 4 + 2)) and half["scorer"] == pytest.approx(gib * 2)
 
 
+@pytest.mark.parametrize("rank", [4, 64])
+def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
+    sizes = ModelSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, max_length=256)
+    write_fresh_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
+    plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
+    add_adapters(model, LoraSettings(rank=rank), 0)
+    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.12)
+
+
+def kept_bytes(model, rows):
+    """Of all that a forward pass keeps for the backward one, the weights aside."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(micro_batch(rows), 1.0)
+    return sum(kept.values())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path):
@@ -169,21 +195,36 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
         if isinstance(module, torch.nn.Linear):  # as on a GPU: a CPU may go by way of float32
             module.__class__ = torch.nn.Linear
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
-    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(micro_batch(rows), 1.0)
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
     )
     expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
-    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
+    assert kept_bytes(model, rows) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_adapters_alone_gradients_and_optimizer_are_kept(dtype):
+    """12 bytes a number that learns in float32, 16 with a float32 copy beside 16 bits; policy and reference are whole."""
+    arms, lora = {"offline": ARMS["offline"]}, replace(SHAPE, lora_rank=3)
+    number, learning = (4, 4 + 4 + 8) if dtype == "float32" else (2, 2 + 2 + 8 + 4)
+    r = recipe(arms, model={"dtype": dtype})
+    found = memory_gib(r, lora)
+    assert found["learner"] * 2**30 == pytest.approx(2 * number * SHAPE.parameters + learning * 3 * 600)
+    others = memory_gib(r, SHAPE)
+    assert {role: found[role] for role in ("rollout", "evaluator", "scorer")} == {
+        role: others[role] for role in ("rollout", "evaluator", "scorer")
+    }
+    sharded = recipe(arms, model={"dtype": dtype}, placement={"learner": {"actors": 4, "zero_stage": 3}})
+    assert memory_gib(sharded, lora)["learner"] == pytest.approx(found["learner"] / 4)
+
+
+def test_an_update_of_adapters_is_a_look_at_the_plain_reference_and_a_step_that_costs_less():
+    r, lora = recipe(), replace(SHAPE, lora_rank=3)
+    layout, tokens = Layout.of([(7, [5] * 2)] * 16), 16 * 2 * 5
+    flops = forward_flops(SHAPE, layout, tokens) + training_flops(lora, layout, tokens)
+    assert arm_forecast(r, r.arms["offline"], lora, N).update.flops == pytest.approx(flops)
+    assert flops < arm_forecast(r, r.arms["offline"], SHAPE, N).update.flops
+    assert arm_forecast(r, r.arms["on-policy"], lora, N).before == arm_forecast(r, r.arms["on-policy"], SHAPE, N).before
 
 
 def test_time_is_flops_over_what_the_learners_devices_do():

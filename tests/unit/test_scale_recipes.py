@@ -23,13 +23,14 @@ TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor
 # and the number of parameters that the model's card gives, in 10⁹.
 QWEN = {
     "0.5B": ((896, 4864, 24, 14, 2, 151936, True), 0.49),
+    "3B": ((2048, 11008, 36, 16, 2, 151936, True), 3.09),
     "7B": ((3584, 18944, 28, 28, 4, 152064, False), 7.61),
     "14B": ((5120, 13824, 48, 40, 8, 152064, False), 14.7),
     "32B": ((5120, 27648, 64, 40, 8, 152064, False), 32.5),
 }
 SIZES = {
     "scale/0.5b_one_gpu": "0.5B", "ultrafeedback": "0.5B", "scale/7b_one_node": "7B", "scale/13b_two_nodes": "14B",
-    "scale/33b_four_nodes": "32B",
+    "scale/33b_four_nodes": "32B", "scale/3b_lora_one_gpu": "3B",
 }  # fmt: skip
 FEW = ["data.train_prompts=20", "data.off_policy_pairs=8", "data.held_out_pairs=4", "sft.demonstrations=20",
        "evaluation.prompts=4", "evaluation.splits=[in_distribution]"]  # fmt: skip
@@ -94,7 +95,7 @@ def ultrafeedback(folder):
     return [f"task.{key}.source={folder}" for key in ("prompts", "held_out", "pairs")]
 
 
-DATA = {"scale/0.5b_one_gpu": gsm8k, "scale/7b_one_node": mathematics}
+DATA = {"scale/0.5b_one_gpu": gsm8k, "scale/3b_lora_one_gpu": gsm8k, "scale/7b_one_node": mathematics}
 
 
 def prepared(name, tmp_path, *overrides):
@@ -139,6 +140,22 @@ def test_a_placement_that_is_too_small_is_refused(override, line, tmp_path):
     with pytest.raises(BadInput) as refused:
         refuse_small_gpus(recipe, material.shape)
     assert any(re.fullmatch(line, problem) for problem in refused.value.problems), refused.value.problems
+
+
+def test_on_one_gpu_adapters_of_a_larger_model_fit_where_its_weights_do_not(tmp_path):
+    recipe, material = prepared("scale/3b_lora_one_gpu", tmp_path)
+    # 36 layers of 2048: q, o of 2048², k, v of 2048 × 256, three of 2048 × 11008; an adapter has 16 of each input and output.
+    adapters = 16 * 36 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008))
+    assert material.shape.trained == adapters
+    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(
+        lines(recipe, material)
+    )
+    recipe, material = prepared("scale/3b_lora_one_gpu", tmp_path, "model.lora=null")
+    assert material.shape.trained == material.shape.parameters
+    with pytest.raises(
+        BadInput, match=r"placement: learner and rollout and evaluator and scorer need 1\d\d GiB on one GPU"
+    ):
+        refuse_small_gpus(recipe, material.shape)
 
 
 def test_activations_that_may_not_fit_are_said_and_not_refused(tmp_path):
