@@ -27,7 +27,7 @@ from rlhf_bench.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.lora import add_adapters, plain_state_dict, plain_weights
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
-from rlhf_bench.models import load_model, scale_head
+from rlhf_bench.models import load_model
 from rlhf_bench.recipe import LoraSettings
 from rlhf_bench.roles import Means, Measures, StateLost, Step
 from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
@@ -282,12 +282,11 @@ class LearnerRank(Profiled, Watched):
         return (found if self.rank == 0 else None), None
 
     @noted
-    def save(self, name: ModelName, path: str, score_scale: float) -> None:
-        """Write a Hugging Face folder from rank 0, adapters merged. A scalar head is multiplied by `score_scale` first."""
+    def save(self, name: ModelName, path: str) -> None:
+        """Write a Hugging Face folder from rank 0, adapters merged."""
         module = self._module(name)
         with self._gathered(list(module.parameters())):
             if self.rank == 0:
-                scale_head(module, score_scale)
                 module.save_pretrained(path, state_dict=plain_state_dict(module), safe_serialization=True)
 
     @noted
@@ -568,8 +567,8 @@ class LearnerGroup:
         self._get("sync", [done for _, done in refs])
         return refs[0][0]
 
-    def save(self, name: ModelName, path: Path, score_scale: float = 1.0) -> None:
-        self._get("loading", [r.save.remote(name, str(path), score_scale) for r in self.ranks])
+    def save(self, name: ModelName, path: Path) -> None:
+        self._get("loading", [r.save.remote(name, str(path)) for r in self.ranks])
 
     def save_state(self, folder: str) -> dict[str, str]:
         """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -33,12 +32,12 @@ class ScorerActor(Profiled, Watched):
 
     @noted
     def load(self, path: str, dtype: str) -> ModelShape:
-        """A folder of AutoModelForSequenceClassification with one label; `reward.json` beside it holds the score's offset."""
-        from rlhf_bench.models import load_model
+        """A folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names one and
+        says how its scores are read."""
+        from rlhf_bench.models import Reward, load_model
 
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
-        side = Path(path) / "reward.json"
-        self.offset = json.loads(side.read_text())["offset"] if side.exists() else 0.0
+        self.offset = Reward.read(path).offset
         return ModelShape.of(self.model.lm)
 
     @noted

@@ -28,22 +28,24 @@ def lines(recipe: Recipe, material: Material) -> Iterator[str]:
     )
     if shape.lora_rank:
         yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters learn in place of the model's"
+    reward = material.reward_shape
+    if reward is not None:
+        yield f"reward model: {recipe.reward_model.name_or_path}, {reward.parameters:,} parameters"
     for note in material.notes:
         yield f"data: {note}"
     yield from data_check(material)
-    yield from _budget(recipe, shape, n)
-    yield from _time(recipe, shape, n, weaker=material.pairs is None)
-    yield from _memory(recipe, shape)
+    yield from _budget(recipe, shape, n, reward)
+    yield from _time(recipe, shape, n, reward, weaker=material.pairs is None)
+    yield from _memory(recipe, shape, reward)
 
 
 def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
     """The numbers among them, with the recipe in full, for scripts."""
-    n, shape, column, limit = (
-        lengths_of(recipe, material), material.shape, recipe.compute.column, recipe.compute.limit,
-    )  # fmt: skip
+    n, shape, reward = lengths_of(recipe, material), material.shape, material.reward_shape
+    column, limit = recipe.compute.column, recipe.compute.limit
     arms = {}
     for name, arm in recipe.arms.items():
-        f, time = arm_forecast(recipe, arm, shape, n), time_forecast(recipe, arm, shape, n)
+        f, time = arm_forecast(recipe, arm, shape, n, reward), time_forecast(recipe, arm, shape, n, reward)
         before, update = (getattr(c, column) for c in (f.before, f.update))
         arms[name] = {
             "before": before, "update": update, "updates": int((limit - before) / update) if update else None,
@@ -60,22 +62,22 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
         "notes": list(material.notes),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,
-        "memory_gib": memory_gib(recipe, shape),
+        "memory_gib": memory_gib(recipe, shape, reward),
     }
 
 
-def _budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> Iterator[str]:
+def _budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:
     column, limit = recipe.compute.column, recipe.compute.limit
     yield f"budget: {limit:.3g} {column} for each arm and seed"
     for name, arm in recipe.arms.items():
-        f = arm_forecast(recipe, arm, shape, n)
+        f = arm_forecast(recipe, arm, shape, n, reward)
         before, update = (getattr(c, column) for c in (f.before, f.update))
         updates = f"about {int((limit - before) / update)}" if update else "as many as fit"
         yield f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or more"
 
 
-def _time(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> Iterator[str]:
-    found = {name: time_forecast(recipe, arm, shape, n) for name, arm in recipe.arms.items()}
+def _time(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None, weaker: bool) -> Iterator[str]:
+    found = {name: time_forecast(recipe, arm, shape, n, reward) for name, arm in recipe.arms.items()}
     times = {name: time for name, time in found.items() if time is not None}
     if not times:
         yield f"time: the budget is in seconds: {recipe.compute.limit:.3g} × devices for each arm and seed"
@@ -105,13 +107,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _memory(recipe: Recipe, shape: ModelShape) -> Iterator[str]:
-    standing, passing, device = memory_gib(recipe, shape), passing_gib(recipe, shape), recipe.placement.device
+def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Iterator[str]:
+    standing, passing = memory_gib(recipe, shape, reward), passing_gib(recipe, shape, reward)
+    device = recipe.placement.device
     yield "memory of each process, GiB: what stays (weights, gradients, optimizer, cache), and what comes and goes (activations, loading):"
     for role, gib in standing.items():
         place = getattr(recipe.placement, role)
         yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {passing[role]:.2f}"
-    for gpu in gpu_forecasts(recipe, shape):
+    for gpu in gpu_forecasts(recipe, shape, reward):
         need = gpu.standing + gpu.passing
         room = (
             "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"

@@ -363,8 +363,8 @@ def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]
 def _refuse_what_has_no_room(settings: Any, material: Any) -> None:
     from rlhf_bench.forecast import lengths_of, refuse_small_budget, refuse_small_gpus
 
-    refuse_small_gpus(settings, material.shape)
-    refuse_small_budget(settings, material.shape, lengths_of(settings, material))
+    refuse_small_gpus(settings, material.shape, material.reward_shape)
+    refuse_small_budget(settings, material.shape, lengths_of(settings, material), material.reward_shape)
 
 
 def _guard_local_cluster() -> None:

@@ -59,11 +59,16 @@ def _rows(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
     return layout, rows / len(layout.rows)
 
 
-def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> ArmForecast:
-    """Costs with every response at full length: an upper estimate. device_seconds are not forecast."""
+def arm_forecast(
+    recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, reward: ModelShape | None = None
+) -> ArmForecast:
+    """Costs with every response at full length: an upper estimate. device_seconds are not forecast.
+
+    Here and below, `reward` is the shape of a given reward model; None where it is trained, and so of the policy's."""
+    scorer, critic = reward or shape, critic_shape(arm, shape, reward)
     method, data = METHODS[arm.method], recipe.data
     judged = getattr(arm, "feedback", "judge") == "judge"
-    before = reward_model_forecast(recipe, shape, n) if uses_reward_model(arm) else Cost()
+    before = reward_model_forecast(recipe, shape, n, reward) if uses_reward_model(arm) else Cost()
     update, samples = Cost(), 0
     if method.consumes == "samples":
         rows, responses = arm.prompts_per_update, arm.samples_per_prompt
@@ -73,31 +78,44 @@ def arm_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> Arm
         samples = rows * data.candidates_per_prompt if arm.data == "online" else 0
     if arm.data not in ("offline", "online"):
         candidates = data.on_policy_prompts * data.candidates_per_prompt
-        before += sampling(shape, n, candidates, judged) + (Cost() if judged else scoring(shape, n, candidates))
+        before += sampling(shape, n, candidates, judged) + (Cost() if judged else scoring(scorer, n, candidates))
     if samples:
         update += sampling(shape, n, samples, judged)
         if not judged:
-            update += scoring(shape, n, samples)
+            update += scoring(scorer, n, samples)
     layout, many = _rows(n, responses, rows)
     per_row = responses * n.response
-    look, reference_look = (many * forward_flops(s, layout, per_row * len(layout.rows)) for s in (shape, shape.merged))
-    one_pass = many * training_flops(shape, layout, per_row * len(layout.rows))
     heads = rows * per_row
-    needs = method.needs(arm)
-    flops = sum(reference_look if measure == "reference_logprobs" else look for measure in needs)
-    update += Cost(flops=flops, scored_tokens=len(needs) * heads)
-    learning = getattr(arm, "epochs_per_update", 1) * len(method.objectives)
-    update += Cost(flops=learning * one_pass, trained_tokens=learning * heads)
+
+    def look(model: ModelShape) -> float:
+        return many * forward_flops(model, layout, per_row * len(layout.rows))
+
+    def learn(model: ModelShape) -> float:
+        return many * training_flops(model, layout, per_row * len(layout.rows))
+
+    of_need = {"values": critic, "reference_logprobs": shape.merged}
+    looked = [of_need.get(need, shape) for need in method.needs(arm)]
+    update += Cost(flops=sum(map(look, looked)), scored_tokens=len(looked) * heads)
+    learnt = [critic if o.model == "critic" else shape for o in method.objectives]
+    epochs = getattr(arm, "epochs_per_update", 1)
+    update += Cost(flops=epochs * sum(map(learn, learnt)), trained_tokens=epochs * len(learnt) * heads)
     if method.adapt is not None:  # one forward and two backward passes: at the first update, and then now and again
-        flops = 2 * one_pass - look
+        flops = 2 * learn(shape) - look(shape)
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
     return ArmForecast(before, update)
 
 
-def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost:
+def critic_shape(arm: Any, shape: ModelShape, reward: ModelShape | None) -> ModelShape:
+    """Of an arm's critic, which starts from the reward model where the arm uses that."""
+    return reward if reward is not None and uses_reward_model(arm) else shape
+
+
+def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> Cost:
     settings, data = recipe.reward_model, recipe.data
     samples = settings.start_policy_prompts * data.candidates_per_prompt
+    if reward is not None:  # nothing to train: its scores' scale alone
+        return sampling(shape, n, samples, judged=False) + scoring(reward, n, samples)
     total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
     layout, many = _rows(n, 2, per_step)
@@ -105,11 +123,11 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths) -> Cost
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
 
 
-def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
+def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> None:
     """BadInput, one line per arm whose first update does not fit into compute.limit, or into a tuning trial's part of it."""
     column, limit, problems = recipe.compute.column, recipe.compute.limit, []
     for name, arm in recipe.arms.items():
-        forecast = arm_forecast(recipe, arm, shape, n)
+        forecast = arm_forecast(recipe, arm, shape, n, reward)
         before, update = getattr(forecast.before, column), getattr(forecast.update, column)
         if before + update > limit:
             problems.append(
@@ -120,7 +138,7 @@ def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths) -> None:
         if recipe.tuning is None:
             continue
         if uses_reward_model(arm):  # trials are not charged for it
-            before -= getattr(reward_model_forecast(recipe, shape, n), column)
+            before -= getattr(reward_model_forecast(recipe, shape, n, reward), column)
         if before + update > limit * recipe.tuning.fraction:
             problems.append(
                 f"tuning.fraction: {recipe.tuning.fraction:g} of compute.limit is {limit * recipe.tuning.fraction:.3g} {column}, "
@@ -148,47 +166,51 @@ CORE_TFLOPS = 0.066
 UTILISATION = {"gpu": 0.3, "core": 0.6}
 
 
-def memory_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
+def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
     """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries come on top."""
     number, learner = BYTES[recipe.model.dtype], recipe.placement.learner
-    size = shape.parameters * number
+    size, scorer = shape.parameters * number, (reward or shape).parameters * number
     master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
-    share = {stage: learner.actors for stage in (1, 2, 3)}
-    weights = size / (share.get(3, 1) if learner.zero_stage == 3 else 1)
-    adapters = shape.adapter_weights * number / (learner.actors if learner.zero_stage == 3 else 1)
-    gradients = shape.trained * number / (learner.actors if learner.zero_stage >= 2 else 1)
-    optimizer = shape.trained * (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
+    weights = number / (learner.actors if learner.zero_stage == 3 else 1)
+    gradients = number / (learner.actors if learner.zero_stage >= 2 else 1)
+    optimizer = (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
+    trained = _trained(recipe, shape, reward)
+    learning, held = sum(m.trained for m in trained), sum(m.parameters + m.adapter_weights for m in trained)
     rollout, evaluator = (
         recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
         if role.gpus else size + role.cache_mib * 2**20
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
     )  # fmt: skip
     bytes_by_role = {
-        "learner": _trained(recipe) * (weights + adapters + gradients + optimizer) + weights,
-        "rollout": rollout, "evaluator": 2 * size + evaluator, "scorer": size,
+        "learner": held * weights + learning * (gradients + optimizer) + shape.parameters * weights,
+        "rollout": rollout, "evaluator": 2 * size + evaluator, "scorer": scorer,
     }  # fmt: skip
     return {role: b / 2**30 for role, b in bytes_by_role.items()}
 
 
-def _trained(recipe: Recipe) -> int:
-    """How many models the learner trains at a time, at most: the policy, and a critic where an arm has one."""
-    return len({o.model for a in recipe.arms.values() for o in METHODS[a.method].objectives})
+def _trained(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> list[ModelShape]:
+    """What the learner trains at a time, at most: the policy, and a critic, the largest, where an arm has one."""
+    arms = [a for a in recipe.arms.values() if any(o.model == "critic" for o in METHODS[a.method].objectives)]
+    critics = sorted((critic_shape(a, shape, reward) for a in arms), key=lambda s: s.parameters)
+    return [shape, *critics[-1:]]
 
 
-def passing_gib(recipe: Recipe, shape: ModelShape) -> dict[str, float]:
+def passing_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
     """GiB by role and process that come and go: activations of a micro-batch, gradients of held-out pairs, a whole model
     while it is loaded and not yet sharded."""
-    size = shape.parameters * BYTES[recipe.model.dtype]
-    kept = (
-        KEPT[recipe.model.dtype]
-        * shape.linear_width
-        * BYTES[recipe.model.dtype]
-        * recipe.compute.tokens_per_micro_batch
-    )
-    one_layer = 2 * kept / shape.layers  # a forward pass alone keeps nothing but the layer it is in
-    whole = size if recipe.placement.learner.zero_stage == 3 else 0
-    looking = max(one_layer, 2 * size + kept if recipe.evaluation.gradient_pairs else 0)
-    passing = {"learner": max(kept, whole), "rollout": 0.0, "evaluator": looking, "scorer": one_layer}
+    number, tokens = BYTES[recipe.model.dtype], recipe.compute.tokens_per_micro_batch
+    size = shape.parameters * number
+
+    def kept(model: ModelShape) -> float:
+        return KEPT[recipe.model.dtype] * model.linear_width * number * tokens
+
+    def one_layer(model: ModelShape) -> float:
+        return 2 * kept(model) / model.layers  # a forward pass alone keeps nothing but the layer it is in
+
+    trained, whole = _trained(recipe, shape, reward), recipe.placement.learner.zero_stage == 3
+    learning = max(max(kept(model), model.parameters * number * whole) for model in trained)
+    looking = max(one_layer(shape), 2 * size + kept(shape) if recipe.evaluation.gradient_pairs else 0)
+    passing = {"learner": learning, "rollout": 0.0, "evaluator": looking, "scorer": one_layer(reward or shape)}
     return {role: b / 2**30 for role, b in passing.items()}
 
 
@@ -201,10 +223,11 @@ class GpuForecast:
     passing: float
 
 
-def gpu_forecasts(recipe: Recipe, shape: ModelShape) -> list[GpuForecast]:
+def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> list[GpuForecast]:
     """Every kind of GPU there is: with `colocated`, actor i of every role shares one. Roles take turns, so of what comes
     and goes only the largest is there at a time, and the evaluator's beside it, which does not wait for its turn."""
-    standing, passing, placement = memory_gib(recipe, shape), passing_gib(recipe, shape), recipe.placement
+    standing, passing = memory_gib(recipe, shape, reward), passing_gib(recipe, shape, reward)
+    placement = recipe.placement
     needed = [role for role in standing if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
     places = {role: getattr(placement, role) for role in needed if getattr(placement, role).gpus}
     if placement.colocated:
@@ -223,10 +246,10 @@ def gpu_forecasts(recipe: Recipe, shape: ModelShape) -> list[GpuForecast]:
     ]
 
 
-def refuse_small_gpus(recipe: Recipe, shape: ModelShape) -> None:
+def refuse_small_gpus(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> None:
     """BadInput, one line for each kind of GPU whose memory cannot hold even what stays there."""
     device, problems = recipe.placement.device, []
-    for gpu in gpu_forecasts(recipe, shape):
+    for gpu in gpu_forecasts(recipe, shape, reward):
         if gpu.standing > device.memory_gib:
             problems.append(
                 f"placement: {' and '.join(gpu.roles)} need{'s' * (len(gpu.roles) == 1)} {gpu.standing:.0f} GiB on one GPU before any activation, and "
@@ -264,11 +287,13 @@ class TimeForecast:
         return self.flops / (self.devices * self.peak_tflops * 1e12 * self.utilisation)
 
 
-def time_forecast(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths) -> TimeForecast | None:
+def time_forecast(
+    recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, reward: ModelShape | None = None
+) -> TimeForecast | None:
     """As if all of an arm's work were the learner's: sampling is slower a FLOP, and has devices of its own. None where
     the budget is in seconds already."""
     column, learner, device = recipe.compute.column, recipe.placement.learner, recipe.placement.device
-    f = arm_forecast(recipe, arm, shape, n)
+    f = arm_forecast(recipe, arm, shape, n, reward)
     before, update = getattr(f.before, column), getattr(f.update, column)
     if not update:
         return None

@@ -16,9 +16,9 @@ from uuid import uuid4
 
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import uses_reward_model
+from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.models import fresh_shape, write_fresh_model
-from rlhf_bench.pretrained import pretrained_model, refuse_other_tokenizer
+from rlhf_bench.pretrained import pretrained_model, pretrained_reward_model, refuse_other_tokenizer
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
@@ -84,6 +84,7 @@ class Material:
     held_out_pairs: list[Pair]
     fingerprint: dict[str, str]  # hashes of model and data, for stage caches
     notes: tuple[str, ...] = ()  # what a reader of the results must know of the data
+    reward_shape: ModelShape | None = None  # of a given reward model; else it has the policy's
 
     @property
     def eos_id(self) -> int:
@@ -99,6 +100,10 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
             f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
         )
     tokenizer, given = _tokenizer(recipe, task)
+    rewarding = recipe.reward_model.name_or_path
+    reward_shape = pretrained_reward_model(rewarding, recipe.model.max_length, tokenizer) if rewarding else None
+    if reward_shape is not None and recipe.model.lora is not None:  # of the critic that starts from it
+        reward_shape = replace(reward_shape, lora_rank=recipe.model.lora.rank)
     encode = _Encoder(recipe, tokenizer)
     train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
     looked, tried = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
@@ -137,7 +142,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
     }
     return Material(
         task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint,
-        tuple(notes),
+        tuple(notes), reward_shape,
     )  # fmt: skip
 
 
@@ -163,14 +168,18 @@ def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:
         raise BadInput(
             f"model.tokenizer.kind: {settings.kind} does not fit weights from {name}; use {{kind: pretrained, name_or_path: {name}}}"
         )
-    scalar = any(
-        uses_reward_model(arm) or any(o.model == "critic" for o in METHODS[arm.method].objectives)
-        for arm in recipe.arms.values()
-    )
+    scalar = any(_makes_scalar(recipe, arm) for arm in recipe.arms.values())
     model, shape = pretrained_model(name, recipe.model.max_length, scalar)
     tokenizer = build_tokenizer(settings, task.corpus())
     refuse_other_tokenizer(name, model, tokenizer)
     return tokenizer, shape
+
+
+def _makes_scalar(recipe: Recipe, arm: MethodSettings) -> bool:
+    """Whether the arm has a reward model or critic that is made of the policy's."""
+    if uses_reward_model(arm):  # its critic too starts from that
+        return recipe.reward_model.name_or_path is None
+    return any(o.model == "critic" for o in METHODS[arm.method].objectives)
 
 
 def _model(

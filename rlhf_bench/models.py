@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from rlhf_bench.recipe import ModelSettings
 
 FRESH = "fresh.json"
 """Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
+REWARD = "reward.json"
+"""In the folder of a reward model that a run has made or was given: a `Reward`."""
 
 
 def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
@@ -53,9 +56,12 @@ def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
-    """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have."""
+    """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have. Where the
+    folder holds a reward model, the head is multiplied by its scale."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    reward = Reward.read(path)
+    path = reward.model or path
     attention.register()
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(
@@ -85,11 +91,31 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     kwargs["use_safetensors"] = True  # other weights are pickles
     if kind == "causal":
         return TokenLogprobs(with_fast_products(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
-    return ResponseValues(with_fast_products(AutoModelForSequenceClassification.from_pretrained(path, **kwargs)))
+    classifier = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+    return ResponseValues(with_fast_products(_scaled(classifier, reward.scale)))
 
 
-def scale_head(classifier: nn.Module, scale: float) -> None:
-    """Multiply a scalar head, so that its scores have the spread one wants."""
-    if scale != 1.0:
-        with torch.no_grad():
-            classifier.score.weight.mul_(scale)
+@dataclass(frozen=True)
+class Reward:
+    """How a reward model's scores are read, as `reward.json` in its folder says: scale × its head's answer − offset."""
+
+    model: str | None = None  # a folder or id where the weights are; None: in the folder itself
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        (folder / REWARD).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: str) -> Reward:
+        """Of a folder or id that is no reward model of a run: as it is."""
+        file = Path(path) / REWARD
+        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+
+
+def _scaled(classifier: nn.Module, scale: float) -> nn.Module:
+    """With its head multiplied, in memory alone, so that its scores have the spread one wants."""
+    with torch.no_grad():
+        for parameter in classifier.score.parameters():
+            parameter.mul_(scale)
+    return classifier

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tokenizers import Tokenizer
 
 from rlhf_bench import attention
 from rlhf_bench.flops import ModelShape
@@ -18,9 +19,24 @@ from rlhf_bench.models import FRESH
 from rlhf_bench.tokenizer import TextTokenizer, first_line, refuse_missing_folder
 from rlhf_bench.types import BadInput
 
-KEY = "model.name_or_path"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A folder or Hugging Face id, the recipe's key that names it, and what it must be."""
+
+    key: str
+    name: str
+    kind: str
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.name) if Path(self.name).is_dir() else None
+
+    def refuse(self, reason: str, remedy: str = "give one that transformers can load") -> NoReturn:
+        raise BadInput(f"{self.key}: {self.name} is no {self.kind} that can be used: {reason}; {remedy}") from None
 
 
 def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, ModelShape]:
@@ -28,81 +44,132 @@ def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, Mod
     or critic is made of it too. BadInput where a role could not load it, or it has fewer than `max_length` positions.
 
     The weights of an id are first seen when a role loads them."""
-    from transformers.utils.peft_utils import find_adapter_config_file
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    refuse_missing_folder(KEY, name)
-    folder = Path(name) if Path(name).is_dir() else None
-    if find_adapter_config_file(name):  # which transformers would load, from a pickle if need be
-        _refuse(name, "it holds an adapter (adapter_config.json)", "merge the adapter into its model and save that")
-    config = _config(name, folder)
-    weights = {} if folder is None or (folder / FRESH).exists() else _weights(folder)
-    layers = getattr(config, "num_hidden_layers", 0)
-    if weights and layers > len(weights):  # before so many are built
-        raise BadInput(
-            f"{KEY}: {name}/config.json has {layers} layers, and its weights are {len(weights)} tensors; give both of one model"
-        )
-    model, shape = _built(name, config, scalar)
-    if weights:
-        _refuse_other_weights(name, weights, model)
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < max_length:
+    given = _Given("model.name_or_path", name, "causal language model")
+    config = _config(given)
+    fresh = given.folder is not None and (given.folder / FRESH).exists()
+    model, shape = _built(given, config, AutoModelForCausalLM, {} if fresh else _weights(given))
+    if scalar and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        given.refuse(f"transformers makes no reward model or critic of {config.model_type}", "give one of another kind")
+    if positions := _too_few_positions(config, max_length):
         raise BadInput(f"model.max_length: {max_length} is more than the {positions} positions of {name}; lower it")
     return model, shape
+
+
+def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer) -> ModelShape:
+    """The shape of the reward model at a folder or Hugging Face id. BadInput as for `pretrained_model`, and where it does
+    not answer with one number or does not know the policy's token ids, which are what it is given."""
+    from transformers import AutoModelForSequenceClassification
+
+    given = _Given("reward_model.name_or_path", name, "reward model")
+    config = _config(given)
+    classifier = "save one with AutoModelForSequenceClassification and num_labels=1"
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    if architecture and not architecture.endswith("ForSequenceClassification"):
+        given.refuse(f"it is a {architecture}", classifier)
+    if config.num_labels != 1:
+        given.refuse(f"it has {config.num_labels} labels, and a reward is one number", classifier)
+    model, shape = _built(given, config, AutoModelForSequenceClassification, _weights(given))
+    if not hasattr(model, "score"):
+        given.refuse(f"{config.model_type} has a head of its own kind", "give one of another kind")
+    if positions := _too_few_positions(config, max_length):
+        raise BadInput(
+            f"{given.key}: {name} has {positions} positions, fewer than model.max_length {max_length}; lower that, or give another one"
+        )
+    _refuse_unknown_tokens(given, model, tokenizer)
+    return shape
+
+
+def _refuse_unknown_tokens(given: _Given, model: Any, tokenizer: TextTokenizer) -> None:
+    """BadInput where an id of the policy's is beyond the model's vocabulary, or its tokenizer knows it as another token.
+    More tokens are no mistake: many a reward model has one for padding."""
+    from transformers.utils import cached_file
+
+    vocabulary, policys = model.get_input_embeddings().weight.shape[0], _ids(tokenizer.backend_tokenizer)
+    remedy = "a reward model is given the policy's token ids, so give one with the policy's tokenizer"
+    if (highest := max(policys.values())) >= vocabulary:
+        raise BadInput(
+            f"{given.key}: {given.name} has a vocabulary of {vocabulary}, and the policy's token ids go up to {highest}; {remedy}"
+        )
+    try:
+        file = cached_file(given.name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        own = policys if file is None else _ids(Tokenizer.from_file(file))
+    except Exception as error:  # tokenizers raises nothing more particular
+        raise BadInput(
+            f"{given.key}: the tokenizer of {given.name} cannot be read ({first_line(error)}); copy or download it again"
+        ) from None
+    if differing := [token for token, index in policys.items() if own.get(token) != index]:
+        token = min(differing, key=policys.__getitem__)
+        raise BadInput(
+            f"{given.key}: the tokenizer of {given.name} has {own.get(token, 'no id')} for {token!r}, and the policy's has {policys[token]}; {remedy}"
+        )
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+    return tokenizer.get_vocab(with_added_tokens=True)
+
+
+def _too_few_positions(config: Any, max_length: int) -> int | None:
+    """How many the model has, where that is fewer than are needed."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and 0 < positions < max_length else None
 
 
 def refuse_other_tokenizer(name: str, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where the tokenizer has tokens that the model does not know. Fewer are no mistake: models are padded."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
+    highest = max(_ids(tokenizer.backend_tokenizer).values())
     if highest >= vocabulary:
         raise BadInput(
             f"model.tokenizer.name_or_path: its token ids go up to {highest}, and the model {name} has a vocabulary of {vocabulary}; give the tokenizer that belongs to the model"
         )
 
 
-def _refuse(name: str, reason: str, remedy: str = "give one that transformers can load") -> NoReturn:
-    raise BadInput(f"{KEY}: {name} is no causal language model that can be used: {reason}; {remedy}") from None
-
-
-def _config(name: str, folder: Path | None) -> Any:
+def _config(given: _Given) -> Any:
     from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    if folder is not None and not (folder / "config.json").is_file():
-        _refuse(name, "it has no config.json", "give a folder that save_pretrained wrote")
+    refuse_missing_folder(given.key, given.name)
+    if find_adapter_config_file(given.name):  # which transformers would load, from a pickle if need be
+        given.refuse("it holds an adapter (adapter_config.json)", "merge the adapter into its model and save that")
+    if given.folder is not None and not (given.folder / "config.json").is_file():
+        given.refuse("it has no config.json", "give a folder that save_pretrained wrote")
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(given.name, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of a user's file, the file is wrong
-        _refuse(name, first_line(error))
+        given.refuse(first_line(error))
 
 
-def _built(name: str, config: Any, scalar: bool) -> tuple[Any, ModelShape]:
-    """The model without its weights, built as the roles build it, and its shape."""
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MASKED_LM_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    )
+def _built(given: _Given, config: Any, kind: Any, weights: Mapping[str, _Weight]) -> tuple[Any, ModelShape]:
+    """The model without its weights, built as the roles build it, and its shape. BadInput where the weights that there
+    are to be seen do not fit it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
+    layers = getattr(config, "num_hidden_layers", 0)
+    if weights and layers > len(weights):  # before so many are built
+        raise BadInput(
+            f"{given.key}: {given.name}/config.json has {layers} layers, and its weights are {len(weights)} tensors; give both of one model"
+        )
     if config.is_encoder_decoder:
-        _refuse(name, f"{config.model_type} has an encoder and a decoder", "give one with a decoder alone")
+        given.refuse(f"{config.model_type} has an encoder and a decoder", "give one with a decoder alone")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        _refuse(name, f"{config.model_type} sees the words to come", "give one with a decoder alone")
+        given.refuse(f"{config.model_type} sees the words to come", "give one with a decoder alone")
     if getattr(config, "quantization_config", None) is not None:
-        _refuse(name, "its weights are quantized and cannot be trained", "give it as it was before")
+        given.refuse("its weights are quantized and cannot be trained", "give it as it was before")
     attention.register()
     kwargs = {"attn_implementation": attention.PACKED_ROWS}
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **kwargs)
+            model = kind.from_config(config, trust_remote_code=False, **kwargs)
             shape = ModelShape.of(model)
     except Exception as error:  # as above
-        _refuse(name, first_line(error))
+        given.refuse(first_line(error))
     if not model.is_backend_compatible():
-        _refuse(name, f"{config.model_type} has an attention of its own, which cannot take rows of several responses")
-    if scalar and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        _refuse(
-            name, f"transformers makes no reward model or critic of {config.model_type}", "give one of another kind"
-        )
+        given.refuse(f"{config.model_type} has an attention of its own, which cannot take rows of several responses")
+    if weights:
+        _refuse_other_weights(given, weights, model)
     return model, shape
 
 
@@ -115,27 +182,29 @@ class _Weight:
     dtype: str  # as safetensors names it: F32, BF16, I8
 
 
-def _weights(folder: Path) -> dict[str, _Weight]:
-    """Every tensor of the folder's weights, by name."""
+def _weights(given: _Given) -> dict[str, _Weight]:
+    """Every tensor of a folder's weights, by name; none of an id's."""
     from safetensors import SafetensorError, safe_open
 
     weights = {}
-    for file in _files(folder):
+    for file in _files(given.key, given.folder) if given.folder is not None else ():
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():
                     part = opened.get_slice(key)
                     weights[key] = _Weight(file, tuple(part.get_shape()), part.get_dtype())
         except FileNotFoundError:
-            raise BadInput(f"{KEY}: {INDEX} names {file}, which is not there; copy or download it again") from None
+            raise BadInput(
+                f"{given.key}: {INDEX} names {file}, which is not there; copy or download it again"
+            ) from None
         except (SafetensorError, OSError) as error:
             raise BadInput(
-                f"{KEY}: {file} is damaged or cut short ({first_line(error)}); copy or download it again"
+                f"{given.key}: {file} is damaged or cut short ({first_line(error)}); copy or download it again"
             ) from None
     return weights
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(key: str, folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / INDEX
@@ -144,16 +213,16 @@ def _files(folder: Path) -> list[Path]:
             files = set(json.loads(index.read_bytes())["weight_map"].values())
             return sorted(folder / file for file in files)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise BadInput(f"{KEY}: {index} maps no weights to files; copy or download it again") from None
+            raise BadInput(f"{key}: {index} maps no weights to files; copy or download it again") from None
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if pickled:
         raise BadInput(
-            f"{KEY}: {folder} has only pickled weights ({pickled[0]}), which can run code when they are read; convert them to {WEIGHTS}: load them where you trust them, and save_pretrained"
+            f"{key}: {folder} has only pickled weights ({pickled[0]}), which can run code when they are read; convert them to {WEIGHTS}: load them where you trust them, and save_pretrained"
         )
-    raise BadInput(f"{KEY}: {folder} has no weights; put {WEIGHTS} there, or shards and {INDEX}")
+    raise BadInput(f"{key}: {folder} has no weights; put {WEIGHTS} there, or shards and {INDEX}")
 
 
-def _refuse_other_weights(name: str, weights: Mapping[str, _Weight], model: Any) -> None:
+def _refuse_other_weights(given: _Given, weights: Mapping[str, _Weight], model: Any) -> None:
     """BadInput where transformers would draw weights at random or leave some out: names and shapes must be the model's.
 
     The names are those that transformers itself gives to a checkpoint's tensors as it loads them."""
@@ -174,7 +243,9 @@ def _refuse_other_weights(name: str, weights: Mapping[str, _Weight], model: Any)
             others.append(to)
             continue
         if not weight.dtype.startswith(("F", "BF")):
-            raise BadInput(f"{KEY}: {weight.file}: {key} holds {weight.dtype}, no fractions; {remedy}, not quantized")
+            raise BadInput(
+                f"{given.key}: {weight.file}: {key} holds {weight.dtype}, no fractions; {remedy}, not quantized"
+            )
         if source is not None:  # several tensors become one, or one several: their shapes are the library's affair
             targets = by_source[source].target_patterns
             filled |= {to.replace(targets[0], target) for target in targets}
@@ -182,14 +253,16 @@ def _refuse_other_weights(name: str, weights: Mapping[str, _Weight], model: Any)
         filled.add(to)
         if weight.shape != tuple(wanted[to].shape):
             raise BadInput(
-                f"{KEY}: {weight.file}: {key} has shape {list(weight.shape)}, and config.json makes it {list(wanted[to].shape)}; {remedy}"
+                f"{given.key}: {weight.file}: {key} has shape {list(weight.shape)}, and config.json makes it {list(wanted[to].shape)}; {remedy}"
             )
     ignored = model._keys_to_ignore_on_load_missing or ()
     missing = [key for key in wanted if key not in filled and not any(re.search(i, key) for i in ignored)]
     if missing:
         raise BadInput(
-            f"{KEY}: the weights of {name} lack {len(missing)} of the model's {len(wanted)} tensors, first {missing[0]}; {remedy}"
+            f"{given.key}: the weights of {given.name} lack {len(missing)} of the model's {len(wanted)} tensors, first {missing[0]}; {remedy}"
         )
     kinds = {re.sub(r"\d+", "N", key) for key in wanted}
     if more := [key for key in others if re.sub(r"\d+", "N", key) in kinds]:
-        raise BadInput(f"{KEY}: the weights of {name} have {more[0]}, beyond the layers of config.json; {remedy}")
+        raise BadInput(
+            f"{given.key}: the weights of {given.name} have {more[0]}, beyond the layers of config.json; {remedy}"
+        )

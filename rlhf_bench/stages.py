@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -18,9 +17,10 @@ from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Cache, Material, rows_of
 from rlhf_bench.methods.base import Objective
 from rlhf_bench.methods.stages import REWARD_MODEL, SFT
+from rlhf_bench.models import Reward
 from rlhf_bench.recipe import Recipe, StageSettings
 from rlhf_bench.roles import Roles, Step
-from rlhf_bench.types import Pair, Prompt, Row, RunFailed, Sampling
+from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
 
 Say = Callable[[str], None]
 BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104
@@ -50,7 +50,7 @@ class Start:
 
 
 def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> Start:
-    """Train or fetch base policy, pairs and (where an arm needs it) reward model."""
+    """Train or fetch base policy, pairs and (where an arm needs it) reward model, unless that is given."""
     base, base_cost, (pairs, held_out, pairs_cost) = _base_and_pairs(recipe, material, roles, cache, say)
     held_out = {split: found for split, found in held_out.items() if found}
     if not held_out:
@@ -235,8 +235,9 @@ def _reward_model(
     pairs: list[Pair],
     say: Say,
 ) -> tuple[Path, dict[str, Any]]:
-    """A scalar head on the base policy, trained on pairs; its scores scaled to mean 0 and deviation 1 on the base's samples."""
-    settings, scorer = recipe.reward_model, roles.scorer
+    """The given one, or a scalar head on the base policy, trained on pairs; in either case its scores are shifted and scaled
+    to mean 0 and deviation 1 on the base's samples. The folder says where the weights are and how scores are read."""
+    settings, scorer, given = recipe.reward_model, roles.scorer, recipe.reward_model.name_or_path
     assert scorer is not None, "a reward model is made only where there is a scorer"
 
     def make(folder: Path) -> dict[str, Any]:
@@ -247,38 +248,48 @@ def _reward_model(
             recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, REWARD_SEED
         )
         groups, total = roles.pool.generate(prompts, sampling)
-        training = list(pairs) if settings.pairs != "start_policy" else []
+        made: dict[str, Any] = {}
+        if given is None:
+            made, cost = train(folder, groups)
+            total += cost
+        Reward(given).write(folder)
+        scorer.load(folder, recipe.model.dtype)
+        scores, scoring = scorer.score([row_of(g) for g in groups])
+        flat = np.array([s for row in scores for s in row])
+        if not np.isfinite(flat).all():
+            raise RunFailed(
+                "reward model: a score of the start policy's samples is no finite number; use another model"
+            )
+        deviation = float(flat.std()) or 1.0
+        Reward(given, scale=1 / deviation, offset=float(flat.mean()) / deviation).write(folder)
+        return {"cost": asdict(total + scoring), **made}
+
+    def train(folder: Path, groups: Sequence[Group]) -> tuple[dict[str, Any], Cost]:
+        training, total = list(pairs) if settings.pairs != "start_policy" else [], Cost()
         if settings.pairs != "off_policy":
             judged, judging = Judge(material.task, material.tokenizer)(groups)
             training += preference_pairs(with_rewards(judged, "judge", None)[0], settings.pairs_per_prompt)
-            total += judging
+            total = judging
         if not training:
             raise RunFailed("reward model: no pairs to train on; use reward_model.pairs: both")
         roles.learner.load("critic", base, REWARD_SEED, settings.learning_rate, settings.max_grad_norm)
         last, cost = _train(roles, REWARD_MODEL, rows_of(training), settings, REWARD_SEED, "reward model", say)
         roles.learner.save("critic", folder)
         material.tokenizer.save_pretrained(folder)
-        scorer.load(folder, recipe.model.dtype)
-        scores, scoring = scorer.score([row_of(g) for g in groups])
-        flat = np.array([s for row in scores for s in row])
-        deviation = float(flat.std()) or 1.0
-        roles.learner.save("critic", folder, score_scale=1 / deviation)
-        (folder / "reward.json").write_text(json.dumps({"offset": float(flat.mean()) / deviation}))
-        return {
-            "cost": asdict(total + cost + scoring),
-            "pairs": len(training),
-            "train_accuracy": last["accuracy"],
-        }
+        return {"pairs": len(training), "train_accuracy": last["accuracy"]}, total + cost
 
     key = [
         material.fingerprint,
         settings.model_dump(mode="json"),
         recipe.data.model_dump(mode="json"),
         base.name,
-        repr(pairs),
+        repr(pairs) if given is None else None,
     ]
     path, meta, found = cache.get("reward", key, make)
-    say(f"reward model: {'from the cache' if found else 'trained'} on {meta['pairs']} pairs ({path.name})")
+    if given is None:
+        say(f"reward model: {'from the cache' if found else 'trained'} on {meta['pairs']} pairs ({path.name})")
+    else:
+        say(f"reward model: {given}, its scale {'from the cache' if found else 'measured'} ({path.name})")
     roles.learner.free("critic")
     return path, meta
 

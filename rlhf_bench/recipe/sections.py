@@ -102,11 +102,28 @@ class SFTSettings(StageSettings):
 
 
 class RewardModelSettings(StageSettings):
+    name_or_path: str | None = Field(
+        None,
+        description="a Hugging Face id or a folder of an AutoModelForSequenceClassification with one label and the policy's tokenizer, used as it is; null trains one",
+    )
     pairs: Literal["off_policy", "start_policy", "both"] = Field(
         "both", description="what it learns from: the off-policy pairs, pairs among the start policy's samples, or both"
     )
-    start_policy_prompts: int = Field(512, ge=1, description="prompts sampled from the start policy for its pairs")
+    start_policy_prompts: int = Field(
+        512, ge=1, description="prompts sampled from the start policy, for its pairs and for the scores' scale"
+    )
     pairs_per_prompt: int = Field(4, ge=1, description="most pairs made among one prompt's samples")
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> RewardModelSettings:
+        of_training = [key for key in type(self).model_fields if key not in ("name_or_path", "start_policy_prompts")]
+        # By value: a recipe that was saved in full has every key.
+        set_here = [key for key in of_training if getattr(self, key) != type(self).model_fields[key].default]
+        if self.name_or_path is not None and set_here:
+            raise ValueError(
+                f"{set_here[0]} is for training one, and name_or_path gives one that is trained; remove one of the two"
+            )
+        return self
 
 
 class ComputeSettings(Section):
@@ -342,7 +359,7 @@ class Recipe(Section):
         default_factory=SFTSettings, description="null starts from model.name_or_path as it is"
     )
     reward_model: RewardModelSettings = Field(
-        default_factory=RewardModelSettings, description="trained when an arm needs it, and charged to it"
+        default_factory=RewardModelSettings, description="trained, or given, when an arm needs it, and charged to it"
     )
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
     evaluation: EvaluationSettings = Field(

@@ -131,7 +131,7 @@ class Learner:
     def weights(self, name):
         return len(self.stepped)  # a snapshot is how many steps made it
 
-    def save(self, name, path, score_scale=1.0):
+    def save(self, name, path):
         path.mkdir(parents=True, exist_ok=True)
         self.saved.append(path)
 

@@ -155,7 +155,7 @@ def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_ba
     base_saved = threading.Event()
 
     class Tells(Learner):
-        def save(self, name, path, score_scale=1.0):
+        def save(self, name, path):
             super().save(name, path)
             if len(self.saved) == 2:  # the weaker policy came first
                 base_saved.set()
