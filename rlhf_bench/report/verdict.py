@@ -207,6 +207,8 @@ def _against_base(finished: list[ArmResult], summary: Summary) -> str:
         if arm.mean > summary.base_score and arm.interval and arm.interval.contains(summary.base_score)
     ]
     arm = "arm" if len(finished) == len(summary.arms) else "ranked arm"
+    if len(unsettled) == len(finished) > 1:
+        return f"All lie above {base} on average, but every interval includes it, so no {arm} beat it for certain."
     if len(finished) == 1:
         said = f"It did not beat {base}" if below else f"It beat {base}"
     elif len(below) == len(finished):
