@@ -38,6 +38,7 @@ VOCABULARY = 32  # more than the tokenizer has tokens, as with many a published 
 WINDOW = 6  # shorter than a prompt
 # Heads of 32 numbers: the smallest that vLLM computes on a CPU.
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GATED = SIZES | {"intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64}
 CONFIGS = {
     "llama": LlamaConfig(**GATED, tie_word_embeddings=False),
@@ -86,10 +87,8 @@ def write_model(family: str, folder: Path) -> None:
     """Random weights, every one of them: fresh biases are 0 and fresh norms 1, and would hide what is lost or swapped."""
     texts = ["0123456789+=;"]
     build_tokenizer(TokenizerSettings(kind="characters"), texts).save_pretrained(folder)
-    config = CONFIGS[family]
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
