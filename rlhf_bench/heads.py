@@ -205,17 +205,25 @@ class TokenLogprobs(nn.Module):
         self.lm = causal_lm
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0, loss_of: LossOfRows | None = None) -> Any:
-        hidden = hidden_states(self.lm.base_model, batch)[batch.predictor]
-        head = self.lm.get_output_embeddings()
-        weight, bias = head.weight, head.bias
-        if slow_products(hidden):
-            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
-        cap = getattr(self.lm.config, "final_logit_softcapping", None)
+        hidden, weight, bias, cap = self._numbers(hidden_states(self.lm.base_model, batch)[batch.predictor])
         if loss_of is None:
             return _Logprobs.apply(hidden, weight, bias, batch.targets, temperature, cap)
         sums: dict[str, Tensor] = {}
         loss = _Loss.apply(hidden, weight, bias, batch, temperature, cap, loss_of, sums)
         return loss, sums
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """All logits of last hidden states: [T, H] -> [T, V], float32, at temperature 1, capped where the model caps them."""
+        hidden, weight, bias, cap = self._numbers(hidden)
+        return _Head(weight, bias, 1.0, cap).logits(hidden)[0]
+
+    def _numbers(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None, float | None]:
+        """Hidden states, and the head's weight, bias and cap, in the format that they are multiplied in."""
+        head = self.lm.get_output_embeddings()
+        weight, bias = head.weight, head.bias
+        if slow_products(hidden):
+            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
+        return hidden, weight, bias, getattr(self.lm.config, "final_logit_softcapping", None)
 
 
 class ResponseValues(nn.Module):

@@ -28,8 +28,7 @@ class TokenNumbers:
 
 def token_numbers(model: Any, batch: MicroBatch) -> TokenNumbers:
     """What `TokenLogprobs` answers, and the argmax token's confidence, in float32."""
-    logits = model.lm.get_output_embeddings()(predictor_states(model, batch)).float()
-    logp = logits.log_softmax(-1)
+    logp = model.logits(predictor_states(model, batch)).log_softmax(-1)
     return TokenNumbers(
         logp.gather(1, batch.targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1), logp.amax(-1).exp()
     )

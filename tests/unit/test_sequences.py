@@ -15,10 +15,12 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from rlhf_bench import attention, heads
 from rlhf_bench.attention import PACKED_ROWS, Layout, register
+from rlhf_bench.diagnostics.embeddings import token_numbers
 from rlhf_bench.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.learning import loss_sums
 from rlhf_bench.methods import METHODS
@@ -36,6 +38,7 @@ SIZES |= {"intermediate_size": 24, "max_position_embeddings": 64, "num_labels": 
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=1, initializer_range=0.3),
     "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2, initializer_range=0.3),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8, num_key_value_heads=1, initializer_range=0.3),
     "gpt2": GPT2Config(**SIZES, initializer_range=0.3),
     "gemma2": Gemma2Config(  # caps its scores and its logits, and every other layer looks back three tokens only
         **SIZES, head_dim=8, num_key_value_heads=1, initializer_range=0.3, sliding_window=3, attn_logit_softcapping=2.0,
@@ -97,11 +100,15 @@ def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
     model = causal(name)
     with torch.no_grad():
         logprobs, entropy = model(micro_batch(ROWS))
+        looked = token_numbers(model, micro_batch(ROWS))  # what the evaluator computes of the same
         logits = [alone(model.lm, *one) for one in every_response(ROWS)]
     targets = [torch.tensor(response) for _, response in every_response(ROWS)]
     categorical = [torch.distributions.Categorical(logits=x) for x in logits]
     torch.testing.assert_close(logprobs, torch.cat([c.log_prob(t) for c, t in zip(categorical, targets, strict=True)]))
     torch.testing.assert_close(entropy, torch.cat([c.entropy() for c in categorical]))
+    torch.testing.assert_close(looked.logprobs, logprobs)
+    torch.testing.assert_close(looked.entropy, entropy)
+    torch.testing.assert_close(looked.confidence, torch.cat([c.probs.amax(-1) for c in categorical]))
 
 
 class _Largest(TorchDispatchMode):
