@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from rlhf_bench.flops import ModelShape
-from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models import Reward, fresh_shape, load_model, write_fresh_model
 from rlhf_bench.recipe import ModelSettings
 from rlhf_bench.tokenizer import build_tokenizer
 
@@ -37,6 +38,19 @@ def test_a_critic_begins_with_the_fresh_policys_backbone(fresh):
     ours, theirs = policy.base_model.state_dict(), critic.base_model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert critic.score.weight.shape == (1, SETTINGS.hidden_size)
+
+
+def test_a_critic_that_starts_from_a_given_reward_model_has_its_weights_and_the_scale_in_its_head(fresh, tmp_path):
+    given, made = tmp_path / "given", tmp_path / "made"
+    made.mkdir()
+    load_model(str(fresh[0]), "scalar", "float32", 3).lm.save_pretrained(given)
+    Reward(scale=9.0, offset=9.0).write(given)  # another run's: what counts are the weights
+    Reward(str(given), scale=0.25, offset=2.0).write(made)
+    own = AutoModelForSequenceClassification.from_pretrained(given).state_dict()
+    critic = load_model(str(made), "scalar", "float32", 0).lm.state_dict()
+    assert own.keys() == critic.keys()
+    for name in own:
+        torch.testing.assert_close(critic[name], own[name] * (0.25 if name == "score.weight" else 1.0), rtol=0, atol=0)
 
 
 def test_a_folder_without_weights_that_is_not_marked_as_fresh_is_refused(fresh):
