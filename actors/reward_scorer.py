@@ -28,16 +28,14 @@ class ScorerActor(Profiled, Watched):
         torch.set_num_threads(cpus)
         self.device = "cuda" if gpus else "cpu"
         self.model: Any = None
-        self.offset = 0.0
 
     @noted
     def load(self, path: str, dtype: str) -> ModelShape:
         """A folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names one and
         says how its scores are read."""
-        from rlhf_bench.models import Reward, load_model
+        from rlhf_bench.models import load_model
 
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
-        self.offset = Reward.read(path).offset
         return ModelShape.of(self.model.lm)
 
     @noted
@@ -50,7 +48,7 @@ class ScorerActor(Profiled, Watched):
         with torch.no_grad():
             for indices in plan:
                 _, scores = self.model(micro_batch([rows[i] for i in indices]).to(self.device))
-                flat = iter((scores.cpu().numpy() - self.offset).tolist())
+                flat = iter(scores.cpu().tolist())
                 found |= {i: [next(flat) for _ in rows[i].responses] for i in indices}
         return found, perf_counter() - began
 

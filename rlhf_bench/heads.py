@@ -229,14 +229,15 @@ class TokenLogprobs(nn.Module):
 class ResponseValues(nn.Module):
     """A one-label sequence classifier that answers with values and scores: the critic, and the reward model in training.
 
-    forward(batch) -> (values [T]: V of the state each response token is chosen in, scores [R]: read at the last token).
+    forward(batch) -> (values [T]: V of the state each response token is chosen in, scores [R]: read at the last token),
+    both less `offset`, the mean score of the start policy's samples: what is given as reward has its mean at 0.
     """
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: nn.Module, offset: float = 0.0):
         super().__init__()
-        self.lm = classifier
+        self.lm, self.offset = classifier, offset
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         hidden = hidden_states(self.lm.base_model, batch)
-        both = self.lm.score(torch.cat([hidden[batch.predictor], hidden[batch.last]])).squeeze(-1).float()
+        both = self.lm.score(torch.cat([hidden[batch.predictor], hidden[batch.last]])).squeeze(-1).float() - self.offset
         return both[: len(batch.predictor)], both[len(batch.predictor) :]

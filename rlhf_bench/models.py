@@ -57,7 +57,7 @@ def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
     """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have. Where the
-    folder holds a reward model, the head is multiplied by its scale."""
+    folder holds a reward model, the head is multiplied by its scale, and what it answers is less its offset."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     reward = Reward.read(path)
@@ -92,7 +92,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     if kind == "causal":
         return TokenLogprobs(with_fast_products(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
     classifier = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-    return ResponseValues(with_fast_products(_scaled(classifier, reward.scale)))
+    return ResponseValues(with_fast_products(_scaled(classifier, reward.scale)), reward.offset)
 
 
 @dataclass(frozen=True)

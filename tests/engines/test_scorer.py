@@ -1,11 +1,10 @@
 """The reward model's scores against Hugging Face's own classification head, one sequence at a time."""
 
-import json
-
 import numpy as np
 import pytest
 
 from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.models import Reward
 from rlhf_bench.types import Row
 
 pytestmark = pytest.mark.engine
@@ -14,7 +13,12 @@ ROWS = [
     Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1))))
     for i in range(6)
 ]
-OFFSET = 0.75
+SCALE, OFFSET = 0.4, 0.75
+
+
+def close(scores, expected):
+    for found, by_hand in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(found, by_hand, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +28,14 @@ def model(write_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def score(start, model):
-    """score(rows, actors, tokens per micro-batch) -> scores and cost."""
+    """score(rows, actors, tokens per micro-batch, path) -> scores and cost."""
     from actors.reward_scorer import RewardScorer, ScorerActor
 
     both = [start(ScorerActor, 1, 0) for _ in range(2)]
 
-    def score(rows, actors=1, budget=4096):
+    def score(rows, actors=1, budget=4096, path=model):
         scorer = RewardScorer(both[:actors], 1, 0, budget, EngineTime())
-        scorer.load(model, "float32")
+        scorer.load(path, "float32")
         return scorer.score(rows)
 
     return score
@@ -66,11 +70,19 @@ def test_a_prompt_is_paid_for_once_whatever_its_responses(score):
     assert cost.flops < dearer.flops
 
 
-def test_the_offset_beside_the_model_is_taken_off(score, model, expected):
-    side = model / "reward.json"
-    side.write_text(json.dumps({"offset": OFFSET}))
+def test_scale_and_offset_beside_the_model_are_applied(score, model, expected):
+    Reward(scale=SCALE, offset=OFFSET).write(model)
     try:
-        np.testing.assert_allclose(score(ROWS)[0], np.array(expected) - OFFSET, atol=1e-5)
+        by_hand = [[SCALE * score - OFFSET for score in scores] for scores in expected]
+        close(score(ROWS)[0], by_hand)
     finally:
-        side.unlink()
-    np.testing.assert_allclose(score(ROWS)[0], expected, atol=1e-5)
+        (model / "reward.json").unlink()
+    close(score(ROWS)[0], expected)
+
+
+def test_a_given_model_is_read_where_it_is_with_scale_and_offset_from_elsewhere(score, model, expected, tmp_path):
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    Reward(str(model), SCALE, OFFSET).write(tmp_path)
+    close(score(ROWS, path=tmp_path)[0], [[SCALE * s - OFFSET for s in scores] for scores in expected])
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["reward.json"]

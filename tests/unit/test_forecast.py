@@ -97,6 +97,41 @@ def test_the_reward_models_forecast_holds_all_that_its_making_charges():
     assert cost.scored_tokens >= samples * 12
 
 
+LARGER = replace(SHAPE, matmul_weights=90_000, parameters=91_000, head_weights=32, linear_width=900)
+
+
+def test_a_given_reward_model_costs_sampling_and_scoring_by_its_own_shape():
+    cost, samples = reward_model_forecast(recipe(), SHAPE, N, LARGER), 12 * 6
+    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(LARGER, alone(samples), samples)
+    scored = samples * 12
+    assert cost == Cost(flops=pytest.approx(flops), generated_tokens=samples * 5, scored_tokens=scored)
+
+
+def test_a_critic_is_as_large_as_the_reward_model_it_starts_from():
+    arms = {"model": ARMS["ppo"], "judge": ARMS["ppo"] | {"feedback": "judge"}}
+    r, tokens, layout = recipe(arms), 32 * 5, Layout.of([(7, [5] * 4)] * 8)
+    given, trained = ({n: arm_forecast(r, a, SHAPE, N, s).update for n, a in r.arms.items()} for s in (LARGER, None))
+    assert given["judge"] == trained["judge"]
+
+    def of_rewarding(shape):
+        in_learner = forward_flops(shape, layout, tokens) + 3 * training_flops(shape, layout, tokens)
+        return in_learner + forward_flops(shape, alone(32), 32)
+
+    dearer = given["model"].flops - trained["model"].flops
+    assert dearer == pytest.approx(of_rewarding(LARGER) - of_rewarding(SHAPE))
+
+
+def test_a_given_reward_models_memory_is_its_own():
+    gib, more = SHAPE.parameters / 2**30, LARGER.parameters / 2**30
+    ppo, judged = ({"a": ARMS["ppo"] | feedback} for feedback in ({}, {"feedback": "judge"}))
+    found = memory_gib(recipe(ppo), SHAPE, LARGER)
+    assert found["scorer"] == pytest.approx(4 * more)
+    assert found["learner"] == pytest.approx(16 * (gib + more) + 4 * gib)  # policy and critic; the reference
+    assert memory_gib(recipe(judged), SHAPE, LARGER)["learner"] == pytest.approx(2 * 16 * gib + 4 * gib)
+    passing = passing_gib(recipe(ppo), SHAPE, LARGER), passing_gib(recipe(ppo), SHAPE)
+    assert passing[0]["scorer"] / passing[1]["scorer"] == pytest.approx(900 / 600)
+
+
 def test_candidates_that_the_reward_model_ranks_are_scored_before_the_first_update():
     arms = {"a": {"method": "dpo", "data": "on_policy", "feedback": "reward_model"}}
     r = recipe(arms)

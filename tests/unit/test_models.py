@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from rlhf_bench.flops import ModelShape
-from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models import Reward, fresh_shape, load_model, write_fresh_model
 from rlhf_bench.recipe import ModelSettings
+from rlhf_bench.sequences import micro_batch
 from rlhf_bench.tokenizer import build_tokenizer
+from rlhf_bench.types import Row
 
 SETTINGS = ModelSettings(hidden_size=32, layers=3, heads=2, intermediate_size=48, max_length=16)
 
@@ -37,6 +40,23 @@ def test_a_critic_begins_with_the_fresh_policys_backbone(fresh):
     ours, theirs = policy.base_model.state_dict(), critic.base_model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert critic.score.weight.shape == (1, SETTINGS.hidden_size)
+
+
+def test_a_critic_that_starts_from_a_given_reward_model_has_its_weights_scale_and_zero(fresh, tmp_path):
+    given, made = tmp_path / "given", tmp_path / "made"
+    made.mkdir()
+    load_model(str(fresh[0]), "scalar", "float32", 3).lm.save_pretrained(given)
+    Reward(scale=9.0, offset=9.0).write(given)  # another run's: what counts are the weights
+    Reward(str(given), scale=0.25, offset=2.0).write(made)
+    own = AutoModelForSequenceClassification.from_pretrained(given).state_dict()
+    begun, plain = (load_model(str(made), "scalar", "float32", 0), load_model(str(fresh[0]), "scalar", "float32", 3))
+    critic = begun.lm.state_dict()
+    assert own.keys() == critic.keys()
+    for name in own:
+        torch.testing.assert_close(critic[name], own[name] * (0.25 if name == "score.weight" else 1.0), rtol=0, atol=0)
+    batch = micro_batch([Row("r", (1, 4, 5), ((6, 2), (7, 4, 2)))])
+    for found, unscaled in zip(begun(batch), plain(batch), strict=True):  # values, then scores
+        torch.testing.assert_close(found, 0.25 * unscaled - 2.0)
 
 
 def test_a_folder_without_weights_that_is_not_marked_as_fresh_is_refused(fresh):

@@ -53,6 +53,11 @@ def test_the_resolved_recipe_is_plain_data_that_makes_the_same_recipe(path):
         assert parse_recipe(yaml.safe_load(yaml.safe_dump(variant.recipe.resolved()))) == variant.recipe
 
 
+def test_a_recipe_with_a_given_reward_model_is_read_again_as_it_was_saved():
+    recipe = parse_recipe(SMALL | {"reward_model": {"name_or_path": "some/model", "start_policy_prompts": 9}})
+    assert parse_recipe(recipe.resolved()) == recipe
+
+
 def test_the_resolved_recipe_shows_every_default():
     resolved = parse_recipe(SMALL).resolved()
     assert resolved.keys() == Recipe.model_fields.keys()

@@ -6,12 +6,16 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from scripted import Learner, Pool, Sync
+from scripted import Learner, LengthScorer, Pool, Sync
 
+from rlhf_bench.feedback import row_of
 from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Cache, prepare
+from rlhf_bench.models import Reward
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.roles import Roles
 from rlhf_bench.stages import Start, make_start
 from rlhf_bench.types import Pair, Prompt, RunFailed
@@ -36,12 +40,15 @@ class ByFirstToken:
         return [[float(a[0]) for a in row.responses] for row in rows], Cost(flops=1)
 
 
-def start(folder, pool=None, scorer=None, learner=None, **more):
+def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
     recipe = parse_recipe(SMALL | more)
     cache, said = Cache(folder / "cache"), []
     material = prepare(recipe, cache)
     pool = pool(material.tokenizer) if pool else Pool(material.tokenizer)
     roles = Roles(pool, scorer, learner or Learner(), None, Sync())
+    if given is not None:  # a name that nothing is at: the scripted scorer looks nowhere
+        reward_model = RewardModelSettings(name_or_path=given, start_policy_prompts=4)
+        recipe = recipe.model_copy(update={"reward_model": reward_model})
     return make_start(recipe, material, roles, cache, said.append), material, said, roles
 
 
@@ -132,6 +139,62 @@ def test_the_reward_models_margins_and_accuracy_on_held_out_pairs_split_by_split
     assert begun.reward_model_accuracy == pytest.approx(by_hand) and 0 < sum(by_hand.values()) < 3
     (line,) = [line for line in said if line.startswith("reward model: accuracy")]
     assert all(f"{split} {share:.3f}" in line for split, share in by_hand.items())
+
+
+class ByItsFolder(LengthScorer):
+    """Reads its folder as a scorer does; the model itself likes long responses, on a scale of its own."""
+
+    def load(self, path, dtype):
+        self.reward = Reward.read(str(path))
+        self.loaded = [*getattr(self, "loaded", []), self.reward]
+
+    def score(self, rows):
+        found, cost = super().score(rows)
+        return [[self.reward.scale * s - self.reward.offset for s in scores] for scores in found], cost
+
+
+class Seen(Pool):
+    def generate(self, prompts, sampling):
+        self.groups, cost = super().generate(prompts, sampling)
+        return self.groups, cost
+
+
+REWARDED = {"a": {"method": "dpo", "data": "online", "feedback": "reward_model"}}
+
+
+@pytest.mark.parametrize("name", [None, "some/reward-model"], ids=["trained", "given"])
+def test_a_reward_models_scores_have_mean_0_and_deviation_1_on_the_start_policys_samples(name, tmp_path):
+    scorer = ByItsFolder(scale=-30.0)
+    begun, _, _, roles = start(tmp_path, Seen, scorer, arms=REWARDED, given=name)
+    scores, _ = scorer.score([row_of(g) for g in roles.pool.groups])
+    flat = np.array([s for row in scores for s in row])
+    assert len(set(flat)) > 1 and (flat.mean(), flat.std()) == pytest.approx((0, 1))
+    assert scorer.loaded[0] == Reward(name) and Reward.read(str(begun.reward_model)) == scorer.loaded[-1]
+    assert scorer.loaded[-1].model == name and scorer.loaded[-1].scale > 0
+
+
+def test_a_given_reward_model_is_not_trained_and_costs_the_scale_of_its_scores(tmp_path):
+    for time_ in ("first", "again"):
+        begun, _, said, roles = start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given="some/reward-model")
+        tokens = begun.reward_model_cost.generated_tokens
+        assert begun.reward_model_cost == Cost(flops=3, generated_tokens=tokens) and tokens > 0
+        assert not any(name == "critic" for name, _, _ in roles.learner.loaded)
+        (line,) = [line for line in said if line.startswith("reward model: some/")]
+        assert ("from the cache" in line) == (time_ == "again")
+    assert [p.name for p in begun.reward_model.iterdir() if p.suffix == ".safetensors"] == []
+
+
+def test_another_given_reward_model_gets_a_scale_of_its_own(tmp_path):
+    folders = [
+        start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given=name)[0].reward_model
+        for name in ("some/reward-model", "another/reward-model")
+    ]
+    assert folders[0] != folders[1] and Reward.read(str(folders[1])).model == "another/reward-model"
+
+
+def test_a_given_reward_model_that_answers_no_numbers_ends_the_run(tmp_path):
+    with pytest.raises(RunFailed, match=r"^reward model: a score .* is no finite number; use another model$"):
+        start(tmp_path, Seen, ByItsFolder(scale=math.nan), arms=REWARDED, given="some/model")
 
 
 def test_accuracy_counts_ties_as_wrong_and_only_pairs_that_were_scored():
