@@ -1,0 +1,101 @@
+"""A learner of two ranks loses one in the middle of a step: the other must not wait for it without end, both begin anew, and from
+the last checkpoint on they learn what they would have learnt."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.dpo import DPOSettings
+from rlhf_bench.recipe.sections import Reliability
+from rlhf_bench.roles import StateLost, Step
+from rlhf_bench.types import Row
+
+pytestmark = pytest.mark.engine
+
+EOS, RATE, HANG_SECONDS = 2, 1e-3, 6
+ZERO = (np.zeros(1), np.zeros(1))
+PAIRS = [
+    Row("a", (1, 5, 6), ((7, 8, EOS), (9, EOS)), {"reference_logprob": ZERO}),
+    Row("b", (1, 4), ((11, EOS), (12, 13, 14, 15, 3, EOS)), {"reference_logprob": ZERO}),
+    Row("c", (1, 5, 9, 6, 10), ((4, 4, EOS), (8, 8, EOS)), {"reference_logprob": ZERO}),
+]
+STEP = Step(METHODS["dpo"].objectives[0], PAIRS, DPOSettings(beta=0.5), RATE)
+
+
+@pytest.fixture(scope="module")
+def model(write_llama, tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def group(cluster):
+    """Two ranks in the care of a crew, as a run has them."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from actors.crew import Crew
+    from actors.learner_group import LearnerGroup, LearnerRank
+
+    room = placement_group([{"CPU": 0.01}])
+    crew = Crew(Reliability(hang_seconds=HANG_SECONDS), room, 120, print)
+    names = ["learner 0", "learner 1"]
+
+    def maker(rank):
+        return lambda: cluster.remote(LearnerRank).options(num_cpus=0).remote(rank, 2, 1, 0, 2, "float32")
+
+    ranks = [crew.start(name, maker(i)) for i, name in enumerate(names)]
+    group = LearnerGroup(ranks, 1, 0, 16, EngineTime(), lambda cause: crew.replace(cause, *names))
+    group.join()
+    yield group
+    crew.stop()
+    remove_placement_group(room)
+
+
+def load(group, model):
+    group.load("policy", model, learning_rate=RATE)
+
+
+def learn(group, cluster):
+    """One step: its loss, its gradient's norm, and all weights after it."""
+    ((means,), _) = group.steps([STEP])
+    weights = cluster.get(group.weights("policy"))
+    return means["loss"], means["grad_norm"], {name: array.copy() for name, array in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def left_alone(group, model, cluster, tmp_path_factory):
+    """A checkpoint after one step, the sums of its files, and what the next step gives."""
+    folder = str(tmp_path_factory.mktemp("state"))
+    load(group, model)
+    learn(group, cluster)
+    sums = group.save_state(folder)
+    return folder, list(sums), learn(group, cluster)
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 0)], ids=["killed", "frozen"])
+def test_a_rank_lost_in_a_step_is_noticed_and_the_group_goes_on_from_its_checkpoint(
+    number, rank, group, model, cluster, left_alone
+):
+    folder, files, (loss, norm, weights) = left_alone
+    pids = cluster.get([r.__ray_call__.remote(lambda own: os.getpid()) for r in group.ranks])
+    os.kill(pids[rank], signal.SIGSTOP)  # so that the other one is in the step, and waits for its numbers
+    under_way = group.begin_steps([STEP])
+    time.sleep(2)
+    os.kill(pids[rank], number)
+    began = time.monotonic()
+    with pytest.raises(StateLost, match=r"^rank [01] has (died|lost a rank beside it)") as lost:
+        under_way.result()
+    assert time.monotonic() - began < HANG_SECONDS + 24
+
+    group.rebuild(str(lost.value))
+    anew = cluster.get([r.__ray_call__.remote(lambda own: os.getpid()) for r in group.ranks])
+    assert not set(anew) & set(pids), "ranks hold collectives: none of the old ones can go on"
+    load(group, model)
+    group.load_state(folder, files)
+    again, again_norm, others = learn(group, cluster)
+    assert (again, again_norm) == (loss, norm)
+    assert weights.keys() == others.keys() and all(np.array_equal(weights[name], others[name]) for name in weights)
