@@ -96,7 +96,7 @@ def share_out(
     try:
         for thread in threads:
             thread.start()
-        over = not waiting
+        over = not todo
         while not over:
             error = told.get()
             if error is not None:
