@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from side_by_side import ARMS, PAIRS, Made
+from side_by_side import PAIRS, Made
 
 from rlhf_bench.engine_time import EngineTime, Stretch
 from rlhf_bench.ledger import Cost
@@ -199,6 +199,7 @@ def test_tables_and_weights_are_those_of_one_team(alone, tmp_path, teams):
     made.run()
     assert same(made, alone) and made.tracker.ended == alone.tracker.ended
     assert all(any(name == "policy" and seed for name, _, seed in learner.loaded) for learner in made.learners)
+    made.never.set()  # as the driver does, when it ends all fleets
     none_is_left()
 
 
