@@ -116,16 +116,3 @@ def test_who_waits_for_room_gives_up_when_the_run_ends(cluster):
     began = time.monotonic()
     fleets.stop()
     assert time.monotonic() - began < 30 and other.result(timeout=0) is None and said == []
-
-
-def test_a_further_fleet_that_cannot_start_says_why(cluster):
-    from actors.fleets import Fleets
-
-    def start(number, ending):
-        raise RunFailed("learner 0: 3 restarts were not enough")
-
-    fleets = Fleets(start, print)
-    (other,) = fleets.others(1)
-    with pytest.raises(RunFailed, match="3 restarts"):
-        other.result(timeout=60)
-    fleets.stop()
