@@ -167,9 +167,10 @@ class Crew:
         self._thread.start()
 
     def start(self, name: str, make: Callable[[], Any]) -> Any:
-        """Start an actor for the first time; `make` starts it and gives its handle."""
+        """Start an actor for the first time; `make` starts it and gives its handle. Raises RunFailed once the crew ends."""
         self._make[name] = make
         with self._changing:
+            self._refuse_where_ending(name)
             actor = self.actors[name] = make()
             self._started += 1
             key = f"{name}, {self._started}"
@@ -181,6 +182,7 @@ class Crew:
         """Other actors in the place of those, of which one is lost. Raises RunFailed where too many were lost of late, or
         where the cluster has no room for them in time."""
         now, who = time.perf_counter(), " and ".join(names)
+        self._refuse_where_ending(who)
         recent = self._recent.setdefault(who, deque())  # of each by itself: a node takes many along when it is lost
         while recent and now - recent[0] > self.settings.window_seconds:
             recent.popleft()
@@ -200,15 +202,22 @@ class Crew:
         return [self.start(name, self._make[name]) for name in names]
 
     def stop(self) -> None:
+        """For good: whoever waits for one of these actors sees it die, and gets no other in its place."""
         self._ending.set()
         self._thread.join()
-        for actor in (*self.actors.values(), self._watch):
-            ray.kill(actor)
+        with self._changing:
+            for actor in (*self.actors.values(), self._watch):
+                ray.kill(actor)
+
+    def _refuse_where_ending(self, who: str) -> None:
+        if self._ending.is_set():
+            raise RunFailed(f"{who}: not started again, since the run is ending")
 
     def _wait_for_room(self, name: str) -> None:
         """A placement group that has lost a node is placed anew by Ray, as soon as the cluster has room for it."""
         began, said = time.monotonic(), False
         while (state := placement_group_table(self.group)["state"]) != "CREATED":
+            self._refuse_where_ending(name)
             if time.monotonic() - began > self.room_seconds:
                 raise RunFailed(
                     f"placement: a node was lost, and after {self.room_seconds:.0f} s (placement.timeout_seconds) the cluster "

@@ -1,4 +1,4 @@
-"""The driver: starts the fleet and the tracker on a cluster that is there, runs the comparison, and ends what it started."""
+"""The driver: starts fleets and tracker on a cluster that is there, runs the comparison, and ends what it started."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,17 +24,20 @@ from actors.cluster import machine
 from actors.draughtsman import begin_report
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
+from actors.fleets import Fleets
 from actors.profile import write_profile
+from rlhf_bench.bundles import fleets_at_once
 from rlhf_bench.comparison import Comparison
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.progress import Display
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.records import MAY_DIFFER
-from rlhf_bench.roles import Roles, StateLost
+from rlhf_bench.records import MAY_DIFFER, is_done
+from rlhf_bench.roles import StateLost
 from rlhf_bench.signals import Stopped
 from rlhf_bench.stages import Start
+from rlhf_bench.teams import Team
 from rlhf_bench.tokenizer import decode_response
 from rlhf_bench.tracked import begun
 from rlhf_bench.tracking import Status, Tracker
@@ -69,29 +73,39 @@ def drive(
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
     tracker.describe(begun(recipe))
     tracker.artifact(directory / "recipe.yaml")
-    fleet: Fleet | None = None
     status: Status = "failed"
-    try:
-        display.say(
-            f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster)"
-        )
-        scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
-        engine_time = EngineTime()
+    scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
+    left = sum(not is_done(directory, arm, seed) for arm in arms for seed in seeds)
+    count = fleets_at_once(recipe, scorer, ray.cluster_resources(), left)
+
+    def start(number: int, ending: threading.Event) -> Fleet:
+        say = display.warn if count == 1 else lambda line: display.warn(f"fleet {number}: {line}")
+        model = str(material.model)
         fleet = start_fleet(
-            recipe, str(material.model), material.shape, material.eos_id, scorer, engine_time, display.warn, profile
+            recipe, model, material.shape, material.eos_id, scorer, EngineTime(), say, profile, ending
         )
         fleet.crew.on_loads = functools.partial(_track_loads, tracker)
+        return fleet
+
+    fleets = Fleets(start, display.warn)
+    try:
+        display.say(
+            f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster"
+            f"{f'; {count} fleets, arms side by side' if count > 1 else ''})"
+        )
+        first = fleets.first()
+        others = fleets.others(count - 1)  # not before: the first one's start is what the run waits for
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
-        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync, engine_time)
         comparison = Comparison(
-            recipe, directory, material, roles, cache, tracker, display.say, display, tags, began,
-            functools.partial(_begin_evaluation, fleet, recipe, material),
-            functools.partial(begin_report, display.say), meters.begin_arm, fleet.recover,
+            recipe, directory, material, _team(first, recipe, material, charged=True),
+            [functools.partial(_other_team, other, recipe, material) for other in others], fleets.stop,
+            cache, tracker, display.say, display, tags, began, functools.partial(begin_report, display.say),
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
         if profile:
-            write_profile(directory / "profile.json", engine_time, fleet.actors)
+            there = [fleet for _, fleet in sorted(fleets.fleets.items())]
+            write_profile(directory / "profile.json", [(f.learner.engine_time, f.actors) for f in there])
         status = "done"
     except ray.exceptions.RayActorError as error:
         raise RunFailed(f"an engine's process died: {' '.join(str(error).split())[:300]}") from error
@@ -108,8 +122,7 @@ def drive(
         status = "interrupted"
         raise
     finally:
-        if fleet is not None:
-            fleet.stop()
+        fleets.stop()
         try:
             for line in tracker.finish(status):
                 display.warn(f"not in MLflow: {line}")
@@ -130,7 +143,20 @@ def drive(
     return "\n".join(ends)
 
 
-def _begin_evaluation(fleet: Fleet, recipe: Recipe, material: Material, start: Start, tuning: bool) -> Sequence[str]:
+def _team(fleet: Fleet, recipe: Recipe, material: Material, charged: bool) -> Team:
+    """`charged`: what the evaluator's beginning costs is; once, however many fleets there are."""
+    begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, material, charged)
+    return Team(fleet.roles, begin_evaluation, meters.begin_arm, fleet.recover)
+
+
+def _other_team(starting: Future[Fleet | None], recipe: Recipe, material: Material) -> Team | None:
+    fleet = starting.result()
+    return None if fleet is None else _team(fleet, recipe, material, charged=False)
+
+
+def _begin_evaluation(
+    fleet: Fleet, recipe: Recipe, material: Material, charged: bool, start: Start, tuning: bool
+) -> Sequence[str]:
     """Tell the evaluator what to look at: everything, or for tuning trials their own prompts and nothing else."""
     main = recipe.evaluation.splits[0]
     held_out = HeldOut(
@@ -139,7 +165,7 @@ def _begin_evaluation(fleet: Fleet, recipe: Recipe, material: Material, start: S
         max_response_tokens=recipe.data.max_response_tokens, tokens_per_micro_batch=recipe.compute.tokens_per_micro_batch,
         eos_id=material.eos_id, judge=material.task.judge, decode=functools.partial(decode_response, material.tokenizer),
     )  # fmt: skip
-    return fleet.evaluator.begin(held_out, str(start.base))
+    return fleet.evaluator.begin(held_out, str(start.base), charged)
 
 
 def _track_loads(tracker: Tracker, loads: Mapping[str, Mapping[str, float]]) -> None:

@@ -190,13 +190,13 @@ class Evaluator:
         self.pending: list[tuple[_Submitted, ray.ObjectRef]] = []
         self.beginning: ray.ObjectRef | None = None  # by an evaluator in a lost one's place
 
-    def begin(self, held_out: HeldOut, reference: str) -> tuple[str, ...]:
-        """What a reader of the probe sets must know, a sentence each."""
-        self.begun, self.charged = (held_out, reference), False
+    def begin(self, held_out: HeldOut, reference: str, charged: bool = True) -> tuple[str, ...]:
+        """What a reader of the probe sets must know, a sentence each. `charged`: the next look is, with what this costs."""
+        self.begun, self.charged = (held_out, reference), not charged
         with self.engine_time.at_work("evaluation"):
             while True:
                 try:
-                    return ray.get(self.actor.begin.remote(held_out, reference, True))
+                    return ray.get(self.actor.begin.remote(held_out, reference, charged))
                 except Exception as error:
                     self.actor = self.replace(0, error)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +19,22 @@ from actors.profile import ENABLED
 from actors.reward_scorer import RewardScorer, ScorerActor
 from actors.rollout_pool import RolloutActor, RolloutPool
 from actors.weight_sync import WeightSync, weight_sync
+from rlhf_bench.bundles import Bundle, bundles
 from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
-from rlhf_bench.roles import StateLost
+from rlhf_bench.roles import Roles, StateLost
 from rlhf_bench.types import RunFailed
-
-Bundle = dict[str, float]
-
-PIN = 0.001
-"""Of a role's own resource, for one actor: with 1 of it a node takes as many as its CPUs and GPUs allow."""
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system
 each time, and a quarter of a step goes into having their pages zeroed again (docs/benchmarks.md)."""
+LOOK_SECONDS = 1.0
+"""Between two looks whether the run is ending, while a fleet waits for room."""
+
+
+class NoRoom(RunFailed):
+    """The cluster had none for a fleet, for as long as that may take."""
 
 
 @dataclass
@@ -44,6 +48,17 @@ class Fleet:
     sync: WeightSync
     group: PlacementGroup
     crew: Crew
+
+    @property
+    def roles(self) -> Roles:
+        return Roles(self.pool, self.scorer, self.learner, self.evaluator, self.sync, self.learner.engine_time)
+
+    def join(self) -> None:
+        """Wait for the learner's ranks to have found each other: before the first call."""
+        try:
+            self.learner.join()
+        except StateLost as lost:
+            self.recover(lost)
 
     @property
     def actors(self) -> dict[str, Any]:
@@ -65,46 +80,33 @@ class Fleet:
         remove_placement_group(self.group)
 
 
-def bundles(placement: Placement, scorer: bool = True) -> tuple[list[Bundle], dict[str, list[int]]]:
-    """What is asked of the cluster, and for each role the bundle of each of its actors.
-
-    Colocated: actor i of every role goes to bundle i, which is as large as the largest of them. Apart: a bundle each,
-    which asks for a little of the resource of the role's name where roles are pinned.
-    """
-    roles = placement.roles(scorer)
-    if placement.colocated:
-        count = max(r.actors for r in roles.values())
-        asked = [_bundle(*(r for r in roles.values() if r.actors > i)) for i in range(count)]
-        return asked, {name: list(range(r.actors)) for name, r in roles.items()}
-    asked, where = [], {}
-    for name, role in roles.items():
-        where[name] = list(range(len(asked), len(asked) + role.actors))
-        asked += [_bundle(role) | ({name: PIN} if placement.pinned else {})] * role.actors
-    return asked, where
-
-
-def _bundle(*roles: RolePlacement) -> Bundle:
-    gpus = max(r.gpus for r in roles)
-    return {"CPU": float(max(r.cpus for r in roles))} | ({"GPU": float(gpus)} if gpus else {})
-
-
-def reserve(placement: Placement, scorer: bool = True) -> tuple[PlacementGroup, list[Bundle], dict[str, list[int]]]:
-    """A placement group, or RunFailed saying what was asked and what the cluster has."""
+def reserve(
+    placement: Placement, scorer: bool = True, ending: threading.Event | None = None
+) -> tuple[PlacementGroup, list[Bundle], dict[str, list[int]]]:
+    """A placement group, or NoRoom saying what was asked and what the cluster has: at once where the run is `ending`."""
     asked, where = bundles(placement, scorer)
     group = placement_group(asked, strategy="PACK")
-    if not group.wait(placement.timeout_seconds):
+    if not _placed(group, placement.timeout_seconds, ending or threading.Event()):
         remove_placement_group(group)
         pins = list(where) if placement.pinned else []
         total, free = (
             {k: has.get(k, 0) for k in ("CPU", "GPU", *pins) if k != "GPU" or has.get(k)}
             for has in (ray.cluster_resources(), ray.available_resources())
         )
-        raise RunFailed(
+        raise NoRoom(
             f"placement: no room after {placement.timeout_seconds:.0f} s: asked for {' + '.join(_shown(b) for b in asked)}; "
             f"the cluster has {_shown(total)}, of which {_shown(free)} free; make placement smaller or the cluster larger"
             + (", with nodes that offer the resource of each role's name" if pins else "")
         )
     return group, asked, where
+
+
+def _placed(group: PlacementGroup, seconds: float, ending: threading.Event) -> bool:
+    deadline = time.monotonic() + seconds
+    while not ending.is_set() and (left := deadline - time.monotonic()) > 0:
+        if group.wait(min(left, LOOK_SECONDS)):
+            return True
+    return False
 
 
 def _shown(resources: dict[str, float]) -> str:
@@ -125,10 +127,12 @@ def start_fleet(
     engine_time: EngineTime,
     say: Callable[[str], None],
     profile: bool = False,
+    ending: threading.Event | None = None,
 ) -> Fleet:
-    """Start every role at once; calls wait for a role that is still starting."""
+    """Start every role at once, which takes no time once there is room for them: `Fleet.join` waits for the learner, and
+    calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
-    group, asked, where = engine_time.during("starting", reserve, placement, scorer)
+    group, asked, where = engine_time.during("starting", reserve, placement, scorer, ending)
     crew = Crew(recipe.reliability, group, placement.timeout_seconds, say)
     sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
 
@@ -171,12 +175,6 @@ def start_fleet(
     group_handle = LearnerGroup(
         ranks, learner.cpus, learner.gpus, budget, engine_time, lambda cause: crew.replace(cause, *names)
     )
-    while True:
-        try:
-            group_handle.join()
-            break
-        except StateLost as lost:
-            group_handle.ranks = crew.replace(str(lost), *names)
     sync = weight_sync(placement.weight_sync, group_handle, engines, replace("rollout"))
     return Fleet(
         pool=RolloutPool(engines, rollout, shape, eos_id, budget * learner.actors, engine_time, sync.bring_up),

@@ -7,6 +7,7 @@ puts `ray_` before the names, and `_total` behind those of counters.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -28,12 +29,18 @@ METERS: dict[str, tuple[type, str]] = {
 }
 """Name -> kind, and what it counts."""
 
-_now = {"arm": "", "seed": ""}
+class _Now(threading.local):
+    """Whose work a thread hands out: arms beside each other have a thread each."""
+
+    arm = seed = ""
+
+
+_now = _Now()
 
 
 def begin_arm(arm: str, seed: int) -> None:
-    """From now on the work is this arm's. Before the first one it is everybody's, and has no name."""
-    _now.update(arm=arm, seed=str(seed))
+    """From now on this thread's work is this arm's. Before its first one it is everybody's, and has no name."""
+    _now.arm, _now.seed = arm, str(seed)
 
 
 def queue_depth(role: str, depth: int) -> None:
@@ -57,7 +64,7 @@ def timing_sync() -> Iterator[None]:
 
 
 def _tags(role: str) -> dict[str, str]:
-    return {"role": role, **_now}
+    return {"role": role, "arm": _now.arm, "seed": _now.seed}
 
 
 @functools.cache

@@ -49,21 +49,25 @@ def noted(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def write_profile(path: Path, engine_time: EngineTime, actors: Mapping[str, Any]) -> None:
-    """Ask every actor for its notes and write the trace. `actors`: name -> handle."""
+def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]]]) -> None:
+    """Ask every actor for its notes and write the trace. Of each fleet: its spans, and its actors by name."""
     to_wall = time.time() - time.perf_counter()
-    driver = [(span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans]
-    tracks = {"driver: engines at work, as it saw them": driver}
-    for name, actor in actors.items():
-        asked = time.time()
-        try:
-            calls, clock = ray.get(actor.profile.remote())
-        except ray.exceptions.RayActorError:  # its notes are gone with it; the run is done all the same
-            tracks[f"{name}: lost before it was asked"] = []
-            continue
-        # The node's clock against the driver's, to half of the way there and back.
-        behind = (asked + time.time()) / 2 - clock
-        tracks[name] = [(what, began + behind, seconds) for what, began, seconds in calls]
+    tracks: dict[str, list[Call]] = {}
+    for number, (engine_time, actors) in enumerate(fleets, 1):
+        which = f"fleet {number}, " if number > 1 else ""
+        tracks[f"{which}driver: engines at work, as it saw them"] = [
+            (span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans
+        ]
+        for name, actor in actors.items():
+            asked = time.time()
+            try:
+                calls, clock = ray.get(actor.profile.remote())
+            except ray.exceptions.RayActorError:  # its notes are gone with it; the run is done all the same
+                tracks[f"{which}{name}: lost before it was asked"] = []
+                continue
+            # The node's clock against the driver's, to half of the way there and back.
+            behind = (asked + time.time()) / 2 - clock
+            tracks[which + name] = [(what, began + behind, seconds) for what, began, seconds in calls]
     path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
 
 

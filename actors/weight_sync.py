@@ -10,6 +10,7 @@ init_weight_transfer_engine, start_weight_update, update_weights, finish_weight_
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,12 +76,16 @@ class DeviceSync:
 
     def __init__(self, backend: str, learner: Any, engines: list[Any]):
         self.backend, self.learner, self.engines = backend, learner, engines
-        self.address, self.port = ray.get(learner.ranks[0].address.remote())
+
+    @functools.cached_property
+    def meeting(self) -> tuple[str, int]:
+        """Where the engines meet the learner: asked for when it is first needed, since rank 0 may still be starting."""
+        return ray.get(self.learner.ranks[0].address.remote())
 
     @timing_sync()
     def send(self, version: int) -> None:
         sent = [
-            r.send_weights.remote("policy", self.backend, self.engines, self.address, self.port)
+            r.send_weights.remote("policy", self.backend, self.engines, *self.meeting)
             for r in self.learner.ranks
         ]
         self.learner.engine_time.during("sync", ray.get, sent)

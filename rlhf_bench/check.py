@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf_bench.bundles import GIB, fleet_needs
 from rlhf_bench.data_check import data_check
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.forecast import (
@@ -18,6 +19,7 @@ from rlhf_bench.forecast import (
     time_forecast,
 )
 from rlhf_bench.material import Material
+from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Recipe
 
 
@@ -37,6 +39,7 @@ def lines(recipe: Recipe, material: Material) -> Iterator[str]:
     yield from _budget(recipe, shape, n, reward)
     yield from _time(recipe, shape, n, reward, weaker=material.pairs is None)
     yield from _memory(recipe, shape, reward)
+    yield _fleet(recipe)
 
 
 def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
@@ -64,6 +67,20 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
         "arms": arms,
         "memory_gib": memory_gib(recipe, shape, reward),
     }
+
+
+def _fleet(recipe: Recipe) -> str:
+    """What one fleet asks for, and so how many a cluster takes: which cluster that will be is not known here."""
+    needs = fleet_needs(recipe.placement, any(uses_reward_model(arm) for arm in recipe.arms.values()))
+    gpus = f", {needs['GPU']:g} GPU" if "GPU" in needs else ""
+    count, pieces = recipe.placement.fleets, len(recipe.arms) * len(recipe.seeds)
+    if count is None and recipe.compute.column == "device_seconds":
+        count = 1
+    if count is None:
+        at_once = f"as many as the cluster has room for, {pieces} at most"
+    else:
+        at_once = f"{min(count, pieces)}"
+    return f"a fleet: {needs['CPU']:g} CPU{gpus}, {needs['memory'] / GIB:g} GiB; fleets that work on arms at once: {at_once}"
 
 
 def _budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:

@@ -10,35 +10,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.checkpoints import Checkpoints
-from rlhf_bench.ledger import Cost, Ledger, Phase
-from rlhf_bench.loop import BASE_LOOK, ArmRun, Data, Look, Progress
+from rlhf_bench.arms import Arms, Ended
+from rlhf_bench.engine_time import Stretch
+from rlhf_bench.ledger import Ledger
+from rlhf_bench.loop import BASE_LOOK, ArmRun, Look, Progress
 from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, uses_reward_model
+from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.records import (
     METRIC_KEYS,
     PAIR_KEYS,
     SAMPLE_KEYS,
     TABLES,
-    Part,
-    copy_checkpoint,
+    is_done,
     merge_parts,
     pair_rows,
     sample_rows,
     table,
     write_json,
-    write_trouble,
 )
 from rlhf_bench.resume import StartSamples
-from rlhf_bench.roles import Roles, StateLost
-from rlhf_bench.signals import Grace, grace
-from rlhf_bench.sources import DrawnBefore
+from rlhf_bench.signals import grace
 from rlhf_bench.stages import Start, make_start
-from rlhf_bench.tracked import datasets, finished_policies, look_points, update_points, used_by
+from rlhf_bench.teams import Team, share_out
+from rlhf_bench.tracked import datasets, finished_policies
 from rlhf_bench.tracking import Dataset, Tracker
 from rlhf_bench.tuning import tuned_arms
 from rlhf_bench.types import ArmFailed, Evaluation, RunFailed
@@ -48,117 +46,48 @@ if TYPE_CHECKING:
     from rlhf_bench.report.page import Elsewhere
 
 
-T = TypeVar("T")
-
-
-class ArmSaver:
-    """Checkpoints of one arm and seed, with its records: see `loop.Saver`."""
-
-    def __init__(
-        self, checkpoints: Checkpoints, every_seconds: float, part: Part, grace: Grace, say: Callable[[str], None]
-    ):
-        self.checkpoints, self.every_seconds, self.part = checkpoints, every_seconds, part
-        self.grace, self.say, self.last = grace, say, perf_counter()
-
-    def due(self) -> bool:
-        return self.grace.number is not None or perf_counter() - self.last >= self.every_seconds
-
-    def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
-        self.checkpoints.save(number, {"arm": state, "records": self.part.rows()}, write)
-        self.last = perf_counter()
-        self.grace.obey()
-
-    def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
-        found = self.checkpoints.latest()
-        if found is None:
-            return None
-        self.part.put_back(found.state["records"])
-        self.say(f"going on from {found.url}, after update {found.state['arm']['version']}")
-        return found.state["arm"], found.url, found.files
-
-
 @dataclass
 class Comparison:
-    """One run of a recipe into one directory."""
+    """One run of a recipe into one directory. All before the arms is the first team's work; the arms are all teams'."""
 
     recipe: Recipe
     directory: Path
     material: Material
-    roles: Roles
+    first: Team
+    others: Sequence[Callable[[], Team | None]]  # which start meanwhile: wait for one; None where it found no room
+    end_teams: Callable[[], None]  # wakes, by an error, whoever waits for an engine of any team
     cache: Cache
     tracker: Tracker
     say: Callable[[str], None]
     display: Any  # progress.Display
     tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe, machine: on every run in MLflow
     began: float
-    begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
-    begin_arm: Callable[[str, int], None]  # whose work the engines' meters count from now on
-    recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
-    arms: dict[str, MethodSettings] = field(init=False)  # the recipe's, as tuned
-    drawn_before: DrawnBefore = field(init=False)
-    datasets: dict[str, Dataset] = field(init=False)  # by name
+    drawn_before: StartSamples = field(init=False)
+    arms: Arms = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
+    first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
+    stretches: list[Stretch] = field(default_factory=list)  # of the first team, and of every team while it is at the arms
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
-        start = self._surely(make_start, self.recipe, self.material, self.roles, self.cache, self.say)
+        self.stretches = [Stretch(self.first.roles.engine_time, self.began)]
+        start = self.first.surely(make_start, self.recipe, self.material, self.first.roles, self.cache, self.say)
         self.drawn_before = StartSamples(self.directory / "state", start.base.name)
-        self.datasets = datasets(self.recipe, self.material, start)
-        for dataset in self.datasets.values():
+        used = datasets(self.recipe, self.material, start)
+        for dataset in used.values():
             self.tracker.uses(dataset)
-        self.arms = self._tuned(start, arms)
-        self.notes = [*self.material.notes, *self._surely(self.begin_evaluation, start, False)]
-        base = self._surely(self._look_at_base, start)
-        self.before_arms = self._seconds(self.began)
-        first_update = None
+        settings = self._tuned(start, arms)
+        self.notes = [*self.material.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
+        base = self.first.surely(self._look_at_base, start)
+        self.before_arms = self.first.roles.engine_time.divided(self.began, perf_counter())
+        self.arms = self._arms(settings, start, base, used)
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
-        with ThreadPoolExecutor(1, "records") as writer:  # tables are written while the engines go on with the next arm
-            written: Future[None] | None = None
-            failed = dict[str, str]()
-            for done, (arm, seed) in enumerate(todo):
-                if done == len(todo) - 1:
-                    elsewhere = self.begin_report()
-                if self._part(arm, seed).result is not None:
-                    self.say(f"{arm} · seed {seed}: already done, kept")
-                    continue
-                self.display.begin(arm, seed, done, len(todo))
-                try:
-                    part, seconds, by_phase, result = self._surely(self._run_arm, arm, seed, start, base)
-                except ArmFailed as failure:
-                    failed[f"{arm} · seed {seed}"] = str(failure)
-                    self.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
-                    self.display.warn(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
-                    continue
-                first_update = first_update if first_update is not None else seconds
-                if written is not None:
-                    written.result()
-                written = writer.submit(self._write, part, by_phase, result, start, base, first_update)
-            if written is not None:
-                written.result()
-            else:  # all there already: but this recipe may name other arms than the last one did
-                self._record(start, base, first_update)
-        before_report = self._own_seconds()
-        # matplotlib and all that: the driver has imported it meanwhile
-        from rlhf_bench.report import write_report
+        failed, elsewhere = self._run_arms(todo)
+        summary = self._report(elsewhere)
+        self._describe(summary)
         from rlhf_bench.report.model_card import write_cards
 
-        summary = write_report(self.directory, elsewhere)
-        own, wall = self._own_seconds(), perf_counter() - self.began
-        first_call = self.roles.engine_time.spans[0].began - self.began
-        step = self.roles.learner.first_step_began or self.began  # none was taken where all arms were there
-        self.say(
-            f"timing: {wall:.0f} s in all, first optimizer step (of the base policy, where it is not in the cache) after "
-            f"{step - self.began:.0f} s, first update of an arm after {first_update or 0:.0f} s; the driver's own work, "
-            f"while no engine was at work, {own / wall:.1%} of that: {first_call:.0f} s before the engines started, "
-            f"{before_report - first_call:.0f} s between their calls, {own - before_report:.0f} s for the report"
-        )
-        self.tracker.artifact(self.directory / "report.html")
-        tables = [f"{name}.parquet" for name in TABLES]
-        trials = ["tuning.json"] if self.recipe.tuning else []
-        for name in ("summary.json", "recipe.yaml", *tables, *trials):
-            self.tracker.artifact(self.directory / name)
-        self._describe(summary)
         write_cards(self.directory, summary)
         if self.recipe.tracking.register_as is not None:
             self._register(self.recipe.tracking.register_as, summary)
@@ -166,6 +95,100 @@ class Comparison:
             which, cause = next(iter(failed.items()))
             others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             raise RunFailed(f"{which}{others}: {cause}; the other arms are done: {self.directory / 'report.html'}")
+        return summary
+
+    def _arms(
+        self, settings: Mapping[str, MethodSettings], start: Start, base: Evaluation, used: Mapping[str, Dataset]
+    ) -> Arms:
+        return Arms(
+            self.recipe, settings, self.directory, self.material, self.cache, start, base, used, self.drawn_before,
+            self.tracker, self.display, self.tags,
+            first_update=lambda: self.first_updates.append(perf_counter() - self.began),
+        )  # fmt: skip
+
+    def _run_arms(self, todo: Sequence[tuple[str, int]]) -> tuple[dict[str, str], Elsewhere]:
+        """Those that are not done yet, on as many teams as there are. What failed, in the order of `todo` whoever ended
+        first; and who will draw the report."""
+        pieces = [piece for piece in enumerate(todo) if not is_done(self.directory, *piece[1])]
+        for arm, seed in todo:
+            if is_done(self.directory, arm, seed):
+                self.say(f"{arm} · seed {seed}: already done, kept")
+        if not pieces:  # but this recipe may name other arms than the last one did
+            elsewhere = self.begin_report()
+            self._record()
+            return {}, elsewhere
+        failed, begun = dict[tuple[str, int], str](), list["Elsewhere"]()
+        written: list[Future[None]] = []
+
+        def work(team: Team, piece: tuple[int, tuple[str, int]]) -> None:
+            number, (arm, seed) = piece
+            stretch = Stretch(team.roles.engine_time, perf_counter())
+            self.stretches.append(stretch)
+            if piece is pieces[-1]:
+                begun.append(self.begin_report())
+            self.display.begin(arm, seed, number, len(todo))
+            try:
+                ended = self.arms.run(arm, seed, team, patience)
+            except ArmFailed as failure:
+                failed[arm, seed] = str(failure)
+                self.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
+                self.display.warn(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
+                return
+            finally:
+                self.display.end(arm, seed)
+                stretch.ended = perf_counter()
+            for earlier in list(written):
+                if earlier.done():
+                    earlier.result()  # raises what went wrong, such as a full disk
+            written.append(writer.submit(self._write, ended))
+
+        # One thread writes all tables, while the engines go on with the next arms.
+        with ThreadPoolExecutor(1, "records") as writer:
+            self.stretches[0].ended = perf_counter()
+            others = [functools.partial(self._joined_in, ready) for ready in self.others]
+            with grace(self.recipe.reliability.grace_seconds) as patience:
+                share_out(pieces, [lambda: self.first, *others], work, patience, self.end_teams)
+            self.stretches.append(Stretch(self.first.roles.engine_time, perf_counter()))
+            for one in written:
+                one.result()
+        if not written:  # else it is there as the last one left it
+            self._record()
+        return {f"{arm} · seed {seed}": failed[arm, seed] for arm, seed in todo if (arm, seed) in failed}, begun[0]
+
+    def _joined_in(self, ready: Callable[[], Team | None]) -> Team | None:
+        """Another team, once it is there and has what the first one has got from the stages before the arms. Charged to no
+        arm: how many teams there are must change no number."""
+        team = ready()
+        if team is None:
+            return None
+        start, scorer = self.arms.start, team.roles.scorer
+        if scorer is not None and start.reward_model is not None:
+            team.surely(scorer.load, start.reward_model, self.recipe.model.dtype)
+        team.surely(team.begin_evaluation, start, False)
+        return team
+
+    def _report(self, elsewhere: Elsewhere) -> Summary:
+        """Write it, say where the time went, and hand MLflow the files."""
+        before_report = self._own_seconds()
+        from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
+
+        summary = write_report(self.directory, elsewhere)
+        own, wall = self._own_seconds(), perf_counter() - self.began
+        first_call = self.first.roles.engine_time.spans[0].began - self.began
+        step = self.first.roles.learner.first_step_began or self.began  # none was taken where all arms were there
+        fleets = self._fleets()
+        self.say(
+            f"timing: {wall:.0f} s in all, first optimizer step (of the base policy, where it is not in the cache) after "
+            f"{step - self.began:.0f} s, first update of an arm after {min(self.first_updates, default=0):.0f} s; the "
+            f"driver's own work, while no engine was at work, {own / self._all_seconds():.1%} of "
+            f"{'that' if fleets == 1 else f'the time of {fleets} fleets together'}: {first_call:.0f} s before the engines started, "
+            f"{before_report - first_call:.0f} s between their calls, {own - before_report:.0f} s for the report"
+        )
+        self.tracker.artifact(self.directory / "report.html")
+        tables = [f"{name}.parquet" for name in TABLES]
+        trials = ["tuning.json"] if self.recipe.tuning else []
+        for name in ("summary.json", "recipe.yaml", *tables, *trials):
+            self.tracker.artifact(self.directory / name)
         return summary
 
     def _describe(self, summary: Summary) -> None:
@@ -182,35 +205,24 @@ class Comparison:
         policies = list(finished_policies(summary))
         for arm, seed, score, _ in policies:
             folder = self.directory / "checkpoints" / arm / f"seed-{seed}"
-            tags = {**self.tags, "arm": arm, "seed": seed, "score": score, "method": self.arms[arm].method}
+            tags = {**self.tags, "arm": arm, "seed": seed, "score": score, "method": self.arms.settings[arm].method}
             self.tracker.register(model, folder, arm, seed, tags)
         for arm, seed, _, aliases in policies:
             for alias in aliases:
                 self.tracker.alias(model, alias, arm, seed)
-
-    def _surely(self, work: Callable[..., T], *arguments: Any) -> T:
-        """A piece of work that may begin anew wherever it was cut short: it keeps what it has got on disk."""
-        while True:
-            try:
-                return work(*arguments)
-            except StateLost as lost:
-                self.recover(lost)
-
-    def _part(self, arm: str, seed: int) -> Part:
-        settings = self.arms[arm]
-        return Part(self.directory, arm, settings.method, settings.data, seed)
 
     def _tuned(self, start: Start, arms: Sequence[str]) -> dict[str, MethodSettings]:
         """The arms' settings, after each has had its trials where the recipe gives them any."""
         tuning = self.recipe.tuning
         if tuning is None:
             return dict(self.recipe.arms)
-        self._surely(self.begin_evaluation, start, True)
-        base = self._surely(self._look_at_base, start)
+        team = self.first
+        team.surely(team.begin_evaluation, start, True)
+        base = team.surely(self._look_at_base, start)
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
             # The reward model is paid for in the comparison, once, not again in every trial.
-            self.begin_arm(arm, tuning.seed)
+            team.begin_arm(arm, tuning.seed)
             ledger = Ledger(self.recipe.compute.column, self.recipe.compute.limit * tuning.fraction)
             scores: list[float] = []
 
@@ -218,7 +230,7 @@ class Comparison:
                 scores.append(next(iter(evaluation.splits.values())).score)
 
             run = ArmRun(
-                self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, self.roles, ledger,
+                self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, team.roles, ledger,
                 Progress(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             try:
@@ -228,108 +240,36 @@ class Comparison:
                 return math.nan, "failed", ledger.total().as_dict()
             return scores[-1], status, ledger.total().as_dict()
 
-        trial = functools.partial(self._surely, run_trial)
-        return tuned_arms(self.recipe, self.directory, arms, trial, self.say)
+        trial = functools.partial(team.surely, run_trial)
+        tuned = tuned_arms(self.recipe, self.directory, arms, trial, self.say)
+        self.drawn_before.clear(tuning.seed)
+        return tuned
 
     def _look_at_base(self, start: Start) -> Evaluation:
         """Every arm's curve begins with the base policy: looked at once."""
-        self.roles.learner.load("policy", start.base)
-        self.roles.evaluator.submit(self.roles.learner.weights("policy"), 0, BASE_LOOK)
-        ((_, evaluation),) = self.roles.evaluator.collect(wait=True)
+        roles = self.first.roles
+        roles.learner.load("policy", start.base)
+        roles.evaluator.submit(roles.learner.weights("policy"), 0, BASE_LOOK)
+        ((_, evaluation),) = roles.evaluator.collect(wait=True)
         self.say("base policy: " + ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items()))
         return evaluation
 
-    def _run_arm(
-        self, arm: str, seed: int, start: Start, base: Evaluation
-    ) -> tuple[Part, float | None, Mapping[Phase, Cost], dict[str, Any]]:
-        """Run one arm with one seed, from its last checkpoint on: its records, seconds from the program's start to its first
-        update in this run, what it cost, its result."""
-        recipe, settings, part = self.recipe, self.arms[arm], self._part(arm, seed)
-        ledger = Ledger(recipe.compute.column, recipe.compute.limit)
-        if uses_reward_model(settings):
-            ledger.charge("reward_model", start.reward_model_cost)
-        params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
-        self.tracker.start_arm(
-            arm, seed, params, {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
-        )
-        for dataset in used_by(settings.data, self.datasets):
-            self.tracker.uses(dataset, arm, seed)
-        self.begin_arm(arm, seed)
-        began, first = perf_counter(), list[float]()
+    def _write(self, ended: Ended) -> None:
+        """In the one thread that writes tables."""
+        ended.part.finish(ended.by_phase, ended.result)
+        arm, seed = ended.part.key["arm"], ended.part.key["seed"]
+        self.arms.checkpoints(arm, seed).clear()
+        if all(is_done(self.directory, other, seed) for other in self.recipe.arms):
+            self.drawn_before.clear(seed)
+        self._record()
 
-        def updated(update: int, numbers: Mapping[str, float], ledger: Ledger) -> None:
-            first.append(perf_counter() - self.began)
-            spent = ledger.total().as_dict()
-            part.update(update, numbers, spent, ledger.fraction, run.seconds)
-            self.display.update(arm, seed, update, numbers, ledger.fraction)
-            for step, metrics in update_points(update, numbers, spent, ledger.fraction):
-                self.tracker.log(arm, seed, step, metrics)
-
-        def looked(look: Look, evaluation: Evaluation) -> None:
-            part.looked(look, evaluation, start.reward_margins)
-            for step, metrics in look_points(look, evaluation):
-                self.tracker.log(arm, seed, step, metrics)
-            if look is not BASE_LOOK:
-                self.display.looked(arm, seed, look, evaluation)
-            last["evaluation"] = evaluation
-
-        def skipped(update: int, why: str, data: Data) -> None:
-            kept = write_trouble(self.directory, f"{arm}-seed{seed}", update, why, data)
-            where = f"; its data are in {kept}" if kept else ""
-            self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
-
-        last: dict[str, Evaluation] = {}
-        aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
-        with grace(recipe.reliability.grace_seconds) as patience:
-            saver = ArmSaver(
-                self._checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.say
-            )
-            run = ArmRun(
-                recipe, METHODS[settings.method], settings, seed, self.material, start, self.roles, ledger,
-                Progress(updated, looked, skipped), base, recipe.evaluation.marks, self.drawn_before, self.cache, saver=saver,
-            )  # fmt: skip
-            status = run.run(aside)
-        copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
-        final = last["evaluation"]
-        score, kl = next(iter(final.splits.values())).score, final.numbers.get("kl", math.nan)
-        result = {
-            "seed": seed,
-            "status": status,
-            "spent": ledger.total().as_dict(),
-            "score": score,
-            "kl": kl,
-            "updates": run.version,
-            "seconds": self._seconds(began),
-        }
-        self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
-        self.say(
-            f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {run.seconds:.0f} s"
-        )
-        return part, first[0] if first else None, ledger.by_phase, result
-
-    def _checkpoints(self, arm: str, seed: int) -> Checkpoints:
-        settings = self.recipe.reliability
-        place = (
-            self.directory / "state"
-            if settings.checkpoint_place is None
-            else f"{settings.checkpoint_place.rstrip('/')}/{self.tags['run_key']}"
-        )
-        return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
-
-    def _write(
-        self, part: Part, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any], start: Start, base: Evaluation,
-        first_update: float | None,
-    ) -> None:  # fmt: skip
-        part.finish(by_phase, result)
-        self._checkpoints(part.key["arm"], part.key["seed"]).clear()
-        self._record(start, base, first_update)
-
-    def _record(self, start: Start, base: Evaluation, first_update: float | None) -> None:
+    def _record(self) -> None:
         """Write what the report reads, after every arm: a run that is cut short can be reported too. All of DIR counts,
-        also arms and seeds of earlier runs."""
+        also arms and seeds of earlier runs, in the recipe's order, whichever ended first."""
+        start, base = self.arms.start, self.arms.base
         arms: dict[str, Any] = {}
         for name, settings in self.recipe.arms.items():
-            results = [self._part(name, seed).result for seed in self.recipe.seeds]
+            results = [self.arms.part(name, seed).result for seed in self.recipe.seeds]
             arms[name] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
         main, accuracy = self.recipe.evaluation.splits[0], start.reward_model_accuracy
         if not accuracy and (self.directory / "base.json").exists():  # measured by an earlier run of other arms
@@ -348,7 +288,7 @@ class Comparison:
             self.directory / "results.json",
             {
                 "arms": arms,
-                "timing": self._timing(first_update),
+                "timing": self._timing(),
                 "run_key": self.tags["run_key"],
                 "commit": self.tags["commit"],
                 "machine": self.tags["machine"],
@@ -372,18 +312,20 @@ class Comparison:
             table(pair_rows("base", 0, BASE_LOOK, base, start.reward_margins), PAIR_KEYS),
         )
 
-    def _timing(self, first_update: float | None) -> dict[str, Any]:
-        """Seconds so far, and the share of them in which no engine was at work: they waited for the driver."""
-        wall = perf_counter() - self.began
+    def _timing(self) -> dict[str, Any]:
+        """Seconds so far, and the share in which engines waited for the driver: of all fleets' time, each counted while it
+        had an arm to work on, and the first one also before and after the arms."""
         return {
-            "wall_seconds": wall, "driver_share": self._own_seconds() / wall, "first_update_seconds": first_update,
+            "wall_seconds": perf_counter() - self.began, "driver_share": self._own_seconds() / self._all_seconds(),
+            "fleets": self._fleets(), "first_update_seconds": min(self.first_updates, default=None),
             "before_arms": self.before_arms,
         }  # fmt: skip
 
-    def _seconds(self, began: float) -> dict[str, float]:
-        """Wall time since `began` by what engines were at; `driver` where they were at nothing."""
-        ended = perf_counter()
-        return {**self.roles.engine_time.by_activity(began, ended), "driver": self.roles.engine_time.idle(began, ended)}
+    def _fleets(self) -> int:
+        return len({id(stretch.engine_time) for stretch in self.stretches})
+
+    def _all_seconds(self) -> float:
+        return sum(stretch.seconds for stretch in self.stretches)
 
     def _own_seconds(self) -> float:
-        return self.roles.engine_time.idle(self.began, perf_counter())
+        return sum(stretch.idle for stretch in self.stretches)

@@ -55,6 +55,10 @@ class EngineTime:
         """Seconds between `began` and `ended` in which no engine was at work."""
         return ended - began - sum(self.by_activity(began, ended).values())
 
+    def divided(self, began: float, ended: float) -> dict[str, float]:
+        """The same by what engines were at; `driver` where they were at nothing."""
+        return {**self.by_activity(began, ended), "driver": self.idle(began, ended)}
+
     def by_activity(self, began: float, ended: float) -> dict[str, float]:
         """Seconds between `began` and `ended` by what engines were at. Where they were at several things at a time,
         these share the moment equally: the sum is the time in which any engine was at work."""
@@ -64,6 +68,27 @@ class EngineTime:
             if start < stop:
                 edges += [(start, 1, span.activity), (stop, -1, span.activity)]
         return _shared(sorted(edges))
+
+
+@dataclass
+class Stretch:
+    """Time in which somebody counted on one fleet's engines: up to now, where it has not ended."""
+
+    engine_time: EngineTime
+    began: float
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._until - self.began
+
+    @property
+    def idle(self) -> float:
+        return self.engine_time.idle(self.began, self._until)
+
+    @property
+    def _until(self) -> float:
+        return perf_counter() if self.ended is None else self.ended
 
 
 def _shared(edges: Sequence[tuple[float, int, Activity]]) -> dict[str, float]:

@@ -149,7 +149,7 @@ KINDS: Mapping[str, type[Item]] = {
 
 
 class Journal:
-    """One thread appends, one reads and marks. Only one process may work in a directory at a time."""
+    """Any thread appends, one reads and marks. Only one process may work in a directory at a time."""
 
     def __init__(self, directory: Path):
         """Open DIR's journal, or begin one. A last line that was cut short, by a kill in the middle of a write, is

@@ -65,15 +65,15 @@ class WorkerGroup:
         return self.role or "colocated"
 
 
-def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int) -> list[WorkerGroup]:
-    """A group for every role that is pinned, or one for all roles that are colocated.
+def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int, fleets: int = 1) -> list[WorkerGroup]:
+    """A group for every role that is pinned, or one for all roles that are colocated, for so many fleets.
 
     Actors with GPUs share as few pods as nodes of `gpus_per_node` allow, evenly: within a pod NCCL goes from GPU to GPU.
     Actors without have a pod each, which fits in anywhere. Raises BadInput where roles are neither pinned nor colocated.
     """
     roles = placement.roles(scorer)
-    if placement.colocated:  # the bundles of actors.fleet
-        count = max(r.actors for r in roles.values())
+    if placement.colocated:  # as rlhf_bench.bundles has it
+        count = fleets * max(r.actors for r in roles.values())
         cpus, gpus = max(r.cpus for r in roles.values()), max(r.gpus for r in roles.values())
         return [_group("", count, cpus, gpus, sum(r.memory_gib for r in roles.values()), gpus_per_node)]
     if not placement.pinned:
@@ -81,7 +81,7 @@ def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int) -> lis
             "placement.pinned: false leaves it open which role goes to which worker group; set placement.pinned=true, "
             "or placement.colocated=true for one group with all roles"
         )
-    return [_group(name, r.actors, r.cpus, r.gpus, r.memory_gib, gpus_per_node) for name, r in roles.items()]
+    return [_group(name, fleets * r.actors, r.cpus, r.gpus, r.memory_gib, gpus_per_node) for name, r in roles.items()]
 
 
 def _group(role: str, count: int, cpus: int, gpus: int, memory_gib: float, gpus_per_node: int) -> WorkerGroup:
@@ -112,7 +112,8 @@ def rayjob(
             f"the recipe is {len(text.encode())} bytes long, and a manifest carries {LARGEST_RECIPE} at most; shorten it"
         )
     scorer = any(uses_reward_model(arm) for one in recipes for arm in one.arms.values())
-    groups = worker_groups(recipe.placement, scorer, gpus_per_node)
+    pieces = max(len(one.arms) * len(one.seeds) for one in recipes)
+    groups = worker_groups(recipe.placement, scorer, gpus_per_node, min(recipe.placement.fleets or 1, pieces))
     grace = math.ceil(recipe.reliability.grace_seconds)
     cluster = ray_cluster(groups, image, grace, paths.shared)
     template = cluster["headGroupSpec"]["template"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +38,16 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._making: dict[str, threading.Lock] = {}  # by folder's name
 
     def get(self, kind: str, key: Any, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
-        """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed."""
+        """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed.
+        Of several threads that want the same, one makes it and the others wait."""
         target = self._target(kind, key)
+        with self._making.setdefault(target.name, threading.Lock()):
+            return self._get(target, make)
+
+    def _get(self, target: Path, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
         if not (target / "cache.json").exists():
             aside = self.folder / f".{target.name}.{uuid4().hex[:8]}"
             try:

@@ -1,16 +1,18 @@
-"""What a person sees while it runs: one line that moves on a terminal, plain flushed lines in a job's log."""
+"""What a person sees while it runs: a line that moves for every arm under way on a terminal, plain flushed lines in a job's log."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rlhf_bench.loop import Look
 from rlhf_bench.terminal import one_line
@@ -18,6 +20,15 @@ from rlhf_bench.types import Evaluation
 
 SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
 SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class _UnderWay:
+    """An arm and seed: what its lines begin with, when the last one came, and its bar on a terminal."""
+
+    heading: str
+    last_line: float
+    task: TaskID | None = None
 
 
 class Display:
@@ -36,9 +47,9 @@ class Display:
                 TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.task = self.bar.add_task("starting", total=1.0, numbers="")
-        self.last_line = 0.0
-        self.heading = ""
+            self.starting = self.bar.add_task("starting", total=1.0, numbers="")
+        self.under_way: dict[tuple[str, int], _UnderWay] = {}  # by arm and seed
+        self._writing = threading.Lock()  # arms beside each other, the crews and MLflow's thread all have lines
 
     def say(self, line: str) -> None:
         self._line(line, shown=not self.quiet)
@@ -49,29 +60,38 @@ class Display:
 
     def _line(self, line: str, shown: bool) -> None:
         line = one_line(line)
-        now = datetime.now()
-        self.log.write(f"{now.isoformat(timespec='seconds')} {line}\n")
-        self.log.flush()
-        if not shown:
-            return
-        self.console.print(f"[dim]{now:%H:%M:%S}[/dim] ", end="")
-        self.console.print(line, markup=False, emoji=False)
+        with self._writing:
+            now = datetime.now()
+            self.log.write(f"{now.isoformat(timespec='seconds')} {line}\n")
+            self.log.flush()
+            if not shown:
+                return
+            self.console.print(f"[dim]{now:%H:%M:%S}[/dim] ", end="")
+            self.console.print(line, markup=False, emoji=False)
 
-    def begin(self, arm: str, seed: int, done: int, total: int) -> None:
-        self.heading = f"[{done + 1}/{total}] {arm} · seed {seed}"
-        self.last_line = perf_counter()
+    def begin(self, arm: str, seed: int, number: int, total: int) -> None:
+        """Of `total` arms and seeds, this one, counted from 0: others may be under way beside it."""
+        one = self.under_way[arm, seed] = _UnderWay(f"[{number + 1}/{total}] {arm} · seed {seed}", perf_counter())
         if self.bar:
-            self.bar.reset(self.task, description=self.heading.replace("[", r"\["), total=1.0, numbers="")
+            self.bar.update(self.starting, visible=False)
+            one.task = self.bar.add_task(one.heading.replace("[", r"\["), total=1.0, numbers="")
         else:
-            self.say(f"{self.heading}: begins")
+            self.say(f"{one.heading}: begins")
+
+    def end(self, arm: str, seed: int) -> None:
+        """It is under way no more."""
+        one = self.under_way.pop((arm, seed))
+        if self.bar and one.task is not None:
+            self.bar.remove_task(one.task)
 
     def update(self, arm: str, seed: int, update: int, numbers: Mapping[str, float], fraction: float) -> None:
         shown = "  ".join(f"{k} {numbers[k]:.3g}" for k in SHOWN if k in numbers and numbers[k] == numbers[k])
-        if self.bar:
-            self.bar.update(self.task, completed=min(1.0, fraction), numbers=f"update {update}  {shown}")
-        elif perf_counter() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = perf_counter()
-            self.say(f"{self.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
+        one = self.under_way[arm, seed]
+        if self.bar and one.task is not None:
+            self.bar.update(one.task, completed=min(1.0, fraction), numbers=f"update {update}  {shown}")
+        elif perf_counter() - one.last_line > SECONDS_BETWEEN_LINES:
+            one.last_line = perf_counter()
+            self.say(f"{one.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
 
     def looked(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
         scores = ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items())

@@ -125,6 +125,11 @@ class Part:
         write_json(self.folder / "result.json", result)
 
 
+def is_done(directory: Path, arm: str, seed: int) -> bool:
+    """Has that arm ended with that seed, in this run or an earlier one?"""
+    return (directory / "parts" / f"{arm}-seed{seed}" / "result.json").exists()
+
+
 def table(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pd.DataFrame:
     """Rows with at least the columns `keys`; numbers stay numbers where a row lacks them."""
     frame = pd.DataFrame(list(rows))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,43 +34,38 @@ class Known:
         return self.value
 
 
-class StartSamples(MutableMapping[StartKey, Judged]):
+class StartSamples:
     """The start policy's samples in a folder, a JSON file each: a run that goes on must not draw them anew, since with
     several engines the last bits of what comes out hang on the clock. `base`: which policy that is."""
 
     def __init__(self, folder: Path, base: str):
         self.folder, self.base = folder, base
+        self._drawing: dict[str, threading.Lock] = {}  # by file's name
 
-    def __getitem__(self, key: StartKey) -> Judged:
-        try:
-            data = json.loads(self._path(key).read_text())
-        except FileNotFoundError:
-            raise KeyError(key) from None
+    def once(self, key: StartKey, draw: Callable[[], Judged]) -> Judged:
+        """What was drawn for that key, or is drawn now: of arms that want the same at once, one draws and the others wait."""
+        path = self._path(key)
+        with self._drawing.setdefault(path.name, threading.Lock()):
+            if not path.exists():
+                self._write(path, draw())
+        data = json.loads(path.read_text())
         return Judged([_group(g) for g in data["groups"]], Cost(**data["drawing"]), Cost(**data["judging"]))
 
-    def __setitem__(self, key: StartKey, drawn: Judged) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self._path(key).with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(drawn)))
-        aside.rename(self._path(key))
-
-    def __delitem__(self, key: StartKey) -> None:
-        self._path(key).unlink()
-
-    def __iter__(self) -> Iterator[StartKey]:
-        raise TypeError("files are named by hashes of their keys")
-
-    def __len__(self) -> int:
-        return len(list(self.folder.glob("samples-*.json")))
-
-    def clear(self) -> None:
-        for path in self.folder.glob("samples-*.json"):
+    def clear(self, seed: int) -> None:
+        """Once no arm with that seed is to come."""
+        for path in self.folder.glob(f"samples-seed{seed}-*.json"):
             path.unlink()
 
+    def _write(self, path: Path, drawn: Judged) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(asdict(drawn)))
+        aside.rename(path)
+
     def _path(self, key: StartKey) -> Path:
-        sampling, prompts = key
+        seed, sampling, prompts = key
         digest = hashlib.sha256(json.dumps([self.base, asdict(sampling), prompts]).encode()).hexdigest()[:16]
-        return self.folder / f"samples-{digest}.json"
+        return self.folder / f"samples-seed{seed}-{digest}.json"
 
 
 def state_of(run: ArmRun) -> dict[str, Any]:

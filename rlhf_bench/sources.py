@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -39,10 +39,15 @@ class Judged:
     judging: Cost
 
 
-StartKey = tuple[Sampling, tuple[str, ...]]
-"""How the start policy was sampled, and on which prompts."""
-DrawnBefore = MutableMapping[StartKey, Judged]
-"""Its samples of this seed."""
+StartKey = tuple[int, Sampling, tuple[str, ...]]
+"""The arm's seed, how the start policy was sampled, and on which prompts."""
+
+
+class DrawnBefore(Protocol):
+    """Samples of the start policy, for all arms: see `resume.StartSamples`."""
+
+    def once(self, key: StartKey, draw: Callable[[], Judged]) -> Judged:
+        """What was drawn for that key, or is drawn now."""
 
 
 class Source(Protocol):
@@ -93,11 +98,9 @@ class Sampler:
     def sample_start(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
         """Samples of the start policy. Another arm with this seed draws the very same ones, so they are drawn once;
         every arm that uses them is charged for them."""
-        key = (self._sampling(samples), tuple(p.id for p in prompts))
-        if key not in self.drawn_before:
-            self.drawn_before.clear()  # arms run seed by seed: what an earlier seed drew is not asked for again
-            self.drawn_before[key] = self._draw(prompts, key[0])
-        return self._paid(self.drawn_before[key])
+        sampling = self._sampling(samples)
+        key = (self.seed, sampling, tuple(p.id for p in prompts))
+        return self._paid(self.drawn_before.once(key, lambda: self._draw(prompts, sampling)))
 
     def _sampling(self, samples: int) -> Sampling:
         self.drawn += 1

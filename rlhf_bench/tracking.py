@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +186,11 @@ class Tracker:
 
     def _deliver(self, store: Store) -> None:
         """Send what waits, in order, and mark what is sent or refused for good. Raises where the store is away."""
-        for batch, end in _batches(self._journal.waiting()):
-            if self._given_up:
-                return
-            self._send(store, batch)
+        for batches, end in _lots(self._journal.waiting()):
+            for batch in batches:
+                if self._given_up:
+                    return
+                self._send(store, batch)
             self._journal.delivered(end)
 
     def _send(self, store: Store, batch: list[Item]) -> None:
@@ -210,21 +212,25 @@ class Tracker:
             self._on_warning(without_credentials(line))
 
 
-def _batches(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[Item], int]]:
-    """Items as they are sent, each batch with the journal's byte behind it: points of one run together, as many as fit
-    into one request; anything else alone."""
-    batch: list[Item] = []
-    metrics = end = 0
+def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]], int]]:
+    """Items as they are sent, in batches: points of one run together, as many as fit into one request, also where those of
+    arms beside each other come in turn; anything else alone. Each lot of batches with the journal's byte behind it."""
+    lot: dict[Run, list[Item]] = {}
+    metrics: Counter[Run] = Counter()
+    end = 0
     for item, after in items:
-        own = len(item.metrics) if isinstance(item, Points) else 0
-        together = batch and isinstance(item, Points) and isinstance(batch[0], Points) and item.run == batch[0].run
-        if batch and not (together and metrics + own <= MOST_METRICS):
-            yield batch, end
-            batch, metrics = [], 0
-        batch.append(item)
-        metrics, end = metrics + own, after
-    if batch:
-        yield batch, end
+        own = len(item.metrics) if isinstance(item, Points) else MOST_METRICS + 1
+        if lot and metrics[item.run] + own > MOST_METRICS:
+            yield list(lot.values()), end
+            lot, metrics = {}, Counter()
+        if not isinstance(item, Points):
+            yield [[item]], after
+            continue
+        lot.setdefault(item.run, []).append(item)
+        metrics[item.run] += own
+        end = after
+    if lot:
+        yield list(lot.values()), end
 
 
 def _line(error: Exception) -> str:

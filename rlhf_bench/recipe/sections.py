@@ -188,7 +188,9 @@ class RolePlacement(Section):
     cpus: int = Field(1, ge=1, description="cores each may use: its threads")
     gpus: int = Field(0, ge=0, description="GPUs each may use")
     memory_gib: float = Field(
-        8, gt=0, description="host memory that `rlhf-bench manifest` asks for each, GiB; else not looked at"
+        8,
+        gt=0,
+        description="host memory that `rlhf-bench manifest` asks for each, GiB, and that more than one fleet is reckoned with",
     )
 
 
@@ -227,6 +229,11 @@ class Placement(Section):
     pinned: bool = Field(
         False,
         description="every role only on nodes that offer a Ray resource of its name (rollout, scorer, learner, evaluator); needs colocated: false",
+    )
+    fleets: int | None = Field(
+        None,
+        ge=1,
+        description="how many fleets, each with all roles, may work on arms at once; null: as many as the cluster has room for, one where the budget is in device_seconds",
     )
     timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
     rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")

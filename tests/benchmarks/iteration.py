@@ -54,7 +54,6 @@ def iteration() -> Measured:
     from rlhf_bench.methods import METHODS
     from rlhf_bench.models import load_model
     from rlhf_bench.recipe import parse_recipe
-    from rlhf_bench.roles import Roles
     from rlhf_bench.sources import Sampler, make_source
     from rlhf_bench.stages import Start
     from rlhf_bench.tasks import build_task
@@ -79,7 +78,8 @@ def iteration() -> Measured:
         ]
         shape = ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
         fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime(), print)
-        roles = Roles(fleet.pool, fleet.scorer, fleet.learner, fleet.evaluator, fleet.sync)
+        fleet.join()
+        roles = fleet.roles
         fleet.scorer.load(folder, "float32")
         material = Material(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))

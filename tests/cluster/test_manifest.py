@@ -59,6 +59,18 @@ def test_colocated_roles_share_one_group_with_the_fleets_bundles():
     assert worker_groups(Placement.model_validate(settings), True, 8) == [WorkerGroup("", 1, 4, 12, 4, 4 * 32)]
 
 
+def test_the_job_has_room_for_the_fleets_that_the_recipe_names():
+    path = ROOT / "recipes/scale/cpu.yaml"
+    pods = {name: group["replicas"] for name, group in groups_of(render(path)).items()}
+    assert {n: g["replicas"] for n, g in groups_of(render(path, "placement.fleets=2")).items()} == {
+        name: 2 * count for name, count in pods.items()
+    }
+    assert groups_of(render(path, "placement.fleets=1")) == groups_of(render(path))
+    arms = len(load_series(path)[0].recipe.arms)  # never more fleets than arms and seeds
+    several = groups_of(render(path, "placement.fleets=1000", "seeds=[1]"))
+    assert {n: g["replicas"] for n, g in several.items()} == {name: arms * count for name, count in pods.items()}
+
+
 def test_a_group_holds_every_bundle_of_its_role():
     """What Ray will be asked for fits into what the pods offer, role by role."""
     from actors.fleet import bundles

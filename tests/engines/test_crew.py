@@ -272,3 +272,19 @@ def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(crew, clus
     assert first.result()[0] == [[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]
     assert second.result()[0] == [[2.0, 1.0], [3.0, 1.0]]
     assert len(crew.restarts) == 1
+
+
+def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(crew, cluster):
+    from actors.crew import loss
+
+    crew, said = crew()
+    actor = start(crew, cluster, echo_class())
+    cluster.get(actor.pid.remote())
+    waiting = actor.sleep.remote(300)
+    crew.stop()
+    cause = loss(what_raises(cluster, waiting))
+    with pytest.raises(RunFailed, match="echo 0: not started again, since the run is ending"):
+        crew.replace(cause, "echo 0")
+    with pytest.raises(RunFailed, match="the run is ending"):
+        start(crew, cluster, echo_class(), "echo 1")
+    assert said == [] and crew.restarts == [] and list(crew.actors) == ["echo 0"]

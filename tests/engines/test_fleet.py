@@ -1,5 +1,7 @@
 """Placement: what is asked of a cluster, and what is said where it has no room."""
 
+import time
+
 import pytest
 
 from rlhf_bench.recipe import Placement
@@ -85,3 +87,32 @@ def test_what_was_refused_is_not_kept(cluster):
     group, asked, _ = reserve(Placement.model_validate({"timeout_seconds": 20, "learner": {"cpus": 2}}))
     assert asked == [{"CPU": 2.0}]
     remove_placement_group(group)
+
+
+# Further fleets
+
+
+def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
+    from actors.fleet import reserve
+    from actors.fleets import Fleets
+
+    placement, said = Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}), []
+    fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)
+    (other,) = fleets.others(1)
+    assert other.result(timeout=60) is None
+    (line,) = said
+    assert line.startswith("fleet 2: placement: no room after 1 s: asked for 3 CPU")
+    assert line.endswith("the run goes on with the fleets that are there")
+    fleets.stop()
+
+
+def test_who_waits_for_room_gives_up_when_the_run_ends(cluster):
+    from actors.fleet import reserve
+    from actors.fleets import Fleets
+
+    placement, said = Placement.model_validate({"timeout_seconds": 300, "learner": {"cpus": 3}}), []
+    fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)
+    (other,) = fleets.others(1)
+    began = time.monotonic()
+    fleets.stop()
+    assert time.monotonic() - began < 30 and other.result(timeout=0) is None and said == []

@@ -38,3 +38,22 @@ def test_all_metrics_are_served_with_role_arm_and_seed(cluster):
             return
         assert time.monotonic() < deadline, (found, [line for line in served if "rlhf" in line])
         time.sleep(0.5)
+
+
+def test_arms_beside_each_other_have_tags_of_their_own():
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    from actors import meters
+
+    both = Barrier(2, timeout=20)
+
+    def tags(arm, seed):
+        meters.begin_arm(arm, seed)
+        both.wait()
+        return meters._tags("learner")
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.submit(tags, "dpo", 1), threads.submit(tags, "ppo", 2)
+    assert one.result() == {"role": "learner", "arm": "dpo", "seed": "1"}
+    assert other.result() == {"role": "learner", "arm": "ppo", "seed": "2"}

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from rlhf_bench.journal import End, File, Journal, Points, Run, Start
-from rlhf_bench.tracking import without_credentials
+from rlhf_bench.tracking import _lots, without_credentials
 from rlhf_bench.types import BadInput, RunFailed
 
 ARM = Run("key-1", "dpo", 1)
@@ -135,3 +135,13 @@ def test_a_journal_of_days_is_read_line_by_line(tmp_path):
 )
 def test_no_line_shows_credentials(address, shown):
     assert without_credentials(f"request to {address} failed") == f"request to {shown} failed"
+
+
+def test_points_of_arms_beside_each_other_share_requests_and_nothing_is_overtaken():
+    """Two arms' steps in turn: a request for each arm, up to what else there is in between."""
+    one, other = Run("k", "a", 1), Run("k", "b", 1)
+    steps = [Points(run, 0, step, {"loss": 0.5}) for step in range(5) for run in (one, other)]
+    many = [Points(one, 0, step, {f"m{i}": 0.0 for i in range(600)}) for step in (6, 7)]
+    items = [*steps, End(one, 0, "done", {}), *many]
+    lots = list(_lots((item, at) for at, item in enumerate(items, 1)))
+    assert lots == [([steps[::2], steps[1::2]], 10), ([[items[10]]], 11), ([[many[0]]], 12), ([[many[1]]], 13)]

@@ -106,7 +106,7 @@ def test_the_ground_floor_does_not_look_up(path):
     assert not [n for n in imports(Path("rlhf_bench") / path) if within(n, [f"rlhf_bench.{u}" for u in upper])]
 
 
-@pytest.mark.parametrize("path", ["loop.py", "sources.py", "comparison.py", "stages.py", "learning.py", "tuning.py"])
+@pytest.mark.parametrize("path", ["loop.py", "sources.py", "comparison.py", "arms.py", "teams.py", "stages.py", "learning.py", "tuning.py"])
 def test_what_runs_methods_knows_none_of_their_names(path):
     text = (ROOT / "rlhf_bench" / path).read_text(encoding="utf-8")
     assert not re.findall(r"(?i)\b\w*(?:\bppo|(?<!threa)dpo|flex)\w*", text)

@@ -13,6 +13,7 @@ from rlhf_bench.material import Cache, Material
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.resume import StartSamples
 from rlhf_bench.roles import Roles
 from rlhf_bench.stages import Start
 from rlhf_bench.tasks import build_task
@@ -67,7 +68,7 @@ class Arm:
             progress,
             base,
             marks,
-            {},
+            StartSamples(Path(self.aside.name), "base"),
             Cache(Path(self.aside.name)),
             saver=saver,
         )

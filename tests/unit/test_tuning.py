@@ -12,10 +12,12 @@ from rlhf_bench.ledger import Cost
 from rlhf_bench.material import Cache, Material, prepare
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.resume import StartSamples
 from rlhf_bench.roles import Roles
 from rlhf_bench.stages import Start
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
+from rlhf_bench.teams import Team
 from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.tuning import Trial, best_trial, tuned_arms
 from rlhf_bench.types import Pair, Prompt, RunFailed
@@ -175,11 +177,12 @@ def comparison(directory, evaluator, learner, **tuning):
     arms = {"dpo": {"method": "dpo", "pairs_per_update": 4}, "simpo": {"method": "simpo", "pairs_per_update": 4}}
     data = recipe(**tuning).resolved() | {"arms": arms}
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
+    team = Team(roles, lambda start, tuning: begun.append(tuning) or [], lambda arm, seed: None, None)
     made = Comparison(
-        parse_recipe(data), directory, material, roles, Cache(directory / "cache"), None, lambda line: None, None, {}, 0.0,
-        lambda start, tuning: begun.append(tuning) or [], None, lambda arm, seed: None, None,
+        parse_recipe(data), directory, material, team, (), None, Cache(directory / "cache"), None, lambda line: None, None,
+        {}, 0.0, None,
     )  # fmt: skip
-    made.drawn_before = {}
+    made.drawn_before = StartSamples(directory / "state", "base")
     pairs = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]
     base = directory / "base"
     base.mkdir()
