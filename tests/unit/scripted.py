@@ -1,17 +1,28 @@
 """Roles whose answers are written down beforehand: they fill the Protocols of `rlhf_bench.roles` and start no process."""
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from rlhf_bench.ledger import Cost
 from rlhf_bench.methods.base import SideGradients
+from rlhf_bench.resume import StartSamples
 from rlhf_bench.roles import Part
 from rlhf_bench.tokenizer import encode_response
 from rlhf_bench.types import Evaluation, Group, Sample, SplitResult
 
 STEP, MEASURING, SIDES = Cost(flops=8.0), Cost(flops=2.0), Cost(flops=5.0)
 """What the scripted learner asks for an optimizer step, a forward pass, and both sides' gradients."""
+
+
+class FreshStartSamples(StartSamples):
+    """Nothing has been drawn yet; its folder goes with it."""
+
+    def __init__(self):
+        self.aside = tempfile.TemporaryDirectory()
+        super().__init__(Path(self.aside.name), "base")
 
 
 class Pool:

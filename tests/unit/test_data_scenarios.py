@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from scripted import LengthScorer, Pool
+from scripted import FreshStartSamples, LengthScorer, Pool
 
 from rlhf_bench.distance import edit_distance
 from rlhf_bench.feedback import crossed
@@ -82,7 +82,7 @@ def source_of(data, offline=CORPUS, pool=None, feedback="judge", edit=None, befo
     roles = Roles(pool, LengthScorer(), None, None, None)
     sizes = {"candidates_per_prompt": 3, "on_policy_prompts": 6} | sizes
     sampler = Sampler(
-        roles, material, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, {} if before is None else before
+        roles, material, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, before or FreshStartSamples()
     )
     return make_source(DPO, arm, sampler, offline), pool, sampler.ledger
 
@@ -131,7 +131,7 @@ def test_candidates_are_paid_once_and_the_pairs_then_stay(data):
 
 
 def test_arms_of_one_seed_share_the_start_policys_samples_and_each_pays_for_them():
-    pool, before, charged = Pool(TOKENIZER), {}, []
+    pool, before, charged = Pool(TOKENIZER), FreshStartSamples(), []
     for data in ("chosen_on_policy", "rejected_on_policy", "chosen_on_policy"):
         source, _, ledger = source_of(data, pool=pool, before=before)
         alone, _, _ = source_of(data)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scripted import LengthScorer, Pool
+from scripted import FreshStartSamples, LengthScorer, Pool
 
 from rlhf_bench.feedback import Judge, best_and_worst, preference_pairs, with_rewards
 from rlhf_bench.ledger import Cost, Ledger
@@ -176,7 +176,7 @@ def sampler(settings, pool, seed=0, **data):
     train = TASK.prompts("train", 10, 0)
     material = Material(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
-    return Sampler(roles, material, DataSettings(**data), settings, Ledger("flops", 1.0), seed, {})
+    return Sampler(roles, material, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples())
 
 
 def test_every_prompt_is_sampled_once_per_epoch():
