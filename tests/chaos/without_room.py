@@ -4,12 +4,13 @@ longer than a run waits, then until a node is added. Prints as JSON what became 
 from __future__ import annotations
 
 import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 STORE_BYTES = 80 * 2**20
-SHORT_SECONDS, LONG_SECONDS, NODE_COMES_AFTER = 4.0, 120.0, 3.0
+SHORT_SECONDS, LONG_SECONDS = 4.0, 120.0
+WAITS = "waiting for room for echo 0: a node was lost"
 
 
 def main() -> None:
@@ -52,8 +53,11 @@ def main() -> None:
             found |= {"failure": str(failure), "waited": time.monotonic() - began}
 
         crew.room_seconds = LONG_SECONDS
-        threading.Timer(NODE_COMES_AFTER, lambda: cluster.add_node(num_cpus=1, **store)).start()
-        (other,) = crew.replace(cause, "echo 0")
+        with ThreadPoolExecutor(1) as aside:  # a node can only be added by the main thread
+            replaced = aside.submit(crew.replace, cause, "echo 0")
+            _until_said(said, times=2)
+            cluster.add_node(num_cpus=1, **store)
+            (other,) = replaced.result()
         found["after"] = ray.get(other.answer.remote(), timeout=120)
         crew.stop()
     finally:
@@ -70,6 +74,13 @@ def _cause(under_way: Any, loss: Any) -> str:
     except ray.exceptions.RayActorError as error:
         return loss(error)
     raise AssertionError("its node is lost, and the actor answers")
+
+
+def _until_said(said: list[str], times: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(line.startswith(WAITS) for line in said) < times:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":
