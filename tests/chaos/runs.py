@@ -51,8 +51,14 @@ def begin(
     folder: Path, recipe: Path, name: str, module: Sequence[str], overrides: Sequence[str] = ()
 ) -> subprocess.Popen:
     command = [sys.executable, "-m", *module, "run", str(recipe), *overrides, "--output", str(folder / name / "out")]
+    own = environment(folder) | dict([mark(folder, name).split("=", 1)])
     with open(folder / f"{name}.log", "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(folder))
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=own)
+
+
+def mark(folder: Path, name: str) -> str:
+    """A setting in the environment of this run's processes, and of no others."""
+    return f"CHAOS_RUN={folder / name}"
 
 
 def finish(process: subprocess.Popen, folder: Path, name: str, seconds: float) -> Path:

@@ -1,6 +1,7 @@
 """A comparison as a user runs it: the command in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -57,3 +58,16 @@ def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> 
 def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> Run:
     began = time.monotonic()
     return end(begin(recipe, directory, environment, log, *overrides), directory, log, began)
+
+
+def processes_with(setting: str) -> list[str]:
+    """Command lines of living processes that inherited an environment setting: "NAME=value"."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found

@@ -1,7 +1,6 @@
 """A whole comparison by `python -m rlhf_bench run`: what it writes, that it goes on, and that it comes out the same."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from running import Run, begin, end, run
+from running import Run, begin, end, processes_with, run
 
 from rlhf_bench.engine_time import ACTIVITIES
 
@@ -428,19 +427,6 @@ def test_a_stop_while_the_engines_start_is_in_order_too(number, tiny, folder, en
     store = MlflowClient(tracking_uri=f"sqlite:///{folder / number.name / 'mlflow.db'}")
     (parent,) = store.search_runs([store.get_experiment_by_name("tiny").experiment_id])
     assert parent.info.status == "KILLED"
-
-
-def processes_with(setting: str) -> list[str]:
-    """Command lines of living processes that inherited an environment setting."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-    return found
 
 
 def as_it_was_computed(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 import pytest
+from running import processes_with
 
-from tests.chaos.runs import begin, write_recipe
+from tests.chaos.runs import begin, mark, write_recipe
 
 pytestmark = pytest.mark.engine
 
@@ -39,10 +40,10 @@ def wait_for(process, samples, count):
     return read(samples)
 
 
-def left(pids):
-    """Those of the processes that are still there when they have had time to go."""
+def left(folder, name):
+    """The run's processes, whoever has started them, that are still there when they have had time to go."""
     deadline = time.monotonic() + AWAY_SECONDS
-    while (there := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < deadline:
+    while (there := processes_with(mark(folder, name))) and time.monotonic() < deadline:
         time.sleep(0.5)
     return there
 
@@ -80,16 +81,18 @@ def test_the_object_store_and_open_files_are_flat(soaked):
     assert max(len(s["processes"]) for s in last) <= max(len(s["processes"]) for s in first)
 
 
-def test_nothing_is_left_after_a_normal_end(soaked):
-    assert left({pid for s in soaked for pid in s["processes"]}) == []
+def test_nothing_is_left_after_a_normal_end(soaked, folder):
+    assert left(folder, "soak") == []
 
 
 def test_nothing_is_left_after_sigterm(soaked, folder):
     process, samples = watched(folder, "stopped", 200)
-    pids = wait_for(process, samples, 2)[-1]["processes"]
+    wait_for(process, samples, 2)
+    seen = " ".join(processes_with(mark(folder, "stopped")))  # or it would say nothing that none of them is left
+    assert all(name in seen for name in ("gcs_server", "raylet", "LearnerRank", "RolloutActor")), seen
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
-    assert left(pids) == []
+    assert left(folder, "stopped") == []
 
 
 def test_nothing_is_left_after_an_error(soaked, folder):
@@ -99,4 +102,4 @@ def test_nothing_is_left_after_an_error(soaked, folder):
     os.kill(learner, signal.SIGKILL)
     assert process.wait(timeout=60) == 1
     assert "restarts" in (folder / "failed.log").read_text().splitlines()[-1]
-    assert left(pids) == []
+    assert left(folder, "failed") == []
