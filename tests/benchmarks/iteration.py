@@ -54,6 +54,7 @@ def iteration() -> Measured:
     from rlhf_bench.methods import METHODS
     from rlhf_bench.models import load_model
     from rlhf_bench.recipe import parse_recipe
+    from rlhf_bench.resume import StartSamples
     from rlhf_bench.sources import Sampler, make_source
     from rlhf_bench.stages import Start
     from rlhf_bench.tasks import build_task
@@ -84,13 +85,13 @@ def iteration() -> Measured:
         material = Material(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
         start = Start(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
-        settings, drawn_with = recipe.arms["ppo"], []
+        settings, drawn_with, drawn_before = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
         run = ArmRun(
             recipe, METHODS["ppo"], settings, 1, material, start, roles, Ledger("flops", 1e18),
-            Progress(lambda *_: None, lambda *_: None), None, (), {}, Cache(Path(aside) / "cache"),
+            Progress(lambda *_: None, lambda *_: None), None, (), drawn_before, Cache(Path(aside) / "cache"),
         )  # fmt: skip
         run._load()
-        run.sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, {})
+        run.sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, drawn_before)
         run.source, run.rng = make_source(METHODS["ppo"], settings, run.sampler, []), np.random.default_rng(0)
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand

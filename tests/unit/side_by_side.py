@@ -69,7 +69,7 @@ class Trained(Learner):
     def weights(self, name):
         return self.seed * 1000 + len(self.stepped)
 
-    def save(self, name, path, score_scale=1.0):
+    def save(self, name, path):
         path.mkdir(parents=True, exist_ok=True)
         (path / "model.safetensors").write_text(str(self.weights(name)))
         (path / "config.json").write_text("{}")
