@@ -207,14 +207,18 @@ def tokenizer() -> Any:
 
 
 def against_trl(kind: str, dtype: str) -> Measured:
-    """Seconds of `STEPS` steps of each, in turn; losses must agree, or nothing was compared. In bfloat16, where a step of
-    TRL's takes minutes on CPUs without instructions for it, a step of one run of each stands for a run."""
+    """Seconds of `STEPS` steps of each, in turn; losses must agree, or nothing was compared. In bfloat16 on a CPU without
+    instructions for it, where a step of TRL's takes minutes, a step of one run of each stands for a run."""
+    import torch
+
+    from rlhf_bench.bfloat16 import slow_products
+
     with tempfile.TemporaryDirectory() as folder:
         model, data = write_model(Path(folder), dtype), pairs(kind)
         ours, theirs = Ours(model, dtype, data), Theirs(model, dtype, data)
         ours.run()
         theirs.run()
-        if dtype == "bfloat16":
+        if slow_products(torch.zeros(1, dtype=getattr(torch, dtype))):
             steps, mine, others = 1, ours.each, theirs.each
         else:
             steps, (mine, others) = STEPS, interleaved(RUNS, ours.run, theirs.run)
