@@ -64,11 +64,19 @@ def model_card(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
 
 
 def _front_matter(arm: ArmResult, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Hub files a model by. A base model is named where the recipe gives one of the Hub's."""
-    name = recipe["model"]["name_or_path"]
-    base = {"base_model": name} if name and HUB_ID.fullmatch(name) and not Path(name).is_dir() else {}
+    """What the Hub files a model by. Base model and data sets are named where the recipe gives the Hub's."""
+    base, data = (_on_hub(value) for value in (recipe["model"]["name_or_path"], recipe["task"]))
+    known = ({"base_model": base[0]} if base else {}) | ({"datasets": data} if data else {})
     tags = ["rlhf-bench", arm.method.replace("_", "-"), *([arm.data.replace("_", "-")] if arm.data else [])]
-    return {"library_name": "transformers", "pipeline_tag": "text-generation", **base, "tags": tags}
+    return {"library_name": "transformers", "pipeline_tag": "text-generation", **known, "tags": tags}
+
+
+def _on_hub(value: Any) -> list[str]:
+    """Every name of a repository on the Hub in a part of a recipe, once each. A path that is there is none."""
+    if isinstance(value, str):
+        return [value] if HUB_ID.fullmatch(value) and not Path(value).exists() else []
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return list(dict.fromkeys(name for part in parts for name in _on_hub(part)))
 
 
 def _facts(seed: SeedResult, summary: Summary) -> dict[str, str]:

@@ -36,6 +36,16 @@ def test_the_hub_reads_its_front_matter(summary):
     assert "base_model" not in card_of(with_model(summary, "/models/mine")).data.to_dict()  # nobody else's hub has it
 
 
+def test_it_names_the_hubs_data_sets_and_no_files(summary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.jsonl").touch()
+    places = {"prompts": "openai/gsm8k", "held_out": "openai/gsm8k", "more": "data/mine.jsonl", "pairs": "/data/pairs.jsonl"}
+    task = {"kind": "files", **{part: {"source": source, "split": "train"} for part, source in places.items()}}
+    assert card_of(replace(summary, recipe={**summary.recipe, "task": task})).data.datasets == ["openai/gsm8k"]
+    assert "datasets" not in card_of(summary).data.to_dict()
+
+
 def test_it_says_what_the_policy_scored_and_what_it_cost(summary):
     arm, seed = summary.arms[1], summary.arms[1].seeds[1]
     text = model_card(arm, seed, summary)
