@@ -276,20 +276,7 @@ def _reward_model(
         last, cost = _train(roles, REWARD_MODEL, rows_of(training), settings, REWARD_SEED, "reward model", say)
         roles.learner.save("critic", folder)
         material.tokenizer.save_pretrained(folder)
-<<<<<<< HEAD
         return {"pairs": len(training), "train_accuracy": last["accuracy"]}, total + cost
-=======
-        scorer.load(folder, recipe.model.dtype)
-        scores, scoring = scorer.score([row_of(g) for g in groups])
-        found = Calibration.of(scores)
-        roles.learner.save("critic", folder, score_scale=found.scale)  # in the head: a critic starts from it
-        Calibration(found.offset).write(folder)
-        return {
-            "cost": asdict(total + cost + scoring),
-            "pairs": len(training),
-            "train_accuracy": last["accuracy"],
-        }
->>>>>>> ed86a5e (Name the Hub's data sets in a policy's card)
 
     key = [
         material.fingerprint,

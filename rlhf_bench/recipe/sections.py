@@ -110,13 +110,7 @@ class RewardModelSettings(StageSettings):
         "both", description="what it learns from: the off-policy pairs, pairs among the start policy's samples, or both"
     )
     start_policy_prompts: int = Field(
-<<<<<<< HEAD
         512, ge=1, description="prompts sampled from the start policy, for its pairs and for the scores' scale"
-=======
-        512,
-        ge=1,
-        description="prompts sampled from the start policy, for its pairs and for the mean and deviation of its scores",
->>>>>>> ed86a5e (Name the Hub's data sets in a policy's card)
     )
     pairs_per_prompt: int = Field(4, ge=1, description="most pairs made among one prompt's samples")
 
@@ -372,12 +366,7 @@ class Recipe(Section):
         default_factory=SFTSettings, description="null starts from model.name_or_path as it is"
     )
     reward_model: RewardModelSettings = Field(
-<<<<<<< HEAD
         default_factory=RewardModelSettings, description="trained, or given, when an arm needs it, and charged to it"
-=======
-        default_factory=RewardModelSettings,
-        description="trained, or given by name_or_path, when an arm needs it; what that costs here is charged to the arm",
->>>>>>> ed86a5e (Name the Hub's data sets in a policy's card)
     )
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
     evaluation: EvaluationSettings = Field(
