@@ -161,6 +161,8 @@ class Crew:
         self._recent: dict[str, deque[float]] = {}
         self._changing = threading.Lock()  # which actor has which name
         self._started = 0
+        self._looking = threading.Lock()  # whether there is room, and since when there is none
+        self._no_room_since: float | None = None
         self._ending = threading.Event()
         self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         self._thread = threading.Thread(target=self._look_after, name="crew", daemon=True)
@@ -215,18 +217,26 @@ class Crew:
 
     def _wait_for_room(self, name: str) -> None:
         """A placement group that has lost a node is placed anew by Ray, as soon as the cluster has room for it."""
-        began, said = time.monotonic(), False
-        while (state := placement_group_table(self.group)["state"]) != "CREATED":
+        while (waited := self._without_room()) is not None:
             self._refuse_where_ending(name)
-            if time.monotonic() - began > self.room_seconds:
+            if waited > self.room_seconds:
                 raise RunFailed(
                     f"placement: a node was lost, and after {self.room_seconds:.0f} s (placement.timeout_seconds) the cluster "
                     f"still has no room for {name}; the same command goes on from the last checkpoint"
                 )
-            if not said:
-                self.say(f"waiting for room for {name}: a node was lost (placement group {state.lower()})")
-                said = True
             time.sleep(0.5)
+
+    def _without_room(self) -> float | None:
+        """For how many seconds the cluster has had no room for these roles; None where it has. Said when it begins."""
+        with self._looking:
+            state = placement_group_table(self.group)["state"]
+            if state == "CREATED":
+                self._no_room_since = None
+                return None
+            if self._no_room_since is None:
+                self._no_room_since = time.monotonic()
+                self.say(f"waiting for room: a node was lost (placement group {state.lower()})")
+            return time.monotonic() - self._no_room_since
 
     def _look_after(self) -> None:
         """End every actor that has been silent for too long."""
@@ -235,6 +245,8 @@ class Crew:
             try:
                 asked = [self._watch.silence.remote(), self._watch.new_loads.remote()]
                 (listening, silence), loads = ray.get(asked, timeout=limit)
+                # An actor may die before Ray has noticed the loss of its node: the one in its place then waits for room.
+                self._without_room()
             except (exceptions.GetTimeoutError, exceptions.RayActorError):
                 continue  # the watch itself is being started again, by Ray
             except Exception as error:
