@@ -86,9 +86,6 @@ class Comparison:
         failed, elsewhere = self._run_arms(todo)
         summary = self._report(elsewhere)
         self._describe(summary)
-        from rlhf_bench.report.model_card import write_cards
-
-        write_cards(self.directory, summary)
         if self.recipe.tracking.register_as is not None:
             self._register(self.recipe.tracking.register_as, summary)
         if failed:
@@ -168,11 +165,14 @@ class Comparison:
         return team
 
     def _report(self, elsewhere: Elsewhere) -> Summary:
-        """Write it, say where the time went, and hand MLflow the files."""
+        """Write it and the policies' cards, say where the time went, and hand MLflow the files."""
         before_report = self._own_seconds()
-        from rlhf_bench.report import write_report  # matplotlib and all that: the driver has imported it meanwhile
+        # matplotlib and all that: the driver has imported it meanwhile
+        from rlhf_bench.report import write_report
+        from rlhf_bench.report.model_card import write_cards
 
         summary = write_report(self.directory, elsewhere)
+        write_cards(self.directory, summary)
         own, wall = self._own_seconds(), perf_counter() - self.began
         first_call = self.first.roles.engine_time.spans[0].began - self.began
         step = self.first.roles.learner.first_step_began or self.began  # none was taken where all arms were there
