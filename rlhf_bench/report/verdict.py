@@ -216,7 +216,7 @@ def _against_base(finished: list[ArmResult], summary: Summary) -> str:
     elif below:
         said = f"{listed(below)} did not beat {base}"
     else:
-        said = f"Every {arm} beat {base}"
+        said = f"Every {arm} lies above {base}" if unsettled else f"Every {arm} beat {base}"
     if unsettled:
         includes = "the interval includes" if len(unsettled) == 1 else "the intervals include"
         said += f", and for {listed(unsettled)}, above it on average, {includes} it"

@@ -207,6 +207,28 @@ def test_an_interval_apart_from_all_others_settles_the_lead(directory):
     assert "its 95% interval lies above every other arm&#39;s" in page_of(directory)
 
 
+@pytest.mark.parametrize(("base", "said"), [
+    (0.3, "Every arm beat the base model&#39;s 0.300."),
+    (0.75, "dpo did not beat the base model&#39;s 0.750, and for ppo, above it on average, the interval includes it."),
+])  # fmt: skip
+def test_what_was_beaten_is_said_and_what_is_open(directory, base, said):
+    def keep_two(results):
+        results["arms"] = {name: results["arms"][name] for name in ("ppo", "dpo")}
+
+    edit(directory / "results.json", keep_two)
+    edit(directory / "base.json", lambda found: found["score"].update(in_distribution=base))
+    assert said in page_of(directory)
+
+
+def test_no_arm_beat_the_base_for_certain_where_every_interval_includes_it(directory):
+    def keep_one_twice(results):
+        results["arms"] = {name: results["arms"]["ppo"] for name in ("ppo", "dpo")}
+
+    edit(directory / "results.json", keep_one_twice)
+    edit(directory / "base.json", lambda found: found["score"].update(in_distribution=0.75))
+    assert "but every interval includes it, so no arm beat it for certain." in page_of(directory)
+
+
 def test_an_arm_that_spent_less_is_named(directory):
     edit(directory / "results.json", lambda r: r["arms"]["single"]["seeds"][0]["spent"].update(flops=0.5 * LIMIT))
     assert "Compute is not equal: the budget&#39;s share that was spent is single 50%." in page_of(directory)
