@@ -1,6 +1,7 @@
 """A recipe as small as can be that holds one of everything, and what a user's shell would have: no cluster, no store, a cache of its own."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ SECRETS = {
     "WANDB_API_KEY": "not-to-be-written-3",
 }
 """As a user's shell has them: no file that a run writes may hold one."""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser, for the module: the system's, or the one that Playwright has installed."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        found = shutil.which("chromium") or shutil.which("google-chrome") or started.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("there is no Chromium: apt install chromium, or playwright install chromium")
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")

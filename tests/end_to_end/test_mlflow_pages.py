@@ -5,9 +5,7 @@ Without Chromium these tests are skipped: it is no part of what the project inst
 
 import json
 import re
-import shutil
 import socket
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -16,19 +14,6 @@ from tests.mlflow_server import Server
 
 WAIT = 60_000  # milliseconds; a busy machine is slow to draw
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """The browser, for the module: the system's, or the one that Playwright has installed."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        found = shutil.which("chromium") or shutil.which("google-chrome") or started.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("there is no Chromium: apt install chromium, or playwright install chromium")
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
