@@ -161,7 +161,7 @@ class LearnerRank(Profiled, Watched):
             for indices in plan:
                 part = [rows[i] for i in indices]
                 batch = micro_batch(part).to(self.device)
-                numbers, _ = model(batch, temperature) if KIND[name] == "causal" else model(batch)
+                numbers = model(batch, temperature) if KIND[name] == "causal" else model(batch)[0]
                 flat = np.split(
                     numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1]
                 )
@@ -202,7 +202,8 @@ class LearnerRank(Profiled, Watched):
             engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             loss, metrics = loss_sums(step.objective, engine, batch.to(self.device), step.settings, temperature)
             # DeepSpeed averages over ranks; × ranks / units makes that the mean over all units everywhere.
-            engine.backward(loss * (batch.weight * self.ranks / units))
+            with self._alone(engine):
+                engine.backward(loss * (batch.weight * self.ranks / units))
             for key, value in {"loss": loss.detach(), **metrics}.items():
                 sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.cpu()
         norm = self._full_gradient_norm(engine)
@@ -216,6 +217,12 @@ class LearnerRank(Profiled, Watched):
             "grad_norm": float("nan") if norm is None else float(norm),
             "skipped": float(skipped),
         }
+
+    def _alone(self, engine: Any) -> Any:
+        """One rank has nobody to reduce gradients with; DeepSpeed would copy them to and fro all the same."""
+        import contextlib
+
+        return engine.no_sync() if self.ranks == 1 and self.zero_stage == 0 else contextlib.nullcontext()
 
     def _forget_if_not_finite(self, engine: Any, norm: float | None) -> bool:
         """Drop gradients that are not finite, alike on all ranks, before they reach the weights."""
@@ -366,7 +373,8 @@ class LearnerRank(Profiled, Watched):
         if self._sharded:
             engine = self.models[model]
             engine.train()
-            numbers, _ = engine(micro_batch([Row("", (0,), ((0,), (0,)))]).to(self.device))
+            found = engine(micro_batch([Row("", (0,), ((0,), (0,)))]).to(self.device))
+            numbers = found if KIND[model] == "causal" else found[0]
             engine.backward(0.0 * numbers.sum())
             engine.step()
 

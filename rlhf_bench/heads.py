@@ -8,7 +8,7 @@ as soon as its logits are there, and they are not computed a second time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,8 @@ from rlhf_bench.sequences import Answers, MicroBatch
 
 LOGITS_IN_CHUNK = 2**23
 """Numbers of a chunk of logits: 32 MiB of float32."""
+SMALLEST_PROBABILITY = 1e-30
+"""Below it a float32 loses digits, and then all: a smaller probability's logarithm is taken from its logits."""
 
 Sums = tuple[Tensor, dict[str, Tensor]]
 """A loss and named numbers, each summed over the units of some rows."""
@@ -61,44 +63,82 @@ class _Head:
             logits, slope = self.cap * bent, 1 - bent**2
         return (logits / self.temperature if self.temperature != 1 else logits), slope
 
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Log-probabilities of the targets [t] and entropies [t]; all probabilities [t, V], and the cap's slope."""
-        logits, slope = self.logits(hidden)
-        probabilities = logits.softmax(-1)
-        # The normalizer from the likeliest token, whose probability is at least 1/V: cheaper than a second pass of log.
-        normalizer = logits.amax(-1) - probabilities.amax(-1).log()
-        entropy = normalizer - torch.linalg.vecdot(probabilities, logits)
-        return logits.gather(1, targets[:, None]).squeeze(1) - normalizer, entropy, probabilities, slope
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities of the targets: [t, H], [t] -> [t]."""
+        return self._softmax_(hidden, self.logits(hidden)[0], targets)[0]
 
-    def by_logits(self, probabilities: Tensor, slope: Tensor | None, targets: Tensor, upstream: Tensor) -> Tensor:
-        """∂/∂(hidden · weightᵀ) [t, V] of Σ upstream · log-probability, in place of the probabilities."""
-        gradient = probabilities.mul_(-upstream[:, None]).scatter_add_(1, targets[:, None], upstream[:, None])
+    def chunk(self, hidden: Tensor, targets: Tensor) -> _Chunk:
+        """What a loss may ask of some tokens, and what its gradient is made of: [t, H], [t] -> t tokens."""
+        logits, slope = self.logits(hidden)
+        # Entropy is −logprob − Σ_v errors · logits. Where logits are a plain product in float32 the sum is that of
+        # hidden · (errors · weight), which is needed anyway: one pass over the vocabulary less, and no copy of it.
+        plain = slope is None and self.weight.dtype == torch.float32
+        logprobs, errors = self._softmax_(hidden, logits if plain else logits.clone(), targets)
+        if not plain:
+            rest = torch.linalg.vecdot(errors, logits)
         if slope is not None:
-            gradient.mul_(slope)
-        if self.temperature != 1:
-            gradient.div_(self.temperature)
-        return gradient.to(self.weight.dtype)
+            errors *= slope
+        by_hidden = errors.to(self.weight.dtype) @ self.weight
+        if plain:
+            rest = torch.linalg.vecdot(hidden, by_hidden)
+            rest = (rest if self.bias is None else rest + errors @ self.bias) / self.temperature
+        return _Chunk(logprobs, -logprobs - rest, errors, by_hidden)
+
+    def errors(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Those of `chunk`, once more."""
+        logits, slope = self.logits(hidden)
+        _, errors = self._softmax_(hidden, logits, targets)
+        return errors if slope is None else errors.mul_(slope)
+
+    def _softmax_(self, hidden: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets [t]; and probabilities less 1 at the target [t, V], in place of the logits."""
+        probabilities = torch.softmax(logits, -1, out=logits)
+        chosen = probabilities.gather(1, targets[:, None]).squeeze(1)
+        logprobs = chosen.log()
+        vanishing = (chosen < SMALLEST_PROBABILITY).nonzero().squeeze(1)
+        if len(vanishing):
+            logits_again = self.logits(hidden[vanishing])[0]
+            logprobs[vanishing] = logits_again.log_softmax(-1).gather(1, targets[vanishing, None]).squeeze(1)
+        return logprobs, probabilities.scatter_add_(1, targets[:, None], chosen.new_full((len(targets), 1), -1.0))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """t tokens, as the head sees them. `errors` are probabilities less 1 at the target, times the cap's slope: the gradient
+    of −temperature · logprob by hidden · weightᵀ."""
+
+    logprobs: Tensor  # [t] float32
+    entropy: Tensor  # [t] float32
+    errors: Tensor | None  # [t, V] float32
+    by_hidden: Tensor  # [t, H]: errors · weight
 
 
 class _Gradients:
     """What flows back from the head: to the hidden states, and added up over chunks to weight and bias."""
 
     def __init__(self, head: _Head, hidden: Tensor, to_weight: bool, to_bias: bool):
-        self.head, self.hidden = head, hidden
+        self.head, self.hidden, self.to_weight, self.to_bias = head, hidden, to_weight, to_bias
         self.by_hidden = torch.empty_like(hidden)
         # In float32 also where the weights are not: many chunks add up.
-        self.by_weight = torch.zeros_like(head.weight, dtype=torch.float32) if to_weight else None
-        self.by_bias = torch.zeros_like(head.weight[:, 0], dtype=torch.float32) if to_bias else None
+        self.by_weight: Tensor | None = None
+        self.by_bias: Tensor | None = None
 
-    def add(self, part: slice, by_logits: Tensor) -> None:
-        torch.mm(by_logits, self.head.weight, out=self.by_hidden[part])
-        if self.by_weight is not None:
-            if by_logits.dtype == torch.float32:
-                self.by_weight.addmm_(by_logits.t(), self.hidden[part])
+    def add(self, part: slice, errors: Tensor, by_hidden: Tensor, upstream: Tensor) -> None:
+        """Of the tokens of this part: ∂loss/∂logprob [t] is `upstream`."""
+        dtype = self.hidden.dtype
+        scale = -upstream / self.head.temperature
+        torch.mul(by_hidden, scale[:, None].to(dtype), out=self.by_hidden[part])
+        if self.to_weight:
+            left, right = errors.to(dtype).t(), self.hidden[part] * scale[:, None].to(dtype)
+            if self.by_weight is None:
+                self.by_weight = (left @ right).float()
+            elif left.dtype == torch.float32:
+                self.by_weight.addmm_(left, right)
             else:
-                self.by_weight += by_logits.t() @ self.hidden[part]
-        if self.by_bias is not None:
-            self.by_bias += by_logits.sum(0)
+                self.by_weight += left @ right
+        if self.to_bias:
+            by_bias = scale @ errors
+            self.by_bias = by_bias if self.by_bias is None else self.by_bias.add_(by_bias)
 
     def scaled(self, factor: Tensor | float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         dtype = self.head.weight.dtype
@@ -107,8 +147,7 @@ class _Gradients:
 
 
 class _Logprobs(torch.autograd.Function):
-    """hidden [T, H] -> log-probabilities [T] and entropies [T], float32; only the first has a gradient. The backward
-    pass computes each chunk's logits again."""
+    """hidden [T, H] -> log-probabilities [T], float32. The backward pass computes each chunk's logits again."""
 
     @staticmethod
     def forward(
@@ -119,14 +158,11 @@ class _Logprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         cap: float | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.cap = temperature, cap
         head = _Head(weight, bias, temperature, cap)
-        found = [head.logprobs(hidden[part], targets[part])[:2] for part in head.chunks(len(targets))]
-        logprobs, entropy = (torch.cat(numbers) for numbers in zip(*found, strict=True))
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return torch.cat([head.logprobs(hidden[part], targets[part]) for part in head.chunks(len(targets))])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -134,8 +170,8 @@ class _Logprobs(torch.autograd.Function):
         head = _Head(weight, bias, ctx.temperature, ctx.cap)
         back = _Gradients(head, hidden, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         for part in head.chunks(len(targets)):
-            _, _, probabilities, slope = head.logprobs(hidden[part], targets[part])
-            back.add(part, head.by_logits(probabilities, slope, targets[part], gradients[0][part]))
+            errors = head.errors(hidden[part], targets[part])
+            back.add(part, errors, errors.to(weight.dtype) @ weight, gradients[0][part])
         return *back.scaled(1.0), None, None, None
 
 
@@ -154,22 +190,19 @@ class _Loss(torch.autograd.Function):
         for rows in _whole_rows(batch, max(1, LOGITS_IN_CHUNK // len(weight))):
             part = rows.tokens
             pieces = [slice(part.start + p.start, part.start + p.stop) for p in head.chunks(part.stop - part.start)]
-            found = [head.logprobs(hidden[p], batch.targets[p]) for p in pieces]
+            found = [head.chunk(hidden[p], batch.targets[p]) for p in pieces]
             if len(pieces) > 1:
-                found = [(logprobs, entropy, None, None) for logprobs, entropy, _, _ in found]
+                found = [replace(f, errors=None) for f in found]
             with torch.enable_grad():
-                logprobs = torch.cat([f[0] for f in found]).requires_grad_()
-                loss, numbers = loss_of(rows, logprobs, torch.cat([f[1] for f in found]))
+                logprobs = torch.cat([f.logprobs for f in found]).requires_grad_()
+                loss, numbers = loss_of(rows, logprobs, torch.cat([f.entropy for f in found]))
                 (upstream,) = torch.autograd.grad(loss, logprobs)
             total += loss.detach()
             for name, value in numbers.items():
                 sums[name] = sums[name] + value if name in sums else value
-            for piece, (_, _, probabilities, slope) in zip(pieces, found, strict=True):
-                targets = batch.targets[piece]
-                if probabilities is None:
-                    _, _, probabilities, slope = head.logprobs(hidden[piece], targets)
-                own = upstream[piece.start - part.start : piece.stop - part.start]
-                back.add(piece, head.by_logits(probabilities, slope, targets, own))
+            for piece, f in zip(pieces, found, strict=True):
+                errors = head.errors(hidden[piece], batch.targets[piece]) if f.errors is None else f.errors
+                back.add(piece, errors, f.by_hidden, upstream[piece.start - part.start : piece.stop - part.start])
         ctx.back = back
         return total
 
@@ -194,9 +227,9 @@ def _whole_rows(batch: MicroBatch, tokens: int) -> list[Answers]:
 
 
 class TokenLogprobs(nn.Module):
-    """A causal language model that answers with log-probabilities and entropies of the response tokens.
+    """A causal language model that answers with log-probabilities of the response tokens.
 
-    forward(batch) -> (logprobs [T], entropy [T]), float32, nats, at `temperature`. Entropies have no gradient.
+    forward(batch) -> logprobs [T], float32, nats, at `temperature`.
     forward(batch, temperature, loss_of) -> (loss [], numbers []): what `loss_of` says of the batch's rows, summed.
     """
 

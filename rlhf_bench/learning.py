@@ -48,8 +48,7 @@ def weighted_sides(
 
 
 def _policy_outputs(model: nn.Module, batch: MicroBatch, temperature: float) -> Outputs:
-    logprobs, entropy = model(batch, temperature)
-    return Outputs(**_shared(batch), logprobs=logprobs, entropy=entropy)
+    return Outputs(**_shared(batch), logprobs=model(batch, temperature))
 
 
 def _shared(batch: MicroBatch) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def side_gradients(model: torch.nn.Module, batch: MicroBatch) -> SideGradients:
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
-        logprobs, _ = model(batch)
+        logprobs = model(batch)
         sides = split_pairs(sum_by_response(logprobs, batch.response_index, batch.responses), batch.responses)
         # A parameter that the forward pass does not use has a gradient of zeros.
         kwargs: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}

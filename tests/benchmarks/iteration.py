@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import tempfile
+from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -42,9 +43,10 @@ class Alone:
         return perf_counter() - began + update(self.loop, rows, rewards, epochs=1)
 
 
-def iteration() -> Measured:
+def iteration(rollouts_ahead: int) -> Measured:
     """Sync, sampling, judging, scoring, three forward passes and a step of policy and critic, as PPO's loop makes them;
-    against the sum of a bare vLLM and a bare torch loop over the same prompts and samples. A thread each."""
+    against the sum of a bare vLLM and a bare torch loop over the same prompts and samples. A thread each. With
+    `rollouts_ahead` the engine draws the next iteration's data while the learner is at the steps."""
     from actors.fleet import start_fleet
     from rlhf_bench.engine_time import EngineTime
     from rlhf_bench.flops import ModelShape
@@ -70,7 +72,8 @@ def iteration() -> Measured:
                       "tokenizer": {"kind": "pretrained", "name_or_path": str(folder)}},
             "data": {"max_response_tokens": RESPONSE},
             "arms": {"ppo": {"method": "ppo", "prompts_per_update": PROMPTS, "samples_per_prompt": SAMPLES,
-                             "epochs_per_update": 1, "learning_rate": RATE, "critic_learning_rate": RATE}},
+                             "epochs_per_update": 1, "learning_rate": RATE, "critic_learning_rate": RATE,
+                             "rollouts_ahead": rollouts_ahead}},
         })  # fmt: skip
         rng = np.random.default_rng(0)
         prompts = [
@@ -101,9 +104,11 @@ def iteration() -> Measured:
 
         def ours() -> float:
             began = perf_counter()
+            data = None if run.ahead is None else run._all_of(run.ahead)
             run._sync()
-            data = run._all_of(run._draw())
+            data = data or run._all_of(run._draw())
             run.handed_in.append(run._hand_in(data, settings))
+            run.ahead = run._draw() if settings.draws_ahead else None
             run._settle()
             seconds = perf_counter() - began
             drawn_with.append(data.drawn)
@@ -194,7 +199,15 @@ ROWS = (
         "its engines alone, one after the other",
         "at most",
         1.1,
-        iteration,
+        partial(iteration, 0),
+    ),
+    Row(
+        "iteration_ahead",
+        "the same, drawn an update ahead (`rollouts_ahead: 1`)",
+        "the same",
+        "at most",
+        1.0,
+        partial(iteration, 1),
     ),
     Row(
         "dispatch",

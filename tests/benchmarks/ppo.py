@@ -77,7 +77,8 @@ class Loop:
             by_row: list[Any] = [None] * len(rows)
             for indices in split_by_tokens(rows, 1, BUDGET)[0]:
                 with torch.no_grad():
-                    numbers, _ = self.models[name](micro_batch([rows[i] for i in indices]))
+                    answer = self.models[name](micro_batch([rows[i] for i in indices]))
+                numbers = answer[0] if name == "critic" else answer
                 parts = iter(torch.split(numbers, [len(a) for i in indices for a in rows[i].responses]))
                 for i in indices:
                     by_row[i] = tuple(next(parts).numpy() for _ in rows[i].responses)

@@ -65,7 +65,8 @@ def counted(model, rows, backward, fused):
         if backward and isinstance(model, TokenLogprobs):
             model(batch, 1.0, lambda rows, logprobs, entropy: (logprobs.sum(), {}))[0].backward()
         elif backward:
-            sum(part.sum() for part in model(batch)).backward()
+            found = model(batch)
+            (found if isinstance(model, TokenLogprobs) else torch.cat(found)).sum().backward()
         else:
             model(batch)
     return counter.get_total_flops()

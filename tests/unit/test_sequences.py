@@ -46,6 +46,7 @@ CONFIGS = {
     ),
     "mistral": MistralConfig(**SIZES, num_key_value_heads=2, initializer_range=0.3, sliding_window=4),
 }  # fmt: skip
+BIASED = "llama with a bias in its head"
 ROWS = [
     Row("a", (1, 2, 3), ((4, 5, 6, 2), (7, 2))),
     Row("b", (8,), ((9,), (10, 11, 12, 13, 14, 2))),
@@ -69,7 +70,11 @@ def build(name, auto):
 
 
 def causal(name):
-    return TokenLogprobs(build(name, AutoModelForCausalLM))
+    if name != BIASED:
+        return TokenLogprobs(build(name, AutoModelForCausalLM))
+    lm = build("llama", AutoModelForCausalLM)
+    lm.lm_head.bias = nn.Parameter(torch.randn(VOCABULARY))
+    return TokenLogprobs(lm)
 
 
 def scalar(name):
@@ -91,20 +96,34 @@ def plain(lm, ids):
         lm.set_attn_implementation(PACKED_ROWS)
 
 
+def in_training(model, batch, temperature=1.0):
+    """What a loss is handed: log-probabilities and entropies of all response tokens."""
+    handed = []
+
+    def loss_of(rows, logprobs, entropy):
+        handed.append((logprobs.detach(), entropy))
+        return logprobs.sum(), {}
+
+    model(batch, temperature, loss_of)
+    return (torch.cat(numbers) for numbers in zip(*handed, strict=True))
+
+
 def every_response(rows):
     return [(row, response) for row in rows for response in row.responses]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, BIASED])
 def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
     model = causal(name)
     with torch.no_grad():
-        logprobs, entropy = model(micro_batch(ROWS))
+        logprobs = model(micro_batch(ROWS))
         looked = token_numbers(model, micro_batch(ROWS))  # what the evaluator computes of the same
         logits = [alone(model.lm, *one) for one in every_response(ROWS)]
     targets = [torch.tensor(response) for _, response in every_response(ROWS)]
     categorical = [torch.distributions.Categorical(logits=x) for x in logits]
     torch.testing.assert_close(logprobs, torch.cat([c.log_prob(t) for c, t in zip(categorical, targets, strict=True)]))
+    trained, entropy = in_training(model, micro_batch(ROWS))
+    torch.testing.assert_close(trained, logprobs)
     torch.testing.assert_close(entropy, torch.cat([c.entropy() for c in categorical]))
     torch.testing.assert_close(looked.logprobs, logprobs)
     torch.testing.assert_close(looked.entropy, entropy)
@@ -135,7 +154,7 @@ def test_all_logits_are_never_there_at_once(monkeypatch, objective):
     assert len(batch.targets) == 28
     with _Largest() as largest:
         if objective is None:
-            model(batch)[0].sum().backward()
+            model(batch).sum().backward()
         else:
             loss_sums(objective, model, batch, None, 1.0)[0].backward()
     assert 0 < largest.rows <= 5
@@ -148,10 +167,27 @@ def test_all_logits_are_never_there_at_once(monkeypatch, objective):
 def test_temperature_divides_the_logits(temperature):
     model = causal("llama")
     with torch.no_grad():
-        logprobs, _ = model(micro_batch(ROWS[:1]), temperature)
+        logprobs = model(micro_batch(ROWS[:1]), temperature)
+        _, entropy = in_training(model, micro_batch(ROWS[:1]), temperature)
         logits = torch.cat([alone(model.lm, *one) for one in every_response(ROWS[:1])])
     expected = nn.functional.cross_entropy(logits / temperature, torch.tensor([4, 5, 6, 2, 7, 2]), reduction="none")
     torch.testing.assert_close(logprobs, -expected)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits / temperature).entropy())
+
+
+def test_a_probability_that_float32_cannot_hold_has_a_logarithm():
+    model = causal("llama")
+    with torch.no_grad():
+        model.lm.lm_head.weight.mul_(2000)
+        logprobs = model(micro_batch(ROWS))
+        trained, entropy = in_training(model, micro_batch(ROWS))
+        logits = torch.cat([alone(model.lm, *one) for one in every_response(ROWS)]).double()
+    targets = torch.tensor([token for _, response in every_response(ROWS) for token in response])
+    expected = torch.distributions.Categorical(logits=logits)
+    assert (expected.log_prob(targets) < -110).sum() > 5
+    for found in (logprobs, trained):
+        torch.testing.assert_close(found.double(), expected.log_prob(targets), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(entropy.double(), expected.entropy(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -173,10 +209,10 @@ def test_values_are_those_of_the_states_before_each_token_and_scores_the_classif
 def test_other_rows_and_order_change_nothing(name):
     model = causal(name)
     with torch.no_grad():
-        together = model(micro_batch(ROWS))[0].split([r.response_tokens for r in ROWS])
+        together = model(micro_batch(ROWS)).split([r.response_tokens for r in ROWS])
         for order in ([4, 2, 0, 1, 3], [0, 3], [1]):
             rows = [ROWS[i] for i in order]
-            parts = model(micro_batch(rows))[0].split([r.response_tokens for r in rows])
+            parts = model(micro_batch(rows)).split([r.response_tokens for r in rows])
             for i, part in zip(order, parts, strict=True):
                 torch.testing.assert_close(part, together[i])
 
@@ -188,8 +224,7 @@ def test_a_model_in_training_mode_answers_as_in_evaluation(auto, tmp_path):
     model = load_model(str(tmp_path), "causal" if auto is AutoModelForCausalLM else "scalar", "float32", seed=0)
     batch = micro_batch(ROWS)
     with torch.no_grad():
-        for training, evaluating in zip(model.train()(batch), model.eval()(batch), strict=True):
-            torch.testing.assert_close(training, evaluating)
+        torch.testing.assert_close(model.train()(batch), model.eval()(batch))
 
 
 @pytest.mark.parametrize("row", [Row("x", (1,), ((2,), ())), Row("x", (), ((2,),)), Row("x", (1,), ())])
@@ -281,7 +316,7 @@ def test_gradients_do_not_hang_on_micro_batches_ranks_or_order(objective, settin
         torch.testing.assert_close(gradient(objective, settings, model, rows, plan), whole, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, BIASED])
 def test_a_tree_rows_gradient_is_that_of_separate_sequences(name):
     """DPO's gradient through loss_sums, against plain forward passes and the formula written out."""
     model, rows, arm = causal(name), with_extras(ROWS), METHODS["dpo"].settings(beta=0.3)
