@@ -52,18 +52,24 @@ def main() -> int:
     results: list[dict[str, Any]] = (
         json.loads(asked.json.read_text())["rows"] if asked.row and asked.json.exists() else []
     )
+    failed: list[str] = []
     for row in chosen:
         print(f"{row.name}: {row.what}, against {row.against} ...", flush=True)
-        result = _in_a_process_of_its_own(row)
+        try:
+            result = _in_a_process_of_its_own(row)
+        except subprocess.CalledProcessError as error:
+            print(f"  failed, with exit code {error.returncode}; its last words are above", flush=True)
+            failed.append(row.name)
+            continue
         print(f"  {_ratio(result)}, wanted {result['target']}: {'met' if result['met'] else 'NOT MET'}", flush=True)
         results = [r for r in results if r["name"] != row.name] + [result]
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         order = list(known)
         results.sort(key=lambda r: order.index(r["name"]))
         asked.json.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1))
-    show([r for r in results if r["name"] in {row.name for row in chosen}])
-    print(f"results: {asked.json}")
-    return 0
+    show([r for r in results if r["name"] in {row.name for row in chosen if row.name not in failed}])
+    print(f"results: {asked.json}" + (f"; not measured: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
 
 
 def _in_a_process_of_its_own(row: Row) -> dict[str, Any]:
