@@ -23,7 +23,7 @@ from actors.profile import Profiled, noted
 from actors.under_way import UnderWay, answers
 from rlhf_bench.checkpoints import fetch, put
 from rlhf_bench.engine_time import Activity, EngineTime
-from rlhf_bench.flops import ModelShape, forward_flops, training_flops
+from rlhf_bench.flops import ModelShape, forward_flops, side_gradients_flops, training_flops
 from rlhf_bench.ledger import Cost
 from rlhf_bench.lora import add_adapters, plain_state_dict, plain_weights
 from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
@@ -120,9 +120,7 @@ class LearnerRank(Profiled, Watched):
         import deepspeed
         import torch
 
-        old = self.models.pop(name, None)
-        if hasattr(old, "destroy"):
-            old.destroy()
+        self.free(name)
         module = load_model(path, KIND[name], self.dtype, seed)
         shape = ModelShape.of(module.lm)
         if learning_rate is not None and self.lora is not None:
@@ -565,9 +563,8 @@ class LearnerGroup:
     def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
         """One forward and two backward passes; known before they are made, but for seconds."""
         plan, _ = self._plan(rows)
-        once = self._planned_flops("policy", rows, plan, forward_flops)
-        trained = self._planned_flops("policy", rows, plan, training_flops)
-        return Cost(flops=2 * trained - once, scored_tokens=sum(r.response_tokens for r in rows))
+        flops = self._planned_flops("policy", rows, plan, side_gradients_flops)
+        return Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows))
 
     def weights(self, name: ModelName) -> ray.ObjectRef:
         """The full weights, as one object in Ray's store."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from rlhf_bench import heads
 from rlhf_bench.attention import Layout
 
 
@@ -26,6 +27,7 @@ class ModelShape:
     parameters: int  # all of them, shared ones once
     linear_width: int  # inputs and outputs of the backbone's linear layers together: what a token leaves for backward
     lora_rank: int = 0  # of the adapters beside these layers, which alone learn then; 0 where there are none
+    vocabulary: int = 1  # rows of the head; 1 of a scalar one
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -41,6 +43,7 @@ class ModelShape:
         return cls(
             sum(w.numel() for w in linears), config.num_hidden_layers, config.num_attention_heads * size,
             head.weight.numel(), sum(p.numel() for p in model.parameters()), sum(sum(w.shape) for w in linears),
+            vocabulary=len(head.weight),
         )  # fmt: skip
 
     @property
@@ -70,10 +73,22 @@ def forward_flops(shape: ModelShape, layout: Layout, head_positions: int) -> flo
 
 def training_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     """Forward and backward: products with weights cost twice the forward again, once where these are frozen (only their
-    inputs need a gradient); attention 2.5 times."""
+    inputs need a gradient); attention 2.5 times. Of a row longer than a chunk of logits the head runs once more."""
+    again = sum(n for row in layout.rows if (n := sum(row.responses)) > heads.LOGITS_IN_CHUNK // shape.vocabulary)
+    forward = forward_flops(shape, layout, head_positions)
+    return forward + _backward(shape, layout, head_positions) + 2.0 * shape.head_weights * again
+
+
+def side_gradients_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
+    """One forward pass and two backward passes over pairs, each of which computes the logits once more."""
+    backward = _backward(shape, layout, head_positions) + 2.0 * shape.head_weights * head_positions
+    return forward_flops(shape, layout, head_positions) + 2.0 * backward
+
+
+def _backward(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     linear, attention = _linear(shape, layout, head_positions), _attention(shape, layout)
     frozen = _linear(shape.merged, layout, head_positions) if shape.lora_rank else 0.0
-    return 3.0 * linear - frozen + (1 + ATTENTION_BACKWARD) * attention
+    return 2.0 * linear - frozen + ATTENTION_BACKWARD * attention
 
 
 def _linear(shape: ModelShape, layout: Layout, head_positions: int) -> float:

@@ -1,8 +1,8 @@
 """What a model answers about response tokens: log-probabilities (causal), or values and scores (scalar).
 
 The language-model head is applied at the positions that predict a response token and nowhere else, and in chunks, so
-that the logits of a batch, tokens × vocabulary, are never held at once. In training the loss of a chunk is differentiated
-as soon as its logits are there, and they are not computed a second time.
+that the logits of a batch, tokens × vocabulary, are never held at once. In training the loss of a chunk of whole rows is
+differentiated as soon as its logits are there; only those of a row longer than a chunk are computed a second time.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Head:
     def errors(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Those of `chunk`, once more."""
         logits, slope = self.logits(hidden)
-        _, errors = self._softmax_(hidden, logits, targets)
+        errors = _less_one_(torch.softmax(logits, -1, out=logits), targets)
         return errors if slope is None else errors.mul_(slope)
 
     def _softmax_(self, hidden: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,11 @@ class _Head:
         if len(vanishing):
             logits_again = self.logits(hidden[vanishing])[0]
             logprobs[vanishing] = logits_again.log_softmax(-1).gather(1, targets[vanishing, None]).squeeze(1)
-        return logprobs, probabilities.scatter_add_(1, targets[:, None], chosen.new_full((len(targets), 1), -1.0))
+        return logprobs, _less_one_(probabilities, targets)
+
+
+def _less_one_(probabilities: Tensor, targets: Tensor) -> Tensor:
+    return probabilities.scatter_add_(1, targets[:, None], probabilities.new_full((len(targets), 1), -1.0))
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,9 @@ class _Gradients:
         """Of the tokens of this part: ∂loss/∂logprob [t] is `upstream`."""
         dtype = self.hidden.dtype
         scale = -upstream / self.head.temperature
-        torch.mul(by_hidden, scale[:, None].to(dtype), out=self.by_hidden[part])
+        torch.mul(by_hidden, scale[:, None], out=self.by_hidden[part])
         if self.to_weight:
-            left, right = errors.to(dtype).t(), self.hidden[part] * scale[:, None].to(dtype)
+            left, right = errors.to(dtype).t(), (self.hidden[part] * scale[:, None]).to(dtype)
             if self.by_weight is None:
                 self.by_weight = (left @ right).float()
             elif left.dtype == torch.float32:
@@ -190,9 +194,11 @@ class _Loss(torch.autograd.Function):
         for rows in _whole_rows(batch, max(1, LOGITS_IN_CHUNK // len(weight))):
             part = rows.tokens
             pieces = [slice(part.start + p.start, part.start + p.stop) for p in head.chunks(part.stop - part.start)]
-            found = [head.chunk(hidden[p], batch.targets[p]) for p in pieces]
-            if len(pieces) > 1:
-                found = [replace(f, errors=None) for f in found]
+            found = []
+            for piece in pieces:
+                chunk = head.chunk(hidden[piece], batch.targets[piece])
+                found.append(chunk if len(pieces) == 1 else replace(chunk, errors=None))
+                del chunk  # or its errors would be there beside the next one's
             with torch.enable_grad():
                 logprobs = torch.cat([f.logprobs for f in found]).requires_grad_()
                 loss, numbers = loss_of(rows, logprobs, torch.cat([f.entropy for f in found]))
@@ -200,9 +206,10 @@ class _Loss(torch.autograd.Function):
             total += loss.detach()
             for name, value in numbers.items():
                 sums[name] = sums[name] + value if name in sums else value
-            for piece, f in zip(pieces, found, strict=True):
-                errors = head.errors(hidden[piece], batch.targets[piece]) if f.errors is None else f.errors
-                back.add(piece, errors, f.by_hidden, upstream[piece.start - part.start : piece.stop - part.start])
+            for piece, chunk in zip(pieces, found, strict=True):
+                errors = head.errors(hidden[piece], batch.targets[piece]) if chunk.errors is None else chunk.errors
+                own = upstream[piece.start - part.start : piece.stop - part.start]
+                back.add(piece, errors, chunk.by_hidden, own)
         ctx.back = back
         return total
 

@@ -25,7 +25,7 @@ from rlhf_bench.types import PairLook
 def side_gradients(model: torch.nn.Module, batch: MicroBatch) -> SideGradients:
     """‖G⁺‖, ‖G⁻‖ and ⟨G⁺, G⁻⟩ of G± = mean_i ∇θ log π(a±_i|x_i), over a batch of pairs (chosen, rejected, …).
 
-    `model` is a `sequences.TokenLogprobs`; parameters that require no gradient count as fixed. `.grad` is left alone.
+    `model` is a `heads.TokenLogprobs`; parameters that require no gradient count as fixed. `.grad` is left alone.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import side_gradients
-from rlhf_bench.flops import ModelShape, forward_flops, training_flops
+from rlhf_bench.flops import ModelShape, forward_flops, side_gradients_flops
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.sequences import MicroBatch, layout_of, micro_batch, split_by_tokens, sum_by_response
 from rlhf_bench.types import Row
@@ -68,8 +68,7 @@ class Scorer:
         found = []
         for row in rows:
             found.append(side_gradients(model, micro_batch([row]).to(self.device)))
-            size = (self.shape, layout_of([row]), row.response_tokens)
-            self.flops += 2 * training_flops(*size) - forward_flops(*size)
+            self.flops += side_gradients_flops(self.shape, layout_of([row]), row.response_tokens)
             self.scored_tokens += row.response_tokens
         return found
 

@@ -60,6 +60,7 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"  failed, with exit code {error.returncode}; its last words are above", flush=True)
             failed.append(row.name)
+            results = [r for r in results if r["name"] != row.name]
             continue
         print(f"  {_ratio(result)}, wanted {result['target']}: {'met' if result['met'] else 'NOT MET'}", flush=True)
         results = [r for r in results if r["name"] != row.name] + [result]

@@ -16,10 +16,13 @@ from transformers import (
     Qwen2Config,
 )
 
+from rlhf_bench import heads
 from rlhf_bench.attention import PACKED_ROWS, register
-from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, side_gradients_flops, training_flops
 from rlhf_bench.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.learning import weighted_sides
 from rlhf_bench.lora import add_adapters
+from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import LoraSettings
 from rlhf_bench.sequences import layout_of, micro_batch
 from rlhf_bench.types import Row
@@ -95,6 +98,32 @@ def test_a_forward_pass(name, kind, rows):
 def test_forward_and_backward(name, kind, rows):
     model = model_of(name, kind)
     assert formula(training_flops, model, kind, rows) == pytest.approx(counted(model, rows, True, True), rel=0.03)
+
+
+@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+def test_rows_longer_than_a_chunk_of_logits_cost_the_head_once_more(rows, monkeypatch):
+    model = model_of("llama, untied, grouped queries", "causal")
+    whole = formula(training_flops, model, "causal", rows)
+    monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 7 * VOCABULARY)
+    # Of the short rows the second one alone has more than seven response tokens, eight.
+    longer = 8 if rows is SHORT else heads_of(rows, "causal")
+    expected = formula(training_flops, model, "causal", rows)
+    assert expected - whole == 2 * 64 * VOCABULARY * longer
+    assert expected == pytest.approx(counted(model, rows, True, True), rel=0.03)
+
+
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_both_sides_gradients(adapters):
+    name = "llama, untied, grouped queries"
+    model, shape = adapted(name, "causal", adapters) if adapters else (model_of(name, "causal", LORA_LAYERS), None)
+    expected = side_gradients_flops(shape or ModelShape.of(model.lm), layout_of(LONG), heads_of(LONG, "causal"))
+    settings = METHODS["simpo"].settings(method="simpo")
+    with (
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        FlopCounterMode(display=False, custom_mapping=FUSED) as counter,
+    ):
+        weighted_sides(model, micro_batch(LONG), lambda pairs, _: torch.ones_like(pairs.chosen), settings)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_without_the_fused_kernels_recomputation_attention_costs_three_times_its_forward():
@@ -181,7 +210,7 @@ def test_generation_adds_up_over_requests():
 def test_the_shape_read_off_a_model(name, linear, other, width):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other, 2 * width)
+    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other, 2 * width, vocabulary=50)
 
 
 def test_a_scalar_head_has_one_column():
