@@ -187,7 +187,11 @@ def _commit() -> str:
     """The checkout's commit: given by the launcher where the job runs in a copy without its history."""
     if "RLHF_BENCH_COMMIT" in os.environ:
         return os.environ["RLHF_BENCH_COMMIT"]
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
+    except FileNotFoundError:  # no git on this machine
+        return ""
     return found.stdout.strip()
 
 

@@ -23,7 +23,7 @@ from rlhf_bench.stages import Start
 from rlhf_bench.teams import Team
 from rlhf_bench.tracked import look_points, update_points, used_by
 from rlhf_bench.tracking import Dataset, Tracker
-from rlhf_bench.types import Evaluation
+from rlhf_bench.types import ArmFailed, Evaluation
 
 
 class ArmSaver:
@@ -114,7 +114,11 @@ class Arms:
             self.drawn_before, self.cache, saver=saver,
         )  # fmt: skip
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
-        status = run.run(aside)
+        try:
+            status = run.run(aside)
+        except ArmFailed as failure:
+            failure.spent = ledger.total().as_dict()
+            raise
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
         final = looks[-1]
         score = next(iter(final.splits.values())).score

@@ -69,6 +69,7 @@ class Comparison:
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
     first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
     stretches: list[Stretch] = field(default_factory=list)  # of the first team, and of every team while it is at the arms
+    failed: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # results of earlier runs into DIR, too
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Stretch(self.first.roles.engine_time, self.began)]
@@ -82,6 +83,7 @@ class Comparison:
         base = self.first.surely(self._look_at_base, start)
         self.before_arms = self.first.roles.engine_time.divided(self.began, perf_counter())
         self.arms = self._arms(settings, start, base, used)
+        self.failed = _failed_before(self.directory)
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms
         failed, elsewhere = self._run_arms(todo)
         summary = self._report(elsewhere)
@@ -114,7 +116,7 @@ class Comparison:
             elsewhere = self.begin_report()
             self._record()
             return {}, elsewhere
-        failed, begun = dict[tuple[str, int], str](), list["Elsewhere"]()
+        failed, begun = list[tuple[str, int]](), list["Elsewhere"]()
         written: list[Future[None]] = []
 
         def work(team: Team, piece: tuple[int, tuple[str, int]]) -> None:
@@ -124,10 +126,18 @@ class Comparison:
             if piece is pieces[-1]:
                 begun.append(self.begin_report())
             self.display.begin(arm, seed, number, len(todo))
+            self.failed.pop((arm, seed), None)
             try:
                 ended = self.arms.run(arm, seed, team, patience)
             except ArmFailed as failure:
-                failed[arm, seed] = str(failure)
+                self.failed[arm, seed] = {
+                    "seed": seed,
+                    "status": "failed",
+                    "cause": str(failure),
+                    "spent": failure.spent,
+                }
+                failed.append((arm, seed))
+                written.append(writer.submit(self._record))
                 self.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
                 self.display.warn(f"{arm} · seed {seed}: failed: {failure}; the other arms go on")
                 return
@@ -150,7 +160,10 @@ class Comparison:
                 one.result()
         if not written:  # else it is there as the last one left it
             self._record()
-        return {f"{arm} · seed {seed}": failed[arm, seed] for arm, seed in todo if (arm, seed) in failed}, begun[0]
+        causes = {
+            f"{arm} · seed {seed}": self.failed[arm, seed]["cause"] for arm, seed in todo if (arm, seed) in failed
+        }
+        return causes, begun[0]
 
     def _joined_in(self, ready: Callable[[], Team | None]) -> Team | None:
         """Another team, once it is there and has what the first one has got from the stages before the arms. Charged to no
@@ -269,7 +282,7 @@ class Comparison:
         start, base = self.arms.start, self.arms.base
         arms: dict[str, Any] = {}
         for name, settings in self.recipe.arms.items():
-            results = [self.arms.part(name, seed).result for seed in self.recipe.seeds]
+            results = [self.arms.part(name, s).result or self.failed.get((name, s)) for s in self.recipe.seeds]
             arms[name] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
         main, accuracy = self.recipe.evaluation.splits[0], start.reward_model_accuracy
         if not accuracy and (self.directory / "base.json").exists():  # measured by an earlier run of other arms
@@ -329,3 +342,10 @@ class Comparison:
 
     def _own_seconds(self) -> float:
         return sum(stretch.idle for stretch in self.stretches)
+
+
+def _failed_before(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Arms and seeds that an earlier run into DIR could not end, as `results.json` has them."""
+    path = directory / "results.json"
+    arms = json.loads(path.read_text())["arms"] if path.exists() else {}
+    return {(arm, s["seed"]): s for arm, found in arms.items() for s in found["seeds"] if s["status"] == "failed"}

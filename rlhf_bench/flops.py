@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from rlhf_bench import heads
 from rlhf_bench.attention import Layout
+from rlhf_bench.heads import tokens_in_chunk
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def forward_flops(shape: ModelShape, layout: Layout, head_positions: int) -> flo
 def training_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     """Forward and backward: products with weights cost twice the forward again, once where these are frozen (only their
     inputs need a gradient); attention 2.5 times. Of a row longer than a chunk of logits the head runs once more."""
-    again = sum(n for row in layout.rows if (n := sum(row.responses)) > heads.LOGITS_IN_CHUNK // shape.vocabulary)
+    again = sum(n for row in layout.rows if (n := sum(row.responses)) > tokens_in_chunk(shape.vocabulary))
     forward = forward_flops(shape, layout, head_positions)
     return forward + _backward(shape, layout, head_positions) + 2.0 * shape.head_weights * again
 

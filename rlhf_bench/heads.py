@@ -29,6 +29,10 @@ LossOfRows = Callable[[Answers, Tensor, Tensor], Sums]
 """Responses of some rows, log-probabilities [t] and entropies [t] of their tokens -> sums."""
 
 
+def tokens_in_chunk(vocabulary: int) -> int:
+    return max(1, LOGITS_IN_CHUNK // vocabulary)
+
+
 def hidden_states(backbone: nn.Module, batch: MicroBatch) -> Tensor:
     """Last hidden states of every position: [N, H]."""
     # A mask of four dimensions is handed down as it is: none is built, and attention over packed rows needs none.
@@ -51,7 +55,7 @@ class _Head:
     cap: float | None
 
     def chunks(self, tokens: int) -> list[slice]:
-        size = max(1, LOGITS_IN_CHUNK // len(self.weight))
+        size = tokens_in_chunk(len(self.weight))
         return [slice(at, min(at + size, tokens)) for at in range(0, tokens, size)]
 
     def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -191,7 +195,7 @@ class _Loss(torch.autograd.Function):
         head = _Head(weight, bias, temperature, cap)
         back = _Gradients(head, hidden, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         total = hidden.new_zeros((), dtype=torch.float32)
-        for rows in _whole_rows(batch, max(1, LOGITS_IN_CHUNK // len(weight))):
+        for rows in _whole_rows(batch, tokens_in_chunk(len(weight))):
             part = rows.tokens
             pieces = [slice(part.start + p.start, part.start + p.stop) for p in head.chunks(part.stop - part.start)]
             found = []

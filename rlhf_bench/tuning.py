@@ -57,7 +57,11 @@ def tuned_arms(
             )
         best = best_trial(trials)
         if best is None:
-            raise RunFailed(f"tuning: every trial of arm {arm} diverged; try smaller settings in tuning.trials")
+            ended = ", ".join(sorted({t.status for t in trials}))
+            raise RunFailed(
+                f"tuning: no trial of arm {arm} finished ({ended}); where they diverged, try smaller settings in "
+                "tuning.trials; why one failed is said above"
+            )
         tuned[arm] = with_values(recipe.arms[arm], best.settings)
         say(f"{arm}: goes on with {_shown(best.settings)}")
     return tuned

@@ -183,7 +183,10 @@ class BadInput(Exception):
 
 
 class ArmFailed(Exception):
-    """One arm cannot go on with one seed, for a reason of its own; the others can. One line with the cause."""
+    """One arm cannot go on with one seed, for a reason of its own; the others can. One line with the cause; `spent` is the
+    ledger's total by then."""
+
+    spent: Mapping[str, float]
 
 
 class RunFailed(Exception):

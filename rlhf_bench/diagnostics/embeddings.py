@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rlhf_bench import heads
 from rlhf_bench.heads import hidden_states
 from rlhf_bench.sequences import MicroBatch
 
@@ -27,11 +29,15 @@ class TokenNumbers:
 
 
 def token_numbers(model: Any, batch: MicroBatch) -> TokenNumbers:
-    """What `TokenLogprobs` answers, and the argmax token's confidence, in float32."""
-    logp = model.logits(predictor_states(model, batch)).log_softmax(-1)
-    return TokenNumbers(
-        logp.gather(1, batch.targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1), logp.amax(-1).exp()
-    )
+    """What `TokenLogprobs` answers, entropies, and the argmax token's confidence, in float32; logits by chunks, as there."""
+    states, size = predictor_states(model, batch), heads.tokens_in_chunk(len(model.lm.get_output_embeddings().weight))
+    parts = [_of_states(model, *part) for part in zip(states.split(size), batch.targets.split(size), strict=True)]
+    return TokenNumbers(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
+
+
+def _of_states(model: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logp = model.logits(states).log_softmax(-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1), logp.amax(-1).exp()
 
 
 def ches(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ no pair contains. docs/diagnostics.md says how each number is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,46 +40,3 @@ def probe_numbers(name: str, logprobs: np.ndarray, reference: np.ndarray) -> dic
 def sequence_kl(policy: np.ndarray, reference: np.ndarray) -> float:
     """Monte-Carlo KL(π‖π0) of whole responses: the mean of log π − log π0 over samples of π."""
     return float((policy - reference).mean())
-
-
-@dataclass(frozen=True)
-class RejectedDrop:
-    """How fast the rejected response falls, as least-squares slopes: negative where it falls, nan where undefined."""
-
-    per_update: float  # nats per update
-    per_margin: float  # nats per nat of margin: −1 where the margin grows by the rejected response's fall alone
-
-
-def rejected_drop(
-    updates: Sequence[float], rejected_logprobs: Sequence[float], margins: Sequence[float]
-) -> RejectedDrop:
-    """Slopes of mean log π(a⁻|x) over an arm's looks, all [looks]: against updates, and against the margin Δ⁺ − Δ⁻."""
-    return RejectedDrop(_slope(updates, rejected_logprobs), _slope(margins, rejected_logprobs))
-
-
-def fall_at_margin(margins: Sequence[float], rejected_logratios: Sequence[float], margin: float) -> float:
-    """Mean Δ⁻ where the margin first reaches `margin`, between two looks by a straight line; nan where it never does.
-
-    What arms are compared by: at the end of a run their margins differ, and with them how far each has pushed.
-    """
-    m, y = np.asarray(margins, dtype=np.float64), np.asarray(rejected_logratios, dtype=np.float64)
-    reached = np.flatnonzero(m >= margin)
-    if reached.size == 0:
-        return float("nan")
-    after = int(reached[0])
-    if after == 0:
-        return float(y[0]) if m[0] == margin else float("nan")
-    part = (margin - m[after - 1]) / (m[after] - m[after - 1])
-    return float(y[after - 1] + part * (y[after] - y[after - 1]))
-
-
-def _slope(x: Sequence[float], y: Sequence[float]) -> float:
-    x_, y_ = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x_.shape != y_.shape or x_.ndim != 1:
-        raise ValueError(f"a slope needs two series of one length, got shapes {x_.shape} and {y_.shape}")
-    known = np.isfinite(x_) & np.isfinite(y_)
-    x_, y_ = x_[known], y_[known]
-    if x_.size < 2 or np.ptp(x_) == 0:
-        return float("nan")
-    centred = x_ - x_.mean()
-    return float(centred @ (y_ - y_.mean()) / (centred @ centred))

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from rlhf_bench.methods.base import (
@@ -58,6 +58,13 @@ class PPOSettings(MethodSettings):
         description="1 samples for an update while the one before it is being learned from: faster where engines and learner have cores of their own, and one update off-policy, which truncated importance weights correct",
     )
     importance_cap: float = Field(2.0, ge=1, description="largest importance weight of a token (rollouts_ahead: 1)")
+
+    @field_validator("kl_target")
+    @classmethod
+    def _steers_something(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("kl_coefficient") == 0:
+            raise ValueError("a target multiplies kl_coefficient, and 0 stays 0: give it a value above 0 to begin with")
+        return value
 
     @property
     def draws_ahead(self) -> bool:

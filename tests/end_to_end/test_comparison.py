@@ -388,8 +388,10 @@ def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     last = failed.errors.strip().splitlines()[-1]
     assert last.startswith(f"failed: dpo-mixed · seed 1: {cause}; the other arms are done: ")
     assert [s["status"] for s in failed.summary["arms"]["dpo-offline"]["seeds"]] == ["done"]
-    assert failed.summary["arms"]["dpo-mixed"]["seeds"] == []
+    (lost,) = failed.summary["arms"]["dpo-mixed"]["seeds"]
+    assert (lost["seed"], lost["status"], lost["score"]) == (1, "failed", None)
     page = (failed.directory / "report.html").read_text()
+    assert "dpo-mixed: seed 1 (failed) did not finish; no score can be given." in page
     assert "dpo-offline" in page and set(failed.table("metrics")["arm"]) == {"dpo-offline"}
 
 

@@ -1,16 +1,12 @@
 """The 3D-properties' numbers, by hand and against numpy's own fits."""
 
-import math
-
 import numpy as np
 import pytest
 
 from rlhf_bench.diagnostics.likelihood import (
-    fall_at_margin,
     pair_numbers,
     pairwise_accuracy,
     probe_numbers,
-    rejected_drop,
     sequence_kl,
 )
 
@@ -57,37 +53,3 @@ def test_kl_estimated_from_samples_is_the_divergence():
     p, q = np.array([0.5, 0.2, 0.1, 0.1, 0.1]), np.array([0.1, 0.2, 0.3, 0.2, 0.2])
     drawn = np.random.default_rng(0).choice(5, 200_000, p=p)
     assert sequence_kl(np.log(p)[drawn], np.log(q)[drawn]) == pytest.approx((p * np.log(p / q)).sum(), abs=0.01)
-
-
-def test_slopes_are_those_of_a_least_squares_line():
-    rng = np.random.default_rng(1)
-    updates, margins = np.array([0, 7, 20, 31]), np.cumsum(rng.random(4))
-    rejected = -3 - rng.random(4).cumsum()
-    drop = rejected_drop(updates, rejected, margins)
-    assert drop.per_update == pytest.approx(np.polyfit(updates, rejected, 1)[0])
-    assert drop.per_margin == pytest.approx(np.polyfit(margins, rejected, 1)[0])
-    assert drop.per_update < 0
-
-
-def test_a_margin_made_by_the_rejected_side_alone_has_slope_minus_one():
-    fall = np.array([0.0, 0.5, 2.0, 2.5])
-    assert rejected_drop([0, 1, 2, 3], -4 - fall, fall).per_margin == pytest.approx(-1)
-    assert rejected_drop([0, 1, 2, 3], -4 - fall, 2 * fall).per_margin == pytest.approx(-0.5)  # chosen rose as much
-
-
-def test_slopes_that_are_not_defined_are_nan():
-    assert math.isnan(rejected_drop([3], [-1], [0]).per_update)
-    assert math.isnan(rejected_drop([0, 1], [-1, -2], [0.3, 0.3]).per_margin)
-    assert rejected_drop([0, 1, 2], [-1, math.nan, -5], [0, 1, 2]).per_update == pytest.approx(-2)
-    with pytest.raises(ValueError, match="series of one length"):
-        rejected_drop([0, 1], [-1, -2, -3], [0, 1])
-
-
-def test_the_fall_at_a_margin_lies_between_two_looks():
-    margins, ratios = [0.0, 1.0, 3.0], [0.0, -0.5, -4.5]
-    assert fall_at_margin(margins, ratios, 0.0) == 0.0
-    assert fall_at_margin(margins, ratios, 0.5) == pytest.approx(-0.25)
-    assert fall_at_margin(margins, ratios, 2.0) == pytest.approx(-2.5)
-    assert fall_at_margin(margins, ratios, 3.0) == pytest.approx(-4.5)
-    assert math.isnan(fall_at_margin(margins, ratios, 3.1))
-    assert fall_at_margin([0, 2, 1, 2], [0, -2, -9, -9], 1.0) == pytest.approx(-1)  # where it is first reached

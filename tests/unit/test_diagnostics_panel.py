@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rlhf_bench import heads
 from rlhf_bench.attention import PACKED_ROWS, register
 from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
@@ -254,3 +255,16 @@ def test_the_page_names_every_number_and_no_other(models):
     method = METHODS["dpo"]
     produced = set(look.numbers) | set(partials(method.pair_loss, main, method.settings().at(0.0, {})))
     assert documented() == produced | BY_THE_EVALUATOR
+
+
+def test_token_numbers_come_by_chunks_of_logits(models, monkeypatch):
+    batch = micro_batch([Row("r", (5, 6), ((7, 8, 2), (9, 2))), Row("s", (4,), ((3,),))])
+    with torch.no_grad():
+        whole = token_numbers(models[0], batch)
+        seen, logits = [], models[0].logits
+        monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 2 * models[0].lm.config.vocab_size)
+        monkeypatch.setattr(type(models[0]), "logits", lambda self, states: seen.append(len(states)) or logits(states))
+        pieces = token_numbers(models[0], batch)
+    assert seen == [2, 2, 2]
+    for name in ("logprobs", "entropy", "confidence"):
+        torch.testing.assert_close(getattr(pieces, name), getattr(whole, name))

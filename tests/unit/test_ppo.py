@@ -310,3 +310,9 @@ def test_the_critics_objective_is_weighted_by_its_coefficient():
     loss, metrics = critic_objective(out, PPOSettings(value_coefficient=0.3))
     np.testing.assert_allclose(loss.detach().numpy(), [0.3 * 0.5 * 0.81, 0.3 * 0.5 * 0.64], rtol=1e-12)
     np.testing.assert_allclose(metrics["value_error"].numpy(), [0.81, 0.25], rtol=1e-12)
+
+
+def test_a_target_with_nothing_to_multiply_is_refused():
+    with pytest.raises(ValueError, match="kl_target\n.*0 stays 0"):
+        PPOSettings(method="ppo", kl_coefficient=0, kl_target=1.0)
+    assert PPOSettings(method="ppo", kl_coefficient=0.1, kl_target=1.0).kl_target == 1.0

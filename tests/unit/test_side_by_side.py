@@ -1,5 +1,6 @@
 """Arms on several teams at once: who works on what, that the numbers are those of one team, and how all of it ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -233,6 +234,11 @@ def test_one_arms_failure_is_its_own_whichever_team_it_is_on(tmp_path):
     assert made.tracker.ended == {
         (arm, seed): "done" if arm == "offline" else "failed" for arm in made.settings.arms for seed in (1, 2)
     }
+    recorded = json.loads((made.directory / "results.json").read_text())["arms"]
+    statuses = {arm: [(s["seed"], s["status"]) for s in found["seeds"]] for arm, found in recorded.items()}
+    lost = [(1, "failed"), (2, "failed")]
+    assert statuses == {"far": lost, "offline": [(1, "done"), (2, "done")], "further": lost}
+    assert "edit_distance" in recorded["far"]["seeds"][0]["cause"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
