@@ -26,8 +26,8 @@ class ModelShape:
     head_weights: int  # hidden × vocabulary, or hidden × 1
     parameters: int  # all of them, shared ones once
     linear_width: int  # inputs and outputs of the backbone's linear layers together: what a token leaves for backward
+    vocabulary: int  # rows of the head; 1 of a scalar one
     lora_rank: int = 0  # of the adapters beside these layers, which alone learn then; 0 where there are none
-    vocabulary: int = 1  # rows of the head; 1 of a scalar one
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -43,7 +43,7 @@ class ModelShape:
         return cls(
             sum(w.numel() for w in linears), config.num_hidden_layers, config.num_attention_heads * size,
             head.weight.numel(), sum(p.numel() for p in model.parameters()), sum(sum(w.shape) for w in linears),
-            vocabulary=len(head.weight),
+            len(head.weight),
         )  # fmt: skip
 
     @property

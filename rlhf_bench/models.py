@@ -52,7 +52,8 @@ def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
     linear = settings.layers * hidden * (4 * hidden + 3 * settings.intermediate_size)
     norms = (2 * settings.layers + 1) * hidden
     width = settings.layers * (4 * 2 * hidden + 3 * (hidden + settings.intermediate_size))
-    return ModelShape(linear, settings.layers, hidden, hidden * vocabulary, linear + norms + hidden * vocabulary, width)
+    head = hidden * vocabulary
+    return ModelShape(linear, settings.layers, hidden, head, linear + norms + head, width, vocabulary)
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:

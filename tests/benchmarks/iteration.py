@@ -166,7 +166,7 @@ def dispatched(
     ray = local_ray()
     sleepers = [start_actor(ray, Sleeper, token_seconds) for _ in range(actors)]
     ray.get([sleeper.abandon.remote() for sleeper in sleepers])  # all have started
-    shape = ModelShape(1, 1, 1, 1, 1, 1)
+    shape = ModelShape(1, 1, 1, 1, 1, 1, 1)
     pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=1), shape, 1, 4096, EngineTime())
     asked = [Prompt(str(i), "", "", (5,) * (8 + i % 32)) for i in range(prompts)]
     sampling = Sampling(1, response, 1.0, 1)

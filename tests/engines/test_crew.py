@@ -188,7 +188,7 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, clu
     prompts = [Prompt(str(i), "", "", (5,) * (3 + i % 4)) for i in range(40)]
     placement, shape, sampling = (
         RolloutPlacement(concurrent_requests=8),
-        ModelShape(1, 1, 1, 1, 1, 1),
+        ModelShape(1, 1, 1, 1, 1, 1, 1),
         Sampling(2, 4, 1.0, 3),
     )
 
@@ -247,7 +247,7 @@ def scoring_class():
     class Scoring(Watched):
         def load(self, path, dtype):
             self.path = path
-            return ModelShape(1, 1, 1, 1, 1, 1)
+            return ModelShape(1, 1, 1, 1, 1, 1, 1)
 
         def score(self, rows, plan):
             time.sleep(1)

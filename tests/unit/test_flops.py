@@ -193,7 +193,7 @@ def test_generation(name, request_):
 
 
 def test_generation_adds_up_over_requests():
-    shape = ModelShape(1000, 2, 16, 500, 2000, 100)
+    shape = ModelShape(1000, 2, 16, 500, 2000, 100, 50)
     requests = [(7, 0, 9), (7, 4, 9), (12, 0, 1)]
     assert generation_flops(shape, requests) == sum(generation_flops(shape, [one]) for one in requests)
     assert generation_flops(shape, []) == 0
@@ -210,7 +210,7 @@ def test_generation_adds_up_over_requests():
 def test_the_shape_read_off_a_model(name, linear, other, width):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other, 2 * width, vocabulary=50)
+    assert ModelShape.of(model) == ModelShape(2 * linear, 2, 64, 50 * 64, 2 * linear + other, 2 * width, 50)
 
 
 def test_a_scalar_head_has_one_column():

@@ -26,7 +26,9 @@ from rlhf_bench.sequences import micro_batch
 from rlhf_bench.tokenizer import build_tokenizer
 from rlhf_bench.types import BadInput, Row
 
-SHAPE = ModelShape(50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600)
+SHAPE = ModelShape(
+    50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600, vocabulary=20
+)
 SCALAR = replace(SHAPE, head_weights=32)
 N = Lengths(prompt=7, response=5)
 ARMS = {

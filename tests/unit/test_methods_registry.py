@@ -60,7 +60,9 @@ def test_records_travel_to_other_processes(name):
     assert (again.name, again.settings, again.pair_loss) == (name, METHODS[name].settings, METHODS[name].pair_loss)
 
 
-SHAPE = ModelShape(50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600)
+SHAPE = ModelShape(
+    50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600, vocabulary=20
+)
 N = Lengths(prompt=7, response=5)
 ROWS, TOKENS = 16, 16 * 2 * 5
 LAYOUT = Layout.of([(7, [5] * 2)] * ROWS)
