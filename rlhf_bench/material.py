@@ -218,18 +218,17 @@ class _Encoder:
         self.chat = recipe.model.tokenizer.chat_template is not None
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        if self.chat:
-            return encode_chat(self.tokenizer, prompt)
-        if prompt.turns:
+        if prompt.turns and not self.chat:
             raise BadInput(
                 f"prompt {prompt.id}: is a conversation, and model.tokenizer.chat_template is null; set it to own"
             )
-        return encode_prompt(self.tokenizer, prompt.text)
+        ids = encode_chat(self.tokenizer, prompt) if self.chat else encode_prompt(self.tokenizer, prompt.text)
+        if not set(ids) - {self.tokenizer.bos_token_id}:  # a normalizer may drop all there is
+            raise BadInput(f"prompt {prompt.id}: the tokenizer makes no tokens of it; change it, or leave the row out")
+        return ids
 
     def prompt(self, prompt: Prompt) -> Prompt:
         ids = self._prompt_ids(prompt)
-        if not ids:
-            raise BadInput(f"prompt {prompt.id}: no tokens; remove it")
         if len(ids) + self.room > self.longest:
             raise BadInput(
                 f"prompt {prompt.id}: {len(ids)} tokens leave no room for data.max_response_tokens {self.room} within "
@@ -241,6 +240,10 @@ class _Encoder:
         ids = self._prompt_ids(prompt)
         encoded = tuple(encode_response(self.tokenizer, r) for r in responses)
         for response in encoded:
+            if not set(response) - {self.tokenizer.eos_token_id}:
+                raise BadInput(
+                    f"prompt {prompt.id}: the tokenizer makes no tokens of its response; change it, or leave the row out"
+                )
             if len(ids) + len(response) > self.longest:
                 raise BadInput(
                     f"prompt {prompt.id}: its response makes {len(ids) + len(response)} tokens, more than "

@@ -65,6 +65,13 @@ def preference(row: FileRow, columns: Columns) -> tuple[Asked, str, str]:
                 "alike; name the prompt's column in the recipe",
                 "without a prompt",
             )
+        for column, side in ((columns.chosen, chosen), (columns.rejected, rejected)):
+            if not side[start:].strip():
+                raise Unusable(
+                    f"{row.where}: column '{column}' has nothing but the prompt that both sides share; give it an answer, "
+                    "or name the prompt's column in the recipe",
+                    "with an empty text",
+                )
         return Asked(chosen[:start]), chosen[start:], rejected[start:]
     up, down = messages(row, columns.chosen), messages(row, columns.rejected)
     before = tuple(os.path.commonprefix([up[:-1], down[:-1]]))

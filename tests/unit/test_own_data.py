@@ -2,6 +2,8 @@
 test_bad_input.py."""
 
 import json
+import re
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -217,6 +219,38 @@ def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, to
         material(tmp_path, settings, tokenizer_folder, template=None)
     with pytest.raises(BadInput, match=r"prompt files/pairs/\d+: the tokenizer's chat template .*no system messages"):
         material(tmp_path, settings, tokenizer_folder)
+
+
+@pytest.fixture
+def dropping_tokenizer(tmp_path, tokenizer_folder):
+    """Its normalizer drops tildes, so that a text of them has no tokens."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize(("changed", "line"), [
+    ({"train": [{**row, "prompt": "~" * n} for n, row in enumerate(ROWS, 1)]}, r"prompt files/train/\d+: the tokenizer makes no tokens of it; .*"),
+    ({"train": [{**row, "response": "~"} for row in ROWS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
+    ({"pairs": [{**pair, "prompt": "~" * n} for n, pair in enumerate(PAIRS, 1)]}, r"prompt files/pairs/\d+: .* no tokens of it; .*"),
+    ({"pairs": [{**pair, "rejected": "~~"} for pair in PAIRS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
+    ({"pairs": [{**pair, "chosen": "<eos>"} for pair in PAIRS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
+])  # fmt: skip
+def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused(changed, line, tmp_path, dropping_tokenizer):
+    settings = files(tmp_path, **({"train": ROWS, "test": TEST, "pairs": PAIRS} | changed))
+    with pytest.raises(BadInput) as refused:
+        material(tmp_path, settings, dropping_tokenizer, template=None)
+    assert re.fullmatch(line, str(refused.value))
+
+
+@pytest.mark.parametrize("held_out", range(5))
+def test_a_held_out_pair_without_tokens_is_refused_like_any_other(held_out, tmp_path, dropping_tokenizer):
+    """Whichever of the five is the one: three are trained on, and two held out."""
+    pairs = [{**pair, "chosen": "~"} if n == held_out else pair for n, pair in enumerate(PAIRS[:5])]
+    with pytest.raises(BadInput, match="no tokens of its response"):
+        material(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
 
 
 def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, tokenizer_folder):
