@@ -23,7 +23,7 @@ from rlhf_bench.pretrained import pretrained_model, pretrained_reward_model, ref
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
-from rlhf_bench.types import BadInput, Pair, Prompt, Row, TextPair
+from rlhf_bench.types import BadInput, Demonstration, Pair, Prompt, Row, TextPair
 
 DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
@@ -122,9 +122,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
     tuning, held_out[main] = held_out[main][looked:], held_out[main][:looked]
     demonstrations = []
     if recipe.sft:
-        demonstrations = [
-            encode.row(d.prompt, d.response) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)
-        ]
+        demonstrations = [encode.demonstration(d) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
     if task.pairs is None and recipe.sft is None:
         raise BadInput(
             "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
@@ -211,50 +209,59 @@ def _model(
 
 
 class _Encoder:
-    """Text to token ids, with the context's length in mind."""
+    """Text to token ids, with the context's length in mind. A prompt comes out without `where`: paths of this machine are
+    for errors, and what is encoded goes into files and to other processes."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any):
         self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
         self.chat = recipe.model.tokenizer.chat_template is not None
 
-    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+    def _prompt(self, prompt: Prompt) -> Prompt:
         if prompt.turns and not self.chat:
             raise BadInput(
-                f"prompt {prompt.id}: is a conversation, and model.tokenizer.chat_template is null; set it to own"
+                f"{prompt.place}: the prompt is a conversation, and model.tokenizer.chat_template is null; set it to own"
             )
         ids = encode_chat(self.tokenizer, prompt) if self.chat else encode_prompt(self.tokenizer, prompt.text)
         if not set(ids) - {self.tokenizer.bos_token_id}:  # a normalizer may drop all there is
-            raise BadInput(f"prompt {prompt.id}: the tokenizer makes no tokens of it; change it, or leave the row out")
-        return ids
+            raise BadInput(
+                f"{prompt.place}: the tokenizer makes no tokens of the prompt; change it, or leave the row out"
+            )
+        return replace(prompt, token_ids=ids, where="")
 
     def prompt(self, prompt: Prompt) -> Prompt:
-        ids = self._prompt_ids(prompt)
-        if len(ids) + self.room > self.longest:
+        encoded = self._prompt(prompt)
+        if len(encoded.token_ids) + self.room > self.longest:
             raise BadInput(
-                f"prompt {prompt.id}: {len(ids)} tokens leave no room for data.max_response_tokens {self.room} within "
-                f"model.max_length {self.longest}; raise model.max_length, or leave the prompt out"
+                f"{prompt.place}: the prompt's {len(encoded.token_ids)} tokens leave no room for data.max_response_tokens "
+                f"{self.room} within model.max_length {self.longest}; raise model.max_length, or leave the row out"
             )
-        return replace(prompt, token_ids=ids)
+        return encoded
 
-    def row(self, prompt: Prompt, *responses: str) -> Row:
-        ids = self._prompt_ids(prompt)
-        encoded = tuple(encode_response(self.tokenizer, r) for r in responses)
-        for response in encoded:
-            if not set(response) - {self.tokenizer.eos_token_id}:
+    def _row(self, prompt: Prompt, **responses: str) -> tuple[Prompt, Row]:
+        """The prompt and the row; `responses` by what they are called in errors."""
+        encoded, sides = self._prompt(prompt), []
+        for side, text in responses.items():
+            ids = encode_response(self.tokenizer, text)
+            if not set(ids) - {self.tokenizer.eos_token_id}:
                 raise BadInput(
-                    f"prompt {prompt.id}: the tokenizer makes no tokens of its response; change it, or leave the row out"
+                    f"{prompt.place}: the tokenizer makes no tokens of {side}; change it, or leave the row out"
                 )
-            if len(ids) + len(response) > self.longest:
+            if (tokens := len(encoded.token_ids) + len(ids)) > self.longest:
                 raise BadInput(
-                    f"prompt {prompt.id}: its response makes {len(ids) + len(response)} tokens, more than "
-                    f"model.max_length {self.longest}; raise it, or leave the row out"
+                    f"{prompt.place}: {side} makes {tokens} tokens with its prompt, more than model.max_length "
+                    f"{self.longest}; raise it, or leave the row out"
                 )
-        return Row(prompt.id, ids, encoded)
+            sides.append(ids)
+        return encoded, Row(prompt.id, encoded.token_ids, tuple(sides))
+
+    def demonstration(self, demonstration: Demonstration) -> Row:
+        return self._row(demonstration.prompt, response=demonstration.response)[1]
 
     def pair(self, index: int, pair: TextPair) -> Pair:
-        row = self.row(pair.prompt, pair.chosen, pair.rejected)
+        prompt = replace(pair.prompt, where=pair.where or pair.prompt.where)
+        encoded, row = self._row(prompt, chosen=pair.chosen, rejected=pair.rejected)
         chosen, rejected = row.responses
-        return Pair(f"{pair.prompt.id}/pair{index}", replace(pair.prompt, token_ids=row.prompt_ids), chosen, rejected)
+        return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
 
 def _refuse_long_rows(

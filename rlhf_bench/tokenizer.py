@@ -136,7 +136,7 @@ def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
         Exception
     ) as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
         raise BadInput(
-            f"prompt {prompt.id}: the tokenizer's chat template does not take it ({first_line(error)}); "
+            f"{prompt.place}: the tokenizer's chat template does not take the prompt ({first_line(error)}); "
             "leave the row out, or set model.tokenizer.chat_template: null"
         ) from None
     return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)

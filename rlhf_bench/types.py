@@ -28,13 +28,20 @@ Turn = tuple[str, str]
 class Prompt:
     """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `reference` is whatever the
     task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it. `turns` are the messages of a prompt
-    that is a conversation, for a chat template; `text` then shows them."""
+    that is a conversation, for a chat template; `text` then shows them. `where` is the row of the user's that it was read
+    from, "prompts.jsonl:17", and "" for one that its task made: for errors alone, so it tells no prompt from another."""
 
     id: str
     text: str
     reference: str
     token_ids: tuple[int, ...] = ()
     turns: tuple[Turn, ...] = ()
+    where: str = field(default="", compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where an error says that it stands."""
+        return self.where or f"prompt {self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,14 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A preference as text: `chosen` was preferred to `rejected`. `source` says who wrote them."""
+    """A preference as text: `chosen` was preferred to `rejected`. `source` says who wrote them; `where` as in `Prompt`, and
+    "" where the pair stands where its prompt does."""
 
     prompt: Prompt
     chosen: str
     rejected: str
     source: str = "dataset"
+    where: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class _Reader:
         settings = self.settings
         name = f"{row.number:06d}" if settings.id_column is None else row.answer(settings.id_column)
         found = asked(row, settings.columns)
-        return Prompt(f"files/{split}/{name}", found.text, self._reference(row), turns=found.turns)
+        return Prompt(f"files/{split}/{name}", found.text, self._reference(row), turns=found.turns, where=row.where)
 
     def _reference(self, row: FileRow) -> str:
         column = self.settings.reference_column
@@ -155,13 +155,13 @@ class _Reader:
             except Unusable as error:
                 self._leave_out(error)
                 continue
-            pairs.append(TextPair(prompts[found.text], chosen, rejected))
+            pairs.append(TextPair(prompts[found.text], chosen, rejected, where=row.where))
         return pairs
 
     def _prompt_of_pair(self, row: FileRow, found: Asked) -> Prompt:
         given = row.values.get(self.settings.reference_column) is not None
         reference = self._reference(row) if given else ""
-        return Prompt(f"files/pairs/{row.number:06d}", found.text, reference, turns=found.turns)
+        return Prompt(f"files/pairs/{row.number:06d}", found.text, reference, turns=found.turns, where=row.where)
 
 
 def build(settings: FilesSettings) -> Task:

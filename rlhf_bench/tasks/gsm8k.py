@@ -145,7 +145,8 @@ def _problem(settings: Gsm8kSettings, row: FileRow, part: str, answer: str) -> _
     number = final_number(solution, MARKER)
     if number is None:
         raise BadInput(f"{row.where}: no single number after '{MARKER}' ends the solution; correct or remove the row")
-    prompt = Prompt(f"gsm8k/{part}/{row.number:06d}", row.text("question").strip() + "\n", str(number))
+    question = row.text("question").strip() + "\n"
+    prompt = Prompt(f"gsm8k/{part}/{row.number:06d}", question, str(number), where=row.where)
     return _Problem(prompt, solution, steps=solution.rpartition(MARKER)[0].strip().count("\n") + 1)
 
 

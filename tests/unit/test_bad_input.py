@@ -157,7 +157,7 @@ MISTAKES = [
     ("task={digits: 2}", r"task.*: .*kind.*"),
     # numbers that do not fit together
     ("data.train_prompts=20000", r"task arithmetic, train: 20000 different prompts are asked for.*ask for fewer.*"),
-    ("model.max_length=20", r"prompt \S+: 7 tokens leave no room for data\.max_response_tokens 16 .*; raise model\.max_length, .*"),
+    ("model.max_length=20", r"prompt \S+: the prompt\'s 7 tokens leave no room for data\.max_response_tokens 16 .*; raise model\.max_length, .*"),
     ("model.tokenizer={kind: bpe, vocab_size: 1.0e+15}", r"model\.tokenizer\.vocab_size: .*; correct it"),
     ("arms.a.samples_per_prompt=1000000000", r"arms\.a\.samples_per_prompt: .*1024.*; correct it"),
     # overrides themselves
@@ -393,9 +393,12 @@ ROWS = {
                            r".*pairs\.jsonl:2: chosen and rejected are the same text; remove the row"),
     "an empty chosen": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": ""}), r".*pairs\.jsonl:1: column 'chosen' is empty; .*"),
     "a blank rejected": ("pairs.jsonl", jsonl(PAIRS[0] | {"rejected": " "}), r".*pairs\.jsonl:1: column 'rejected' is empty; .*"),
-    "a long prompt": ("train.jsonl", one(prompt="q" * 90), r"prompt files/train/000002: 91 tokens leave no room .*; raise .*or leave .*"),
-    "a long response": ("train.jsonl", one(response="a" * 90), r"prompt files/train/000002: its response makes 95 .*; raise it, or .*"),
-    "a long chosen": ("pairs.jsonl", jsonl(*PAIRS[1:], PAIRS[0] | {"chosen": "y" * 90}), r"prompt files/train/000001: its response .*; raise it, .*"),
+    "a long prompt": ("train.jsonl", one(prompt="q" * 90), r".*train\.jsonl:2: the prompt's 91 tokens leave no room .*; raise .*or leave .*"),
+    "a long response": ("train.jsonl", one(response="a" * 90), r".*train\.jsonl:2: response makes 95 tokens with its prompt, .*; raise it, or .*"),
+    "a long held-out prompt": ("test.jsonl", jsonl(TEST[0] | {"prompt": "q" * 90}, TEST[1]), r".*test\.jsonl:1: the prompt's 91 tokens leave no room .*"),
+    "a long chosen": ("pairs.jsonl", jsonl(*PAIRS[1:], PAIRS[0] | {"chosen": "y" * 90}), r".*pairs\.jsonl:4: chosen makes 95 .*; raise it, .*"),
+    "a long rejected": ("pairs.jsonl", jsonl(*PAIRS[1:], PAIRS[0] | {"rejected": "y" * 90}), r".*pairs\.jsonl:4: rejected makes 95 .*; raise it, .*"),
+    "a pair's long prompt": ("pairs.jsonl", jsonl(*PAIRS[1:], PAIRS[0] | {"prompt": "q" * 90}), r".*pairs\.jsonl:4: chosen makes 95 .*; raise it, .*"),
     "messages without a role": ("pairs.jsonl", jsonl({"chosen": [{"content": "a"}], "rejected": [{"content": "b"}]}),
                                 r".*pairs\.jsonl:1: column 'chosen' is no list of messages with a text 'role' .*; write it so, .*"),
     "messages in one side alone": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": [{"role": "assistant", "content": "a"}]}),
@@ -414,7 +417,7 @@ ROWS = {
     "an answer that is a space": ("pairs.jsonl", jsonl({"chosen": "q? ", "rejected": "q? no"}),
                                   r".*pairs\.jsonl:1: column 'chosen' has nothing but the prompt .*; give it an answer, or .*"),
     "a conversation without a template": ("pairs.jsonl", jsonl(*PAIRS[:3], {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER | {"content": "no"}]}),
-                                          r"prompt files/pairs/000004: is a conversation, and .*chat_template is null; set it to own"),
+                                          r".*pairs\.jsonl:4: the prompt is a conversation, and .*chat_template is null; set it to own"),
     "too few rows": ("train.jsonl", jsonl(*TRAIN[:3]), r"task files, train prompts: 6 are asked for and 3 are there; ask for at most 3"),
     "too few pairs": ("pairs.jsonl", jsonl(*PAIRS[:2]), r"task files, preference pairs: 4 are asked for and 2 are there; .*"),
 }  # fmt: skip

@@ -215,9 +215,11 @@ def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, to
     pairs = [{"prompt": [{"role": "system", "content": "s"}, user("q")], "chosen": "yes", "rejected": "no"}] * 5
     conversational = [{**p, "chosen": [said("yes")], "rejected": [said("no")]} for p in pairs]
     settings = files(tmp_path, ROWS, TEST, conversational)
-    with pytest.raises(BadInput, match=r"prompt files/pairs/\d+: is a conversation, and .*chat_template is null; set"):
+    with pytest.raises(
+        BadInput, match=r"pairs\.jsonl:\d+: the prompt is a conversation, and .*chat_template is null; set"
+    ):
         material(tmp_path, settings, tokenizer_folder, template=None)
-    with pytest.raises(BadInput, match=r"prompt files/pairs/\d+: the tokenizer's chat template .*no system messages"):
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:\d+: the tokenizer's chat template .*no system messages"):
         material(tmp_path, settings, tokenizer_folder)
 
 
@@ -232,11 +234,11 @@ def dropping_tokenizer(tmp_path, tokenizer_folder):
 
 
 @pytest.mark.parametrize(("changed", "line"), [
-    ({"train": [{**row, "prompt": "~" * n} for n, row in enumerate(ROWS, 1)]}, r"prompt files/train/\d+: the tokenizer makes no tokens of it; .*"),
-    ({"train": [{**row, "response": "~"} for row in ROWS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
-    ({"pairs": [{**pair, "prompt": "~" * n} for n, pair in enumerate(PAIRS, 1)]}, r"prompt files/pairs/\d+: .* no tokens of it; .*"),
-    ({"pairs": [{**pair, "rejected": "~~"} for pair in PAIRS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
-    ({"pairs": [{**pair, "chosen": "<eos>"} for pair in PAIRS]}, r"prompt files/train/\d+: .* no tokens of its response; .*"),
+    ({"train": [{**row, "prompt": "~" * n} for n, row in enumerate(ROWS, 1)]}, r".*prompts\.jsonl:\d: the tokenizer makes no tokens of the prompt; .*"),
+    ({"train": [{**row, "response": "~"} for row in ROWS]}, r".*prompts\.jsonl:\d: .* no tokens of response; .*"),
+    ({"pairs": [{**pair, "prompt": "~" * n} for n, pair in enumerate(PAIRS, 1)]}, r".*pairs\.jsonl:\d: .* no tokens of the prompt; .*"),
+    ({"pairs": [{**pair, "rejected": "~~"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of rejected; .*"),
+    ({"pairs": [{**pair, "chosen": "<eos>"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of chosen; .*"),
 ])  # fmt: skip
 def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused(changed, line, tmp_path, dropping_tokenizer):
     settings = files(tmp_path, **({"train": ROWS, "test": TEST, "pairs": PAIRS} | changed))
@@ -249,8 +251,18 @@ def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused(changed, line, t
 def test_a_held_out_pair_without_tokens_is_refused_like_any_other(held_out, tmp_path, dropping_tokenizer):
     """Whichever of the five is the one: three are trained on, and two held out."""
     pairs = [{**pair, "chosen": "~"} if n == held_out else pair for n, pair in enumerate(PAIRS[:5])]
-    with pytest.raises(BadInput, match="no tokens of its response"):
+    with pytest.raises(BadInput, match=rf"pairs\.jsonl:{held_out + 1}: .* no tokens of chosen"):
         material(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
+
+
+def test_where_a_text_stands_is_for_errors_alone(tmp_path, tokenizer_folder):
+    """The same rows in another folder are the same material, to caches as well, and none of it knows a path."""
+    one, other = (
+        material(tmp_path, files(tmp_path / name, ROWS, TEST, PAIRS), tokenizer_folder) for name in ("a", "b")
+    )
+    assert one.fingerprint["data"] == other.fingerprint["data"] and one.train == other.train
+    prompts = [*one.train, *one.held_out["in_distribution"], *(p.prompt for p in (*one.pairs, *one.held_out_pairs))]
+    assert not any(prompt.where for prompt in prompts)
 
 
 def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, tokenizer_folder):

@@ -154,6 +154,13 @@ def test_bad_rows(tmp_path, change, message):
         build_task(write(tmp_path, **change))
 
 
+def test_every_text_says_which_row_it_is_from(tmp_path):
+    task = build_task(write(tmp_path))
+    assert task.demonstrations(1, 0)[0].prompt.where == f"{tmp_path}/train.jsonl:1"
+    assert task.prompts("unseen", 1, 0)[0].where == f"{tmp_path}/test.jsonl:1"
+    assert {pair.prompt.where for pair in task.pairs(3, 0)} == {f"{tmp_path}/example_model_solutions.jsonl:1"}
+
+
 def test_missing_folder_and_file(tmp_path):
     with pytest.raises(BadInput, match="task.folder: there is no folder .*nowhere"):
         build_task(Gsm8kSettings(folder=tmp_path / "nowhere"))
