@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from uuid import uuid4
 
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, uses_reward_model
+from rlhf_bench.methods.base import DataMode, MethodSettings, uses_reward_model
 from rlhf_bench.models import fresh_shape, write_fresh_model
 from rlhf_bench.pretrained import pretrained_model, pretrained_reward_model, refuse_other_tokenizer
-from rlhf_bench.recipe import Recipe
+from rlhf_bench.recipe import DataSettings, Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
 from rlhf_bench.types import BadInput, Demonstration, Pair, Prompt, Row, TextPair
@@ -137,8 +137,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
             notes.append(
                 f"{len(offered) - len(pairs)} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
             )
-    known = rows_of([*(pairs or []), *looked_at])
-    _refuse_long_rows(recipe, [*demonstrations, *known], train, [p.prompt for p in pairs or []])
+    encode.refuse_draws(_draws(recipe, train, held_out, pairs))
     model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
@@ -209,12 +208,14 @@ def _model(
 
 
 class _Encoder:
-    """Text to token ids, with the context's length in mind. A prompt comes out without `where`: paths of this machine are
-    for errors, and what is encoded goes into files and to other processes."""
+    """Text to token ids, with the lengths of context and micro-batch in mind. A prompt comes out without `where`: paths of
+    this machine are for errors, and what is encoded goes into files and to other processes."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any):
         self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
+        self.most = recipe.compute.tokens_per_micro_batch
         self.chat = recipe.model.tokenizer.chat_template is not None
+        self.places: dict[str, str] = {}  # of what has been encoded, by the prompt's id
 
     def _prompt(self, prompt: Prompt) -> Prompt:
         if prompt.turns and not self.chat:
@@ -226,6 +227,7 @@ class _Encoder:
             raise BadInput(
                 f"{prompt.place}: the tokenizer makes no tokens of the prompt; change it, or leave the row out"
             )
+        self.places.setdefault(prompt.id, prompt.place)
         return replace(prompt, token_ids=ids, where="")
 
     def prompt(self, prompt: Prompt) -> Prompt:
@@ -252,7 +254,10 @@ class _Encoder:
                     f"{self.longest}; raise it, or leave the row out"
                 )
             sides.append(ids)
-        return encoded, Row(prompt.id, encoded.token_ids, tuple(sides))
+        row = Row(prompt.id, encoded.token_ids, tuple(sides))
+        *first, last = "prompt", *responses
+        self._refuse_wide(f"{prompt.place}: {', '.join(first)} and {last} make", row.tokens, "or leave the row out")
+        return encoded, row
 
     def demonstration(self, demonstration: Demonstration) -> Row:
         return self._row(demonstration.prompt, response=demonstration.response)[1]
@@ -263,35 +268,76 @@ class _Encoder:
         chosen, rejected = row.responses
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
+    def refuse_draws(self, draws: Iterable[_Draw]) -> None:
+        """BadInput where the widest of them does not fit, were its responses of the greatest length."""
 
-def _refuse_long_rows(
-    recipe: Recipe, rows: Sequence[Row], train: Sequence[Prompt], prompts_of_pairs: Sequence[Prompt]
-) -> None:
-    """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
-    most = recipe.compute.tokens_per_micro_batch
-    remedy = "more than compute.tokens_per_micro_batch {most}, and a row is never cut; raise it to {tokens} or more"
-    for row in rows:
-        if row.tokens > most:
-            what = (
-                f"its prompt and {len(row.responses)} response{'s' * (len(row.responses) > 1)} make {row.tokens} tokens"
+        def tokens(draw: _Draw) -> int:
+            return len(draw.prompt.token_ids) + draw.responses * self.room + draw.other_side
+
+        if (widest := max(draws, key=tokens, default=None)) is None:
+            return
+        what = f"with {widest.responses} response{'s' * (widest.responses > 1)} of data.max_response_tokens {self.room}"
+        other = " and the pair's other side" if widest.other_side else ""
+        where, remedy = self.places[widest.prompt.id], "draw fewer or shorter ones, or leave the row out"
+        self._refuse_wide(
+            f"{where}: the prompt {what}, as {widest.who} draws them,{other} makes", tokens(widest), remedy
+        )
+
+    def _refuse_wide(self, what: str, tokens: int, remedy: str) -> None:
+        """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
+        if tokens > self.most:
+            raise BadInput(
+                f"{what} {tokens} tokens, more than compute.tokens_per_micro_batch {self.most}, and a row is never cut; "
+                f"raise it to {tokens} or more, {remedy}"
             )
-            raise BadInput(f"row {row.id}: {what}, {remedy.format(most=most, tokens=row.tokens)}, or leave the row out")
-    responses = recipe.data.max_response_tokens
-    sampled_on = [*train, *prompts_of_pairs]
-    longest = max(sampled_on, key=lambda p: len(p.token_ids))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Who draws how many responses to a prompt that then go through a model at once, and the tokens of a given one beside."""
+
+    who: str
+    prompt: Prompt
+    responses: int
+    other_side: int = 0
+
+
+def _draws(
+    recipe: Recipe, train: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], pairs: Sequence[Pair] | None
+) -> Iterator[_Draw]:
+    """Of all that a run draws, the longest prompts. `pairs` is None where a weaker policy makes them."""
+    candidates = recipe.data.candidates_per_prompt
+    if pairs is None:
+        for prompts in (train, *held_out.values()):
+            yield _Draw("the weaker policy", _longest(prompts), 2)
     for name, arm in recipe.arms.items():
         if arm.data == "offline":
             continue
-        counts = [getattr(arm, "samples_per_prompt", 2)]  # of a pair, two
-        if uses_reward_model(arm):
-            counts.append(recipe.data.candidates_per_prompt)
-        count = max(counts)
-        tokens = len(longest.token_ids) + count * responses
-        if tokens > most:
-            raise BadInput(
-                f"prompt {longest.id}: with {count} responses of data.max_response_tokens {responses}, as arm {name} draws "
-                f"them, it makes {tokens} tokens, {remedy.format(most=most, tokens=tokens)}, or draw fewer or shorter ones"
-            )
+        given = None if arm.data == "online" else pairs  # the weaker policy's have prompts of `train`
+        prompts = train if given is None else start_prompts(recipe.data, arm.data, given, train)
+        of_pair = candidates if uses_reward_model(arm) else 2
+        yield _Draw(f"arm {name}", _longest(prompts), getattr(arm, "samples_per_prompt", of_pair))
+        if given is not None and arm.data != "on_policy":  # one side is drawn, and the other is the given pair's
+            chosen = arm.data == "chosen_on_policy"
+            others = {p.prompt.id: len(p.rejected_ids if chosen else p.chosen_ids) for p in given}
+            yield from (_Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
+    if any(uses_reward_model(arm) for arm in recipe.arms.values()):
+        yield _Draw(
+            "the reward model's stage", _longest(train[-recipe.reward_model.start_policy_prompts :]), candidates
+        )
+
+
+def _longest(prompts: Sequence[Prompt]) -> Prompt:
+    return max(prompts, key=lambda p: len(p.token_ids))
+
+
+def start_prompts(data: DataSettings, mode: DataMode, pairs: Sequence[Pair], train: Sequence[Prompt]) -> list[Prompt]:
+    """Those that the start policy answers for an arm's pairs. The off-policy pairs' prompts come first, so that all
+    scenarios learn from the same prompts as far as they go."""
+    prompts = {p.prompt.id: p.prompt for p in pairs}
+    if mode == "on_policy":
+        prompts |= {p.id: p for p in train if p.id not in prompts}
+    return list(prompts.values())[: data.on_policy_prompts]
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[Row]:

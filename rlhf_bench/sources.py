@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_bench.distance import pairs_within
 from rlhf_bench.feedback import Judge, Rewarded, begin_rewards, best_and_worst, crossed, sampled_row, with_rewards
 from rlhf_bench.ledger import Cost, Ledger
-from rlhf_bench.material import Material, rows_of
+from rlhf_bench.material import Material, rows_of, start_prompts
 from rlhf_bench.methods.base import DataMode, Method
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.roles import Roles
@@ -212,16 +212,10 @@ def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequen
 
 
 def _one_shot_pairs(sampler: Sampler, mode: DataMode, offline: Sequence[Pair]) -> tuple[list[Pair], dict[str, float]]:
-    """Pairs with one or both sides from the start policy, drawn once (arXiv 2406.07327, section 4).
-
-    The off-policy pairs' prompts come first, so that all scenarios learn from the same prompts as far as they go.
-    """
+    """Pairs with one or both sides from the start policy, drawn once (arXiv 2406.07327, section 4)."""
     data = sampler.data
-    prompts = list({p.prompt.id: p.prompt for p in offline}.values())
-    if mode == "on_policy":
-        known = {p.id for p in prompts}
-        prompts += [p for p in sampler.prompts if p.id not in known]
-    groups = sampler.sample_start(prompts[: data.on_policy_prompts], data.candidates_per_prompt)
+    prompts = start_prompts(data, mode, offline, sampler.prompts)
+    groups = sampler.sample_start(prompts, data.candidates_per_prompt)
     if wrong := [s.id for g in groups for s in g.samples if s.reward == math.inf]:
         raise ArmFailed(
             f"data: {mode}: the reward of sample {wrong[0]} (and {len(wrong) - 1} more) is not a finite number"
