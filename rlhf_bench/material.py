@@ -232,12 +232,17 @@ class _Encoder:
 
     def prompt(self, prompt: Prompt) -> Prompt:
         encoded = self._prompt(prompt)
-        if len(encoded.token_ids) + self.room > self.longest:
-            raise BadInput(
-                f"{prompt.place}: the prompt's {len(encoded.token_ids)} tokens leave no room for data.max_response_tokens "
-                f"{self.room} within model.max_length {self.longest}; raise model.max_length, or leave the row out"
-            )
+        self._refuse_full(encoded)
         return encoded
+
+    def _refuse_full(self, prompt: Prompt, who: str = "") -> None:
+        if len(prompt.token_ids) + self.room > self.longest:
+            drawn = f", which {who} draws," if who else ""
+            raise BadInput(
+                f"{self.places[prompt.id]}: the prompt's {len(prompt.token_ids)} tokens leave no room for "
+                f"data.max_response_tokens {self.room}{drawn} within model.max_length {self.longest}; "
+                "raise model.max_length, or leave the row out"
+            )
 
     def _row(self, prompt: Prompt, **responses: str) -> tuple[Prompt, Row]:
         """The prompt and the row; `responses` by what they are called in errors."""
@@ -269,11 +274,14 @@ class _Encoder:
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
     def refuse_draws(self, draws: Iterable[_Draw]) -> None:
-        """BadInput where the widest of them does not fit, were its responses of the greatest length."""
+        """BadInput where a prompt leaves no room for a response, or the widest row that can come of them does not fit."""
 
         def tokens(draw: _Draw) -> int:
             return len(draw.prompt.token_ids) + draw.responses * self.room + draw.other_side
 
+        draws = list(draws)
+        for draw in draws:  # of prompts that only pairs have, nothing was asked so far
+            self._refuse_full(draw.prompt, draw.who)
         if (widest := max(draws, key=tokens, default=None)) is None:
             return
         what = f"with {widest.responses} response{'s' * (widest.responses > 1)} of data.max_response_tokens {self.room}"

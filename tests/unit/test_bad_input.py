@@ -532,6 +532,35 @@ def test_what_is_computed_in_one_row_fits_a_micro_batch(most, changed, overrides
     assert "micro_batch" not in check(recipe, *overrides, f"compute.tokens_per_micro_batch={needed}")[1]
 
 
+FULL = other_pairs(prompt="q" * 57)  # 58 tokens of 64, with room for the pair's sides and not for 8 tokens
+
+
+@pytest.mark.parametrize("mode", ["on_policy", "chosen_on_policy", "rejected_on_policy"])
+def test_a_pairs_prompt_leaves_room_for_what_an_arm_draws(mode, tmp_path):
+    recipe = write_files(tmp_path, **FULL)
+    said = refusal(recipe, f"arms={{b: {{method: dpo, data: {mode}}}}}")
+    assert re.fullmatch(
+        r".*pairs\.jsonl:1: the prompt's 58 tokens leave no room for data\.max_response_tokens 8, which arm b draws, "
+        r"within model\.max_length 64; raise model\.max_length, or leave the row out",
+        said,
+    ), said
+
+
+@pytest.mark.parametrize("arms", ["{b: {method: dpo}}", "{b: {method: dpo, data: online}}", "{a: {method: ppo}}"])
+def test_a_pairs_prompt_that_no_arm_samples_on_may_fill_the_context(arms, tmp_path):
+    assert check(write_files(tmp_path, **FULL), f"arms={arms}") == (0, "")
+
+
+def test_a_pairs_prompt_beyond_those_that_are_sampled_on_may_fill_the_context(tmp_path):
+    """Of the four pairs' prompts, one is held out and one sampled on; each of them is the full one in its turn."""
+    codes = []
+    for full in range(4):
+        rows = [pair | {"prompt": "q" * 57} if n == full else pair for n, pair in enumerate(PAIRS)]
+        recipe = write_files(tmp_path, **{"pairs.jsonl": jsonl(*rows)})
+        codes.append(check(recipe, "arms={b: {method: dpo, data: on_policy}}", "data.on_policy_prompts=1")[0])
+    assert sorted(codes) == [0, 0, 0, 2]
+
+
 @pytest.mark.parametrize("mode", ["offline", "rejected_on_policy"])
 def test_what_is_drawn_into_no_row_may_be_wider(mode, tmp_path):
     recipe = write_files(tmp_path, **other_pairs(rejected="n" * 12, chosen="y"))
