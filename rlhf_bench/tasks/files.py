@@ -135,8 +135,9 @@ class _Reader:
         return reference
 
     def pairs(self, place: Place, train: dict[str, Prompt]) -> list[TextPair]:
-        """The pairs. One on a training prompt shares it; another prompt's reference is "" if its row gives none."""
-        pairs, prompts = list[TextPair](), dict(train)
+        """The pairs. One on a training prompt shares it; another prompt's reference is "" if its row gives none. BadInput
+        where every row is left out: a weaker policy's pairs are not what was asked for."""
+        pairs, prompts, of_prompts = list[TextPair](), dict(train), self.left_out.copy()
         for row in rows_at(place, "task.pairs"):
             try:
                 found, chosen, rejected = preference(row, self.settings.columns)
@@ -156,6 +157,11 @@ class _Reader:
                 self._leave_out(error)
                 continue
             pairs.append(TextPair(prompts[found.text], chosen, rejected, where=row.where))
+        if not pairs:
+            raise BadInput(
+                f"task.pairs: {place.source}: every row is left out ({_counts(self.left_out - of_prompts)}); correct the rows "
+                "or the limits on characters, or remove the key, and a weaker policy makes the pairs"
+            )
         return pairs
 
     def _prompt_of_pair(self, row: FileRow, found: Asked) -> Prompt:
@@ -183,7 +189,6 @@ def build(settings: FilesSettings) -> Task:
     train = {prompt.text: prompt for prompt in splits["train"]}
     pairs = [] if settings.pairs is None else reader.pairs(settings.pairs, train)
     counts = ", ".join(f"{len(prompts)} {split}" for split, prompts in splits.items())
-    left_out = ", ".join(f"{count} {kind}" for kind, count in reader.left_out.items())
     return Task(
         name="files",
         prompts=partial(choose_prompts, "files", splits),
@@ -194,9 +199,13 @@ def build(settings: FilesSettings) -> Task:
         splits=tuple(splits),
         notes=(
             f"prompts: {counts}; preference pairs: {len(pairs)}",
-            *([f"rows left out: {left_out}"] if left_out else []),
+            *([f"rows left out: {_counts(reader.left_out)}"] if reader.left_out else []),
         ),
     )
+
+
+def _counts(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in left_out.items())
 
 
 def choose_prompts(name: str, splits: dict[Split, list[Prompt]], split: Split, count: int, seed: int) -> list[Prompt]:

@@ -166,6 +166,20 @@ def test_unusable_rows_are_left_out_and_counted_and_what_is_held_out_stays_so(tm
     )
 
 
+@pytest.mark.parametrize(("pairs", "settings", "why"), [
+    ([{**PAIRS[0], "rejected": "yes"}, {**PAIRS[0], "chosen": " "}, {**PAIRS[1], "chosen": "no"}], {"unusable": "leave_out"},
+     "2 with equal sides, 1 with an empty text"),
+    (PAIRS, {"unusable": "leave_out", "max_response_characters": 2}, "6 with a response longer than max_response_characters"),
+])  # fmt: skip
+def test_pairs_that_are_all_left_out_are_not_replaced_by_others_in_silence(pairs, settings, why, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        build_task(files(tmp_path, [*ROWS, ROWS[0]], TEST, pairs, **settings))  # a prompt that is left out is no pair
+    assert str(refused.value) == (
+        f"task.pairs: {tmp_path}/pairs.jsonl: every row is left out ({why}); correct the rows or the limits on characters, "
+        "or remove the key, and a weaker policy makes the pairs"
+    )
+
+
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
