@@ -66,11 +66,13 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Graded:
-    """One of the 1,000 questions with the solutions that were graded right and wrong, as (model, text)."""
+    """One of the 1,000 questions with the solutions that were graded right and wrong, as (model, text), and how many were
+    left out for having no answer line."""
 
     problem: _Problem
     right: tuple[tuple[str, str], ...]
     wrong: tuple[tuple[str, str], ...]
+    unanswered: int
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ def build(settings: Gsm8kSettings) -> Task:
     splits: dict[Split, list[Prompt]] = {"train": [problem.prompt for problem in train], **held_out}
     dropped = len(left) - sum(map(len, held_out.values()))
     solutions = {problem.prompt.id: problem.solution for problem in train}
+    unanswered = sum(graded.unanswered for graded in all_graded)
     return Task(
         name="gsm8k",
         prompts=partial(choose_prompts, "gsm8k", splits),
@@ -107,6 +110,7 @@ def build(settings: Gsm8kSettings) -> Task:
             f"pairs: {len(pairs)} of {all_pairs} are within the limits on length and steps",
             f"held out: {', '.join(f'{len(prompts)} {split}' for split, prompts in held_out.items())}; {dropped} of "
             f"{len(left)} questions without graded solutions are beyond the length limits",
+            *([f"graded solutions left out: {unanswered} without an answer line"] if unanswered else []),
         ),
     )
 
@@ -157,10 +161,11 @@ def _clean(solution: str, strip_calculator: bool) -> str:
 
 
 def _read_graded(settings: Gsm8kSettings) -> list[_Graded]:
-    """The 1,000 questions. Solutions without an answer line (the models ran out of tokens) are left out."""
+    """The 1,000 questions. Solutions without an answer line (the models ran out of tokens) are left out, and counted."""
     graded = []
     for row in read_rows(settings.folder / "example_model_solutions.jsonl", "task.folder"):
         sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+        unanswered = 0
         for model in MODELS:
             entry = row.get(model)
             match entry:
@@ -168,13 +173,15 @@ def _read_graded(settings: Gsm8kSettings) -> list[_Graded]:
                     text = _clean(solution, settings.strip_calculator)
                     if MARKER in text:
                         sides[is_correct].append((model, text))
+                    else:
+                        unanswered += 1
                 case _:
                     raise BadInput(
                         f"{row.where}: '{model}' is not an object with a text 'solution' and a true or false "
                         "'is_correct'; correct or remove the row"
                     )
         problem = _problem(settings, row, "graded", row.text("ground_truth"))
-        graded.append(_Graded(problem, tuple(sides[True]), tuple(sides[False])))
+        graded.append(_Graded(problem, tuple(sides[True]), tuple(sides[False]), unanswered))
     return graded
 
 

@@ -154,6 +154,25 @@ def test_bad_rows(tmp_path, change, message):
         build_task(write(tmp_path, **change))
 
 
+def test_solutions_without_an_answer_line_are_left_out_and_counted(tmp_path):
+    assert not any("left out" in note for note in build_task(write(tmp_path)).notes)
+    endless = {model: {"solution": "So so so", "is_correct": False} for model in ("6b_finetuning", "6b_verification")}
+    task = build_task(write(tmp_path, graded=GRADED | endless))
+    assert [(pair.chosen, pair.rejected) for pair in task.pairs(1, 0)] == [("So 3\n#### 3", "So 4\n#### 4")]
+    assert task.notes[-1] == "graded solutions left out: 2 without an answer line"
+
+
+@needs_data
+def test_the_releases_own_solutions_without_an_answer_line(task):
+    unanswered = sum(
+        "\nA: " not in row[model]["solution"]
+        for row in rows("example_model_solutions")
+        for model in GRADED
+        if model.startswith(("6b", "175b"))
+    )
+    assert unanswered and task.notes[-1] == f"graded solutions left out: {unanswered} without an answer line"
+
+
 def test_every_text_says_which_row_it_is_from(tmp_path):
     task = build_task(write(tmp_path))
     assert task.demonstrations(1, 0)[0].prompt.where == f"{tmp_path}/train.jsonl:1"
