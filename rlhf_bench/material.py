@@ -19,7 +19,7 @@ from rlhf_bench.flops import ModelShape
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import DataMode, MethodSettings, uses_reward_model
 from rlhf_bench.models import fresh_shape, write_fresh_model
-from rlhf_bench.pretrained import pretrained_model, pretrained_reward_model, refuse_other_tokenizer
+from rlhf_bench.pretrained import identity, pretrained_model, pretrained_reward_model, refuse_other_tokenizer
 from rlhf_bench.recipe import DataSettings, Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
@@ -191,10 +191,10 @@ def _model(
 ) -> tuple[Path, ModelShape, dict[str, str]]:
     settings = recipe.model
     if settings.name_or_path is not None and given is not None:
-        path, lora = Path(settings.name_or_path), settings.lora
+        path, lora, weights = Path(settings.name_or_path), settings.lora, identity(settings.name_or_path)
         if lora is None:
-            return path, given, {"model": settings.name_or_path}
-        learned = json.dumps({"name_or_path": settings.name_or_path, "lora": lora.model_dump(mode="json")})
+            return path, given, {"model": weights}
+        learned = json.dumps({"name_or_path": weights, "lora": lora.model_dump(mode="json")})
         return path, replace(given, lora_rank=lora.rank), {"model": learned}
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}

@@ -3,6 +3,7 @@ its configuration and, of a folder, the headers of its weights. No weight itself
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -80,6 +81,17 @@ def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer
         )
     _refuse_unknown_tokens(given, model, tokenizer)
     return shape
+
+
+def identity(name: str) -> str:
+    """What caches know a given model by: its name, and of a folder the names, sizes and times of all files. Weights may be
+    many gigabytes, and `check` takes seconds, so their contents are not read."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    seen = [(str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    return f"{name} {hashlib.sha256(repr(seen).encode()).hexdigest()}"
 
 
 def _refuse_unknown_tokens(given: _Given, model: Any, tokenizer: TextTokenizer) -> None:

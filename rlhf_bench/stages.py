@@ -18,6 +18,7 @@ from rlhf_bench.material import Cache, Material, rows_of
 from rlhf_bench.methods.base import Objective
 from rlhf_bench.methods.stages import REWARD_MODEL, SFT
 from rlhf_bench.models import Reward
+from rlhf_bench.pretrained import identity
 from rlhf_bench.recipe import Recipe, StageSettings
 from rlhf_bench.roles import Roles, Step
 from rlhf_bench.types import Group, Pair, Prompt, Row, RunFailed, Sampling
@@ -283,7 +284,7 @@ def _reward_model(
         settings.model_dump(mode="json"),
         recipe.data.model_dump(mode="json"),
         base.name,
-        repr(pairs) if given is None else None,
+        repr(pairs) if given is None else identity(given),
     ]
     path, meta, found = cache.get("reward", key, make)
     if given is None:

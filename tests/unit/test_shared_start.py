@@ -1,5 +1,7 @@
 """What all arms share must not hang on which other arms there are, nor on a cache that is out of date."""
 
+import json
+import shutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -43,6 +45,24 @@ def test_no_fine_tuning_and_no_pairs_is_refused_beforehand(tmp_path):
                   "tokenizer": {"kind": "pretrained", "name_or_path": str(made.model)}}  # fmt: skip
     with pytest.raises(BadInput, match="sft"):
         prepare(recipe(model=pretrained, sft=None), Cache(tmp_path))
+
+
+def test_a_given_model_that_is_changed_in_place_is_another_fingerprint(tmp_path):
+    """Cached stages were made from the weights as they were."""
+    folder = tmp_path / "model"
+    shutil.copytree(prepare(recipe(), Cache(tmp_path / "cache")).model, folder)
+    tokenizer = {"kind": "pretrained", "name_or_path": str(folder)}
+    plain = {"name_or_path": str(folder), "max_length": 32, "tokenizer": tokenizer}
+
+    def fingerprints():
+        return [prepare(recipe(model=model), Cache(tmp_path / "cache")).fingerprint
+                for model in (plain, plain | {"lora": {"rank": 4, "alpha": 16}})]  # fmt: skip
+
+    before = fingerprints()
+    assert fingerprints() == before and before[0] != before[1]
+    (folder / "fresh.json").write_text(json.dumps({"seed": 7}))  # which stands for random weights
+    after = fingerprints()
+    assert fingerprints() == after and not any(one in before for one in after)
 
 
 @dataclass

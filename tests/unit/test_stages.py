@@ -192,6 +192,18 @@ def test_another_given_reward_model_gets_a_scale_of_its_own(tmp_path):
     assert folders[0] != folders[1] and Reward.read(str(folders[1])).model == "another/reward-model"
 
 
+def test_a_given_reward_model_that_is_changed_in_place_gets_another_scale(tmp_path):
+    (tmp_path / "model" / "parts").mkdir(parents=True)
+    weights = tmp_path / "model" / "parts" / "weights"
+    weights.write_text("one")
+    before, again = (
+        start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given=str(tmp_path / "model"))[0] for _ in "ab"
+    )
+    weights.write_text("two")
+    after, _, _, _ = start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given=str(tmp_path / "model"))
+    assert before.reward_model == again.reward_model != after.reward_model
+
+
 def test_a_given_reward_model_that_answers_no_numbers_ends_the_run(tmp_path):
     with pytest.raises(RunFailed, match=r"^reward model: a score .* is no finite number; use another model$"):
         start(tmp_path, Seen, ByItsFolder(scale=math.nan), arms=REWARDED, given="some/model")
