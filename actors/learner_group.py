@@ -44,16 +44,22 @@ KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "refer
 
 
 def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's settings. Micro-batches are cut by tokens here, so DeepSpeed counts none of its own."""
+    """DeepSpeed's settings. Micro-batches are cut by tokens here, so DeepSpeed counts none of its own. Where the full
+    gradients are at hand they are clipped here too, by the norm that is reported: DeepSpeed would take it once more."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm,
+        "gradient_clipping": 0.0 if has_full_gradients(zero_stage, dtype) else max_grad_norm,
         "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 2**31,
     }
+
+
+def has_full_gradients(zero_stage: int, dtype: str) -> bool:
+    """Whether each rank holds them, as they go to the optimizer: else DeepSpeed keeps them in parts or copies of its own."""
+    return zero_stage == 0 and dtype == "float32"
 
 
 class LearnerRank(Profiled, Watched):
@@ -76,6 +82,7 @@ class LearnerRank(Profiled, Watched):
         self.device = "cuda" if gpus else "cpu"
         self.models: dict[ModelName, Any] = {}
         self.trained: set[ModelName] = set()  # those that are not frozen
+        self.most_norm: dict[ModelName, float] = {}  # their gradients' at most
         self.source: Any = None
         self.store: Any = None  # of rank 0: where the others meet it
 
@@ -134,6 +141,7 @@ class LearnerRank(Profiled, Watched):
         optimizer = None
         if learning_rate is not None:
             self.trained.add(name)
+            self.most_norm[name] = max_grad_norm
             learning = [p for p in module.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
         config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
@@ -207,6 +215,8 @@ class LearnerRank(Profiled, Watched):
         norm = self._full_gradient_norm(engine)
         skipped = self._forget_if_not_finite(engine, norm)
         if not skipped:
+            if norm is not None and norm > (most := self.most_norm[step.objective.model]):
+                torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), most, torch.tensor(norm))
             engine.step()
             skipped = bool(getattr(engine.optimizer, "overflow", False))  # ZeRO 1 and 2 look for themselves
         if norm is None:
@@ -260,7 +270,7 @@ class LearnerRank(Profiled, Watched):
         """Without ZeRO the full gradients are here; None where a sharded optimizer knows the norm only after its step."""
         import torch
 
-        if self.zero_stage == 0 and self.dtype == "float32":
+        if has_full_gradients(self.zero_stage, self.dtype):
             return float(
                 torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
             )

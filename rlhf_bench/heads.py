@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from rlhf_bench.bfloat16 import slow_products
 from rlhf_bench.sequences import Answers, MicroBatch
 
-LOGITS_IN_CHUNK = 2**23
-"""Numbers of a chunk of logits: 32 MiB of float32."""
+LOGITS_IN_CHUNK = 2**24
+"""Numbers of a chunk of logits: 64 MiB of float32."""
 SMALLEST_PROBABILITY = 1e-30
 """Below it a float32 loses digits, and then all: a smaller probability's logarithm is taken from its logits."""
 
@@ -58,22 +58,36 @@ class _Head:
         size = tokens_in_chunk(len(self.weight))
         return [slice(at, min(at + size, tokens)) for at in range(0, tokens, size)]
 
-    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[t, H] -> [t, V] in float32; and where they are capped, the slope of the cap."""
-        logits = nn.functional.linear(hidden, self.weight, self.bias).float()
+    def logits(self, hidden: Tensor, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """[t, H] -> [t, V] in float32, in `room` if there is one; and where they are capped, the slope of the cap."""
+        if room is None:
+            logits = nn.functional.linear(hidden, self.weight, self.bias).float()
+        else:
+            logits = torch.mm(hidden, self.weight.t(), out=room[: len(hidden)])
+            if self.bias is not None:
+                logits += self.bias
         slope = None
         if self.cap is not None:
             bent = torch.tanh(logits / self.cap)
             logits, slope = self.cap * bent, 1 - bent**2
         return (logits / self.temperature if self.temperature != 1 else logits), slope
 
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities of the targets: [t, H], [t] -> [t]."""
-        return self._softmax_(hidden, self.logits(hidden)[0], targets)[0]
+    def room(self, tokens: int) -> Tensor | None:
+        """Memory for the logits of one chunk of so many tokens, to be used again by each: a product takes a third longer
+        where it is written to memory that no cache holds. None where products are not in float32."""
+        if self.weight.dtype != torch.float32:
+            return None
+        vocabulary = len(self.weight)
+        return self.weight.new_empty(min(tokens, tokens_in_chunk(vocabulary)), vocabulary)
 
-    def chunk(self, hidden: Tensor, targets: Tensor) -> _Chunk:
-        """What a loss may ask of some tokens, and what its gradient is made of: [t, H], [t] -> t tokens."""
-        logits, slope = self.logits(hidden)
+    def logprobs(self, hidden: Tensor, targets: Tensor, room: Tensor | None) -> Tensor:
+        """Log-probabilities of the targets: [t, H], [t] -> [t]."""
+        return self._softmax_(hidden, self.logits(hidden, room)[0], targets)[0]
+
+    def chunk(self, hidden: Tensor, targets: Tensor, room: Tensor | None) -> _Chunk:
+        """What a loss may ask of some tokens, and what its gradient is made of: [t, H], [t] -> t tokens. Its errors may lie
+        in `room`."""
+        logits, slope = self.logits(hidden, room)
         # Entropy is −logprob − Σ_v errors · logits. Where logits are a plain product in float32 the sum is that of
         # hidden · (errors · weight), which is needed anyway: one pass over the vocabulary less, and no copy of it.
         plain = slope is None and self.weight.dtype == torch.float32
@@ -88,9 +102,9 @@ class _Head:
             rest = (rest if self.bias is None else rest + errors @ self.bias) / self.temperature
         return _Chunk(logprobs, -logprobs - rest, errors, by_hidden)
 
-    def errors(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def errors(self, hidden: Tensor, targets: Tensor, room: Tensor | None) -> Tensor:
         """Those of `chunk`, once more."""
-        logits, slope = self.logits(hidden)
+        logits, slope = self.logits(hidden, room)
         errors = _less_one_(torch.softmax(logits, -1, out=logits), targets)
         return errors if slope is None else errors.mul_(slope)
 
@@ -170,15 +184,17 @@ class _Logprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.cap = temperature, cap
         head = _Head(weight, bias, temperature, cap)
-        return torch.cat([head.logprobs(hidden[part], targets[part]) for part in head.chunks(len(targets))])
+        room = head.room(len(targets))
+        return torch.cat([head.logprobs(hidden[part], targets[part], room) for part in head.chunks(len(targets))])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         head = _Head(weight, bias, ctx.temperature, ctx.cap)
         back = _Gradients(head, hidden, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        room = head.room(len(targets))
         for part in head.chunks(len(targets)):
-            errors = head.errors(hidden[part], targets[part])
+            errors = head.errors(hidden[part], targets[part], room)
             back.add(part, errors, errors.to(weight.dtype) @ weight, gradients[0][part])
         return *back.scaled(1.0), None, None, None
 
@@ -195,12 +211,13 @@ class _Loss(torch.autograd.Function):
         head = _Head(weight, bias, temperature, cap)
         back = _Gradients(head, hidden, ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         total = hidden.new_zeros((), dtype=torch.float32)
+        room = head.room(len(batch.targets))
         for rows in _whole_rows(batch, tokens_in_chunk(len(weight))):
             part = rows.tokens
             pieces = [slice(part.start + p.start, part.start + p.stop) for p in head.chunks(part.stop - part.start)]
             found = []
             for piece in pieces:
-                chunk = head.chunk(hidden[piece], batch.targets[piece])
+                chunk = head.chunk(hidden[piece], batch.targets[piece], room)
                 found.append(chunk if len(pieces) == 1 else replace(chunk, errors=None))
                 del chunk  # or its errors would be there beside the next one's
             with torch.enable_grad():
@@ -211,7 +228,9 @@ class _Loss(torch.autograd.Function):
             for name, value in numbers.items():
                 sums[name] = sums[name] + value if name in sums else value
             for piece, chunk in zip(pieces, found, strict=True):
-                errors = head.errors(hidden[piece], batch.targets[piece]) if chunk.errors is None else chunk.errors
+                errors = chunk.errors
+                if errors is None:
+                    errors = head.errors(hidden[piece], batch.targets[piece], room)
                 own = upstream[piece.start - part.start : piece.stop - part.start]
                 back.add(piece, errors, chunk.by_hidden, own)
         ctx.back = back

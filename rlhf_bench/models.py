@@ -19,6 +19,7 @@ from rlhf_bench import attention
 from rlhf_bench.bfloat16 import with_fast_products
 from rlhf_bench.flops import ModelShape
 from rlhf_bench.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.pointwise import with_fewer_passes
 from rlhf_bench.recipe import ModelSettings
 
 FRESH = "fresh.json"
@@ -84,16 +85,20 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
         causal = AutoModelForCausalLM.from_config(**kwargs)
         if kind == "causal":
-            return TokenLogprobs(with_fast_products(causal))
+            return TokenLogprobs(_made_fast(causal))
         torch.manual_seed(seed)
         classifier = AutoModelForSequenceClassification.from_config(**kwargs)
         classifier.base_model.load_state_dict(causal.base_model.state_dict())
-        return ResponseValues(with_fast_products(classifier))
+        return ResponseValues(_made_fast(classifier))
     kwargs["use_safetensors"] = True  # other weights are pickles
     if kind == "causal":
-        return TokenLogprobs(with_fast_products(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
+        return TokenLogprobs(_made_fast(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
     classifier = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-    return ResponseValues(with_fast_products(_scaled(classifier, reward.scale)), reward.offset)
+    return ResponseValues(_made_fast(_scaled(classifier, reward.scale)), reward.offset)
+
+
+def _made_fast(model: nn.Module) -> nn.Module:
+    return with_fewer_passes(with_fast_products(model))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ ROWS = [Row("a", (1, 5, 6), ((7, 8, 2), (9, 2))), Row("b", (1, 9), ((4, 4, 4, 2)
 
 @pytest.fixture(params=[False, True], ids=["without_instructions", "with_instructions"])
 def has_instructions(request, monkeypatch):
-    monkeypatch.setattr(bfloat16, "_cpu_has_bfloat16", lambda: request.param)
+    monkeypatch.setattr(bfloat16, "_cpu_has_tiles", lambda: request.param)
     return request.param
 
 

@@ -202,7 +202,7 @@ def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
     plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
     add_adapters(model, LoraSettings(rank=rank), 0)
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
-    assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.12)
+    assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.15)
 
 
 def kept_bytes(model, rows):
@@ -224,7 +224,7 @@ def kept_bytes(model, rows):
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path, monkeypatch):
     # As on a GPU: a CPU without instructions for 16 bits goes by way of float32, and keeps that.
-    monkeypatch.setattr(bfloat16, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(bfloat16, "_cpu_has_tiles", lambda: True)
     sizes = ModelSettings(
         hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
     )
