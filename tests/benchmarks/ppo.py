@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks.engines import start_actor
 from tests.benchmarks.learner import VOCABULARY, rank, write_model
 from tests.benchmarks.row import Measured, Row, interleaved
 
@@ -34,7 +35,7 @@ class Group:
     """As an arm does it: measure by policy, reference and critic, prepare, four epochs of steps."""
 
     def __init__(self, folder: Path):
-        self.group, _ = rank("float32")
+        self.group, self.actor = rank("float32")
         for name, rate in (("policy", RATE), ("critic", RATE), ("reference", None)):
             self.group.load(name, folder, 0, rate, 1.0)
 
@@ -116,13 +117,29 @@ def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]]
     return perf_counter() - began
 
 
+class Alone:
+    """A loop in a process with the environment of a rank."""
+
+    def __init__(self, folder: str):
+        self.loop = Loop(Path(folder))
+
+    def seconds(self, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
+        return update(self.loop, rows, rewards)
+
+
 def against_loop() -> Measured:
+    import ray
+
     with tempfile.TemporaryDirectory() as aside:
         folder = write_model(Path(aside), "float32")
-        ours, theirs = Group(folder), Loop(folder)
-        data = rollouts()
-        update(ours, *data), update(theirs, *data)
-        mine, others = interleaved(RUNS, lambda: update(ours, *data), lambda: update(theirs, *data))
+        ours, data = Group(folder), rollouts()
+        theirs = start_actor(ray, Alone, str(folder))
+
+        def bare() -> float:
+            return ray.get(theirs.seconds.remote(*data))
+
+        update(ours, *data), bare()
+        mine, others = interleaved(RUNS, lambda: update(ours, *data), bare)
     return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s")
 
 
