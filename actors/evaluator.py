@@ -47,6 +47,7 @@ class HeldOut:
 
 
 class EvaluatorActor(Profiled, Watched):
+    @noted
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, "object_store")
         self.devices = placement.gpus or placement.cpus

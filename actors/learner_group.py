@@ -65,6 +65,7 @@ def has_full_gradients(zero_stage: int, dtype: str) -> bool:
 class LearnerRank(Profiled, Watched):
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
+    @noted
     def __init__(
         self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str, lora: LoraSettings | None = None
     ):
@@ -103,6 +104,7 @@ class LearnerRank(Profiled, Watched):
     def ping(self) -> None:
         """An answer says that this rank lives and waits for no other."""
 
+    @noted
     def join(self, address: str, port: int) -> None:
         import logging
 

@@ -43,10 +43,17 @@ def noted(method: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             if not hasattr(self, "calls"):
                 self.calls = []
-            what = next((a for a in args if isinstance(a, str) and "/" not in a), "")  # which model; not its path
-            self.calls.append((f"{method.__name__} {what}".strip(), began, time.time() - began))
+            self.calls.append((_named(method.__name__, args), began, time.time() - began))
 
     return call
+
+
+def _named(method: str, args: Sequence[Any]) -> str:
+    """The call, and of which model it is."""
+    if method == "__init__":
+        return "start"
+    what = next((a for a in args if isinstance(a, str) and not set(a) & set("/.:")), "")  # no path, no address
+    return f"{method} {what}".strip()
 
 
 def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]]]) -> None:

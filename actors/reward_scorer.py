@@ -22,6 +22,7 @@ from rlhf_bench.types import Row
 
 
 class ScorerActor(Profiled, Watched):
+    @noted
     def __init__(self, cpus: int, gpus: int):
         import torch
 

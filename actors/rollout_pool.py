@@ -31,6 +31,7 @@ RETURNS_PER_BATCH = 8
 class RolloutActor(Profiled, Watched):
     """One engine in one process."""
 
+    @noted
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, sync_backend)
 

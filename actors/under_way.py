@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -32,7 +33,11 @@ class UnderWay(Generic[T]):
     began: float = field(default_factory=perf_counter)
 
     def result(self) -> T:
-        """Wait for all of them."""
+        """Wait for all of them, once: a checkpoint may ask before the update that needs it does."""
+        return self._result
+
+    @cached_property
+    def _result(self) -> T:
         found = self.engine_time.during(self.activity, answers, self.refs, self.again)
         seconds = [spent for _, spent in found]
         for i, spent in enumerate(seconds):

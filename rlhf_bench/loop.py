@@ -190,8 +190,9 @@ class ArmRun:
             self._collect(wait=False)
             self._save()
         self._settle()
-        if self.ahead:  # drawn for an update that did not come
+        if self.ahead:  # drawn, and looked at, for an update that did not come
             self.ledger.charge_all(self.sampler.ledger)
+            self._all_of(self.ahead)
         if self.version == 0:
             self._collect(wait=True)  # or the next arm would be told
             raise ArmFailed(

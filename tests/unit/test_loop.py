@@ -1,6 +1,7 @@
 """The training loop with roles whose answers are written down: what reaches the learner, when, and who pays for it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,14 +32,14 @@ RISING = {"kind": "linear", "start": 0.1, "end": 0.3}
 class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
-    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, scale=1.0, saver=None,
-                 skips=5, **arm):  # fmt: skip
+    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, pool_part=None,
+                 scale=1.0, saver=None, skips=5, **arm):  # fmt: skip
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "skips_in_a_row": skips},
                                "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool, self.ledger = Pool(TOKENIZER, order=pool_order), Ledger("flops", limit)
+        self.pool, self.ledger = Pool(TOKENIZER, part=pool_part, order=pool_order), Ledger("flops", limit)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
         material = Material(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
@@ -343,3 +344,31 @@ def test_what_an_update_draws_ahead_is_charged_with_the_update_that_learns_from_
             len(response) for rows, _, _ in arm.learner.stepped[::2] for row in rows for response in row.responses
         )
     assert told[0] == told[1]
+
+
+class Noting(Learner):
+    """Also notes in its order when a forward pass is asked for, and when it is waited for."""
+
+    def begin_measure(self, name, rows, temperature=1.0):
+        under_way, self.order = super().begin_measure(name, rows, temperature), self.order
+        self.order.append(("measures", name))
+        return replace(under_way, order=self.order, call=name)
+
+
+def test_the_learner_measures_a_part_while_the_engines_draw_the_next_one():
+    """Every part's forward passes are asked for before the next part is drawn, and waited for when all are."""
+    learner = Noting()
+    Arm(400.0, learner=learner, method="ppo", prompts_per_update=4, samples_per_prompt=3, epochs_per_update=1,
+        feedback="judge", pool_order=learner.order, pool_part=2)  # fmt: skip
+    happened = [what for what, _ in learner.order]
+    update = happened[happened.index("draws") : happened.index("begins")]  # before it, the look at a sync's probe
+    measures = ["measures"] * 3  # by policy, reference and critic
+    assert update == ["draws", *measures, "draws", *measures, *["is waited for"] * 6]
+
+
+def test_what_is_drawn_ahead_of_a_divergence_is_charged_with_its_forward_passes():
+    arm = Arm(4000.0, learner=Learner(losses=[1.0, 1.0, *[math.nan] * 99]), method="ppo", prompts_per_update=4,
+              samples_per_prompt=3, epochs_per_update=1, rollouts_ahead=1, feedback="judge")  # fmt: skip
+    assert arm.status == "diverged"
+    looks = [rows for _, rows in arm.learner.measured if rows[0].id != "probe"]  # which a sync pays for
+    assert arm.ledger.by_phase["measuring"].flops == len(looks) * MEASURING.flops

@@ -2,7 +2,9 @@
 
 import random
 
-from actors.profile import trace_events
+import pytest
+
+from actors.profile import ENABLED, Profiled, noted, trace_events
 
 
 def test_calls_that_overlap_stand_on_lines_of_their_own_and_nothing_is_lost():
@@ -31,3 +33,32 @@ def test_a_process_that_was_asked_for_nothing_has_its_track():
     events = trace_events({"driver": [("learning", 5.0, 1.0)], "scorer 0": []})
     assert [e["ts"] for e in events if e["ph"] == "X"] == [0]
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"driver", "scorer 0"}
+
+
+class Role(Profiled):
+    @noted
+    def __init__(self, folder):
+        self.folder = folder
+
+    @noted
+    def join(self, address, port):
+        pass
+
+    @noted
+    def load(self, name, folder):
+        raise OSError(folder)
+
+
+def test_a_role_notes_its_start_and_its_calls_by_model_also_those_that_fail(monkeypatch):
+    monkeypatch.setenv(ENABLED, "1")
+    role = Role("/models/one")
+    role.join("10.0.0.1", 4000)
+    with pytest.raises(OSError, match="/models/two"):
+        role.load("policy", "/models/two")
+    calls, clock = role.profile()
+    assert [name for name, _, _ in calls] == ["start", "join", "load policy"]
+    assert all(began <= clock and seconds >= 0 for _, began, seconds in calls)
+
+
+def test_without_a_profile_nothing_is_noted():
+    assert Role("/models/one").profile()[0] == []
