@@ -28,7 +28,7 @@ from rlhf_bench.types import RunFailed
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system
-each time, and a quarter of a step goes into having their pages zeroed again (docs/benchmarks.md)."""
+each time, and a step takes half as long again while their pages are zeroed anew (docs/benchmarks.md)."""
 LOOK_SECONDS = 1.0
 """Between two looks whether the run is ending, while a fleet waits for room."""
 
