@@ -138,6 +138,27 @@ class Layout:
                 position += range(r.prompt, r.prompt + n)
         return torch.tensor(row), torch.tensor(part), torch.tensor(position)
 
+    def block_mask(self, device: str, window: int | None) -> Any:
+        """FlexAttention's mask of the pack, made once for all layers that look back as far."""
+        if (device, window) not in self._block_masks:
+            self._block_masks[device, window] = self._new_block_mask(device, window)
+        return self._block_masks[device, window]
+
+    @cached_property
+    def _block_masks(self) -> dict[tuple[str, int | None], Any]:
+        return {}
+
+    def _new_block_mask(self, device: str, window: int | None) -> Any:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        row, part, position = (t.to(device) for t in self.segments)
+
+        def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            same = (row[q] == row[k]) & ((part[k] == 0) | (part[k] == part[q])) & (q >= k)
+            return same if window is None else same & (position[q] - position[k] < window)
+
+        return create_block_mask(sees, None, None, self.tokens, self.tokens, device=device)
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -307,22 +328,14 @@ def flex_attention_of(
     softcap: float | None, kernel: Any = None,
 ) -> Tensor:  # fmt: skip
     """The same by FlexAttention, which skips blocks that nobody sees. Compiled, unless another `kernel` is given."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    row, part, position = (t.to(query.device) for t in layout.segments)
-
-    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = (row[q] == row[k]) & ((part[k] == 0) | (part[k] == part[q])) & (q >= k)
-        return same if window is None else same & (position[q] - position[k] < window)
 
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _q: Tensor, _k: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    tokens = layout.tokens
-    mask = create_block_mask(sees, None, None, tokens, tokens, device=str(query.device))
     out = (kernel or _compiled())(
-        query, key, value, score_mod=None if softcap is None else capped, block_mask=mask, scale=scaling,
+        query, key, value, score_mod=None if softcap is None else capped,
+        block_mask=layout.block_mask(str(query.device), window), scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return out.transpose(1, 2)
