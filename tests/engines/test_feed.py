@@ -9,29 +9,37 @@ from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.types import Prompt, Sampling
 
 
-class Noting:
-    def __init__(self):
-        self.waiting, self.handed = [], []
+def noting():
+    """The class, made here so that it travels to workers by value."""
 
-    def advance(self, requests, sampling, eos_id, until):
-        self.handed.append(list(requests))
-        self.waiting += requests
-        now, self.waiting = self.waiting[:until], self.waiting[until:]
-        answer = {"ids": (5, eos_id), "logprobs": (0.0, 0.0), "finished": True, "cached": 0}
-        return dict.fromkeys(now, answer), 0, 0.0
+    class Noting:
+        def __init__(self):
+            self.waiting, self.handed = [], []
 
-    def all_handed(self):
-        return self.handed
+        def advance(self, requests, sampling, eos_id, until):
+            self.handed.append(list(requests))
+            self.waiting += requests
+            now, self.waiting = self.waiting[:until], self.waiting[until:]
+            answer = {"ids": (5, eos_id), "logprobs": (0.0, 0.0), "finished": True, "cached": 0}
+            return dict.fromkeys(now, answer), 0, 0.0
+
+        def abandon(self):
+            self.waiting.clear()
+
+        def all_handed(self):
+            return self.handed
+
+    return Noting
 
 
 def test_the_longest_prompt_goes_to_the_engine_with_the_fewest_tokens_to_go(start):
-    engines = [start(Noting) for _ in range(2)]
+    engines = [start(noting()) for _ in range(2)]
     shape = ModelShape(1, 1, 1, 1, 1, 1, 1)
     pool = RolloutPool(engines, RolloutPlacement(concurrent_requests=2), shape, 1, 4096, EngineTime())
     lengths = [8, 40, 7, 30, 5, 6, 4, 3]
     prompts = [Prompt(str(n), "", "", (5,) * n) for n in lengths]
-    (part,) = pool.stream(prompts, Sampling(1, 2, 1.0, 1))
-    assert sorted(part.indices) == list(range(len(lengths)))
+    parts = list(pool.stream(prompts, Sampling(1, 2, 1.0, 1)))
+    assert sorted(i for part in parts for i in part.indices) == list(range(len(lengths)))
     handed = [
         [[lengths[i] for i in call] for call in calls] for calls in ray.get([e.all_handed.remote() for e in engines])
     ]
