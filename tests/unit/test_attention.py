@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rlhf_bench import attention
 from rlhf_bench.attention import Layout, flex_attention_of, packed_attention
 
-SHAPES = [(3, (4, 2)), (1, (1, 6)), (7, (3, 2, 5)), (2, (1,)), (30, (20, 25)), (4, (4, 3))]
+SHAPES = [(3, (4, 2)), (1, (1, 6)), (7, (3, 2, 5)), (2, (1,)), (30, (20, 25)), (4, (4, 3)), (5, (3, 1, 2, 4, 2, 1))]
 
 
 def path(shape, response):

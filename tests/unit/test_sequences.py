@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -130,37 +131,57 @@ def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
     torch.testing.assert_close(looked.confidence, torch.cat([c.probs.amax(-1) for c in categorical]))
 
 
-class _Largest(TorchDispatchMode):
-    """Most rows of any tensor over the vocabulary that is made, the head's weight, turned over, aside."""
+@pytest.mark.parametrize("name", CONFIGS)
+def test_as_many_responses_as_ppo_draws_share_a_prompt(name):
+    model, many = causal(name), Row("many", (1, 2, 3), ((4, 5), (6,), (7, 8, 9, 2), (4, 5, 2), (10, 2), (11, 12, 2)))
+    rows = [ROWS[1], many, ROWS[2]]
+    tokens = [torch.tensor(response) for _, response in every_response(rows)]
+    each = torch.cat([alone(model.lm, *one).log_softmax(-1)[range(len(t)), t]
+                        for one, t in zip(every_response(rows), tokens, strict=True)])  # fmt: skip
+    together = model(micro_batch(rows))
+    torch.testing.assert_close(together, each)
+    weights = torch.arange(1.0, len(each) + 1) / len(each)
+    found, expected = (
+        torch.autograd.grad((numbers * weights).sum(), list(model.parameters())) for numbers in (together, each)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class _Live(TorchDispatchMode):
+    """Most rows over the vocabulary that are there at once, in all tensors together that do not share memory; the head's
+    weight, turned over, aside."""
 
     def __init__(self):
         super().__init__()
-        self.rows = 0
+        self.rows, self.live = 0, WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
         for made in found if isinstance(found, (tuple, list)) else (found,):
             over_vocabulary = isinstance(made, torch.Tensor) and made.shape[-1:] == (VOCABULARY,)
             if over_vocabulary and made.shape != (SIZES["hidden_size"], VOCABULARY):
-                self.rows = max(self.rows, made.numel() // VOCABULARY)
+                self.live[made] = True
+        memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // t.element_size() for t in self.live}
+        self.rows = max(self.rows, sum(memory.values()) // VOCABULARY)
         return found
 
 
 @pytest.mark.parametrize("objective", [SFT, None], ids=["loss", "logprobs"])
 def test_all_logits_are_never_there_at_once(monkeypatch, objective):
-    """Forward and backward: most rows at a time are a chunk's, of the 28 that the batch has."""
+    """Forward and backward: no more rows at a time than a chunk's, of the 28 that the batch has."""
     monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 5 * VOCABULARY)
     model, batch = causal("llama"), micro_batch(ROWS)
     assert len(batch.targets) == 28
-    with _Largest() as largest:
+    with _Live() as live:
         if objective is None:
             model(batch).sum().backward()
         else:
             loss_sums(objective, model, batch, None, 1.0)[0].backward()
-    assert 0 < largest.rows <= 5
-    with _Largest() as largest, torch.no_grad():  # and this would see them
+    assert 0 < live.rows <= 5
+    with _Live() as live, torch.no_grad():  # and this would see them
         plain(model.lm, batch.input_ids)
-    assert largest.rows > 28
+    assert live.rows > 28
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
