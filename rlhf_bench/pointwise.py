@@ -104,8 +104,13 @@ def with_fewer_passes(model: nn.Module) -> nn.Module:
 
 def _same_norm(module: Any) -> bool:
     with torch.no_grad():
+        if getattr(module, "weight", None) is None:
+            return False
         x, weight = _numbers(3, module.weight.numel()), _numbers(module.weight.numel())
-        trial = type(module)(len(weight), eps=module.variance_epsilon)
+        try:
+            trial = type(module)(len(weight), eps=module.variance_epsilon)
+        except TypeError:  # is made of other arguments
+            return False
         trial.weight.copy_(weight)
         return torch.allclose(trial(x), _RmsNorm.apply(x, weight, module.variance_epsilon), rtol=1e-5, atol=1e-6)
 
@@ -115,10 +120,10 @@ def _same_rotary(function: Callable[..., tuple[Tensor, Tensor]]) -> bool:
     cos, sin = angles.cos(), angles.sin()
     try:
         expected = function(q, k, cos, sin)
-    except TypeError:  # takes other arguments
+    except (TypeError, ValueError, RuntimeError):  # takes other arguments, or these in other shapes
         return False
-    found = _rotary_of(function)(q, k, cos, sin)
-    return all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in zip(expected, found, strict=True))
+    pairs = zip(expected, _rotary_of(function)(q, k, cos, sin), strict=True)
+    return all(one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in pairs)
 
 
 def _numbers(*shape: int) -> Tensor:

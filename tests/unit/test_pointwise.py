@@ -55,16 +55,45 @@ def test_what_computes_something_else_is_left_as_it_is():
         assert [type(m) for m in with_fewer_passes(model).modules()] == before
 
 
-class OtherNorm(Qwen2RMSNorm):
+class OtherRMSNorm(Qwen2RMSNorm):
     """Of a family that calls its norm the same and computes another."""
 
     def forward(self, hidden_states):
         return super().forward(hidden_states) + 1
 
 
+class OtherArgumentsRMSNorm(Qwen2RMSNorm):
+    def __init__(self, config):
+        super().__init__(config["hidden_size"])
+
+
+class WeightlessRMSNorm(Qwen2RMSNorm):
+    def __init__(self):
+        super().__init__(4)
+        self.weight = None
+
+
 def test_a_norm_is_tried_out_before_it_is_replaced():
-    model = nn.Sequential(OtherNorm(4))
-    assert type(with_fewer_passes(model)[0]) is OtherNorm
+    norms = OtherRMSNorm(4), OtherArgumentsRMSNorm({"hidden_size": 4}), WeightlessRMSNorm()
+    for norm in norms:
+        before = type(norm)
+        assert type(with_fewer_passes(nn.Sequential(norm))[0]) is before
+
+
+@pytest.mark.parametrize("family", ["cohere", "glm", "gpt_neox"])  # neighbours; a part of the numbers; no RMS norm
+def test_families_that_turn_other_numbers_keep_their_own_functions_results(family):
+    """Whatever is replaced gives what was there before, on numbers that the trial has not seen."""
+    theirs = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    original = theirs.apply_rotary_pos_emb
+    holder = type("SomeAttention", (nn.Module,), {"__module__": theirs.__name__})
+    with_fewer_passes(nn.Sequential(holder()))
+    torch.manual_seed(1)
+    q, k, angles = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.rand(1, 5, 4).repeat(1, 1, 2)
+    for one, other in zip(
+        theirs.apply_rotary_pos_emb(q, k, angles.cos(), angles.sin()), original(q, k, angles.cos(), angles.sin()),
+        strict=True,
+    ):  # fmt: skip
+        close(one, other)
 
 
 @pytest.mark.parametrize("learns", [True, False], ids=["learns", "frozen"])
