@@ -132,8 +132,11 @@ def test_a_profile_shows_every_process_on_one_time_axis(first):
     ]
     calls = {name: [e for e in events if e["ph"] == "X" and tracks[e["pid"]] == name] for name in tracks.values()}
     names = {track: {e["name"].split(" ")[0] for e in found} for track, found in calls.items()}
-    assert names["rollout 0"] == {"advance", "logprobs", "load_weights"} and names["scorer 0"] == {"load", "score"}
-    assert {"load", "measure", "steps", "weights", "save"} <= names["learner 0"]
+    assert names["rollout 0"] == {"start", "advance", "logprobs", "load_weights"}
+    assert names["scorer 0"] == {"start", "load", "score"}
+    assert {"start", "join", "load", "measure", "steps", "weights", "save"} <= names["learner 0"]
+    one, other = (next(e for e in calls[role] if e["name"] == "start") for role in ("rollout 0", "evaluator 0"))
+    assert max(one["ts"], other["ts"]) < min(e["ts"] + e["dur"] for e in (one, other))  # both engines start at once
     assert all(0 <= e["ts"] and e["ts"] + e["dur"] <= 1e6 * first.seconds for found in calls.values() for e in found)
     # What an actor says of its own calls lies within what the driver saw of them, to a few milliseconds.
     seen = [
