@@ -13,7 +13,6 @@ import ray
 from actors.crew import Replace, Watched, no_replacement
 from actors.meters import queue_depth
 from actors.profile import Profiled, noted
-from actors.rollout_pool import load_from_object_store
 from actors.vllm_engine import VLLMEngine
 from actors.weight_sync import as_tensor
 from rlhf_bench.diagnostics.likelihood import sequence_kl
@@ -85,8 +84,9 @@ class EvaluatorActor(Profiled, Watched):
     def evaluate(self, weights: list[ray.ObjectRef], version: int) -> Evaluation:
         """Scores per split; held-out pairs, probes and gradients; KL, entropy and confidence under the policy's samples."""
         began = perf_counter()
-        load_from_object_store(self.engine, weights[0], version)
-        self._load_policy(ray.get(weights[0]))
+        arrays = ray.get(weights[0])
+        self.engine.load(arrays, version)
+        self._load_policy(arrays)
         splits = {name: self._score(prompts) for name, prompts in self.held_out.prompts.items()}
         looked = self.panel.look(self.policy)
         own_cost = {
@@ -115,7 +115,7 @@ class EvaluatorActor(Profiled, Watched):
         """`PROBE_CANDIDATES` samples of the reference per prompt. The engine holds its weights afterwards."""
         if not prompts:
             return []
-        load_from_object_store(self.engine, ray.put(self._arrays(self.reference)), 0)
+        self.engine.load(self._arrays(self.reference), 0)
         found = self._generate([p for p in prompts for _ in range(PROBE_CANDIDATES)], 1.0, PROBE_SEED)
         return [[f["ids"] for f in found[at : at + PROBE_CANDIDATES]] for at in range(0, len(found), PROBE_CANDIDATES)]
 

@@ -56,21 +56,13 @@ class RolloutActor(Profiled, Watched):
 
     @noted
     def load_weights(self, weights: list[ray.ObjectRef], version: int) -> None:
-        load_from_object_store(self.engine, weights[0], version)
+        self.engine.load(ray.get(weights[0]), version)
 
     def call_worker(self, method: str, **kwargs: Any) -> None:
         self.engine.call_worker(method, **kwargs)
 
     def finish_sync(self, version: int) -> None:
         self.engine.finish_sync(version)
-
-
-def load_from_object_store(engine: VLLMEngine, weights: ray.ObjectRef, version: int) -> None:
-    """One whole update of vLLM's weight-transfer protocol from an object in Ray's store."""
-    engine.call_worker("start_weight_update")
-    engine.call_worker("update_weights", update_info={"arrays": ray.get(weights)})
-    engine.call_worker("finish_weight_update")
-    engine.finish_sync(version)
 
 
 _Answer = tuple[int, dict[str, Any]]

@@ -111,6 +111,13 @@ class VLLMEngine:
         if self.version < 0:
             raise RuntimeError("this engine has been sent no weights yet")
 
+    def load(self, arrays: Mapping[str, Any], version: int) -> None:
+        """A whole sync of weights by name, through the object store's backend."""
+        self.call_worker("start_weight_update")
+        self.call_worker("update_weights", update_info={"arrays": arrays})
+        self.call_worker("finish_weight_update")
+        self.finish_sync(version)
+
     def call_worker(self, method: str, **kwargs: Any) -> None:
         """One step of vLLM's weight-transfer protocol."""
         self.llm.collective_rpc(method, kwargs=kwargs)

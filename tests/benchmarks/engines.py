@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
+from itertools import count
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from tests.benchmarks.learner import VOCABULARY, write_model
 from tests.benchmarks.row import Measured, Row, interleaved
 
 RUNS = 5
-PROMPTS, RESPONSE = 128, 64
+PROMPTS, SLOTS, RESPONSE, MEAN_RESPONSE = 512, 64, 128, 48
+SYNC_PAUSE = 0.5
+"""Seconds before a sync, in which Ray frees the weights of the one before: in a run an iteration lies between."""
 
 
 def local_ray() -> Any:
@@ -58,12 +62,13 @@ def bare_engine(folder: Path, threads: int) -> Any:
             found = self.engine.llm.generate(prompts, params, use_tqdm=False)
             return perf_counter() - began, sum(len(output.outputs[0].token_ids) for output in found)
 
-    placement = RolloutPlacement(cpus=threads, concurrent_requests=PROMPTS)
+    placement = RolloutPlacement(cpus=threads, concurrent_requests=SLOTS)
     return start_actor(local_ray(), Bare, str(folder), placement, 512, "float32", OBJECT_STORE)
 
 
 def rollouts() -> Measured:
-    """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process."""
+    """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process: eight
+    times as many prompts as decode at once, and responses of many lengths."""
     from actors.learner_group import LearnerGroup, LearnerRank
     from actors.rollout_pool import RolloutActor, RolloutPool
     from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
@@ -73,8 +78,8 @@ def rollouts() -> Measured:
 
     ray, threads = local_ray(), int(os.environ["OMP_NUM_THREADS"])
     with tempfile.TemporaryDirectory() as aside:
-        folder = write_model(Path(aside), "float32")
-        placement = RolloutPlacement(cpus=threads, concurrent_requests=PROMPTS)
+        folder = write_model_that_ends(Path(aside))
+        placement = RolloutPlacement(cpus=threads, concurrent_requests=SLOTS)
         pooled = start_actor(ray, RolloutActor, str(folder), placement, 512, "float32", OBJECT_STORE)
         alone = bare_engine(folder, threads)
         rank = start_actor(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
@@ -89,23 +94,45 @@ def rollouts() -> Measured:
             Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(32, 97)).tolist()))
             for i in range(PROMPTS)
         ]
-        seeds = iter(range(10**6))
+        our_seeds, their_seeds = count(), count()  # the same ones: responses of the same lengths
+        lengths = list[float]()
 
         def ours() -> float:
-            sampling = Sampling(1, RESPONSE, 1.0, next(seeds))
+            sampling = Sampling(1, RESPONSE, 1.0, next(our_seeds))
             began = perf_counter()
             _, cost = pool.generate(prompts, sampling)
-            return cost.generated_tokens / (perf_counter() - began)
+            seconds = perf_counter() - began
+            lengths.append(cost.generated_tokens / PROMPTS)
+            return cost.generated_tokens / seconds
 
         def theirs() -> float:
-            sampling = Sampling(1, RESPONSE, 1.0, next(seeds))
+            sampling = Sampling(1, RESPONSE, 1.0, next(their_seeds))
             requests = [(p.token_ids, sampling.seed * 1_000_003 + i) for i, p in enumerate(prompts)]
             seconds, tokens = ray.get(alone.seconds.remote(requests, sampling))
             return tokens / seconds
 
         ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
-    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "tokens/s")
+    notes = f"{PROMPTS} prompts, {SLOTS} at once, {np.mean(lengths):.0f} tokens in a response, {RESPONSE} at most"
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "tokens/s", notes)
+
+
+def write_model_that_ends(folder: Path) -> Path:
+    """The learner's model, with an end token that is drawn once in about `MEAN_RESPONSE` tokens: the first number of every
+    embedding is 1, which makes that of the last hidden states large, and the end's is larger."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(write_model(folder, "float32"))
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding[:, 0] = 1.0
+        end = model(torch.arange(2, 130)[None]).logits[..., 1].mean()
+        embedding[1, 0] += 0.1
+        slope = (model(torch.arange(2, 130)[None]).logits[..., 1].mean() - end) / 0.1
+        embedding[1, 0] += np.log(VOCABULARY / MEAN_RESPONSE) / slope - 0.1
+    model.save_pretrained(folder)
+    return folder
 
 
 def learner_and_engines(folder: Path, engines: int) -> tuple[Any, list[Any]]:
@@ -117,10 +144,21 @@ def learner_and_engines(folder: Path, engines: int) -> tuple[Any, list[Any]]:
     from rlhf_bench.recipe import RolloutPlacement
 
     ray, threads = local_ray(), int(os.environ["OMP_NUM_THREADS"])
+
+    class Engine(RolloutActor):
+        def seconds_of_loading(self, weights: list[Any]) -> float:
+            """Median for weights in memory of this process's own."""
+            held = {name: array.copy() for name, array in ray.get(weights[0]).items()}
+
+            def once() -> float:
+                began = perf_counter()
+                self.engine.load(held, 0)
+                return perf_counter() - began
+
+            return float(np.median([once() for _ in range(RUNS)]))
+
     placement = RolloutPlacement(cpus=threads, concurrent_requests=4, cache_mib=64)
-    actors = [
-        start_actor(ray, RolloutActor, str(folder), placement, 128, "float32", OBJECT_STORE) for _ in range(engines)
-    ]
+    actors = [start_actor(ray, Engine, str(folder), placement, 128, "float32", OBJECT_STORE) for _ in range(engines)]
     rank = start_actor(ray, LearnerRank, 0, 1, threads, 0, 0, "float32")
     learner = LearnerGroup([rank], threads, 0, 4096, EngineTime())
     learner.join()
@@ -129,9 +167,11 @@ def learner_and_engines(folder: Path, engines: int) -> tuple[Any, list[Any]]:
 
 
 def weight_sync() -> Measured:
-    """Bytes per second from the learner's parameters to the engine's, and of one thread copying memory."""
+    """Bytes per second from the learner's parameters to the engine's, and of one thread copying memory. Beside it what the
+    engine alone needs for weights that it holds already."""
     from actors.weight_sync import ObjectStoreSync
 
+    ray = local_ray()
     with tempfile.TemporaryDirectory() as aside:
         learner, engines = learner_and_engines(write_large_model(Path(aside)), 1)
         size = 4 * learner.shapes["policy"].parameters
@@ -142,6 +182,7 @@ def weight_sync() -> Measured:
         )
 
         def ours() -> float:
+            sleep(SYNC_PAUSE)
             began = perf_counter()
             sync.send(0)
             return size / (perf_counter() - began) / 2**30
@@ -151,10 +192,14 @@ def weight_sync() -> Measured:
             np.copyto(target, source)
             return size / (perf_counter() - began) / 2**30
 
-        ours(), theirs()
+        for _ in range(RUNS):  # until the pages of Ray's store that syncs take in turn are there
+            ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
+        (weights, _) = sync.sent
+        alone = size / 2**30 / ray.get(engines[0].seconds_of_loading.remote([weights]))
     ratios = [a / b for a, b in zip(mine, others, strict=True)]
-    return Measured(ratios, mine, others, "GiB/s", f"{size / 4e6:.0f}M parameters")
+    notes = f"{size / 4e6:.0f}M parameters; vLLM's own loading, of weights that its process holds: {alone:.3g} GiB/s"
+    return Measured(ratios, mine, others, "GiB/s", notes)
 
 
 def write_large_model(folder: Path, layers: int = 7) -> Path:
@@ -173,25 +218,24 @@ def write_large_model(folder: Path, layers: int = 7) -> Path:
 
 
 def start() -> Measured:
-    """Seconds from `run` to an arm's first update, base policy and pairs in the cache."""
+    """Seconds from `run` to PPO's first update, which needs every role; base policy, reward model and pairs in the cache."""
 
-    def once(directory: Path) -> float:
-        command = [
-            sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=1e11",
-            "--arm", "dpo-offline", "--output", str(directory / "out"),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        return json.loads((directory / "out" / "results.json").read_text())["timing"]["first_update_seconds"]
-
-    seconds = []
-    for _ in range(RUNS + 1):  # the first one fills the cache, where it is empty
+    def once(arm: str) -> float:
         with tempfile.TemporaryDirectory() as aside:
-            seconds.append(once(Path(aside)))
-    return Measured(seconds[1:], unit="s")
+            command = [
+                sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=1e11",
+                "--arm", arm, "--output", f"{aside}/out",
+            ]  # fmt: skip
+            subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            return json.loads(Path(aside, "out/results.json").read_text())["timing"]["first_update_seconds"]
+
+    once("ppo")  # fills the cache, where it is empty
+    seconds, offline = interleaved(RUNS, partial(once, "ppo"), partial(once, "dpo-offline"))
+    return Measured(seconds, unit="s", notes=f"an arm of offline DPO: {np.median(offline):.1f} s")
 
 
 ROWS = (
     Row("rollout", "rollout pool, tokens/s", "bare vllm.LLM.generate", "at least", 0.97, rollouts),
     Row("weight_sync", "weight sync, bytes/s, 100M float32", "one thread's memory copy", "at least", 0.3, weight_sync),
-    Row("start", "run to first update, warm, seconds", "–", "at most", 45, start),
+    Row("start", "`run` to PPO's first update, warm, seconds", "–", "at most", 45, start),
 )
