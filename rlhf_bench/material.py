@@ -271,6 +271,8 @@ class _Encoder:
         prompt = replace(pair.prompt, where=pair.where or pair.prompt.where)
         encoded, row = self._row(prompt, chosen=pair.chosen, rejected=pair.rejected)
         chosen, rejected = row.responses
+        if chosen == rejected:  # the texts differ in what a normalizer drops
+            raise BadInput(f"{prompt.place}: chosen and rejected are the same tokens; leave the row out")
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
     def refuse_draws(self, draws: Iterable[_Draw]) -> None:

@@ -253,8 +253,9 @@ def dropping_tokenizer(tmp_path, tokenizer_folder):
     ({"pairs": [{**pair, "prompt": "~" * n} for n, pair in enumerate(PAIRS, 1)]}, r".*pairs\.jsonl:\d: .* no tokens of the prompt; .*"),
     ({"pairs": [{**pair, "rejected": "~~"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of rejected; .*"),
     ({"pairs": [{**pair, "chosen": "<eos>"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of chosen; .*"),
+    ({"pairs": [{**pair, "chosen": pair["rejected"] + "~"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: chosen and rejected are the same tokens; .*"),
 ])  # fmt: skip
-def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused(changed, line, tmp_path, dropping_tokenizer):
+def test_a_text_of_which_the_tokenizer_leaves_nothing_or_the_other_side_is_refused(changed, line, tmp_path, dropping_tokenizer):
     settings = files(tmp_path, **({"train": ROWS, "test": TEST, "pairs": PAIRS} | changed))
     with pytest.raises(BadInput) as refused:
         material(tmp_path, settings, dropping_tokenizer, template=None)
