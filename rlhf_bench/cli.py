@@ -135,7 +135,7 @@ def run(
             settings = variant.recipe
             material = prepare(settings, cache)
             _refuse_what_has_no_room(settings, material)
-            open_directory(directory / variant.label, settings)
+            open_directory(directory / variant.label, settings, material.fingerprint["data"])
             if settings.reliability.checkpoint_place is not None:
                 refuse_unwritable(settings.reliability.checkpoint_place)
             todo.append((settings, material, directory / variant.label, arms, seeds))

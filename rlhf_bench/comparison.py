@@ -74,7 +74,7 @@ class Comparison:
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Stretch(self.first.roles.engine_time, self.began)]
         start = self.first.surely(make_start, self.recipe, self.material, self.first.roles, self.cache, self.say)
-        self.drawn_before = StartSamples(self.directory / "state", start.base.name)
+        self.drawn_before = StartSamples(self.directory / "state", f"{start.base.name} {self.material.fingerprint['model']}")
         used = datasets(self.recipe, self.material, start)
         for dataset in used.values():
             self.tracker.uses(dataset)

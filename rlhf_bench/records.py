@@ -200,16 +200,18 @@ MAY_DIFFER = ("tracking", "placement", "reliability", "seeds", "arms", "descript
 """Keys of a recipe that change no number which is recorded already (arms are checked one by one)."""
 
 
-def open_directory(directory: Path, recipe: Recipe) -> None:
-    """Make DIR this recipe's, or check that it is. Raises BadInput where another recipe's results are in it.
+def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
+    """Make DIR this recipe's, or check that it is. Raises BadInput where results of another recipe or of other data are in
+    it. `data`: a digest of what the recipe's data are, which a file that has changed gives another value.
 
     Where a run is recorded, where it is placed, what is claimed, and more seeds or arms may differ: no result changes.
     """
-    path = directory / "recipe.yaml"
+    path, digest = directory / "recipe.yaml", directory / "data_digest"
     new = recipe.resolved()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         old = read_yaml(path.read_text()) if path.exists() else None
+        before = digest.read_text().strip() if digest.exists() else data
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise BadInput(f"--output {directory}: cannot be used ({reason}); choose another directory") from None
@@ -220,7 +222,13 @@ def open_directory(directory: Path, recipe: Recipe) -> None:
             raise BadInput(
                 f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory"
             )
+    if before != data:
+        raise BadInput(
+            f"--output {directory}: holds a comparison on other data: a file that task names has changed since; "
+            "bring back what it held, or choose another directory"
+        )
     path.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+    digest.write_text(f"{data}\n")
 
 
 def merge_parts(

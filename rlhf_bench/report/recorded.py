@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from rlhf_bench.ledger import COLUMNS
 from rlhf_bench.plain_yaml import read_yaml
 from rlhf_bench.recipe.sections import ARM_NAME
 from rlhf_bench.types import BadInput
@@ -26,13 +27,10 @@ BASE = "base"
 SHARED = "shared"
 """The ledger's name for stages charged to no arm, such as supervised fine-tuning."""
 EVALUATION = "evaluation"
-LEDGER_COLUMNS = (
-    "flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds",
-)  # fmt: skip
 
 _METRICS_KEYS = ("arm", "seed", "phase", "split", "update", "fraction", "mark", "score")
 _SAMPLES_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
-_LEDGER_KEYS = ("arm", "seed", "phase", *LEDGER_COLUMNS)
+_LEDGER_KEYS = ("arm", "seed", "phase", *COLUMNS)
 PAIRS_KEYS = ("arm", "seed", "mark", "split", "pair_id", "chosen_logratio", "rejected_logratio")
 
 
@@ -152,8 +150,8 @@ def _mapping(path: Path, text: str, parse: Any) -> Mapping[str, Any]:
 def _contradictions(recorded: Recorded) -> Iterable[str]:
     """What would make the tables wrong, one line each, starting with the file's name."""
     compute = recorded.recipe.get("compute", {})
-    if compute.get("column") not in LEDGER_COLUMNS:
-        yield f"recipe.yaml: compute.column is {compute.get('column')!r}: one of {', '.join(LEDGER_COLUMNS)}"
+    if compute.get("column") not in COLUMNS:
+        yield f"recipe.yaml: compute.column is {compute.get('column')!r}: one of {', '.join(COLUMNS)}"
     limit = compute.get("limit")
     if not isinstance(limit, int | float) or not limit > 0:
         yield f"recipe.yaml: compute.limit is {limit!r}: a number above 0"

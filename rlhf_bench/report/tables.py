@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.ledger import METERED_APART
+from rlhf_bench.ledger import COLUMNS, METERED_APART
 from rlhf_bench.report.claims import Comparison
-from rlhf_bench.report.recorded import LEDGER_COLUMNS, MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
+from rlhf_bench.report.recorded import MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
 from rlhf_bench.report.summary import ArmResult, Summary
 from rlhf_bench.report.text import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
@@ -204,7 +204,7 @@ def _over_seeds(final: pd.DataFrame, arm: str, split: str, column: str) -> str:
 
 def phase_means(recorded: Recorded) -> pd.DataFrame:
     """The ledger, mean per seed: one row per arm and phase, the columns of the ledger; first seen, first listed."""
-    per_seed = recorded.ledger.groupby(["arm", "seed", "phase"], sort=False, dropna=False)[list(LEDGER_COLUMNS)].sum()
+    per_seed = recorded.ledger.groupby(["arm", "seed", "phase"], sort=False, dropna=False)[list(COLUMNS)].sum()
     seeds = recorded.ledger.groupby("arm", sort=False)["seed"].nunique(dropna=False)
     totals = per_seed.groupby(["arm", "phase"], sort=False).sum()
     return totals.div(seeds.reindex(totals.index.get_level_values("arm")).to_numpy(), axis=0).reset_index()
@@ -217,7 +217,7 @@ def ledger_table(recorded: Recorded) -> list[Row]:
             "Arm": row["arm"],
             "Phase": row["phase"],
             "Charged": "yes" if is_charged(row["arm"], row["phase"]) else "no",
-            **{UNIT_NAMES[column].capitalize(): quantity(row[column]) for column in LEDGER_COLUMNS},
+            **{UNIT_NAMES[column].capitalize(): quantity(row[column]) for column in COLUMNS},
         }
         for row in phase_means(recorded).to_dict("records")
     ]

@@ -112,7 +112,7 @@ class Made:
         settings = parse_recipe(RECIPE | recipe)
         self.directory, self.settings, self.cache = directory / "out", settings, Cache(directory / "cache")
         material = prepare(settings, self.cache)
-        open_directory(self.directory, settings)
+        open_directory(self.directory, settings, material.fingerprint["data"])
         self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(teams)]
         self.pools = [Pool(material.tokenizer) for _ in range(teams)]
         self.recovered, self.shown, self.tracker = [], io.StringIO(), Tracker()

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from rlhf_bench.ledger import Cost
 from rlhf_bench.loop import BASE_LOOK, Data, Look
@@ -153,8 +154,8 @@ TRIALS = {"trials": [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}]}
     {"tracking": {"uri": "sqlite:///x.db"}}, {"arms": {**SMALL["arms"], "c": {"method": "ipo"}}},
 ], ids=lambda more: next(iter(more)))  # fmt: skip
 def test_a_directory_may_go_on_with_what_changes_no_number_in_it(more, tmp_path):
-    open_directory(tmp_path / "out", parse_recipe(SMALL))
-    open_directory(tmp_path / "out", parse_recipe(SMALL | more))
+    open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
+    open_directory(tmp_path / "out", parse_recipe(SMALL | more), "data")
 
 
 @pytest.mark.parametrize(("more", "key"), [
@@ -162,11 +163,20 @@ def test_a_directory_may_go_on_with_what_changes_no_number_in_it(more, tmp_path)
     ({"arms": {"a": {"method": "dpo", "beta": 0.3}}}, r"arms\.a"),
 ])  # fmt: skip
 def test_a_directory_of_another_recipe_is_refused_by_the_key_that_differs(more, key, tmp_path):
-    open_directory(tmp_path / "out", parse_recipe(SMALL))
+    open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
     with pytest.raises(
         BadInput, match=rf"^--output .*out: holds a comparison whose {key} differs .*choose another directory$"
     ):
-        open_directory(tmp_path / "out", parse_recipe(SMALL | more))
+        open_directory(tmp_path / "out", parse_recipe(SMALL | more), "data")
+
+
+def test_a_directory_of_other_data_is_refused_and_stays_as_it_was(tmp_path):
+    """As when a file of the task's is edited between two runs, whose paths are the same."""
+    open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
+    with pytest.raises(BadInput, match="^--output .*out: holds a comparison on other data: a file .*; bring back"):
+        open_directory(tmp_path / "out", parse_recipe(SMALL | {"seeds": [1, 2, 3, 4]}), "other")
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["seeds"] == list(parse_recipe(SMALL).seeds)
+    open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
 
 
 @pytest.mark.parametrize("spoil", [
@@ -177,7 +187,7 @@ def test_a_directory_of_another_recipe_is_refused_by_the_key_that_differs(more, 
 def test_a_directory_that_cannot_be_used_is_refused_in_one_line(spoil, tmp_path):
     spoil(tmp_path / "out")
     with pytest.raises(BadInput, match="^--output .*out: cannot be used .*; choose another directory$") as refused:
-        open_directory(tmp_path / "out", parse_recipe(SMALL))
+        open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
     assert len(refused.value.problems) == 1
 
 
