@@ -19,6 +19,7 @@ from tests.benchmarks.learner import VOCABULARY, write_model
 from tests.benchmarks.row import Measured, Row, interleaved
 
 RUNS = 5
+STORE = 2 * 2**30
 PROMPTS, SLOTS, RESPONSE, MEAN_RESPONSE = 512, 64, 128, 48
 SYNC_PAUSE = 0.5
 """Seconds before a sync, in which Ray frees the weights of the one before: in a run an iteration lies between."""
@@ -28,8 +29,15 @@ def local_ray() -> Any:
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
-             object_store_memory=2 * 2**30, ignore_reinit_error=True)  # fmt: skip
+             object_store_memory=STORE, ignore_reinit_error=True)  # fmt: skip
     return ray
+
+
+def touch_store(ray: Any) -> None:
+    """Have the pages of Ray's store be there, as they are after a few syncs of a run: for the first use of each, a sync
+    waits several times as long as for all the rest."""
+    ray.put(np.zeros(STORE * 9 // 10, np.uint8))  # and gone again
+    sleep(SYNC_PAUSE)
 
 
 def start_actor(ray: Any, cls: type, *arguments: Any) -> Any:
@@ -192,8 +200,8 @@ def weight_sync() -> Measured:
             np.copyto(target, source)
             return size / (perf_counter() - began) / 2**30
 
-        for _ in range(RUNS):  # until the pages of Ray's store that syncs take in turn are there
-            ours(), theirs()
+        touch_store(ray)
+        ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
         (weights, _) = sync.sent
         alone = size / 2**30 / ray.get(engines[0].seconds_of_loading.remote([weights]))
