@@ -63,7 +63,7 @@ def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, An
     for number, (engine_time, actors) in enumerate(fleets, 1):
         which = f"fleet {number}, " if number > 1 else ""
         tracks[f"{which}driver: engines at work, as it saw them"] = [
-            (span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans
+            (span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans()
         ]
         for name, actor in actors.items():
             asked = time.time()

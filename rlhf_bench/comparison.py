@@ -187,7 +187,7 @@ class Comparison:
         summary = write_report(self.directory, elsewhere)
         write_cards(self.directory, summary)
         own, wall = self._own_seconds(), perf_counter() - self.began
-        first_call = self.first.roles.engine_time.spans[0].began - self.began
+        first_call = next(self.first.roles.engine_time.spans()).began - self.began
         step = self.first.roles.learner.first_step_began or self.began  # none was taken where all arms were there
         fleets = self._fleets()
         self.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,19 @@ class EngineTime:
     """Spans in which an engine was at work or data was on its way to one."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
+        # Began, ended and number of the activity, one span behind the other: a run may have a million, and as records
+        # they would take 300 bytes each. All three come in one call, since more than one thread may be at it.
+        self._numbers = array("d")
         self.aside_until: dict[str, float] = {}  # by engine
+
+    def add(self, span: Span) -> None:
+        self._numbers.extend((span.began, span.ended, ACTIVITIES.index(span.activity)))
+
+    def spans(self) -> Iterator[Span]:
+        """In the order in which they ended, but for those aside."""
+        numbers = iter(self._numbers[:])
+        for began, ended, activity in zip(numbers, numbers, numbers, strict=True):
+            yield Span(began, ended, ACTIVITIES[int(activity)])
 
     @contextmanager
     def at_work(self, activity: Activity) -> Iterator[None]:
@@ -36,7 +48,7 @@ class EngineTime:
         try:
             yield
         finally:
-            self.spans.append(Span(began, perf_counter(), activity))
+            self.add(Span(began, perf_counter(), activity))
 
     def during(self, activity: Activity, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call that lasts as long as engines work for it."""
@@ -49,7 +61,7 @@ class EngineTime:
         began = max(submitted, self.aside_until.get(engine, 0.0))
         ended = min(began + seconds, perf_counter())
         self.aside_until[engine] = ended
-        self.spans.append(Span(began, ended, activity))
+        self.add(Span(began, ended, activity))
 
     def idle(self, began: float, ended: float) -> float:
         """Seconds between `began` and `ended` in which no engine was at work."""
@@ -63,7 +75,7 @@ class EngineTime:
         """Seconds between `began` and `ended` by what engines were at. Where they were at several things at a time,
         these share the moment equally: the sum is the time in which any engine was at work."""
         edges: list[tuple[float, int, Activity]] = []
-        for span in self.spans:
+        for span in self.spans():
             start, stop = max(span.began, began), min(span.ended, ended)
             if start < stop:
                 edges += [(start, 1, span.activity), (stop, -1, span.activity)]

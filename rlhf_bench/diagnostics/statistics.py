@@ -20,8 +20,8 @@ RESAMPLES = 9_999
 BOOTSTRAP_SEED = 0
 MINIMUM_SEEDS = 3
 """Below this many common seeds two arms are not tested: with two, one number would have to stand for the spread."""
-EXACT_FLIPS = 20
-"""Up to this many differences all sign flips are tried (2^20 sums); beyond, `RESAMPLES` random ones."""
+EXACT_FLIPS = 13
+"""Up to this many differences all sign flips are tried (2^13 sums); beyond, `RESAMPLES` random ones, which are more."""
 
 IntervalMethod = Literal["bca", "t", "percentile", "exact", "degenerate"]
 

@@ -201,7 +201,8 @@ def weight_sync() -> Measured:
             return size / (perf_counter() - began) / 2**30
 
         touch_store(ray)
-        ours(), theirs()
+        for _ in range(RUNS):
+            ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
         (weights, _) = sync.sent
         alone = size / 2**30 / ray.get(engines[0].seconds_of_loading.remote([weights]))

@@ -1,5 +1,6 @@
 """What the driver's own work is: wall time in which no engine is at work."""
 
+import tracemalloc
 from time import perf_counter, sleep
 
 import numpy as np
@@ -32,10 +33,23 @@ def test_idle_time_is_what_no_span_covers_however_spans_overlap(seed):
     rng = np.random.default_rng(seed)
     time = EngineTime()
     starts = rng.uniform(-1, 11, size=int(rng.integers(0, 9)))
-    time.spans = [Span(s, s + rng.uniform(0, 2), ACTIVITIES[int(rng.integers(3))]) for s in starts]
-    assert time.idle(0.0, 10.0) == pytest.approx(by_hand(time.spans, 0.0, 10.0), abs=0.02)
+    spans = [Span(s, s + rng.uniform(0, 2), ACTIVITIES[int(rng.integers(3))]) for s in starts]
+    for span in spans:
+        time.add(span)
+    assert list(time.spans()) == spans
+    assert time.idle(0.0, 10.0) == pytest.approx(by_hand(spans, 0.0, 10.0), abs=0.02)
     for activity, seconds in time.by_activity(0.0, 10.0).items():
-        assert seconds == pytest.approx(shared_by_hand(time.spans, activity, 0.0, 10.0), abs=0.02)
+        assert seconds == pytest.approx(shared_by_hand(spans, activity, 0.0, 10.0), abs=0.02)
+
+
+def test_a_driver_that_hands_out_a_million_prompts_keeps_little_of_them():
+    time = EngineTime()
+    tracemalloc.start()
+    for i in range(10_000):
+        time.add(Span(i, i + 0.5, "rollout"))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 40 * 10_000
 
 
 def test_work_aside_queues_behind_what_was_submitted_before():
