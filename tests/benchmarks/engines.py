@@ -200,8 +200,7 @@ def weight_sync() -> Measured:
             np.copyto(target, source)
             return size / (perf_counter() - began) / 2**30
 
-        touch_store(ray)
-        for _ in range(RUNS):
+        for _ in range(RUNS):  # until the pages of Ray's store that syncs take in turn are there, and known to both
             ours(), theirs()
         mine, others = interleaved(2 * RUNS, ours, theirs)
         (weights, _) = sync.sent
