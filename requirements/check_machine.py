@@ -23,11 +23,11 @@ def problems():
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         yield "Python cannot make virtual environments: apt install python3-venv"
     if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
-        yield "Python's headers are missing, which DeepSpeed's C++ operator needs: apt install python3-dev"
+        yield "Python's headers are missing, which operators need that vLLM compiles: apt install python3-dev"
     if " " in os.getcwd():
         yield "Ray cannot start its workers from a path with spaces: move this folder out of " + os.getcwd()
     if shutil.which("g++") is None:
-        yield "There is no C++ compiler, which DeepSpeed's operator needs: apt install g++"
+        yield "There is no C++ compiler, which vLLM compiles operators with: apt install g++"
 
 
 if __name__ == "__main__":
