@@ -19,29 +19,30 @@ from pathlib import Path
 import ray
 import yaml
 
-from actors import meters
-from actors.cluster import machine
-from actors.draughtsman import begin_report
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
-from actors.fleets import Fleets
-from actors.profile import write_profile
-from rlhf_bench.bundles import fleets_at_once
-from rlhf_bench.comparison import Comparison
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.material import Cache, Material
+from actors.fleet_pool import Fleets
+from actors.monitoring import ray_metrics as meters
+from actors.monitoring.trace import write_profile
+from actors.ray_cluster import machine
+from actors.report_worker import begin_report
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.compute.resources import fleets_at_once
+from rlhf_bench.core.types import RunFailed
+from rlhf_bench.experiment.comparison import Comparison
+from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.shutdown import Stopped
+from rlhf_bench.experiment.stages.start import Start
+from rlhf_bench.experiment.tracking.metrics import begun
+from rlhf_bench.experiment.tracking.outbox import Status
+from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.progress import Display
+from rlhf_bench.models.tokenizer import decode_response
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.records import MAY_DIFFER, is_done
-from rlhf_bench.roles import StateLost
-from rlhf_bench.signals import Stopped
-from rlhf_bench.stages import Start
-from rlhf_bench.teams import Team
-from rlhf_bench.tokenizer import decode_response
-from rlhf_bench.tracked import begun
-from rlhf_bench.tracking import Status, Tracker
-from rlhf_bench.types import RunFailed
+from rlhf_bench.results.store import MAY_DIFFER, is_done
+from rlhf_bench.training.inputs import Cache, Material
+from rlhf_bench.training.roles import StateLost
 
 
 def drive(

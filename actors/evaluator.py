@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.crew import Replace, Watched, no_replacement
-from actors.meters import queue_depth
-from actors.profile import Profiled, noted
-from actors.vllm_engine import VLLMEngine
+from actors.monitoring.ray_metrics import queue_depth
+from actors.monitoring.trace import Profiled, noted
+from actors.rollout.vllm_engine import VLLMEngine
+from actors.supervision.supervisor import Replace, Watched, no_replacement
 from actors.weight_sync import as_tensor
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Evaluation, Judgement, Pair, Prompt, Row, SplitResult
 from rlhf_bench.diagnostics.likelihood import sequence_kl
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import make_probes
 from rlhf_bench.diagnostics.scoring import Scorer
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.flops import ModelShape, generation_flops
-from rlhf_bench.ledger import Cost
+from rlhf_bench.models.flops import ModelShape, generation_flops
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
-from rlhf_bench.types import Evaluation, Judgement, Pair, Prompt, Row, SplitResult
 
 PROBE_SEED, KL_SEED, SCORE_SEED = 11, 12, 13  # evaluation samples alike for every arm and seed: common random numbers
 PROBE_CANDIDATES = 4
@@ -57,7 +57,7 @@ class EvaluatorActor(Profiled, Watched):
     def begin(self, held_out: HeldOut, reference: str, charged: bool) -> tuple[str, ...]:
         """Set what is looked at, and the policy that KL, log-ratios and probes refer to. Returns what a reader of the
         probe sets must know, a sentence each. The next look is charged with what this costs, unless it was before."""
-        from rlhf_bench.models import load_model
+        from rlhf_bench.models.loading import load_model
 
         self.held_out = held_out
         self.reference = load_model(reference, "causal", self.dtype, 0).eval().requires_grad_(False).to(self.device)

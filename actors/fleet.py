@@ -12,19 +12,19 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.crew import Crew, Replace, loss
 from actors.evaluator import Evaluator, EvaluatorActor
-from actors.learner_group import LearnerGroup, LearnerRank
-from actors.profile import ENABLED
+from actors.learner.rank import LearnerGroup, LearnerRank
+from actors.monitoring.trace import ENABLED
 from actors.reward_scorer import RewardScorer, ScorerActor
-from actors.rollout_pool import RolloutActor, RolloutPool
+from actors.rollout.pool import RolloutActor, RolloutPool
+from actors.supervision.supervisor import Crew, Replace, loss
 from actors.weight_sync import WeightSync, weight_sync
-from rlhf_bench.bundles import Bundle, bundles
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.flops import ModelShape
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.compute.resources import Bundle, bundles
+from rlhf_bench.core.types import RunFailed
+from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
-from rlhf_bench.roles import Roles, StateLost
-from rlhf_bench.types import RunFailed
+from rlhf_bench.training.roles import Roles, StateLost
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system

@@ -9,16 +9,16 @@ from typing import Any
 
 import ray
 
-from actors.crew import Replace, Watched, no_replacement
-from actors.meters import count_tokens
-from actors.profile import Profiled, noted
-from actors.under_way import Again, UnderWay, answers
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.flops import ModelShape, forward_flops
-from rlhf_bench.ledger import Cost
-from rlhf_bench.roles import Scores
-from rlhf_bench.sequences import layout_of, micro_batch, split_by_tokens
-from rlhf_bench.types import Row
+from actors.monitoring.ray_metrics import count_tokens
+from actors.monitoring.trace import Profiled, noted
+from actors.supervision.remote_call import Again, UnderWay, answers
+from actors.supervision.supervisor import Replace, Watched, no_replacement
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Row
+from rlhf_bench.models.flops import ModelShape, forward_flops
+from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens
+from rlhf_bench.training.roles import Scores
 
 
 class ScorerActor(Profiled, Watched):
@@ -34,7 +34,7 @@ class ScorerActor(Profiled, Watched):
     def load(self, path: str, dtype: str) -> ModelShape:
         """A folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names one and
         says how its scores are read."""
-        from rlhf_bench.models import load_model
+        from rlhf_bench.models.loading import load_model
 
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
         return ModelShape.of(self.model.lm)

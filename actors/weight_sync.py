@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import ray
 
-from actors.crew import Replace, no_replacement
-from actors.meters import timing_sync
-from actors.under_way import answers
+from actors.monitoring.ray_metrics import timing_sync
+from actors.supervision.remote_call import answers
+from actors.supervision.supervisor import Replace, no_replacement
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.manifest import LABELS, NAME, RECIPE, as_yaml, rayjob
-from rlhf_bench.plain_yaml import read_yaml
+from rlhf_bench.compute.kubernetes import LABELS, NAME, RECIPE, as_yaml, rayjob
+from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe import load_recipe, recipe_data
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -224,9 +224,9 @@ def _commit(directory: Path) -> str:
 def print_where_to_look(output: Path) -> None:
     """Say where the report is, and how to open MLflow on the store that the run used."""
     sys.path.insert(0, str(ROOT))
-    from rlhf_bench.plain_yaml import read_yaml
-    from rlhf_bench.terminal import printable
-    from rlhf_bench.tracking import how_to_open, tracking_uri
+    from rlhf_bench.core.text import printable
+    from rlhf_bench.core.yaml import read_yaml
+    from rlhf_bench.experiment.tracking.tracker import how_to_open, tracking_uri
 
     report, recipe = output / "report.html", output / "recipe.yaml"
     if not recipe.is_file():

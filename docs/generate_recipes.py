@@ -15,7 +15,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Schedule
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import TASKS
-from rlhf_bench.tasks._places import Place
+from rlhf_bench.tasks.loading.data_source import Place
 
 PAGE = Path(__file__).with_name("recipes.md")
 MARKER = "<!-- From here on written by docs/generate_recipes.py -->"

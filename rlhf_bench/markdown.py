@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rlhf_bench.terminal import in_codes
+from rlhf_bench.core.text import in_codes
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

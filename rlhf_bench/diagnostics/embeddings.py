@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_bench import heads
-from rlhf_bench.heads import hidden_states
-from rlhf_bench.sequences import MicroBatch
+from rlhf_bench.models import heads
+from rlhf_bench.models.heads import hidden_states
+from rlhf_bench.models.packing import MicroBatch
 
 
 def predictor_states(model: Any, batch: MicroBatch) -> Tensor:

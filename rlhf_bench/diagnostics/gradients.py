@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_bench.core.types import PairLook
 from rlhf_bench.methods.base import PairLogprobs, PairLoss, SideGradients, split_pairs
-from rlhf_bench.sequences import MicroBatch, sum_by_response
-from rlhf_bench.types import PairLook
+from rlhf_bench.models.packing import MicroBatch, sum_by_response
 
 
 def side_gradients(model: torch.nn.Module, batch: MicroBatch) -> SideGradients:

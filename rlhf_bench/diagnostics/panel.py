@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_bench.core.types import Pair, PairLook, Row
+from rlhf_bench.diagnostics.distance import edit_distance
 from rlhf_bench.diagnostics.gradients import gradient_numbers
 from rlhf_bench.diagnostics.likelihood import pair_numbers, pairwise_accuracy, probe_numbers
 from rlhf_bench.diagnostics.probes import Probes
 from rlhf_bench.diagnostics.scoring import Scorer
-from rlhf_bench.distance import edit_distance
-from rlhf_bench.types import Pair, PairLook, Row
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_bench.types import Pair, Row
+from rlhf_bench.core.types import Pair, Row
 
 Response = tuple[int, ...]
 

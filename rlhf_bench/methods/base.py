@@ -22,8 +22,8 @@ from pydantic import (
 )
 from torch import Tensor
 
-from rlhf_bench.sequences import sum_by_response
-from rlhf_bench.types import Row
+from rlhf_bench.core.types import Row
+from rlhf_bench.models.packing import sum_by_response
 
 DataMode = Literal["offline", "on_policy", "chosen_on_policy", "rejected_on_policy", "online"]
 Feedback = Literal["reward_model", "judge"]

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import (
     Feedback,
     Measured,
@@ -30,7 +31,6 @@ from rlhf_bench.methods.base import (
     PerUnit,
     Prepared,
 )  # fmt: skip
-from rlhf_bench.types import Row
 
 
 class PPOSettings(MethodSettings):

@@ -4,8 +4,8 @@ An arm holds a method's name and that method's settings, nothing else: data, sta
 construction. `extends: other.yaml` inherits; `key.path=value` on the command line overrides.
 """
 
-from rlhf_bench.recipe.checking import parse_recipe
-from rlhf_bench.recipe.reading import Variant, load_recipe, load_series, merge, recipe_data
+from rlhf_bench.recipe.loading import Variant, load_recipe, load_series, merge, recipe_data
+from rlhf_bench.recipe.parsing import parse_recipe
 from rlhf_bench.recipe.sections import (
     DataSettings,
     EvaluationSettings,

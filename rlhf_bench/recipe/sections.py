@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlhf_bench.ledger import Column
+from rlhf_bench.compute.ledger import Column
+from rlhf_bench.core.text import without_passwords
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.models.tokenizer import TokenizerSettings
 from rlhf_bench.tasks import TaskSettings
-from rlhf_bench.terminal import without_passwords
-from rlhf_bench.tokenizer import TokenizerSettings
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of an attention head that vLLM 0.32 computes without a GPU."""

@@ -7,14 +7,15 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_bench.report import figures, tables
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.report import tables
 from rlhf_bench.report.latex import latex_table
 from rlhf_bench.report.page import sections
-from rlhf_bench.report.plotting import Plot, style
-from rlhf_bench.report.recorded import Recorded, read_recorded
+from rlhf_bench.report.plots import overview as figures
+from rlhf_bench.report.plots.style import Plot, style
 from rlhf_bench.report.series import series_labels
-from rlhf_bench.report.summary import Summary, summarize
-from rlhf_bench.types import BadInput
+from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.summary import Summary, summarize
 
 INDEX = "plots.csv"
 

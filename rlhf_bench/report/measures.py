@@ -13,10 +13,10 @@ from typing import Literal
 
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
-from rlhf_bench.report.claims import metric_values
-from rlhf_bench.report.recorded import MAIN_SPLIT, Recorded, numbers
-from rlhf_bench.report.summary import Summary
-from rlhf_bench.report.text import ABSENT, listed
+from rlhf_bench.report.format import ABSENT, listed
+from rlhf_bench.results.claims import metric_values
+from rlhf_bench.results.reader import MAIN_SPLIT, Recorded, numbers
+from rlhf_bench.results.summary import Summary
 
 Side = Literal["below", "above", "open", "same"]
 ONLY_THESE = (
@@ -73,7 +73,7 @@ def measures(summary: Summary, of: Of) -> list[Measure]:
 
 
 def metric(recorded: Recorded, name: str) -> Of:
-    """A metric as `rlhf_bench.report.claims.metric_values` defines it."""
+    """A metric as `rlhf_bench.results.claims.metric_values` defines it."""
     return lambda arm: metric_values(recorded, arm, name)
 
 

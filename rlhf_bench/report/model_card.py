@@ -11,9 +11,9 @@ import yaml
 
 from rlhf_bench.markdown import escaped, table
 from rlhf_bench.report import tables
-from rlhf_bench.report.summary import ArmResult, SeedResult, Summary
-from rlhf_bench.report.text import decimal, quantity
+from rlhf_bench.report.format import decimal, quantity
 from rlhf_bench.report.verdict import verdict
+from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

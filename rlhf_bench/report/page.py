@@ -12,21 +12,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlhf_bench.core.text import in_codes
 from rlhf_bench.diagnostics import stability
-from rlhf_bench.report import figures, tables
-from rlhf_bench.report.field_section import field_section
-from rlhf_bench.report.pairs_section import displacement, ranking
-from rlhf_bench.report.pairwise import pairwise
-from rlhf_bench.report.plotting import Plot, plotted, style
-from rlhf_bench.report.properties import properties
-from rlhf_bench.report.recorded import Recorded, read_recorded
-from rlhf_bench.report.samples import shown_seed, side_by_side
-from rlhf_bench.report.section import Section
-from rlhf_bench.report.sensitivity_section import sensitivity
-from rlhf_bench.report.summary import Summary, summarize
-from rlhf_bench.report.text import ABSENT, decimal, duration, quantity, visible
+from rlhf_bench.report import tables
+from rlhf_bench.report.format import ABSENT, decimal, duration, quantity, visible
+from rlhf_bench.report.plots import overview as figures
+from rlhf_bench.report.plots.style import Plot, plotted, style
+from rlhf_bench.report.sections.base import Section
+from rlhf_bench.report.sections.field import field_section
+from rlhf_bench.report.sections.pairs import displacement, ranking
+from rlhf_bench.report.sections.pairwise import pairwise
+from rlhf_bench.report.sections.properties import properties
+from rlhf_bench.report.sections.samples import shown_seed, side_by_side
+from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.verdict import notes, verdict
-from rlhf_bench.terminal import in_codes
+from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.summary import Summary, summarize
 
 TEMPLATE = "report.html.j2"
 

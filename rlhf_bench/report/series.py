@@ -9,12 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlhf_bench.recipe.reading import is_label
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.recipe.loading import is_label
+from rlhf_bench.report.format import decimal
 from rlhf_bench.report.page import write_report
-from rlhf_bench.report.plotting import INK, MARKERS, PALETTE, style
-from rlhf_bench.report.summary import Summary
-from rlhf_bench.report.text import decimal
-from rlhf_bench.types import BadInput
+from rlhf_bench.report.plots.style import INK, MARKERS, PALETTE, style
+from rlhf_bench.results.summary import Summary
 
 SERIES = "series.json"
 

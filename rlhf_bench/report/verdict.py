@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
-from rlhf_bench.report.claims import SCORE, SCORE_AT_EQUAL_KL, Comparison
-from rlhf_bench.report.summary import ArmResult, Summary
-from rlhf_bench.report.text import ABSENT, decimal, listed, quantity
+from rlhf_bench.report.format import ABSENT, decimal, listed, quantity
+from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, Comparison
+from rlhf_bench.results.summary import ArmResult, Summary
 
 FEW_SEEDS = 5
 UNDERSPENT = 0.9

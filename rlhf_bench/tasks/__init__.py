@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from rlhf_bench.tasks import mixture
-from rlhf_bench.tasks._base import Task, TaskKind
-from rlhf_bench.tasks._single import SINGLE_TASKS, AnySingleSettings
+from rlhf_bench.tasks.base import Task, TaskKind
+from rlhf_bench.tasks.registry import SINGLE_TASKS, AnySingleSettings
 
 TASKS: dict[str, TaskKind] = {**SINGLE_TASKS, "mixture": TaskKind(mixture.MixtureSettings, mixture.build)}
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlhf_bench.tasks._base import Task, distinct, fraction, generator, is_held_out
-from rlhf_bench.types import Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.base import Task, distinct, fraction, generator, is_held_out
 
 Operands = tuple[int, ...]
 

@@ -13,13 +13,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlhf_bench.tasks._answers import judge_exact, judge_number, judge_overlap, reference_number
-from rlhf_bench.tasks._base import ALL_SPLITS, Task, choose, generator
-from rlhf_bench.tasks._boxed import judge_boxed
-from rlhf_bench.tasks._places import Place, PlaceSetting, rows_at
-from rlhf_bench.tasks._rows import FileRow, Unusable
-from rlhf_bench.tasks._trl import Asked, Columns, answered, asked, preference
-from rlhf_bench.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.base import ALL_SPLITS, Task, choose, generator
+from rlhf_bench.tasks.judges.answers import judge_exact, judge_number, judge_overlap, reference_number
+from rlhf_bench.tasks.judges.boxed import judge_boxed
+from rlhf_bench.tasks.loading.data_source import Place, PlaceSetting, rows_at
+from rlhf_bench.tasks.loading.rows import FileRow, Unusable
+from rlhf_bench.tasks.loading.trl import Asked, Columns, answered, asked, preference
 
 
 class FilesSettings(BaseModel):

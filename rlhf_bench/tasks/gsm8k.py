@@ -29,12 +29,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlhf_bench.tasks._answers import final_number, judge_number
-from rlhf_bench.tasks._base import Task, check_enough, choose, generator
-from rlhf_bench.tasks._places import Place, is_hub_id, rows_at
-from rlhf_bench.tasks._rows import FileRow, read_rows
+from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.base import Task, check_enough, choose, generator
 from rlhf_bench.tasks.files import choose_prompts
-from rlhf_bench.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.judges.answers import final_number, judge_number
+from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
+from rlhf_bench.tasks.loading.rows import FileRow, read_rows
 
 MARKER = "####"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")

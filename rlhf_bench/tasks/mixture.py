@@ -20,9 +20,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlhf_bench.tasks._base import Task
-from rlhf_bench.tasks._single import SINGLE_TASKS, AnySingleSettings, SingleTaskSettings
-from rlhf_bench.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.base import Task
+from rlhf_bench.tasks.registry import SINGLE_TASKS, AnySingleSettings, SingleTaskSettings
 
 
 class MixtureSettings(BaseModel):

@@ -15,8 +15,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlhf_bench.tasks._base import Task, distinct, generator, is_held_out
-from rlhf_bench.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.tasks.base import Task, distinct, generator, is_held_out
 
 PRODUCTS = tuple(
     """bread coffee honey cheese apples noodles soap candles lamps chairs carpets mirrors bicycles helmets tents kayaks

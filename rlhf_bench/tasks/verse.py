@@ -16,9 +16,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlhf_bench.tasks import _lexicon as lexicon
-from rlhf_bench.tasks._base import Task, distinct, generator, is_held_out
-from rlhf_bench.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.tasks import verse_words as lexicon
+from rlhf_bench.tasks.base import Task, distinct, generator, is_held_out
 
 SEPARATOR = "/"
 ALL_TOPICS = lexicon.TOPICS | lexicon.RESERVED_TOPICS

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.theory import curve_figures, tables
 from rlhf_bench.theory.bandit import BanditSettings, run_bandit
 from rlhf_bench.theory.field import (
@@ -20,10 +21,9 @@ from rlhf_bench.theory.field import (
     render_table,
 )
 from rlhf_bench.theory.field_figures import draw_fields
-from rlhf_bench.theory.run_trajectories import read_run
 from rlhf_bench.theory.style import save
 from rlhf_bench.theory.toy import run_toy
-from rlhf_bench.types import BadInput
+from rlhf_bench.theory.trajectories import read_run
 
 
 def field(

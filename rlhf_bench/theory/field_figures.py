@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from rlhf_bench.theory.field import FieldOf, Start, gradients
-from rlhf_bench.theory.run_trajectories import Trajectory
 from rlhf_bench.theory.style import PALETTE, STYLE
+from rlhf_bench.theory.trajectories import Trajectory
 
 Space = Literal["linear", "log"]
 ARROWS = 17

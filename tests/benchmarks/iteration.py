@@ -27,7 +27,7 @@ class Alone:
     """The learner's and the scorer's work in a plain loop: `seconds` for the same rows and rewards."""
 
     def __init__(self, folder: str, reward: str):
-        from rlhf_bench.models import load_model
+        from rlhf_bench.models.loading import load_model
 
         self.loop = Loop(Path(folder))
         self.scorer = load_model(reward, "scalar", "float32", 0).eval().requires_grad_(False)
@@ -35,7 +35,7 @@ class Alone:
     def seconds(self, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
         import torch
 
-        from rlhf_bench.sequences import micro_batch, split_by_tokens
+        from rlhf_bench.models.packing import micro_batch, split_by_tokens
 
         began = perf_counter()
         with torch.no_grad():
@@ -49,19 +49,19 @@ def iteration(rollouts_ahead: int) -> Measured:
     against the sum of a bare vLLM and a bare torch loop over the same prompts and samples. A thread each. With
     `rollouts_ahead` the engine draws the next iteration's data while the learner is at the steps."""
     from actors.fleet import start_fleet
-    from rlhf_bench.engine_time import EngineTime
-    from rlhf_bench.flops import ModelShape
-    from rlhf_bench.ledger import Cost, Ledger
-    from rlhf_bench.loop import ArmRun, Progress
-    from rlhf_bench.material import Cache, Material
+    from rlhf_bench.compute.engine_time import EngineTime
+    from rlhf_bench.compute.ledger import Cost, Ledger
+    from rlhf_bench.core.types import Pair, Prompt, Sampling
+    from rlhf_bench.experiment.stages.start import Start
     from rlhf_bench.methods import METHODS
-    from rlhf_bench.models import load_model
+    from rlhf_bench.models.flops import ModelShape
+    from rlhf_bench.models.loading import load_model
     from rlhf_bench.recipe import parse_recipe
-    from rlhf_bench.resume import StartSamples
-    from rlhf_bench.sources import Sampler, make_source
-    from rlhf_bench.stages import Start
     from rlhf_bench.tasks import build_task
-    from rlhf_bench.types import Pair, Prompt, Sampling
+    from rlhf_bench.training.experience import Sampler, make_source
+    from rlhf_bench.training.inputs import Cache, Material
+    from rlhf_bench.training.loop import ArmRun, Progress
+    from rlhf_bench.training.state import StartSamples
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray = local_ray()
@@ -159,11 +159,11 @@ def dispatched(
 ) -> tuple[list[float], float, list[float]]:
     """Seconds that a pool of so many sleepers takes in each run, the ideal, and the driver's resident MiB at each eighth of
     each run."""
-    from actors.rollout_pool import RolloutPool
-    from rlhf_bench.engine_time import EngineTime
-    from rlhf_bench.flops import ModelShape
+    from actors.rollout.pool import RolloutPool
+    from rlhf_bench.compute.engine_time import EngineTime
+    from rlhf_bench.core.types import Prompt, Sampling
+    from rlhf_bench.models.flops import ModelShape
     from rlhf_bench.recipe import RolloutPlacement
-    from rlhf_bench.types import Prompt, Sampling
 
     ray = local_ray()
     sleepers = [start_actor(ray, Sleeper, token_seconds) for _ in range(actors)]

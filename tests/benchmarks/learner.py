@@ -54,8 +54,8 @@ def rank(dtype: str, tokens_per_micro_batch: int = BUDGET) -> tuple[Any, Any]:
     import ray
 
     from actors.fleet import ALLOCATOR
-    from actors.learner_group import LearnerGroup, LearnerRank
-    from rlhf_bench.engine_time import EngineTime
+    from actors.learner.rank import LearnerGroup, LearnerRank
+    from rlhf_bench.compute.engine_time import EngineTime
 
     class Rank(LearnerRank):
         def resident(self, reset: bool) -> float:
@@ -75,7 +75,7 @@ class Ours:
     """The project's own learner group: one DeepSpeed rank in a Ray actor."""
 
     def __init__(self, folder: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]]):
-        from rlhf_bench.types import Row as Sequences
+        from rlhf_bench.core.types import Row as Sequences
 
         self.folder = folder
         self.group, self.actor = rank(dtype)
@@ -116,7 +116,7 @@ class Ours:
 
     def work(self, batches: Sequence[Sequence[Any]]) -> list[Any]:
         from rlhf_bench.methods import METHODS
-        from rlhf_bench.roles import Step
+        from rlhf_bench.training.roles import Step
 
         dpo = METHODS["dpo"]
         settings = dpo.settings(beta=BETA)

@@ -20,7 +20,7 @@ PROMPTS, SAMPLES, RATE, BUDGET = 8, 4, 1e-5, 4096
 
 def rollouts() -> tuple[list[Any], list[tuple[float, ...]]]:
     """Rows of `SAMPLES` responses to a prompt, and a reward each."""
-    from rlhf_bench.types import Row as Sequences
+    from rlhf_bench.core.types import Row as Sequences
 
     rng = np.random.default_rng(0)
 
@@ -53,7 +53,7 @@ class Loop:
     def __init__(self, folder: Path):
         import torch
 
-        from rlhf_bench.models import load_model
+        from rlhf_bench.models.loading import load_model
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         self.models = {
@@ -71,7 +71,7 @@ class Loop:
     def measure(self, rows: list[Any]) -> dict[str, Any]:
         import torch
 
-        from rlhf_bench.sequences import micro_batch, split_by_tokens
+        from rlhf_bench.models.packing import micro_batch, split_by_tokens
 
         found: dict[str, Any] = {}
         for key, name in (("reference_logprobs", "reference"), ("logprobs", "policy"), ("values", "critic")):
@@ -89,8 +89,8 @@ class Loop:
     def steps(self, steps: list[Any]) -> None:
         import torch
 
-        from rlhf_bench.learning import loss_sums
-        from rlhf_bench.sequences import micro_batch, split_by_tokens
+        from rlhf_bench.models.packing import micro_batch, split_by_tokens
+        from rlhf_bench.training.objective import loss_sums
 
         for step in steps:
             model, optimizer = self.models[step.objective.model], self.optimizers[step.objective.model]
@@ -106,7 +106,7 @@ class Loop:
 def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]], epochs: int = 4) -> float:
     """One PPO update; seconds."""
     from rlhf_bench.methods import METHODS
-    from rlhf_bench.roles import Step
+    from rlhf_bench.training.roles import Step
 
     ppo = METHODS["ppo"]
     settings = ppo.settings(epochs_per_update=epochs).at(0.0, {})

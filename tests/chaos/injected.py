@@ -111,7 +111,7 @@ def main() -> None:
     chaos = Chaos([Fault(*f) for f in json.loads(Path(faults).read_text())], Path(outcomes))
 
     from actors import driver
-    from rlhf_bench import cli
+    from rlhf_bench.cli import main as cli
 
     plain_time, plain_display, plain_start = driver.EngineTime, driver.Display, driver.start_fleet
 
@@ -140,8 +140,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Before Ray is imported, as in `rlhf_bench.cli`.
-    from rlhf_bench.cli import _guard_local_cluster
+    # Before Ray is imported, as in `rlhf_bench.cli.main`.
+    from rlhf_bench.cli.main import _guard_local_cluster
 
     _guard_local_cluster()
     main()

@@ -16,7 +16,7 @@ def main() -> None:
     sys.argv[1:2] = []
 
     from actors import driver
-    from rlhf_bench import cli
+    from rlhf_bench.cli import main as cli
 
     updates = []
     plain_time, plain_display = driver.EngineTime, driver.Display
@@ -39,8 +39,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Before Ray is imported, as in `rlhf_bench.cli`.
-    from rlhf_bench.cli import _guard_local_cluster
+    # Before Ray is imported, as in `rlhf_bench.cli.main`.
+    from rlhf_bench.cli.main import _guard_local_cluster
 
     _guard_local_cluster()
     main()

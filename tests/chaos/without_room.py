@@ -20,9 +20,9 @@ def main() -> None:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from actors.crew import Crew, Watched
+    from actors.supervision.supervisor import Crew, Watched
+    from rlhf_bench.core.types import RunFailed
     from rlhf_bench.recipe.sections import Reliability
-    from rlhf_bench.types import RunFailed
 
     class Echo(Watched):
         def answer(self) -> str:
@@ -76,7 +76,7 @@ def _answer(crew: Any) -> str:
     """As whoever waits for an actor does: another one in the place of one that is lost, as often as it takes."""
     import ray
 
-    from actors.crew import loss
+    from actors.supervision.supervisor import loss
 
     while True:
         try:

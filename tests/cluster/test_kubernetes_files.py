@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cluster import kubernetes_files
-from rlhf_bench.manifest import SECRET
+from rlhf_bench.compute.kubernetes import SECRET
 from rlhf_bench.recipe import load_recipe
 from tests.cluster.kuberay import ROOT, closed, pod_template, problems, violations
 from tests.cluster.kustomize import build

@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
-from rlhf_bench.manifest import RECIPE, WorkerGroup, job_name, rayjob, worker_groups
+from rlhf_bench.compute.kubernetes import RECIPE, WorkerGroup, job_name, rayjob, worker_groups
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.recipe import Placement, load_series, parse_recipe, recipe_data
-from rlhf_bench.types import BadInput
 from tests.cluster.kuberay import ROOT, problems
 
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

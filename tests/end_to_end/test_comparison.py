@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from running import Run, begin, end, processes_with, run
 
-from rlhf_bench.engine_time import ACTIVITIES
+from rlhf_bench.compute.engine_time import ACTIVITIES
 
 pytestmark = pytest.mark.engine
 

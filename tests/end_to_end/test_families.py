@@ -25,11 +25,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_bench.material import Cache, prepare
+from rlhf_bench.core.types import Pair
 from rlhf_bench.methods import METHODS
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import Pair
+from rlhf_bench.training.inputs import Cache, prepare
 
 pytestmark = pytest.mark.engine
 

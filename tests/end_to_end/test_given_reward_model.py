@@ -7,10 +7,10 @@ import pytest
 import torch
 from running import run
 
-from rlhf_bench.models import load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import ModelSettings
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
-from rlhf_bench.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.engine
 

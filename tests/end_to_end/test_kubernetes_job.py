@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_bench.manifest import RECIPE, Paths, as_yaml, rayjob
+from rlhf_bench.compute.kubernetes import RECIPE, Paths, as_yaml, rayjob
 from rlhf_bench.recipe import load_recipe, recipe_data
 
 pytestmark = pytest.mark.engine

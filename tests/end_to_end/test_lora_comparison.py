@@ -4,10 +4,10 @@ import pytest
 import yaml
 from running import run
 
-from rlhf_bench.models import load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import load_recipe
 from rlhf_bench.tasks import build_task
-from rlhf_bench.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.engine
 

@@ -5,8 +5,8 @@ from time import perf_counter
 
 import pytest
 
-from actors.cluster import cluster
-from rlhf_bench.types import RunFailed
+from actors.ray_cluster import cluster
+from rlhf_bench.core.types import RunFailed
 
 
 def test_an_address_where_nothing_answers_is_named_within_seconds(monkeypatch):

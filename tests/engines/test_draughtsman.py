@@ -24,10 +24,10 @@ def draughtsmen():
 
 
 def test_figures_come_from_the_other_process_and_from_this_one_when_that_is_killed(cluster):
-    from actors.draughtsman import begin_report
+    from actors.report_worker import begin_report
     from rlhf_bench.report.page import draw_properties
-    from rlhf_bench.report.recorded import read_recorded
-    from rlhf_bench.report.summary import summarize
+    from rlhf_bench.results.reader import read_recorded
+    from rlhf_bench.results.summary import summarize
 
     recorded = read_recorded(ROOT / "docs" / "results" / "data" / "verse")
     summary = summarize(recorded)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Judgement, Pair, Prompt
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
-from rlhf_bench.engine_time import EngineTime
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
-from rlhf_bench.types import Judgement, Pair, Prompt
 
 pytestmark = pytest.mark.engine
 
@@ -35,7 +35,7 @@ def looks(start, write_llama, tmp_path_factory):
     import torch
 
     from actors.evaluator import Evaluator, EvaluatorActor, HeldOut
-    from rlhf_bench.models import load_model
+    from rlhf_bench.models.loading import load_model
 
     def judge(prompt, text):  # in here, so that they travel to the actor by value
         return Judgement(float("7" in text), {"long": float(len(text) > 4)})

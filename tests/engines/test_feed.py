@@ -2,11 +2,11 @@
 
 import ray
 
-from actors.rollout_pool import RolloutPool
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.flops import ModelShape
+from actors.rollout.pool import RolloutPool
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Prompt, Sampling
+from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import RolloutPlacement
-from rlhf_bench.types import Prompt, Sampling
 
 
 def noting():

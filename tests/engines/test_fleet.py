@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from rlhf_bench.core.types import RunFailed
 from rlhf_bench.recipe import Placement
-from rlhf_bench.types import RunFailed
 
 pytestmark = pytest.mark.engine
 
@@ -94,7 +94,7 @@ def test_what_was_refused_is_not_kept(cluster):
 
 def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
     from actors.fleet import reserve
-    from actors.fleets import Fleets
+    from actors.fleet_pool import Fleets
 
     placement, said = Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}), []
     fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)
@@ -108,7 +108,7 @@ def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
 
 def test_who_waits_for_room_gives_up_when_the_run_ends(cluster):
     from actors.fleet import reserve
-    from actors.fleets import Fleets
+    from actors.fleet_pool import Fleets
 
     placement, said = Placement.model_validate({"timeout_seconds": 300, "learner": {"cpus": 3}}), []
     fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)

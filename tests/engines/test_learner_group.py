@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
-from rlhf_bench.roles import Step
-from rlhf_bench.types import Row
+from rlhf_bench.training.roles import Step
 
 pytestmark = pytest.mark.engine
 
@@ -86,7 +86,7 @@ def oracle(model) -> Trained:
 @pytest.fixture(scope="module")
 def groups(start):
     """A group of one rank and one of two, started once."""
-    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.learner.rank import LearnerGroup, LearnerRank
 
     found = {
         count: LearnerGroup(
@@ -152,7 +152,7 @@ def test_every_stage_and_number_of_ranks_gives_the_same_update(trained, oracle):
 def test_nobody_can_take_the_port_at_which_ranks_meet(start, cluster):
     import socket
 
-    from actors.learner_group import LearnerRank
+    from actors.learner.rank import LearnerRank
 
     rank = start(LearnerRank, 0, 1, 1, 0, 0, "float32")
     node, port = cluster.get(rank.open_store.remote())
@@ -286,8 +286,8 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
     import torch
 
     from rlhf_bench.diagnostics.gradients import side_gradients
-    from rlhf_bench.models import load_model
-    from rlhf_bench.sequences import micro_batch
+    from rlhf_bench.models.loading import load_model
+    from rlhf_bench.models.packing import micro_batch
 
     group, rng = groups[ranks], np.random.default_rng(0)
     set_stage(group, stage, cluster)

@@ -4,13 +4,13 @@ W + α/r · B A written out."""
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
-from rlhf_bench.methods.stages import REWARD_MODEL
+from rlhf_bench.methods.supervised import REWARD_MODEL
 from rlhf_bench.recipe import LoraSettings
-from rlhf_bench.roles import Step
-from rlhf_bench.types import Row
+from rlhf_bench.training.roles import Step
 
 pytestmark = pytest.mark.engine
 
@@ -39,8 +39,8 @@ def oracle(model):
     from torch.func import functional_call
     from transformers import AutoModelForCausalLM
 
-    from rlhf_bench.lora import add_adapters
-    from rlhf_bench.models import load_model
+    from rlhf_bench.models.loading import load_model
+    from rlhf_bench.models.lora import add_adapters
 
     lm = AutoModelForCausalLM.from_pretrained(model)
     base = {name: p.detach() for name, p in lm.named_parameters()}
@@ -82,7 +82,7 @@ def oracle(model):
 
 @pytest.fixture(scope="module")
 def groups(start):
-    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.learner.rank import LearnerGroup, LearnerRank
 
     found = {
         count: LearnerGroup(
@@ -203,7 +203,7 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after,
 
 
 def test_a_reward_model_learns_its_whole_head_and_is_saved_as_a_plain_folder(group, model, cluster, tmp_path):
-    from rlhf_bench.models import load_model
+    from rlhf_bench.models.loading import load_model
 
     start = load_model(str(model), "scalar", "float32", SEED).lm
     group.load("critic", model, SEED, learning_rate=RATE)
@@ -219,8 +219,8 @@ def test_a_reward_model_learns_its_whole_head_and_is_saved_as_a_plain_folder(gro
 
 
 def test_a_step_costs_less_than_one_that_trains_all_weights(group, model):
-    from rlhf_bench.flops import training_flops
-    from rlhf_bench.sequences import layout_of, split_by_tokens
+    from rlhf_bench.models.flops import training_flops
+    from rlhf_bench.models.packing import layout_of, split_by_tokens
 
     load(group, model)
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]

@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.recipe.sections import Reliability
-from rlhf_bench.roles import StateLost, Step
-from rlhf_bench.types import Row
+from rlhf_bench.training.roles import StateLost, Step
 
 pytestmark = pytest.mark.engine
 
@@ -37,8 +37,8 @@ def group(cluster):
     """Two ranks in the care of a crew, as a run has them."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from actors.crew import Crew
-    from actors.learner_group import LearnerGroup, LearnerRank
+    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.supervision.supervisor import Crew
 
     room = placement_group([{"CPU": 0.01}])
     crew = Crew(Reliability(hang_seconds=HANG_SECONDS), room, 120, print)

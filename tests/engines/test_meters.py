@@ -9,7 +9,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_all_metrics_are_served_with_role_arm_and_seed(cluster):
-    from actors import meters
+    from actors.monitoring import ray_metrics as meters
 
     (node,) = [node for node in cluster.nodes() if node["Alive"]]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -44,7 +44,7 @@ def test_arms_beside_each_other_have_tags_of_their_own():
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
-    from actors import meters
+    from actors.monitoring import ray_metrics as meters
 
     both = Barrier(2, timeout=20)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.models import Reward
-from rlhf_bench.types import Row
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Row
+from rlhf_bench.models.loading import Reward
 
 pytestmark = pytest.mark.engine
 

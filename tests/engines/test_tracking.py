@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_bench import tracking
-from rlhf_bench.mlflow_store import ARM, RUN_KEY, SEED, STATUS
-from rlhf_bench.tracking import Dataset, Tracker, how_to_open, tracking_uri
+from rlhf_bench.experiment.tracking import tracker as tracking
+from rlhf_bench.experiment.tracking.mlflow_store import ARM, RUN_KEY, SEED, STATUS
+from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker, how_to_open, tracking_uri
 from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.engine

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.feedback import row_of
-from rlhf_bench.flops import generation_flops
-from rlhf_bench.methods.stages import SFT
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.types import Prompt, Row, RunFailed, Sampling
+from rlhf_bench.methods.supervised import SFT
+from rlhf_bench.models.flops import generation_flops
 from rlhf_bench.recipe import RolloutPlacement
-from rlhf_bench.roles import Step
-from rlhf_bench.types import Prompt, Row, RunFailed, Sampling
+from rlhf_bench.training.judging import row_of
+from rlhf_bench.training.roles import Step
 
 pytestmark = pytest.mark.engine
 
@@ -48,8 +48,8 @@ class Side:
 @pytest.fixture(scope="module")
 def sides(start, write_llama, tmp_path_factory):
     """Two engines with tied embeddings, one with untied; one learner for both models."""
-    from actors.learner_group import LearnerGroup, LearnerRank
-    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.rollout.pool import RolloutActor, RolloutPool
     from actors.weight_sync import weight_sync
 
     folder = tmp_path_factory.mktemp("models")
@@ -121,7 +121,7 @@ def test_samples_carry_the_learners_log_probabilities(tied, temperature):
 
 
 def test_a_seed_fixes_the_samples_on_any_number_of_engines(tied):
-    from actors.rollout_pool import RolloutPool
+    from actors.rollout.pool import RolloutPool
 
     def draw(pool, seed):
         groups, cost = pool.generate(PROMPTS, Sampling(count=4, max_tokens=8, seed=seed))
@@ -152,7 +152,7 @@ def test_the_end_of_a_response_is_marked(tied):
 
 
 def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
-    from actors.rollout_pool import RolloutPool
+    from actors.rollout.pool import RolloutPool
 
     alone = RolloutPool(tied.engines[:1], PLACEMENT, tied.pool.shape, EOS, 512, EngineTime())
     long = Prompt("long", "", "", token_ids=(1, *[4 + i % 11 for i in range(380)]))
@@ -174,7 +174,7 @@ def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
 
 def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_however_it_feeds_its_engines(tied):
     """Few sequences at a time and small parts: engines are fed and answer many times over."""
-    from actors.rollout_pool import RolloutPool
+    from actors.rollout.pool import RolloutPool
 
     prompts = [*PROMPTS, *[Prompt(f"more {i}", "", "", token_ids=(1, *range(4, 9 + i))) for i in range(8)], PROMPTS[0]]
     sampling = Sampling(count=4, max_tokens=8, seed=3)
@@ -197,7 +197,7 @@ def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_howeve
 
 
 def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_checked(tied, start, cluster):
-    from actors.rollout_pool import RolloutActor, RolloutPool
+    from actors.rollout.pool import RolloutActor, RolloutPool
     from actors.weight_sync import weight_sync
 
     first, other = tied.engines
@@ -222,7 +222,7 @@ def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_ch
 
 
 def test_whoever_stops_taking_parts_leaves_the_engines_with_nothing_to_do(tied):
-    from actors.rollout_pool import RolloutPool
+    from actors.rollout.pool import RolloutPool
 
     pool = RolloutPool(tied.engines, PLACEMENT, tied.pool.shape, EOS, 64, EngineTime())
     sampling = Sampling(count=4, max_tokens=64, seed=3)

@@ -15,16 +15,16 @@ from pathlib import Path
 
 from scripted import Evaluator, Learner, LengthScorer, Pool, Sync, UnderWay
 
-from rlhf_bench.checkpoints import fetch, put
-from rlhf_bench.comparison import Comparison
-from rlhf_bench.engine_time import EngineTime
-from rlhf_bench.material import Cache, prepare
-from rlhf_bench.progress import Display
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.experiment.comparison import Comparison
+from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.shutdown import Stopped, raise_on_signals
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.records import open_directory
-from rlhf_bench.roles import Roles, StateLost
-from rlhf_bench.signals import Stopped, raise_on_signals
-from rlhf_bench.teams import Team
+from rlhf_bench.results.store import open_directory
+from rlhf_bench.training.checkpoints import fetch, put
+from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.roles import Roles, StateLost
 
 PAIRS = {"method": "dpo", "pairs_per_update": 4}
 ARMS = {

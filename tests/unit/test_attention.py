@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench import attention
-from rlhf_bench.attention import Layout, flex_attention_of, packed_attention
+from rlhf_bench.models import attention
+from rlhf_bench.models.attention import Layout, flex_attention_of, packed_attention
 
 SHAPES = [(3, (4, 2)), (1, (1, 6)), (7, (3, 2, 5)), (2, (1,)), (30, (20, 25)), (4, (4, 3)), (5, (3, 1, 2, 4, 2, 1))]
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rlhf_bench import cli
-from rlhf_bench.models import load_model, write_fresh_model
+from rlhf_bench.cli import main as cli
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import ModelSettings, merge, parse_recipe, recipe_data
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
-from rlhf_bench.tokenizer import build_tokenizer
-from rlhf_bench.types import BadInput
 
 ROOT = Path(__file__).parents[2]
 

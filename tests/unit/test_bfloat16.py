@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_bench import attention, bfloat16
+from rlhf_bench import bfloat16
 from rlhf_bench.bfloat16 import Linear, slow_products, with_fast_products
-from rlhf_bench.heads import TokenLogprobs
-from rlhf_bench.sequences import micro_batch
-from rlhf_bench.types import Row
+from rlhf_bench.core.types import Row
+from rlhf_bench.models import attention
+from rlhf_bench.models.heads import TokenLogprobs
+from rlhf_bench.models.packing import micro_batch
 
 ROWS = [Row("a", (1, 5, 6), ((7, 8, 2), (9, 2))), Row("b", (1, 9), ((4, 4, 4, 2), (5, 2)))]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_bench.bundles import GIB, fleet_needs, fleets_at_once
+from rlhf_bench.compute.resources import GIB, fleet_needs, fleets_at_once
 from rlhf_bench.recipe import Placement, parse_recipe
 
 PLACED = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_scale_recipes import RECIPES, SIZES
 
-from rlhf_bench import cli
+from rlhf_bench.cli import main as cli
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 LOCAL = [str(path.relative_to(RECIPES)) for path in sorted(RECIPES.rglob("*.yaml"))]

@@ -8,8 +8,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from rlhf_bench.checkpoints import Checkpoints, fetch, put, refuse_unwritable
-from rlhf_bench.types import BadInput, RunFailed
+from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.training.checkpoints import Checkpoints, fetch, put, refuse_unwritable
 
 
 @pytest.fixture(params=["disk", "memory"])

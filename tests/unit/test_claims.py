@@ -11,10 +11,10 @@ import yaml
 from scipy import stats
 
 from rlhf_bench.report import render_text_table, tables, write_report
-from rlhf_bench.report.claims import compare, metric_values, scores_at_equal_kl
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.summary import summarize
 from rlhf_bench.report.verdict import claim_lines, notes
+from rlhf_bench.results.claims import compare, metric_values, scores_at_equal_kl
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
 
 NAN = float("nan")
 LIMIT = 1e12

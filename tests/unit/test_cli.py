@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_bench import cli
-from rlhf_bench.signals import Stopped
-from rlhf_bench.types import BadInput, RunFailed
+from rlhf_bench.cli import main as cli
+from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.experiment.shutdown import Stopped
 
 ROOT = Path(__file__).parents[2]
 

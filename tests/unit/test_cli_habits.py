@@ -14,12 +14,12 @@ import yaml
 from jsonschema import Draft202012Validator
 
 import rlhf_bench
-from rlhf_bench import cli
+from rlhf_bench.cli import main as cli
+from rlhf_bench.core.yaml import read_yaml
+from rlhf_bench.experiment.progress import Display
 from rlhf_bench.methods import METHODS
-from rlhf_bench.plain_yaml import read_yaml
-from rlhf_bench.progress import Display
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.recipe.schema import json_schema
+from rlhf_bench.recipe.json_schema import json_schema
 from rlhf_bench.recipe.template import commented_recipe
 from rlhf_bench.tasks import build_task
 
@@ -139,7 +139,7 @@ def test_check_ends_with_one_line_of_json(monkeypatch, capsys, tmp_path):
 
 
 def test_report_ends_with_one_line_of_json_that_is_the_summary(monkeypatch, capsys, tmp_path):
-    from rlhf_bench.report.keep import keep
+    from rlhf_bench.report.archive import keep
 
     directory = tmp_path / "run"
     keep(ROOT / "docs" / "results" / "data" / "gsm8k", directory)
@@ -188,7 +188,7 @@ def on_a_terminal(*arguments, **environment):
 SHOWN = """
 import sys
 from pathlib import Path
-from rlhf_bench.progress import Display
+from rlhf_bench.experiment.progress import Display
 display = Display(Path(sys.argv[1]))
 display.begin("arm", 1, 0, 1)
 display.update("arm", 1, 1, {"loss": 0.5}, 0.5)

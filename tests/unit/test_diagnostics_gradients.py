@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from rlhf_bench.attention import PACKED_ROWS, register
+from rlhf_bench.core.types import PairLook, Row
 from rlhf_bench.diagnostics.gradients import (
     constant_ratio,
     gradient_numbers,
@@ -17,11 +17,11 @@ from rlhf_bench.diagnostics.gradients import (
     partials,
     side_gradients,
 )
-from rlhf_bench.heads import TokenLogprobs
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import PairLogprobs, SideGradients
-from rlhf_bench.sequences import micro_batch
-from rlhf_bench.types import PairLook, Row
+from rlhf_bench.models.attention import PACKED_ROWS, register
+from rlhf_bench.models.heads import TokenLogprobs
+from rlhf_bench.models.packing import micro_batch
 
 register()
 

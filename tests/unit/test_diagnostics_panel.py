@@ -11,18 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_bench import heads
-from rlhf_bench.attention import PACKED_ROWS, register
+from rlhf_bench.core.types import Pair, Prompt, Row
 from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import PROBE_SETS, make_probes
 from rlhf_bench.diagnostics.scoring import Scorer
-from rlhf_bench.flops import ModelShape
-from rlhf_bench.heads import TokenLogprobs
 from rlhf_bench.methods import METHODS
-from rlhf_bench.sequences import micro_batch
-from rlhf_bench.types import Pair, Prompt, Row
+from rlhf_bench.models import heads
+from rlhf_bench.models.attention import PACKED_ROWS, register
+from rlhf_bench.models.flops import ModelShape
+from rlhf_bench.models.heads import TokenLogprobs
+from rlhf_bench.models.packing import micro_batch
 
 register()
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.diagnostics.probes import PROBE_SETS, make_probes
-from rlhf_bench.types import Pair, Prompt
 
 EOS, VOCABULARY, LONGEST = 2, 31, 40
 

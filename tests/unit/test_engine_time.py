@@ -6,7 +6,7 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from rlhf_bench.engine_time import ACTIVITIES, EngineTime, Span
+from rlhf_bench.compute.engine_time import ACTIVITIES, EngineTime, Span
 
 
 def by_hand(spans: list[Span], began: float, ended: float, cells: int = 20_000) -> float:

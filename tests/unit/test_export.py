@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.report import write_report
+from rlhf_bench.report.archive import keep
 from rlhf_bench.report.export import write_export
-from rlhf_bench.report.keep import keep
 from rlhf_bench.report.latex import escaped, latex_table
-from rlhf_bench.types import BadInput
 
 RECORDED = Path(__file__).parents[2] / "docs" / "results" / "data" / "rejected_strength_arithmetic"
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from actors.fleet import NoRoom
-from actors.fleets import Fleets
-from rlhf_bench.types import RunFailed
+from actors.fleet_pool import Fleets
+from rlhf_bench.core.types import RunFailed
 
 PATIENCE = 20.0
 

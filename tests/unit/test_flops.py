@@ -16,16 +16,16 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlhf_bench import heads
-from rlhf_bench.attention import PACKED_ROWS, register
-from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, side_gradients_flops, training_flops
-from rlhf_bench.heads import ResponseValues, TokenLogprobs
-from rlhf_bench.learning import weighted_sides
-from rlhf_bench.lora import add_adapters
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
+from rlhf_bench.models import heads
+from rlhf_bench.models.attention import PACKED_ROWS, register
+from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, side_gradients_flops, training_flops
+from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.models.lora import add_adapters
+from rlhf_bench.models.packing import layout_of, micro_batch
 from rlhf_bench.recipe import LoraSettings
-from rlhf_bench.sequences import layout_of, micro_batch
-from rlhf_bench.types import Row
+from rlhf_bench.training.objective import weighted_sides
 
 register()
 

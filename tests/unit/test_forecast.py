@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from rlhf_bench import bfloat16
-from rlhf_bench.attention import Layout
-from rlhf_bench.flops import ModelShape, forward_flops, generation_flops, training_flops
-from rlhf_bench.forecast import (
+from rlhf_bench.compute.forecast import (
     Lengths,
     arm_forecast,
     memory_gib,
@@ -18,13 +16,15 @@ from rlhf_bench.forecast import (
     reward_model_forecast,
     time_forecast,
 )
-from rlhf_bench.ledger import Cost
-from rlhf_bench.lora import add_adapters
-from rlhf_bench.models import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import BadInput, Row
+from rlhf_bench.models.attention import Layout
+from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.models.loading import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models.lora import add_adapters
+from rlhf_bench.models.packing import micro_batch
+from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import LoraSettings, ModelSettings, parse_recipe
-from rlhf_bench.sequences import micro_batch
-from rlhf_bench.tokenizer import build_tokenizer
-from rlhf_bench.types import BadInput, Row
 
 SHAPE = ModelShape(
     50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600, vocabulary=20

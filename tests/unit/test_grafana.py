@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.meters import METERS, TAGS
+from actors.monitoring.ray_metrics import METERS, TAGS
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "cluster" / "grafana" / "rlhf-bench.json").read_text("utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

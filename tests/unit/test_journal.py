@@ -7,9 +7,9 @@ import tracemalloc
 
 import pytest
 
-from rlhf_bench.journal import End, File, Journal, Points, Run, Start
-from rlhf_bench.tracking import _lots, without_credentials
-from rlhf_bench.types import BadInput, RunFailed
+from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.experiment.tracking.outbox import End, File, Journal, Points, Run, Start
+from rlhf_bench.experiment.tracking.tracker import _lots, without_credentials
 
 ARM = Run("key-1", "dpo", 1)
 ITEMS = (
@@ -82,8 +82,8 @@ def test_a_line_in_the_middle_that_cannot_be_read_is_named(line, tmp_path):
 FILL_UP = """
 import resource, sys
 from pathlib import Path
-from rlhf_bench.journal import Journal, Points, Run
-from rlhf_bench.types import RunFailed
+from rlhf_bench.experiment.tracking.outbox import Journal, Points, Run
+from rlhf_bench.core.types import RunFailed
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1000 bytes
 journal = Journal(Path(sys.argv[1]))

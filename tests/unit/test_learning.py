@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_bench.attention import PACKED_ROWS, register
-from rlhf_bench.heads import TokenLogprobs
-from rlhf_bench.learning import weighted_sides
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.sequences import micro_batch
-from rlhf_bench.types import Row
+from rlhf_bench.models.attention import PACKED_ROWS, register
+from rlhf_bench.models.heads import TokenLogprobs
+from rlhf_bench.models.packing import micro_batch
+from rlhf_bench.training.objective import weighted_sides
 
 register()
 

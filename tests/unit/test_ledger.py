@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench.ledger import COLUMNS, Cost, Ledger
+from rlhf_bench.compute.ledger import COLUMNS, Cost, Ledger
 
 
 def test_costs_add_up_column_by_column():

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
+from rlhf_bench.core.types import BadInput, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import PairLogprobs, Schedule
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.types import BadInput, Row
 
 SCHEDULED = [("dpo", "beta"), ("flex_dpo", "beta_chosen"), ("flex_dpo", "beta_rejected"), ("adaptive_flex_dpo", "beta_chosen")]  # fmt: skip
 PAIRS = PairLogprobs(*(torch.tensor([x], dtype=torch.float64) for x in (-3.0, -4.0, -2.0, -3.5, 2.0, 2.0)))

@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from rlhf_bench.report.model_card import model_card, write_cards
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.summary import summarize
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
 
 VERSE = Path(__file__).parents[2] / "docs" / "results" / "data" / "verse"
 

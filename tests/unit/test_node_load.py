@@ -2,7 +2,7 @@
 
 import math
 
-from actors import node_load
+from actors.monitoring import node_load
 
 
 def test_processor_and_memory_of_this_machine():

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_bench.data_check import data_check
-from rlhf_bench.material import Cache, prepare
+from rlhf_bench.cli.data_overview import data_check
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
-from rlhf_bench.tasks._answers import judge_overlap
-from rlhf_bench.tasks._boxed import CPU_SECONDS, judge_boxed, last_boxed
-from rlhf_bench.tasks._places import Place, is_hub_id, rows_at
-from rlhf_bench.tasks._rows import FileRow
-from rlhf_bench.tasks._trl import Columns, asked, preference
 from rlhf_bench.tasks.files import FilesSettings
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import BadInput
+from rlhf_bench.tasks.judges.answers import judge_overlap
+from rlhf_bench.tasks.judges.boxed import CPU_SECONDS, judge_boxed, last_boxed
+from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
+from rlhf_bench.tasks.loading.rows import FileRow
+from rlhf_bench.tasks.loading.trl import Columns, asked, preference
+from rlhf_bench.training.inputs import Cache, prepare
 
 COLUMNS = Columns("prompt", "chosen", "rejected")
 datasets.disable_progress_bars()

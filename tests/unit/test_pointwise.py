@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from rlhf_bench.pointwise import with_fewer_passes
+from rlhf_bench.models.cpu_kernels import with_fewer_passes
 
 SIZES = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 24, "num_key_value_heads": 1}
@@ -43,8 +43,8 @@ def close(found, expected):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_each_familys_norms_and_rotary_embedding_are_replaced(family):
     model = with_fewer_passes(AutoModelForCausalLM.from_config(CONFIGS[family]))
-    assert {f.__module__ for f in norms(model)} == {"rlhf_bench.pointwise"}
-    assert rotary_of(family).__module__ == "rlhf_bench.pointwise"
+    assert {f.__module__ for f in norms(model)} == {"rlhf_bench.models.cpu_kernels"}
+    assert rotary_of(family).__module__ == "rlhf_bench.models.cpu_kernels"
 
 
 def test_what_computes_something_else_is_left_as_it_is():

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import Outputs
 from rlhf_bench.methods.ppo import (
     PPOSettings,
@@ -20,7 +21,6 @@ from rlhf_bench.methods.ppo import (
     value_loss,
     whiten,
 )
-from rlhf_bench.types import Row
 
 EPSILON = 0.2
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from actors.profile import ENABLED, Profiled, noted, trace_events
+from actors.monitoring.trace import ENABLED, Profiled, noted, trace_events
 
 
 def test_calls_that_overlap_stand_on_lines_of_their_own_and_nothing_is_lost():

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import load_recipe, load_series, parse_recipe
-from rlhf_bench.types import BadInput
 
 SMALL = {
     "name": "small",

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlhf_bench.ledger import Cost
-from rlhf_bench.loop import BASE_LOOK, Data, Look
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import BadInput, Evaluation, PairLook, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.records import (
+from rlhf_bench.results.store import (
     METRIC_KEYS,
     PAIR_KEYS,
     SAMPLE_KEYS,
@@ -24,8 +24,8 @@ from rlhf_bench.records import (
     table,
     write_trouble,
 )
-from rlhf_bench.sources import Drawn
-from rlhf_bench.types import BadInput, Evaluation, PairLook, Row, SplitResult
+from rlhf_bench.training.experience import Drawn
+from rlhf_bench.training.loop import BASE_LOOK, Data, Look
 
 SPLITS = ("in_distribution", "unseen")
 MARGINS = {"in_distribution-0": 1.5, "unseen-1": -0.5}

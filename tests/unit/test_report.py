@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.report import comparison_table, draw_properties, render_text_table, write_report
-from rlhf_bench.report.figures import compute_by_phase, time_by_activity
-from rlhf_bench.report.plotting import style
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.summary import summarize
+from rlhf_bench.report.format import duration, quantity, visible
+from rlhf_bench.report.plots.overview import compute_by_phase, time_by_activity
+from rlhf_bench.report.plots.style import style
 from rlhf_bench.report.tables import ledger_table
-from rlhf_bench.report.text import duration, quantity, visible
-from rlhf_bench.types import BadInput
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
 
 NAN = float("nan")
 LIMIT = 1e12

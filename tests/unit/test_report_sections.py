@@ -10,21 +10,21 @@ import pytest
 import yaml
 from scipy import stats
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.report import write_report
-from rlhf_bench.report.field_section import field_section
-from rlhf_bench.report.keep import keep
+from rlhf_bench.report.archive import keep
+from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.measures import Measure
 from rlhf_bench.report.page import sections
-from rlhf_bench.report.pages import write_page
-from rlhf_bench.report.pairs_section import Right, against, displacement, ranking
-from rlhf_bench.report.pairwise import pairwise
-from rlhf_bench.report.properties import dispersion, gradients, rejected_drop, suppression
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.sensitivity_section import sensitivity
+from rlhf_bench.report.sections.field import field_section
+from rlhf_bench.report.sections.pairs import Right, against, displacement, ranking
+from rlhf_bench.report.sections.pairwise import pairwise
+from rlhf_bench.report.sections.properties import dispersion, gradients, rejected_drop, suppression
+from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.series import series_labels, write_series
-from rlhf_bench.report.summary import summarize
 from rlhf_bench.report.sweeps import range_of_noise
-from rlhf_bench.types import BadInput
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
 
 NAN = float("nan")
 LIMIT = 1e12

@@ -10,12 +10,12 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_bench.check import lines
-from rlhf_bench.forecast import gpu_forecasts, lengths_of, refuse_small_budget, refuse_small_gpus
-from rlhf_bench.material import Cache, prepare
+from rlhf_bench.cli.check import lines
+from rlhf_bench.compute.forecast import gpu_forecasts, lengths_of, refuse_small_budget, refuse_small_gpus
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import load_recipe
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import BadInput
+from rlhf_bench.training.inputs import Cache, prepare
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}<|assistant|>"

@@ -20,21 +20,21 @@ from scripted import Learner
 from test_report import record
 
 from cluster.local_job import print_where_to_look
-from rlhf_bench import cli
-from rlhf_bench.material import Cache
-from rlhf_bench.models import load_model
-from rlhf_bench.plain_yaml import read_yaml
-from rlhf_bench.pretrained import pretrained_model
-from rlhf_bench.progress import Display
+from rlhf_bench.cli import main as cli
+from rlhf_bench.core.text import in_codes, one_line, printable, without_passwords
+from rlhf_bench.core.types import BadInput, Row, RunFailed
+from rlhf_bench.core.yaml import read_yaml
+from rlhf_bench.experiment.progress import Display
+from rlhf_bench.models.loading import load_model
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
+from rlhf_bench.models.validation import pretrained_model
 from rlhf_bench.recipe import load_series, parse_recipe
-from rlhf_bench.reference import reference_logprobs
 from rlhf_bench.report import write_report
-from rlhf_bench.report.pages import write_page
+from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.series import series_labels
-from rlhf_bench.tasks._places import Place, rows_at
-from rlhf_bench.terminal import in_codes, one_line, printable, without_passwords
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer
-from rlhf_bench.types import BadInput, Row, RunFailed
+from rlhf_bench.tasks.loading.data_source import Place, rows_at
+from rlhf_bench.training.inputs import Cache
+from rlhf_bench.training.reference import reference_logprobs
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [

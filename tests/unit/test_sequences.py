@@ -19,17 +19,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf_bench import attention, heads
-from rlhf_bench.attention import PACKED_ROWS, Layout, register
+from rlhf_bench.core.types import Row
 from rlhf_bench.diagnostics.embeddings import token_numbers
-from rlhf_bench.heads import ResponseValues, TokenLogprobs
-from rlhf_bench.learning import loss_sums
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Objective
-from rlhf_bench.methods.stages import REWARD_MODEL, SFT
-from rlhf_bench.models import load_model
-from rlhf_bench.sequences import micro_batch, split_by_tokens, sum_by_response
-from rlhf_bench.types import Row
+from rlhf_bench.methods.supervised import REWARD_MODEL, SFT
+from rlhf_bench.models import attention, heads
+from rlhf_bench.models.attention import PACKED_ROWS, Layout, register
+from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.models.loading import load_model
+from rlhf_bench.models.packing import micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.training.objective import loss_sums
 
 register()
 

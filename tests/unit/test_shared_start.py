@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_bench.ledger import Ledger
-from rlhf_bench.loop import ArmRun
-from rlhf_bench.material import Cache, prepare
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.types import BadInput
+from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.loop import ArmRun
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
 

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from side_by_side import PAIRS, Made
 
-from rlhf_bench.engine_time import EngineTime, Stretch
-from rlhf_bench.ledger import Cost
-from rlhf_bench.material import Cache
-from rlhf_bench.resume import StartSamples
-from rlhf_bench.signals import Grace, Stopped, grace, raise_on_signals
-from rlhf_bench.sources import Judged
-from rlhf_bench.teams import share_out
-from rlhf_bench.types import Prompt, RunFailed, Sampling
+from rlhf_bench.compute.engine_time import EngineTime, Stretch
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Prompt, RunFailed, Sampling
+from rlhf_bench.experiment.scheduler import share_out
+from rlhf_bench.experiment.shutdown import Grace, Stopped, grace, raise_on_signals
+from rlhf_bench.training.experience import Judged
+from rlhf_bench.training.inputs import Cache
+from rlhf_bench.training.state import StartSamples
 from tests.chaos.compare import differences
 
 PATIENCE = 20.0

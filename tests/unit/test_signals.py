@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import sys, time
-from rlhf_bench.signals import Stopped, grace, raise_on_signals
+from rlhf_bench.experiment.shutdown import Stopped, grace, raise_on_signals
 
 raise_on_signals()
 how, seconds = sys.argv[1], float(sys.argv[2])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_bench.report.export import all_plots
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.summary import summarize
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "docs" / "results" / "data" / "rejected_strength_arithmetic"

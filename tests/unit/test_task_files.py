@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.tasks import TASKS, TaskSettings, build_task
-from rlhf_bench.tasks._answers import final_number, judge_exact, judge_number
 from rlhf_bench.tasks.files import FilesSettings
-from rlhf_bench.types import BadInput
+from rlhf_bench.tasks.judges.answers import final_number, judge_exact, judge_number
 
 TRAIN = [{"prompt": f"q{n}?", "reference": f"a{n}", "response": f"a{n}"} for n in range(6)]
 HELD_OUT = [{"prompt": f"h{n}?", "reference": f"a{n}"} for n in range(4)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_bench.core.types import BadInput, Prompt
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.gsm8k import Gsm8kSettings
-from rlhf_bench.types import BadInput, Prompt
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="GSM8K's files are not at ../shared/data/gsm8k")

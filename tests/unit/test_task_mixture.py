@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
-from rlhf_bench.tasks._places import Place
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.tasks.files import FilesSettings
+from rlhf_bench.tasks.loading.data_source import Place
 from rlhf_bench.tasks.mixture import MixtureSettings
 from rlhf_bench.tasks.verse import VerseSettings
-from rlhf_bench.types import BadInput
 
 SUMS, POEMS = ArithmeticSettings(noise=0), VerseSettings(noise=0)
 SUM_TASK, POEM_TASK = build_task(SUMS), build_task(POEMS)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rlhf_bench.core.types import Prompt
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_prompt
 from rlhf_bench.tasks import build_task, slogan
 from rlhf_bench.tasks.slogan import DEFECTS, Brief, SloganSettings, write
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_prompt
-from rlhf_bench.types import Prompt
 
 TASK = build_task(SloganSettings())
 BRIEF = Brief(5, "bread", "crisp")

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhf_bench.tasks import _lexicon as lexicon
+from rlhf_bench.core.types import Prompt
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_prompt
 from rlhf_bench.tasks import build_task
+from rlhf_bench.tasks import verse_words as lexicon
 from rlhf_bench.tasks.verse import DEFECTS, Brief, VerseSettings, write
-from rlhf_bench.tokenizer import TokenizerSettings, build_tokenizer, encode_prompt
-from rlhf_bench.types import Prompt
 
 TASK = build_task(VerseSettings())
 CATS = Brief(2, 4, "cats", "day")

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from rlhf_bench.core.types import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.theory import commands
 from rlhf_bench.theory.field import DEFAULT_METHODS, POINTS, Start, default_fields, gradients, render_table
 from rlhf_bench.theory.field_figures import draw_fields
-from rlhf_bench.theory.run_trajectories import read_run
-from rlhf_bench.types import BadInput
+from rlhf_bench.theory.trajectories import read_run
 
 START = Start(math.log(0.3), math.log(0.05), chosen_tokens=4.0, rejected_tokens=7.0)
 X1, X2 = (grid.ravel() for grid in np.meshgrid([0.05, 0.4, 0.9, 1.3, 3.0], [0.02, 0.3, 0.8, 1.7, 6.0]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_bench.core.types import RunFailed
 from rlhf_bench.theory import commands, tables
 from rlhf_bench.theory.toy import (
     CHOSEN,
@@ -22,7 +23,6 @@ from rlhf_bench.theory.toy import (
     table_logits,
     train,
 )
-from rlhf_bench.types import RunFailed
 
 SETTINGS = ToySettings()
 

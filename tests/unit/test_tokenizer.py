@@ -7,17 +7,17 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_bench.tasks import build_task
-from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.tasks.verse import VerseSettings
-from rlhf_bench.tokenizer import (
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.models.tokenizer import (
     TokenizerSettings,
     build_tokenizer,
     decode_response,
     encode_prompt,
     encode_response,
 )
-from rlhf_bench.types import BadInput
+from rlhf_bench.tasks import build_task
+from rlhf_bench.tasks.arithmetic import ArithmeticSettings
+from rlhf_bench.tasks.verse import VerseSettings
 
 TEXTS = ["the cat sat on the mat", "two  spaces,\n a line and a tab\t.", "ñ — 5 ≠ 6 don't .", " at both ends "]
 CHARACTERS = TokenizerSettings(kind="characters")

@@ -7,16 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_bench.ledger import Cost
-from rlhf_bench.loop import Look
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import BadInput, Evaluation, Pair, Prompt, Row, SplitResult
+from rlhf_bench.experiment.tracking.descriptions import MOST, found, found_by
+from rlhf_bench.experiment.tracking.metrics import (
+    begun,
+    datasets,
+    finished_policies,
+    look_points,
+    update_points,
+    used_by,
+)
 from rlhf_bench.markdown import table
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.report.description import MOST, found, found_by
-from rlhf_bench.report.recorded import read_recorded
-from rlhf_bench.report.summary import summarize
-from rlhf_bench.tracked import begun, datasets, finished_policies, look_points, update_points, used_by
-from rlhf_bench.types import BadInput, Evaluation, Pair, Prompt, Row, SplitResult
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
+from rlhf_bench.training.loop import Look
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

@@ -1,0 +1,648 @@
+"""The learner: N ranks of one DeepSpeed group, as Ray actors. The only file that imports deepspeed.
+
+Each rank holds up to three models: the policy, a frozen reference, and a critic (also the reward model in
+training). Models are loaded anew for every arm and seed; the processes stay.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from actors.monitoring.ray_metrics import count_tokens
+from actors.monitoring.trace import Profiled, noted
+from actors.supervision.remote_call import UnderWay, answers
+from actors.supervision.supervisor import Watched, loss
+from rlhf_bench.compute.engine_time import Activity, EngineTime
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Row, RunFailed
+from rlhf_bench.methods.base import Method, PairLoss, PerResponse, SideGradients
+from rlhf_bench.models.flops import ModelShape, forward_flops, side_gradients_flops, training_flops
+from rlhf_bench.models.loading import load_model
+from rlhf_bench.models.lora import add_adapters, plain_state_dict, plain_weights
+from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens
+from rlhf_bench.recipe import LoraSettings
+from rlhf_bench.training.checkpoints import fetch, put
+from rlhf_bench.training.roles import Means, Measures, StateLost, Step
+
+ModelName = Literal["policy", "reference", "critic"]
+TRAINING_STATE = ("weight", "exp_avg", "exp_avg_sq", "step")
+"""What Adam goes on from, per parameter; in a checkpoint `weight/NAME` and so on."""
+PEER_SECONDS = 15.0
+"""So long a rank may take to answer after another one has failed."""
+SHARD_BYTES = 2**30
+"""Of a checkpoint's files: rank 0 holds that much at a time."""
+KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "reference": "causal", "critic": "scalar"}
+
+
+def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's settings. Micro-batches are cut by tokens here, so DeepSpeed counts none of its own. Where the full
+    gradients are at hand they are clipped here too, by the norm that is reported: DeepSpeed would take it once more."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if has_full_gradients(zero_stage, dtype) else max_grad_norm,
+        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def has_full_gradients(zero_stage: int, dtype: str) -> bool:
+    """Whether each rank holds them, as they go to the optimizer: else DeepSpeed keeps them in parts or copies of its own."""
+    return zero_stage == 0 and dtype == "float32"
+
+
+class LearnerRank(Profiled, Watched):
+    """One rank. Methods are called on all ranks at once: they hold collectives."""
+
+    @noted
+    def __init__(
+        self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str, lora: LoraSettings | None = None
+    ):
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": "0" if gpus else str(rank),
+            "LOCAL_SIZE": str(ranks),
+        }
+        os.environ["DS_ACCELERATOR"] = "cuda" if gpus else "cpu"
+        import torch
+
+        torch.set_num_threads(cpus)
+        self.rank, self.ranks, self.zero_stage, self.dtype, self.lora = rank, ranks, zero_stage, dtype, lora
+        self.device = "cuda" if gpus else "cpu"
+        self.models: dict[ModelName, Any] = {}
+        self.trained: set[ModelName] = set()  # those that are not frozen
+        self.most_norm: dict[ModelName, float] = {}  # their gradients' at most
+        self.source: Any = None
+        self.store: Any = None  # of rank 0: where the others meet it
+
+    def open_store(self) -> tuple[str, int]:
+        """Begin to listen for all ranks, on rank 0: its node, and a port that nobody can take any more."""
+        from torch.distributed import TCPStore
+
+        node = ray.util.get_node_ip_address()
+        self.store = TCPStore(node, 0, is_master=True, wait_for_workers=False)
+        return node, self.store.port
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: its node and a port that is free on it."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            return ray.util.get_node_ip_address(), s.getsockname()[1]
+
+    def ping(self) -> None:
+        """An answer says that this rank lives and waits for no other."""
+
+    @noted
+    def join(self, address: str, port: int) -> None:
+        import logging
+
+        import deepspeed
+        import torch
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed would compile a shared-memory op for ranks on one CPU node, under a file lock that a killed process
+        # leaves behind and the next one waits for without end. gloo does the same work without it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        backend = "nccl" if self.device == "cuda" else "gloo"
+        store = self.store or torch.distributed.TCPStore(address, port)
+        torch.distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.ranks)
+        deepspeed.init_distributed(backend, verbose=False)  # takes the group that there is
+
+    @noted
+    def load(
+        self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
+    ) -> ModelShape:
+        """(Re)place a model by the weights at `path`. Without a learning rate it is frozen; with one, and `lora`, fresh
+        adapters learn in place of the weights."""
+        import deepspeed
+        import torch
+
+        self.free(name)
+        module = load_model(path, KIND[name], self.dtype, seed)
+        shape = ModelShape.of(module.lm)
+        if learning_rate is not None and self.lora is not None:
+            add_adapters(module, self.lora, seed)
+            shape = replace(shape, lora_rank=self.lora.rank)
+        module.to(self.device)
+        self.trained.discard(name)
+        if learning_rate is None and self.zero_stage < 3:
+            self.models[name] = module.eval().requires_grad_(False)
+            return shape
+        optimizer = None
+        if learning_rate is not None:
+            self.trained.add(name)
+            self.most_norm[name] = max_grad_norm
+            learning = [p for p in module.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
+        config = engine_config(self.zero_stage, self.dtype, max_grad_norm)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        if hasattr(engine.optimizer, "check_grad_overflow"):  # else only in 16 bits
+            engine.optimizer.check_grad_overflow = True
+        self.models[name] = engine
+        return shape
+
+    @noted
+    def measure(
+        self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float
+    ) -> tuple[dict[int, PerResponse], float]:
+        """Log-probs (causal) or values (scalar) per response token, `{row index: one array per response}`; and the
+        seconds it took."""
+        import torch
+
+        began = perf_counter()
+        model = self.models[name]
+        model.eval()
+        found: dict[int, PerResponse] = {}
+        with torch.no_grad():
+            for indices in plan:
+                part = [rows[i] for i in indices]
+                batch = micro_batch(part).to(self.device)
+                numbers = model(batch, temperature) if KIND[name] == "causal" else model(batch)[0]
+                flat = np.split(
+                    numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1]
+                )
+                at = 0
+                for i, row in zip(indices, part, strict=True):
+                    found[i] = tuple(flat[at : at + len(row.responses)])
+                    at += len(row.responses)
+            for _ in range(idle):
+                model(micro_batch(rows[:1]).to(self.device))
+        return found, perf_counter() - began
+
+    @noted
+    def steps(
+        self, work: Sequence[Step], plans: list[list[list[int]]], idle: list[int], units: list[int], temperature: float
+    ) -> tuple[list[dict[str, float]], float]:
+        """Optimizer steps one after another, each over this rank's share of its units: see `_step`. And the seconds."""
+        began = perf_counter()
+        shares = zip(work, plans, idle, units, strict=True)
+        sums = [self._step(step, plan, empty, count, temperature) for step, plan, empty, count in shares]
+        return sums, perf_counter() - began
+
+    def _step(self, step: Step, plan: list[list[int]], idle: int, units: int, temperature: float) -> dict[str, float]:
+        """Sums of the loss and metrics over this rank's share of `units` units, the gradient's norm before clipping, and
+        whether the step was skipped, since that is not finite."""
+        import torch
+
+        from rlhf_bench.training.objective import loss_sums
+
+        engine = self.models[step.objective.model]
+        engine.train()
+        for group in engine.optimizer.param_groups:
+            group["lr"] = step.learning_rate
+        sums: dict[str, torch.Tensor] = {}
+        batches = [micro_batch([step.rows[i] for i in part]) for part in plan] + [
+            micro_batch(step.rows[:1], weight=0.0)
+        ] * idle
+        for i, batch in enumerate(batches):
+            engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            loss, metrics = loss_sums(step.objective, engine, batch.to(self.device), step.settings, temperature)
+            # DeepSpeed averages over ranks; × ranks / units makes that the mean over all units everywhere.
+            with self._alone(engine):
+                engine.backward(loss * (batch.weight * self.ranks / units))
+            for key, value in {"loss": loss.detach(), **metrics}.items():
+                sums[key] = sums.get(key, torch.zeros(())) + batch.weight * value.cpu()
+        norm = self._full_gradient_norm(engine)
+        skipped = self._forget_if_not_finite(engine, norm)
+        if not skipped:
+            if norm is not None and norm > (most := self.most_norm[step.objective.model]):
+                torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), most, torch.tensor(norm))
+            engine.step()
+            skipped = bool(getattr(engine.optimizer, "overflow", False))  # ZeRO 1 and 2 look for themselves
+        if norm is None:
+            norm = engine.get_global_grad_norm()
+        return {key: float(value) for key, value in sums.items()} | {
+            "grad_norm": float("nan") if norm is None else float(norm),
+            "skipped": float(skipped),
+        }
+
+    def _alone(self, engine: Any) -> Any:
+        """One rank has nobody to reduce gradients with; DeepSpeed would copy them to and fro all the same."""
+        import contextlib
+
+        return engine.no_sync() if self.ranks == 1 and self.zero_stage == 0 else contextlib.nullcontext()
+
+    def _forget_if_not_finite(self, engine: Any, norm: float | None) -> bool:
+        """Drop gradients that are not finite, alike on all ranks, before they reach the weights."""
+        if norm is not None and not np.isfinite(norm):
+            engine.module.zero_grad(set_to_none=True)
+            return True
+        if self.zero_stage == 3 and engine.optimizer.has_overflow():
+            engine.optimizer.zero_grad(set_to_none=True)
+            engine.optimizer.averaged_gradients = {}
+            return True
+        return False
+
+    @noted
+    def side_gradients(
+        self, weight: PairLoss, rows: Sequence[Row], plan: list[list[int]], settings: Any, temperature: float
+    ) -> tuple[list[float], float]:
+        """‖G⁺‖², ‖G⁻‖² and ⟨G⁺, G⁻⟩ of the weighted sums over all ranks' pairs, see `weighted_sides`; and the seconds."""
+        import torch
+
+        began = perf_counter()
+
+        from rlhf_bench.training.objective import weighted_sides
+
+        module = self.models["policy"].module.train()
+        sides = torch.zeros(2, sum(p.numel() for p in module.parameters() if p.requires_grad), device=self.device)
+        for indices in plan:
+            batch = micro_batch([rows[i] for i in indices]).to(self.device)
+            for side, found in zip(sides, weighted_sides(module, batch, weight, settings, temperature), strict=True):
+                side += found
+        if self.ranks > 1:
+            torch.distributed.all_reduce(sides)
+        chosen, rejected = sides.double()
+        found = [float(chosen @ chosen), float(rejected @ rejected), float(chosen @ rejected)]
+        return found, perf_counter() - began
+
+    def _full_gradient_norm(self, engine: Any) -> float | None:
+        """Without ZeRO the full gradients are here; None where a sharded optimizer knows the norm only after its step."""
+        import torch
+
+        if has_full_gradients(self.zero_stage, self.dtype):
+            return float(
+                torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+            )
+        return None
+
+    @noted
+    def weights(self, name: ModelName) -> tuple[dict[str, np.ndarray] | None, None]:
+        """Full weights by Hugging Face name, gathered where ZeRO-3 shards them and with adapters merged; None except on rank 0.
+        And a second None, which the driver waits for: so it sees an error, and need not fetch the weights.
+
+        Where nothing had to be gathered or merged these are the parameters' own memory: Ray copies what a call returns before the
+        next call begins.
+        """
+        import torch
+
+        found = {}
+        for weight in plain_weights(self._module(name)):
+            with self._gathered(list(weight.parameters)):
+                if self.rank == 0:
+                    value = weight.value().cpu()
+                    if self.zero_stage == 3:  # else it is gone with the gathering
+                        value = value.clone()
+                    found[weight.name] = (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
+        return (found if self.rank == 0 else None), None
+
+    @noted
+    def save(self, name: ModelName, path: str) -> None:
+        """Write a Hugging Face folder from rank 0, adapters merged."""
+        module = self._module(name)
+        with self._gathered(list(module.parameters())):
+            if self.rank == 0:
+                module.save_pretrained(path, state_dict=plain_state_dict(module), safe_serialization=True)
+
+    @noted
+    def save_state(self, folder: str) -> dict[str, str]:
+        """Write what training goes on from into `folder`, a path or URI: of every trained model the full float32 weights that
+        learn, and Adam's moments, whatever shards them, so that another number of ranks can go on; and this rank's random numbers.
+        Names and SHA-256 of what this rank has written."""
+        import torch
+        from safetensors.torch import save
+
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state()
+        file = f"rng-{self.rank}.safetensors"
+        sums = {file: put(f"{folder}/{file}", save(generators))}
+        for model in sorted(self.trained & set(self.models)):
+            shard: dict[str, torch.Tensor] = {}
+            shards = 0
+            parameters = [(name, p) for name, p in self._module(model).named_parameters() if p.requires_grad]
+            for i, (name, parameter) in enumerate(parameters):
+                for key in TRAINING_STATE:
+                    value = self._full(model, parameter, key)
+                    if self.rank == 0 and value is not None:
+                        shard[f"{key}/{name}"] = value.detach().to("cpu", copy=True).contiguous()
+                size = sum(t.numel() * t.element_size() for t in shard.values())
+                if shard and (size > SHARD_BYTES or i == len(parameters) - 1):
+                    shards += 1
+                    file = f"{model}-{shards:05d}.safetensors"
+                    sums[file] = put(f"{folder}/{file}", save(shard))
+                    shard = {}
+        return sums
+
+    @noted
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Take up what `save_state` wrote, into models that `load` has placed."""
+        import torch
+        from safetensors.torch import load
+
+        for model in sorted(self.trained & set(self.models)):
+            parameters, begun = dict(self._module(model).named_parameters()), False
+            for file in (f for f in files if f.startswith(f"{model}-")):
+                # In one order on all ranks, which safetensors does not promise: what follows holds collectives.
+                for key, value in sorted(load(fetch(f"{folder}/{file}")).items()):
+                    what, _, name = key.partition("/")
+                    if what != "weight" and not begun:
+                        self._begin_optimizer(model)
+                        begun = True
+                    self._set_full(model, parameters[name], what, value.to(self.device))
+        if f"rng-{self.rank}.safetensors" in files:  # a rank that there was not keeps its own
+            generators = load(fetch(f"{folder}/rng-{self.rank}.safetensors"))
+            torch.set_rng_state(generators["cpu"])
+            if self.device == "cuda" and "cuda" in generators:
+                torch.cuda.set_rng_state(generators["cuda"])
+
+    def _adam(self, model: ModelName) -> Any:
+        """torch's optimizer, inside whatever DeepSpeed has wrapped around it."""
+        optimizer = self.models[model].optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _full(self, model: ModelName, parameter: Any, key: str) -> Any:
+        """The parameter itself, or one of Adam's numbers on it, whole. None where there is none yet."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if key == "step":
+            return next((state["step"] for state in self._adam(model).state.values() if "step" in state), None)
+        if self._sharded:
+            return (
+                safe_get_full_fp32_param(parameter)
+                if key == "weight"
+                else safe_get_full_optimizer_state(parameter, key)
+            )
+        return parameter if key == "weight" else self._adam(model).state[parameter].get(key)
+
+    def _begin_optimizer(self, model: ModelName) -> None:
+        """DeepSpeed makes room for its moments in the first step, so one is taken without a gradient. All that it changes is
+        what a checkpoint overwrites."""
+        if self._sharded:
+            engine = self.models[model]
+            engine.train()
+            found = engine(micro_batch([Row("", (0,), ((0,), (0,)))]).to(self.device))
+            numbers = found if KIND[model] == "causal" else found[0]
+            engine.backward(0.0 * numbers.sum())
+            engine.step()
+
+    def _set_full(self, model: ModelName, parameter: Any, key: str, value: Any) -> None:
+        import deepspeed
+        import torch
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        with torch.no_grad():
+            if not self._sharded:
+                if key == "weight":
+                    parameter.copy_(value)
+                else:
+                    self._adam(model).state[parameter][key] = value.clone()
+            elif key == "step":
+                for state in self._adam(model).state.values():
+                    state["step"] = value.clone()
+            elif self.zero_stage == 3:
+                size = -(-value.numel() // self.ranks)  # a rank's part; the last one's is filled up
+                flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+                part = flat[self.rank * size : (self.rank + 1) * size]
+                if key == "weight":
+                    safe_set_local_fp32_param(parameter, part)
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                        parameter.copy_(value)
+                else:
+                    safe_set_local_optimizer_state(parameter, part, key)
+            elif key == "weight":
+                safe_set_full_fp32_param(parameter, value)
+                parameter.copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    @property
+    def _sharded(self) -> bool:
+        """Does DeepSpeed keep float32 weights and moments of its own, apart from the model's?"""
+        return self.zero_stage > 0 or self.dtype != "float32"
+
+    def _module(self, name: ModelName) -> Any:
+        model = self.models[name]
+        return getattr(model, "module", model).lm
+
+    def _gathered(self, parameters: list[Any]) -> Any:
+        import contextlib
+
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters) if self.zero_stage == 3 else contextlib.nullcontext()
+
+    def send_weights(self, name: ModelName, backend: str, engines: list[Any], address: str, port: int) -> None:
+        """Push weights GPU to GPU with vLLM's own trainer engine (nccl or ipc). See weight_sync.py."""
+        from actors.weight_sync import trainer_engine
+
+        if self.source is None:
+            self.source = trainer_engine(
+                backend, self.rank, engines, address, port, lambda: self._module(name), self._gathered
+            )
+        self.source.send_weights()
+
+    def free(self, name: ModelName) -> None:
+        old = self.models.pop(name, None)
+        if hasattr(old, "destroy"):
+            old.destroy()
+
+
+class LearnerGroup:
+    """The driver's handle on all ranks. Rows in, numbers and costs out."""
+
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        cpus: int,
+        gpus: int,
+        tokens_per_micro_batch: int,
+        engine_time: EngineTime,
+        restart: Callable[[str], list[Any]] | None = None,
+    ):
+        self.engine_time, self.restart = engine_time, restart
+        self.ranks = list(actors)
+        self.devices = len(actors) * (gpus or cpus)
+        self.tokens_per_micro_batch = tokens_per_micro_batch
+        self.shapes: dict[ModelName, ModelShape] = {}
+        self.first_step_began: float | None = None
+
+    def join(self) -> None:
+        ((address, port),) = self._get("starting", [self.ranks[0].open_store.remote()])
+        self._get("starting", [r.join.remote(address, port) for r in self.ranks])
+
+    def rebuild(self, cause: str) -> None:
+        """All ranks anew, for one that is lost: they hold collectives. Their models are gone with them."""
+        assert self.restart is not None, "a group that nobody keeps cannot be rebuilt"
+        self.ranks = self.restart(cause)
+        self.shapes.clear()
+        self.join()
+
+    def load(
+        self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+    ) -> None:
+        asked = [r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks]
+        shapes = self._get("loading", asked)
+        self.shapes[name] = shapes[0]
+
+    def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
+        """Hand rows in, and wait."""
+        return self.begin_measure(name, rows, temperature).result()
+
+    def begin_measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+        """Hand rows in for a forward pass, and go on."""
+        plan, idle = self._plan(rows)
+        cost, count = self._measure_cost(name, rows, plan), len(rows)
+
+        def finish(found: list[dict[int, PerResponse]], seconds: list[float]) -> Measures:
+            by_row = {i: numbers for part in found for i, numbers in part.items()}
+            return [by_row[i] for i in range(count)], cost + Cost(device_seconds=max(seconds) * self.devices)
+
+        with self.engine_time.at_work("measuring"):
+            ref = ray.put(list(rows))
+            refs = [
+                r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)
+            ]
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost)
+
+    def measure_cost(self, name: ModelName, rows: Sequence[Row]) -> Cost:
+        """What that would cost, but for seconds."""
+        return self._measure_cost(name, rows, self._plan(rows)[0])
+
+    def _measure_cost(self, name: ModelName, rows: Sequence[Row], plan: list[list[list[int]]]) -> Cost:
+        flops = self._planned_flops(name, rows, plan, forward_flops)
+        return Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows))
+
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> Means:
+        """Hand in optimizer steps, and wait."""
+        return self.begin_steps(work, temperature).result()
+
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
+        """Hand in optimizer steps, to be taken one after another in one call to the ranks, and go on."""
+        planned = [self._plan(step.rows) for step in work]
+        units = [step.units for step in work]
+        cost = sum((self._step_cost(step, plan) for step, (plan, _) in zip(work, planned, strict=True)), Cost())
+
+        def finish(found: list[list[dict[str, float]]], seconds: list[float]) -> Means:
+            count_tokens("learner", cost.trained_tokens)
+            means = [_mean(sums, n) for n, *sums in zip(units, *found, strict=True)]
+            return means, cost + Cost(device_seconds=max(seconds) * self.devices)
+
+        self.first_step_began = self.first_step_began or perf_counter()
+        with self.engine_time.at_work("learning"):
+            ref = ray.put(list(work))
+            refs = [
+                r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
+                for rank, r in enumerate(self.ranks)
+            ]
+        return UnderWay("learning", "learner", refs, finish, self.engine_time, self._lost)
+
+    def steps_cost(self, work: Sequence[Step]) -> Cost:
+        """What these steps will cost, but for seconds: known before they are taken."""
+        return sum((self._step_cost(step, self._plan(step.rows)[0]) for step in work), Cost())
+
+    def _step_cost(self, step: Step, plan: list[list[list[int]]]) -> Cost:
+        flops = self._planned_flops(step.objective.model, step.rows, plan, training_flops)
+        return Cost(flops=flops, trained_tokens=sum(r.response_tokens for r in step.rows))
+
+    def side_gradients(
+        self, method: Method, rows: Sequence[Row], settings: Any, temperature: float = 1.0
+    ) -> tuple[SideGradients, Cost]:
+        """Both sides' mean gradients under the method's `pair_weight`: norms and product, and what it cost."""
+        plan, _ = self._plan(rows)
+        cost, pairs = self.side_gradients_cost(rows), len(rows)
+
+        def finish(found: list[list[float]], seconds: list[float]) -> tuple[SideGradients, Cost]:
+            chosen, rejected, dot = found[0]
+            sides = SideGradients(chosen**0.5 / pairs, rejected**0.5 / pairs, dot / pairs**2)
+            return sides, cost + Cost(device_seconds=max(seconds) * self.devices)
+
+        with self.engine_time.at_work("measuring"):
+            ref = ray.put(list(rows))
+            refs = [
+                r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
+                for r, p in zip(self.ranks, plan, strict=True)
+            ]
+        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost).result()
+
+    def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
+        """One forward and two backward passes; known before they are made, but for seconds."""
+        plan, _ = self._plan(rows)
+        flops = self._planned_flops("policy", rows, plan, side_gradients_flops)
+        return Cost(flops=flops, scored_tokens=sum(r.response_tokens for r in rows))
+
+    def weights(self, name: ModelName) -> ray.ObjectRef:
+        """The full weights, as one object in Ray's store."""
+        refs = [r.weights.options(num_returns=2).remote(name) for r in self.ranks]
+        self._get("sync", [done for _, done in refs])
+        return refs[0][0]
+
+    def save(self, name: ModelName, path: Path) -> None:
+        self._get("loading", [r.save.remote(name, str(path)) for r in self.ranks])
+
+    def save_state(self, folder: str) -> dict[str, str]:
+        """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""
+        sums = self._get("saving", [r.save_state.remote(folder) for r in self.ranks])
+        return {name: digest for own in sums for name, digest in own.items()}
+
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Go on from there, with models that `load` has placed: on as many ranks as there are now."""
+        self._get("loading", [r.load_state.remote(folder, list(files)) for r in self.ranks])
+
+    def free(self, name: ModelName) -> None:
+        """No effect where there is none."""
+        self._get("loading", [r.free.remote(name) for r in self.ranks])
+        self.shapes.pop(name, None)
+
+    def _get(self, activity: Activity, refs: Sequence[ray.ObjectRef]) -> list[Any]:
+        return self.engine_time.during(activity, answers, refs, self._lost)
+
+    def _lost(self, rank: int, error: Exception) -> ray.ObjectRef:
+        """What a rank held cannot be handed to another: `StateLost`. An error of its own may come of a peer's end, which shows
+        a little later."""
+        if self.restart is None:
+            raise error
+        try:
+            cause = loss(error)
+        except Exception:
+            if len(self.ranks) == 1 or self._all_live():
+                raise
+            cause = f"has lost a rank beside it ({' '.join(str(error).split())[:200]})"
+        raise StateLost(f"rank {rank} {cause}" if len(self.ranks) > 1 else cause) from error
+
+    def _all_live(self) -> bool:
+        pings = [r.ping.remote() for r in self.ranks]
+        try:
+            ray.get(pings, timeout=PEER_SECONDS)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return False
+        return True
+
+    def _plan(self, rows: Sequence[Row]) -> tuple[list[list[list[int]]], list[int]]:
+        if not rows:
+            raise RunFailed("the learner was handed no rows: there was nothing to learn from in this update")
+        plan = split_by_tokens(rows, len(self.ranks), self.tokens_per_micro_batch)
+        longest = max(len(p) for p in plan)
+        return plan, [longest - len(p) for p in plan]  # every rank must take part in every collective
+
+    def _planned_flops(self, name: ModelName, rows: Sequence[Row], plan: list[list[list[int]]], formula: Any) -> float:
+        shape, scalar = self.shapes[name], KIND[name] == "scalar"
+        total = 0.0
+        for indices in (part for rank in plan for part in rank):
+            part = [rows[i] for i in indices]
+            heads = sum(r.response_tokens + (len(r.responses) if scalar else 0) for r in part)
+            total += formula(shape, layout_of(part), heads)
+        return total
+
+
+def _mean(by_rank: Sequence[Mapping[str, float]], units: int) -> dict[str, float]:
+    """Sums over each rank's share of the units -> means over all units; what is known of the step is every rank's."""
+    means = {key: sum(sums[key] for sums in by_rank) / units for key in by_rank[0]}
+    return means | {key: by_rank[0][key] for key in ("grad_norm", "skipped")}

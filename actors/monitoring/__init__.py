@@ -1,0 +1,1 @@
+"""What a running cluster shows: Ray metrics, load of the nodes, traces."""

@@ -1,0 +1,93 @@
+"""`--profile`: what every process was at, as a Chrome trace on one time axis (open it in Perfetto or chrome://tracing)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlhf_bench.compute.engine_time import EngineTime
+
+ENABLED = "RLHF_BENCH_PROFILE"
+"""Set in the environment of the roles' processes where they are to take notes."""
+Call = tuple[str, float, float]
+"""A method of an actor: its name, when it began (`time.time`, of its own node), and the seconds it took."""
+
+
+class Profiled:
+    """A role's actor that notes its calls. Methods that carry the work are marked by `noted`."""
+
+    calls: list[Call]
+
+    def profile(self) -> tuple[list[Call], float]:
+        """All calls so far, and what this node's clock says now."""
+        return getattr(self, "calls", []), time.time()
+
+
+def noted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of an actor as one whose calls a profile shows."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if ENABLED not in os.environ:
+            return method(self, *args, **kwargs)
+        began = time.time()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if not hasattr(self, "calls"):
+                self.calls = []
+            self.calls.append((_named(method.__name__, args), began, time.time() - began))
+
+    return call
+
+
+def _named(method: str, args: Sequence[Any]) -> str:
+    """The call, and of which model it is."""
+    if method == "__init__":
+        return "start"
+    what = next((a for a in args if isinstance(a, str) and not set(a) & set("/.:")), "")  # no path, no address
+    return f"{method} {what}".strip()
+
+
+def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]]]) -> None:
+    """Ask every actor for its notes and write the trace. Of each fleet: its spans, and its actors by name."""
+    to_wall = time.time() - time.perf_counter()
+    tracks: dict[str, list[Call]] = {}
+    for number, (engine_time, actors) in enumerate(fleets, 1):
+        which = f"fleet {number}, " if number > 1 else ""
+        tracks[f"{which}driver: engines at work, as it saw them"] = [
+            (span.activity, span.began + to_wall, span.ended - span.began) for span in engine_time.spans()
+        ]
+        for name, actor in actors.items():
+            asked = time.time()
+            try:
+                calls, clock = ray.get(actor.profile.remote())
+            except ray.exceptions.RayActorError:  # its notes are gone with it; the run is done all the same
+                tracks[f"{which}{name}: lost before it was asked"] = []
+                continue
+            # The node's clock against the driver's, to half of the way there and back.
+            behind = (asked + time.time()) / 2 - clock
+            tracks[which + name] = [(what, began + behind, seconds) for what, began, seconds in calls]
+    path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
+
+
+def trace_events(tracks: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:
+    """One process of the trace per track, and in it as many lines as calls overlap. Microseconds from the first call on."""
+    start = min((began for calls in tracks.values() for _, began, _ in calls), default=0.0)
+    events: list[dict[str, Any]] = []
+    for number, (track, calls) in enumerate(tracks.items()):
+        events.append({"name": "process_name", "ph": "M", "pid": number, "args": {"name": track}})
+        ends: list[int] = []  # of the last call on every line
+        for name, began, seconds in sorted(calls, key=lambda call: (call[1], -call[2])):
+            at, lasts = round((began - start) * 1e6), round(seconds * 1e6)
+            line = next((i for i, end in enumerate(ends) if end <= at), len(ends))
+            ends[line : line + 1] = [at + lasts]
+            events.append({"name": name, "ph": "X", "pid": number, "tid": line, "ts": at, "dur": lasts})
+    return events

@@ -1,0 +1,1 @@
+"""The rollout pool: vLLM engines, and how prompts are handed to them."""

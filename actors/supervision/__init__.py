@@ -1,0 +1,1 @@
+"""Whether actors live, and what is done where one does not."""

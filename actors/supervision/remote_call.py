@@ -1,0 +1,59 @@
+"""A call to every actor of a role that the driver has made and not waited for yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from rlhf_bench.compute.engine_time import Activity, EngineTime
+
+T = TypeVar("T")
+
+
+Again = Callable[[int, Exception], ray.ObjectRef]
+"""An actor's number and what its call raised -> the same call, made to another actor in its place. Raises what it cannot
+mend."""
+
+
+@dataclass(frozen=True)
+class UnderWay(Generic[T]):
+    """`refs`: one per actor, each an answer and the seconds that the actor worked for it."""
+
+    activity: Activity
+    role: str
+    refs: Sequence[ray.ObjectRef]
+    finish: Callable[[list[Any], list[float]], T]  # answers and seconds of all actors -> what the caller wants of them
+    engine_time: EngineTime
+    again: Again
+    began: float = field(default_factory=perf_counter)
+
+    def result(self) -> T:
+        """Wait for all of them, once: a checkpoint may ask before the update that needs it does."""
+        return self._result
+
+    @cached_property
+    def _result(self) -> T:
+        found = self.engine_time.during(self.activity, answers, self.refs, self.again)
+        seconds = [spent for _, spent in found]
+        for i, spent in enumerate(seconds):
+            self.engine_time.aside(self.activity, f"{self.role} {i}", self.began, spent)
+        return self.finish([answer for answer, _ in found], seconds)
+
+
+def answers(refs: Sequence[ray.ObjectRef], again: Again) -> list[Any]:
+    """Of a call to every actor of a role, as soon as one of them fails: the others may be waiting for it."""
+    waiting = {ref: i for i, ref in enumerate(refs)}
+    found: dict[int, Any] = {}
+    while waiting:
+        (ref,), _ = ray.wait(list(waiting), num_returns=1)
+        i = waiting.pop(ref)
+        try:
+            found[i] = ray.get(ref)
+        except Exception as error:
+            waiting[again(i, error)] = i
+    return [found[i] for i in range(len(refs))]

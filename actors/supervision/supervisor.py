@@ -1,0 +1,280 @@
+"""All actors of a fleet by name: who dies is started again, and who shows no sign of life is ended first.
+
+    actor's thread ── a beat every few seconds ──> Watch (an actor) <── ages? ── driver's thread ── ray.kill ──> the silent one
+
+Whoever waits for an actor's answer then sees one kind of trouble, a dead actor, asks `Crew.replace` for another in its place,
+brings that one to where the old one was, and hands it the same work. That is the business of the role's own handle
+(rollout_pool.py, reward_scorer.py, evaluator.py); a learner that has lost a rank raises `StateLost` instead, since weights
+are gone with it: the arm then goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.monitoring import node_load
+from actors.monitoring import ray_metrics as meters
+from rlhf_bench.core.types import RunFailed
+from rlhf_bench.recipe.sections import Reliability
+from rlhf_bench.training.roles import StateLost
+
+Replace = Callable[[int, Exception], Any]
+"""The number of an actor among those of its role and what a call to it raised -> another actor in its place. Whatever is no
+loss of the actor is raised again."""
+Where = tuple[str, int]
+"""A node's id, and the number of a process on it."""
+PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
+"""What an engine says that chose a free port, which another process took before the engine came to use it."""
+Load = dict[str, float]
+"""How busy a machine is: see node_load.py."""
+BEATS = 5
+"""In the time after which silence counts as a hang."""
+
+
+def no_replacement(number: int, error: Exception) -> Any:
+    """Of actors that nobody keeps."""
+    raise error
+
+
+class Watched:
+    """An actor that gives signs of life."""
+
+    def be_watched(self, watch: Any, key: str, every: float) -> None:
+        """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
+
+        where = (ray.get_runtime_context().get_node_id(), os.getpid())
+        _crash_at_once()
+
+        def beat() -> None:
+            node_load.begin()
+            load: Load = {}
+            while True:
+                watch.beat.remote(key, where, socket.gethostname(), load)
+                time.sleep(every)
+                load = node_load.node_load()
+
+        threading.Thread(target=beat, name="beat", daemon=True).start()
+
+
+def _crash_at_once() -> None:
+    """Ray's handler for crashes asks for memory. In a process that has none left it crashes too, and again, until its stack is
+    full: minutes in which the other threads give signs of life. Python's own needs none."""
+    faulthandler.disable()
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
+        signal.signal(number, signal.SIG_DFL)
+    faulthandler.enable(all_threads=False)
+
+
+class Watch:
+    """When each actor was last heard of."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.heard: dict[str, tuple[float, Where]] = {}
+        self.loads: dict[str, Load] = {}
+
+    def beat(self, key: str, where: Where, host: str, load: Load) -> None:
+        self.heard[key] = (time.monotonic(), where)
+        if load:
+            self.loads[host] = load
+
+    def new_loads(self) -> dict[str, Load]:
+        """Of every machine that an actor has told of since this was last asked, by host name."""
+        loads, self.loads = self.loads, {}
+        return loads
+
+    def silence(self) -> tuple[float, dict[str, float]]:
+        """Seconds since this watch began to listen, and since an actor was last heard of, for those that ever were."""
+        now = time.monotonic()
+        return now - self.began, {key: now - at for key, (at, _) in self.heard.items()}
+
+    def forget(self, key: str) -> Where | None:
+        """Its last word: where it is, or was."""
+        _, where = self.heard.pop(key, (0.0, None))
+        return where
+
+
+def end_process(pid: int) -> None:
+    """On its node: a process that is out of memory, say, does not end when Ray asks it to. Not if its number is another's."""
+    name = Path(f"/proc/{pid}/cmdline")
+    with suppress(OSError):  # it is gone
+        if name.read_bytes().startswith(b"ray::"):
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Restart:
+    names: tuple[str, ...]
+    cause: str
+    at: float  # `time.perf_counter`
+
+
+def loss(error: Exception) -> str:
+    """What has happened to the actor that a call to it raised this. Any other error is raised as it is; `StateLost` where
+    it is not the actor that is lost, but data that it was handed."""
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "was ended by Ray for want of memory"
+    if any(word in str(error) for word in PORT_TAKEN):
+        return "found its port taken by another process"
+    if getattr(error, "actor_init_failed", False) and not _out_of_memory(error):
+        raise error  # it would fail again
+    if isinstance(error, (exceptions.ActorDiedError, exceptions.WorkerCrashedError, exceptions.ActorUnavailableError)):
+        return "has died, or did not answer and was ended"
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, (exceptions.ObjectLostError, exceptions.RaySystemError)):
+        raise StateLost("data was on a node that is lost") from error
+    if isinstance(error, exceptions.RayTaskError) and _out_of_memory(cause):
+        return "is out of memory"
+    raise error
+
+
+def _out_of_memory(cause: Any) -> bool:
+    text = str(cause)
+    return isinstance(cause, MemoryError) or "can't allocate memory" in text or "out of memory" in text.lower()
+
+
+class Crew:
+    """Every actor under its name ("rollout 0"), and how it is started."""
+
+    def __init__(self, settings: Reliability, group: PlacementGroup, room_seconds: float, say: Callable[[str], None]):
+        self.settings, self.group, self.room_seconds, self.say = settings, group, room_seconds, say
+        self.on_loads: Callable[[dict[str, Load]], None] = lambda loads: None  # called in the crew's thread
+        self.actors: dict[str, Any] = {}
+        self.restarts: list[Restart] = []
+        self._make: dict[str, Callable[[], Any]] = {}
+        self._keys: dict[str, tuple[str, float]] = {}  # of the living: its key at the watch, since when
+        self._recent: dict[str, deque[float]] = {}
+        self._changing = threading.Lock()  # which actor has which name
+        self._started = 0
+        self._looking = threading.Lock()  # whether there is room, and since when there is none
+        self._no_room_since: float | None = None
+        self._ending = threading.Event()
+        self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        self._thread = threading.Thread(target=self._look_after, name="crew", daemon=True)
+        self._thread.start()
+
+    def start(self, name: str, make: Callable[[], Any]) -> Any:
+        """Start an actor for the first time; `make` starts it and gives its handle. Raises RunFailed once the crew ends."""
+        self._make[name] = make
+        with self._changing:
+            self._refuse_where_ending(name)
+            actor = self.actors[name] = make()
+            self._started += 1
+            key = f"{name}, {self._started}"
+            self._keys[name] = (key, time.monotonic())
+        actor.be_watched.remote(self._watch, key, self.settings.hang_seconds / BEATS)
+        return actor
+
+    def replace(self, cause: str, *names: str) -> list[Any]:
+        """Other actors in the place of those, of which one is lost. Raises RunFailed where too many were lost of late, or
+        where the cluster has no room for them in time."""
+        now, who = time.perf_counter(), " and ".join(names)
+        self._refuse_where_ending(who)
+        recent = self._recent.setdefault(who, deque())  # of each by itself: a node takes many along when it is lost
+        while recent and now - recent[0] > self.settings.window_seconds:
+            recent.popleft()
+        if len(recent) >= self.settings.restarts:
+            raise RunFailed(
+                f"{who}: {cause}; {self.settings.restarts} restarts (reliability.restarts) within "
+                f"{self.settings.window_seconds:.0f} s were not enough; the same command goes on from the last checkpoint"
+            )
+        recent.append(now)
+        self.say(f"{who}: {cause}; started again")
+        self.restarts.append(Restart(names, cause, now))
+        for name in names:
+            meters.count_restart(name.split()[0])
+        for name in names:
+            self._end(name, self._keys.get(name, ("", 0.0))[0])
+        self._wait_for_room(who)
+        return [self.start(name, self._make[name]) for name in names]
+
+    def stop(self) -> None:
+        """For good: whoever waits for one of these actors sees it die, and gets no other in its place."""
+        self._ending.set()
+        self._thread.join()
+        with self._changing:
+            for actor in (*self.actors.values(), self._watch):
+                ray.kill(actor)
+
+    def _refuse_where_ending(self, who: str) -> None:
+        if self._ending.is_set():
+            raise RunFailed(f"{who}: not started again, since the run is ending")
+
+    def _wait_for_room(self, name: str) -> None:
+        """A placement group that has lost a node is placed anew by Ray, as soon as the cluster has room for it."""
+        while (waited := self._without_room()) is not None:
+            self._refuse_where_ending(name)
+            if waited > self.room_seconds:
+                raise RunFailed(
+                    f"placement: a node was lost, and after {self.room_seconds:.0f} s (placement.timeout_seconds) the cluster "
+                    f"still has no room for {name}; the same command goes on from the last checkpoint"
+                )
+            time.sleep(0.5)
+
+    def _without_room(self) -> float | None:
+        """For how many seconds the cluster has had no room for these roles; None where it has. Said when it begins."""
+        with self._looking:
+            state = placement_group_table(self.group)["state"]
+            if state == "CREATED":
+                self._no_room_since = None
+                return None
+            if self._no_room_since is None:
+                self._no_room_since = time.monotonic()
+                self.say(f"waiting for room: a node was lost (placement group {state.lower()})")
+            return time.monotonic() - self._no_room_since
+
+    def _look_after(self) -> None:
+        """End every actor that has been silent for too long."""
+        limit = self.settings.hang_seconds
+        while not self._ending.wait(limit / BEATS):
+            try:
+                asked = [self._watch.silence.remote(), self._watch.new_loads.remote()]
+                (listening, silence), loads = ray.get(asked, timeout=limit)
+                # An actor may die before Ray has noticed the loss of its node: the one in its place then waits for room.
+                self._without_room()
+            except (exceptions.GetTimeoutError, exceptions.RayActorError):
+                continue  # the watch itself is being started again, by Ray
+            except Exception as error:
+                # Of no kind that is known: an end to watching is worse than another try.
+                self.say(f"the watch over actors failed and goes on: {type(error).__name__}: {error}")
+                continue
+            self.on_loads(loads)
+            for name, (key, since) in list(self._keys.items()):
+                if key in silence:
+                    silent, patience = silence[key], limit
+                else:  # still starting, for which there is more time; or the watch is new
+                    silent, patience = min(time.monotonic() - since, listening), max(limit, self.room_seconds)
+                if silent > patience:
+                    self.say(f"{name} has shown no sign of life for {silent:.0f} s: it is ended")
+                    self._end(name, key)
+
+    def _end(self, name: str, key: str) -> None:
+        """End the actor of that key, and its process with it, whatever state that is in. Nothing where that has been done, or
+        where another one has its place already."""
+        with self._changing:
+            if name not in self._keys or self._keys[name][0] != key:
+                return
+            del self._keys[name]
+            ray.kill(self.actors[name])
+        with suppress(exceptions.GetTimeoutError, exceptions.RayActorError):  # the watch is being started again
+            where = ray.get(self._watch.forget.remote(key), timeout=self.settings.hang_seconds)
+            if where is not None:
+                node, pid = where
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                ray.remote(end_process).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid)

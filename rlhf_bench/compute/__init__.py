@@ -1,0 +1,1 @@
+"""What work costs and where it fits: ledger, engine time, forecast, memory, cluster resources, Kubernetes."""

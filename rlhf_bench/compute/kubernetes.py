@@ -1,0 +1,260 @@
+"""A recipe as a Kubernetes manifest: one RayJob of KubeRay whose worker groups fit the recipe's placement.
+
+    recipe ── worker_groups ──> pods of a size ──> rayjob ──> YAML (`rlhf-bench manifest`)
+
+The recipe travels in the job itself: as an annotation of the head's pod, which the kubelet shows the driver as a file
+(downward API). So one document is the whole comparison: nothing is left behind when it is deleted, and no two jobs can
+take each other's recipe, as they could with ConfigMaps of one name.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.methods.base import uses_reward_model
+from rlhf_bench.recipe import Placement, Recipe
+
+Document = dict[str, Any]
+
+NAME = "rlhf-bench"
+"""Of the volume claim and of Kueue's queue that a job refers to; cluster/kubernetes/base/platform has the claim."""
+SECRET = "rlhf-bench-env"
+"""The pods' environment. Not NAME: under a cluster's own name the operator keeps its token."""
+LABELS = {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME}
+RECIPE = "rlhf-bench/recipe"
+"""The annotation that holds the recipe."""
+LONGEST_NAME = 47  # of a RayJob: the operator makes names of pods and services out of it
+LARGEST_RECIPE = 200 * 1024  # all annotations of an object together: 256 KiB
+RETRIES = 3
+FINISHED_SECONDS = 600  # so long the pods of an ended job stay, for a look at their logs
+DRIVER_SECONDS = 40  # beyond reliability.grace_seconds: actors end, MLflow gets its last lines
+HEAD = {"cpu": "2", "memory": "8Gi"}
+SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where pods see the recipe, and the volume that all of them share."""
+
+    recipe: str = "/etc/rlhf-bench"
+    shared: str = "/shared"
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """`pods` alike, each with room for `actors` of them. `role` is "" where all roles share the group."""
+
+    role: str
+    pods: int
+    actors: int
+    cpus: int
+    gpus: int
+    memory_gib: float
+
+    @property
+    def name(self) -> str:
+        return self.role or "colocated"
+
+
+def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int, fleets: int = 1) -> list[WorkerGroup]:
+    """A group for every role that is pinned, or one for all roles that are colocated, for so many fleets.
+
+    Actors with GPUs share as few pods as nodes of `gpus_per_node` allow, evenly: within a pod NCCL goes from GPU to GPU.
+    Actors without have a pod each, which fits in anywhere. Raises BadInput where roles are neither pinned nor colocated.
+    """
+    roles = placement.roles(scorer)
+    if placement.colocated:  # as rlhf_bench.compute.resources has it
+        count = fleets * max(r.actors for r in roles.values())
+        cpus, gpus = max(r.cpus for r in roles.values()), max(r.gpus for r in roles.values())
+        return [_group("", count, cpus, gpus, sum(r.memory_gib for r in roles.values()), gpus_per_node)]
+    if not placement.pinned:
+        raise BadInput(
+            "placement.pinned: false leaves it open which role goes to which worker group; set placement.pinned=true, "
+            "or placement.colocated=true for one group with all roles"
+        )
+    return [_group(name, fleets * r.actors, r.cpus, r.gpus, r.memory_gib, gpus_per_node) for name, r in roles.items()]
+
+
+def _group(role: str, count: int, cpus: int, gpus: int, memory_gib: float, gpus_per_node: int) -> WorkerGroup:
+    if gpus > gpus_per_node:
+        key = f"placement.{role}.gpus" if role else "placement"
+        raise BadInput(
+            f"{key}: {gpus} GPUs for one actor, and a node has {gpus_per_node}; ask for fewer, or give --gpus-per-node"
+        )
+    pods = math.ceil(count / (gpus_per_node // gpus)) if gpus else count
+    actors = math.ceil(count / pods)
+    return WorkerGroup(role, pods, actors, actors * cpus, actors * gpus, actors * memory_gib)
+
+
+def rayjob(
+    data: Mapping[str, Any], recipes: Sequence[Recipe], image: str, gpus_per_node: int = 8, paths: Paths = Paths()
+) -> Document:
+    """The RayJob. `data`: the recipe as plain data, extended and overridden; `recipes`: the comparisons it asks for, more
+    than one for a series. Raises BadInput where it cannot run as one."""
+    recipe = recipes[0]
+    if any(other.placement != recipe.placement for other in recipes):
+        raise BadInput(
+            "vary: a job has one cluster, and this series varies the placement; render one job for each value"
+        )
+    _refuse_local_paths(data, paths.shared)
+    text = as_yaml(data)
+    if len(text.encode()) > LARGEST_RECIPE:
+        raise BadInput(
+            f"the recipe is {len(text.encode())} bytes long, and a manifest carries {LARGEST_RECIPE} at most; shorten it"
+        )
+    scorer = any(uses_reward_model(arm) for one in recipes for arm in one.arms.values())
+    pieces = max(len(one.arms) * len(one.seeds) for one in recipes)
+    groups = worker_groups(recipe.placement, scorer, gpus_per_node, min(recipe.placement.fleets or 1, pieces))
+    grace = math.ceil(recipe.reliability.grace_seconds)
+    cluster = ray_cluster(groups, image, grace, paths.shared)
+    template = cluster["headGroupSpec"]["template"]
+    template["metadata"] = {"annotations": {RECIPE: text}}
+    container = template["spec"]["containers"][0]
+    container["volumeMounts"].append({"name": "recipe", "mountPath": paths.recipe, "readOnly": True})
+    item = {"path": "recipe.yaml", "fieldRef": {"fieldPath": f"metadata.annotations['{RECIPE}']"}}
+    template["spec"]["volumes"].append({"name": "recipe", "downwardAPI": {"items": [item]}})
+    command = ["python", "-m", "rlhf_bench", "run", f"{paths.recipe}/recipe.yaml"]
+    environment = {
+        "RLHF_BENCH_CACHE": f"{paths.shared}/cache",
+        "HF_HOME": f"{paths.shared}/huggingface",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(grace + DRIVER_SECONDS),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": job_name(recipe.name), "labels": dict(LABELS)},
+        "spec": {
+            # A retry is a new cluster and the same command, with the same --output: it goes on from the last checkpoint.
+            "backoffLimit": RETRIES,
+            "entrypoint": shlex.join([*command, "--output", f"{paths.shared}/outputs/{recipe.name}"]),
+            "runtimeEnvYAML": as_yaml({"env_vars": environment}),
+            "submissionMode": "K8sJobMode",
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": FINISHED_SECONDS,
+            "submitterPodTemplate": {"spec": _pod("submitter", image, SUBMITTER) | {"restartPolicy": "Never"}},
+            "rayClusterSpec": cluster,
+        },
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines stands as it is, and so can be read."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def as_yaml(document: Mapping[str, Any]) -> str:
+    """In ASCII, so that no terminal or editor on the way changes it."""
+    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def job_name(name: str) -> str:
+    """A recipe's name as the name of a RayJob, or BadInput."""
+    found = name.lower().replace("_", "-")
+    if len(found) > LONGEST_NAME or not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", found):
+        raise BadInput(
+            f"name: {name} cannot name a RayJob, which begins with a letter, ends with a letter or digit and has at most "
+            f"{LONGEST_NAME} characters; choose another, for example name=my-comparison"
+        )
+    return found
+
+
+def ray_cluster(groups: Sequence[WorkerGroup], image: str, grace_seconds: int, shared: str) -> Document:
+    """The spec of a RayCluster: a head that takes no actors, and the groups, whose sizes never change."""
+    head = _ray_pod("ray-head", image, HEAD, shared)
+    head["terminationGracePeriodSeconds"] = grace_seconds + DRIVER_SECONDS
+    head["containers"][0]["lifecycle"] = {
+        "preStop": _command("python", "-m", "actors.stop_jobs", "http://127.0.0.1:8265")
+    }
+    head["containers"][0]["ports"] = [
+        {"name": "gcs-server", "containerPort": 6379},
+        {"name": "dashboard", "containerPort": 8265},
+        {"name": "client", "containerPort": 10001},
+    ]
+    return {
+        "rayVersion": importlib.metadata.version("ray"),
+        "enableInTreeAutoscaling": False,  # arms must not find different machines
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+            "template": {"spec": head},
+        },
+        "workerGroupSpecs": [_worker_group(g, image, grace_seconds, shared) for g in groups],
+    }
+
+
+def _worker_group(group: WorkerGroup, image: str, grace_seconds: int, shared: str) -> Document:
+    size = {"cpu": str(group.cpus), "memory": f"{math.ceil(group.memory_gib)}Gi"}
+    pod = _ray_pod("ray-worker", image, size | ({"nvidia.com/gpu": str(group.gpus)} if group.gpus else {}), shared)
+    # All pods are asked to end at once, and the driver's last checkpoint needs the learner.
+    pod["terminationGracePeriodSeconds"] = grace_seconds + DRIVER_SECONDS
+    pod["containers"][0]["lifecycle"] = {"preStop": _command("sleep", str(grace_seconds))}
+    return {
+        "groupName": group.name,
+        "replicas": group.pods,
+        "minReplicas": group.pods,
+        "maxReplicas": group.pods,
+        "rayStartParams": {},
+        **({"resources": {group.role: "1"}} if group.role else {}),
+        "template": {"spec": pod},
+    }
+
+
+def _ray_pod(name: str, image: str, size: Mapping[str, str], shared: str) -> Document:
+    pod = _pod(name, image, size)
+    container = pod["containers"][0]
+    container["envFrom"] = [{"secretRef": {"name": SECRET}}]
+    container["volumeMounts"] = [{"name": "shared", "mountPath": shared}]
+    return pod | {"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": NAME}}]}
+
+
+def _pod(name: str, image: str, size: Mapping[str, str]) -> Document:
+    """One container, not as root, without a way to the Kubernetes API; requests are limits, so nothing is shared."""
+    container = {
+        "name": name,
+        "image": image,
+        "resources": {"requests": dict(size), "limits": dict(size)},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    user = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+    return {
+        "automountServiceAccountToken": False,
+        "securityContext": user | {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+
+
+def _command(*words: str) -> Document:
+    return {"exec": {"command": list(words)}}
+
+
+def _refuse_local_paths(data: Mapping[str, Any], shared: str) -> None:
+    problems = [
+        f"{key}: {path} is a path of this machine, and pods see the volume at {shared}; copy it there and give {key}={shared}/…"
+        for key, path in _absolute_paths(data, ())
+        if not f"{path}/".startswith(f"{shared}/")
+    ]
+    if problems:
+        raise BadInput(*problems)
+
+
+def _absolute_paths(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Every absolute path in a recipe, and its key."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, inner in items:
+        yield from _absolute_paths(inner, (*key, str(name)))
+    if isinstance(value, str) and value.startswith("/"):
+        yield ".".join(key), value

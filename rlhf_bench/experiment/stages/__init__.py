@@ -1,0 +1,1 @@
+"""What happens before the arms: fine-tuning, off-policy pairs, reward model."""

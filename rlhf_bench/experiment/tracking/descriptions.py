@@ -1,0 +1,48 @@
+"""What MLflow shows as the description of a comparison's run and of its arms' runs: Markdown, as links and tables.
+
+Links to `artifact:NAME` lead to the comparison's files (`Tracker.describe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_bench.markdown import escaped, table
+from rlhf_bench.report import tables
+from rlhf_bench.report.format import decimal, quantity
+from rlhf_bench.report.tables import Row
+from rlhf_bench.report.verdict import verdict
+from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
+
+MOST = 7500
+"""Characters; MLflow takes 8000 in a tag, and addresses grow when they are filled in."""
+
+FILES = "[The recipe](artifact:recipe.yaml) · [the report](artifact:report.html) · [the numbers](artifact:summary.json)"
+
+
+def found(summary: Summary) -> str:
+    """Of a comparison that is done: its verdict, its table, and where the rest is."""
+    about = [escaped(str(summary.recipe["description"]))] if summary.recipe.get("description") else []
+    head = [*about, f"**{escaped(verdict(summary))}**"]
+    rows = tables.without_empty(tables.comparison_table(summary))
+    return "\n\n".join([*head, _fitting(rows, MOST - len("\n\n".join(head)) - len(FILES)), FILES])
+
+
+def found_by(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
+    """Of one arm's run with one seed."""
+    spent = quantity(seed.spent[summary.unit], summary.unit)
+    lines = [
+        f"{escaped(arm.name)}, seed {seed.seed}: **{escaped(seed.status)}**, score {decimal(seed.score)}, "
+        f"base policy {decimal(summary.base_score)}; KL {decimal(seed.kl)} nats; {spent} spent.",
+        f"Method {escaped(arm.method)}" + (f", data {escaped(arm.data)}." if arm.data else "."),
+        FILES,
+    ]
+    return "\n\n".join(lines)
+
+
+def _fitting(rows: Sequence[Row], room: int) -> str:
+    """As many of the first rows as there is room for."""
+    left_out = 0
+    while len(text := table(rows[: len(rows) - left_out])) > room and left_out < len(rows) - 1:
+        left_out += 1
+    return f"{text}\n\n{left_out} more rows are in the report." if left_out else text

@@ -1,0 +1,114 @@
+"""What MLflow is told of a comparison: its description, metrics with their steps, the data that runs use, names of finished policies.
+
+A metric of MLflow has a number and a step. `train/`, `score/` and `evaluation/` have the update as their step, and updates
+cost differently from method to method. What arms are compared by therefore stands there twice more, with another step:
+under `by_budget_permille/` thousandths of the budget, under `by_tokens/` response tokens that were drawn or learnt from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_bench.core.types import Evaluation
+from rlhf_bench.experiment.stages.start import Start
+from rlhf_bench.experiment.tracking.tracker import Dataset
+from rlhf_bench.markdown import escaped
+from rlhf_bench.methods.base import DataMode
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.recipe.sections import BEST, alias_of
+from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.loop import Look
+
+if TYPE_CHECKING:
+    from rlhf_bench.report import Summary
+
+BY_COMPUTE, BY_TOKENS = "by_budget_permille", "by_tokens"
+COMPARED = ("reward", "gold", "margin")
+"""Of an update's numbers, those that stand against compute and tokens too, where a method has them."""
+_PROMPTS = {"prompt": "string"}
+_PAIRS = {"prompt": "string", "chosen": "string", "rejected": "string"}
+_DEMONSTRATIONS = {"prompt": "string", "response": "string"}
+
+Steps = Iterator[tuple[int, dict[str, float]]]
+"""Steps of MLflow, and the metrics that are logged at each."""
+
+
+def begun(recipe: Recipe) -> str:
+    """The description of a comparison that has begun: what it is about to find out."""
+    arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
+    about = [escaped(recipe.description)] if recipe.description else []
+    budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"
+    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. Under way, or cut short."
+    return "\n\n".join([*about, facts, "[The recipe](artifact:recipe.yaml)"])
+
+
+def update_points(update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
+    """Of one update. `spent`: by ledger column, up to and with it; `fraction`: of the budget."""
+    yield update, _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": fraction}
+    compared = _grouped("train", {key: numbers[key] for key in COMPARED if key in numbers})
+    yield from _against(compared, spent, fraction)
+
+
+def look_points(look: Look, evaluation: Evaluation) -> Steps:
+    """Of one look at a policy."""
+    scores = _grouped("score", {split: result.score for split, result in evaluation.splits.items()})
+    own = {"evaluation/mark": look.mark, "budget/fraction": look.fraction}
+    yield look.update, scores | _grouped("evaluation", evaluation.numbers) | own
+    kl = {"kl": evaluation.numbers["kl"]} if "kl" in evaluation.numbers else {}
+    yield from _against(scores | kl, look.spent, look.fraction)
+
+
+def _against(compared: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
+    if compared:
+        yield round(1000 * fraction), _grouped(BY_COMPUTE, compared)
+        yield round(spent["generated_tokens"] + spent["trained_tokens"]), _grouped(BY_TOKENS, compared)
+
+
+def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{key}": value for key, value in numbers.items()}
+
+
+def datasets(recipe: Recipe, material: Material, start: Start) -> dict[str, Dataset]:
+    """All data of a comparison, by name."""
+    made_by = {"task": recipe.task.model_dump(mode="json")}
+    others = {**made_by, "pairs": "of the task's data" if material.pairs is not None else "of a weaker policy"}
+    found = [
+        _dataset("demonstrations", "training", material.demonstrations, _DEMONSTRATIONS, made_by),
+        _dataset("train_prompts", "training", material.train, _PROMPTS, made_by),
+        _dataset("off_policy_pairs", "training", start.pairs, _PAIRS, others),
+    ]
+    for split, prompts in material.held_out.items():
+        found.append(_dataset(f"held_out_prompts_{split}", "evaluation", prompts, _PROMPTS, made_by))
+    for split, pairs in start.held_out_pairs.items():
+        found.append(_dataset(f"held_out_pairs_{split}", "evaluation", pairs, _PAIRS, others))
+    return {one.name: one for one in found if one.rows}
+
+
+def used_by(data: DataMode, known: Mapping[str, Dataset]) -> list[Dataset]:
+    """Those that an arm learns from, by its kind of data, and those that it is looked at with."""
+    learnt_from = {"offline": ["off_policy_pairs"], "online": ["train_prompts"]}
+    names = learnt_from.get(data, ["off_policy_pairs", "train_prompts"])
+    return [one for name, one in known.items() if name in names or one.context == "evaluation"]
+
+
+def _dataset(
+    name: str, context: Any, rows: Sequence[Any], columns: Mapping[str, str], source: Mapping[str, Any]
+) -> Dataset:
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return Dataset(name, digest, context, json.dumps(source, sort_keys=True), columns, len(rows))
+
+
+def finished_policies(summary: Summary) -> Iterator[tuple[str, int, float, list[str]]]:
+    """Of every arm and seed that ended well: its score, and the aliases that its policy gets."""
+    ranked = [(seed.score, arm.name, seed.seed) for arm in summary.arms for seed in arm.finished]
+    best = max(ranked, default=None, key=lambda one: one[0])
+    for arm in summary.arms:
+        own = max(arm.finished, default=None, key=lambda seed: seed.score)
+        for seed in arm.finished:
+            aliases = [f"{alias_of(arm.name)}-seed{seed.seed}"]
+            aliases += [alias_of(arm.name)] if seed is own else []
+            aliases += [BEST] if best is not None and best[1:] == (arm.name, seed.seed) else []
+            yield arm.name, seed.seed, seed.score, aliases

@@ -1,0 +1,236 @@
+"""The calls to MLflow: what is in the journal becomes runs, metrics, tags and artifacts.
+
+Every item may come a second time: after a crash, or when an answer was lost on its way, nobody knows what arrived. So
+runs are looked up by their tags before one is made, and steps by the metric's history before one is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_bench.experiment.tracking.outbox import (
+    Alias,
+    End,
+    File,
+    Input,
+    Item,
+    Note,
+    Points,
+    Run,
+    Start,
+    Status,
+    Version,
+)
+
+MLFLOW_STATUS: Mapping[Status, str] = {
+    "done": "FINISHED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+
+RUN_KEY, ARM, SEED, STATUS = "rlhf_bench.run_key", "rlhf_bench.arm", "rlhf_bench.seed", "rlhf_bench.status"
+NOTE = "mlflow.note.content"  # the tag that MLflow's pages show as a run's description
+ARTIFACT_LINK = "](artifact:"
+POLICY = "policy"  # folder of a finished policy among its run's artifacts
+MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # of one log_batch request: MLflow's limits
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; a server that takes longer counts as away
+}
+"""Set where the user has not set them, before MLflow is imported."""
+
+
+class Store:
+    """An MLflow store. What it keeps of runs and steps saves requests, and is found again where it is not there."""
+
+    def __init__(self, uri: str, experiment: str, directory: Path):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # The tracker tries again itself, and looks first at what arrived. A request that MLflow's client repeats unasked
+        # could make a second run, where only the answer to the first was lost.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # a line per migration of a new sqlite store
+        self._directory = directory
+        self._client = MlflowClient(tracking_uri=uri)
+        found = self._client.get_experiment_by_name(experiment)
+        # A server knows where its artifacts go. Without one it would be the working directory: name a lasting place.
+        artifacts = (directory.resolve().parent / "mlartifacts").as_uri()
+        location = None if uri.startswith(("http://", "https://")) else artifacts
+        self._experiment = found.experiment_id if found else self._client.create_experiment(experiment, location)
+        self._ids: dict[Run, str] = {}
+        self._made_here: set[Run] = set()
+        self._steps: dict[Run, dict[str, set[int]]] = {}
+
+    def send(self, batch: Sequence[Item]) -> None:
+        """Send one item, or several `Points` of one run. Raises whatever MLflow, its store or the network raises, and
+        LookupError where the run of an item never began here."""
+        match batch[0]:
+            case Start():
+                self._start(batch[0])
+            case Points():
+                self._log([points for points in batch if isinstance(points, Points)])
+            case End():
+                self._end(batch[0])
+            case File():
+                self._client.log_artifact(self._id(batch[0].run), str(self._directory / batch[0].path))
+            case Note():
+                self._describe(batch[0].run, {}, {NOTE: self._linked(batch[0])})
+            case Input():
+                self._input(batch[0])
+            case Version():
+                self._version(batch[0])
+            case Alias():
+                self._alias(batch[0])
+
+    def forget(self) -> None:
+        """After an error: which steps the store has is not known."""
+        self._made_here.clear()
+        self._steps.clear()
+
+    def _start(self, start: Start) -> None:
+        run = start.run
+        found = self._search(run)
+        if found:
+            self._ids[run] = found[0].info.run_id
+            self._client.update_run(self._ids[run], status="RUNNING")
+        else:
+            own = {ARM: "", RUN_KEY: run.run_key}
+            if run.arm is not None:
+                own = {ARM: run.arm, SEED: str(run.seed), "mlflow.parentRunId": self._id(run.parent)}
+            made = self._client.create_run(
+                self._experiment, start.milliseconds, tags={**start.tags, **own}, run_name=run.title
+            )
+            self._ids[run] = made.info.run_id
+            self._made_here.add(run)
+        self._describe(run, start.params, start.tags)
+
+    def _log(self, batch: Sequence[Points]) -> None:
+        """A step of a metric that is there already, from an earlier attempt or an earlier call, is not logged again."""
+        from mlflow.entities import Metric
+
+        run = batch[0].run
+        new: dict[tuple[str, int], Metric] = {}
+        for points in batch:
+            for name, value in points.metrics.items():
+                if points.step not in self._logged(run, name):
+                    new.setdefault((name, points.step), Metric(name, value, points.milliseconds, points.step))
+        metrics = list(new.values())
+        for start in range(0, len(metrics), MOST_METRICS):
+            self._client.log_batch(self._id(run), metrics=metrics[start : start + MOST_METRICS])
+        for name, step in new:
+            self._logged(run, name).add(step)
+
+    def _end(self, end: End) -> None:
+        own = self._id(end.run)
+        self._describe(end.run, {}, {**end.tags, STATUS: end.status})
+        self._client.set_terminated(own, MLFLOW_STATUS[end.status], end.milliseconds)
+        for double in self._search(end.run):  # made by a request that was given up and carried out after all
+            if double.info.run_id != own and not _content(double):
+                self._client.delete_run(double.info.run_id)
+        self._made_here.discard(end.run)
+        self._steps.pop(end.run, None)
+
+    def _linked(self, note: Note) -> str:
+        """Its text, with the addresses of files as MLflow's pages have them."""
+        files = f"#/experiments/{self._experiment}/runs/{self._id(note.run.parent)}/artifacts/"
+        return note.text.replace(ARTIFACT_LINK, f"]({files}")
+
+    def _input(self, item: Input) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        columns = [{"name": name, "type": kind} for name, kind in item.columns.items()]
+        dataset = Dataset(
+            item.name, item.digest, "code", json.dumps({"tags": json.loads(item.source)}),
+            json.dumps({"mlflow_colspec": columns}), json.dumps({"num_rows": item.rows}),
+        )  # fmt: skip
+        tags = [InputTag("mlflow.data.context", item.context)]
+        self._client.log_inputs(self._id(item.run), [DatasetInput(dataset, tags)])
+
+    def _version(self, item: Version) -> None:
+        """Files first: a version is there once all it consists of is."""
+        folder, own = self._directory / item.path, self._id(item.run)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder")
+        self._client.log_artifacts(own, str(folder), POLICY)
+        if not self._client.search_registered_models(f"name = '{item.model}'"):
+            self._client.create_registered_model(item.model)
+        if not self._versions(item):
+            self._client.create_model_version(item.model, f"runs:/{own}/{POLICY}", own, tags=dict(item.tags))
+
+    def _alias(self, item: Alias) -> None:
+        versions = self._versions(item)
+        if not versions:
+            raise LookupError(f"{item.run} has no version of {item.model}")
+        self._client.set_registered_model_alias(item.model, item.alias, versions[0].version)
+
+    def _versions(self, item: Version | Alias) -> list[Any]:
+        """Of the registered model, those that the item's run has made: none or one."""
+        found = self._client.search_model_versions(f"name = '{item.model}'")
+        return [version for version in found if version.run_id == self._id(item.run)]
+
+    def _id(self, run: Run) -> str:
+        if run not in self._ids:
+            found = self._search(run)
+            if not found:
+                raise LookupError(f"the run of {run} never began in this store")
+            self._ids[run] = found[0].info.run_id
+        return self._ids[run]
+
+    def _search(self, run: Run) -> list[Any]:
+        """The MLflow runs that are this run: none or one; or several, what an outage may leave, the full one first."""
+        if run.arm is None:
+            condition = f"tags.`{RUN_KEY}` = '{run.run_key}' and tags.`{ARM}` = ''"
+        else:
+            same_arm = f"tags.`{ARM}` = '{run.arm}' and tags.`{SEED}` = '{run.seed}'"
+            condition = f"tags.`mlflow.parentRunId` = '{self._id(run.parent)}' and {same_arm}"
+        return sorted(self._client.search_runs([self._experiment], condition), key=_content, reverse=True)
+
+    def _logged(self, run: Run, metric: str) -> set[int]:
+        """The steps of `metric` that the store has."""
+        steps = self._steps.setdefault(run, {})
+        if metric not in steps:
+            history = () if run in self._made_here else self._client.get_metric_history(self._id(run), metric)
+            steps[metric] = {point.step for point in history}
+        return steps[metric]
+
+    def _describe(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        all_params = [Param(name, value) for name, value in params.items()]
+        all_tags = [RunTag(name, value) for name, value in tags.items()]
+        for start in range(0, len(all_params), MOST_PARAMS):
+            self._client.log_batch(self._id(run), params=all_params[start : start + MOST_PARAMS])
+        for start in range(0, len(all_tags), MOST_TAGS):
+            self._client.log_batch(self._id(run), tags=all_tags[start : start + MOST_TAGS])
+
+
+def refused(error: Exception) -> bool:
+    """Would the same request fail again? So if the server calls it wrong, the file cannot be read, or its run never
+    began. A server that wants other credentials, or a gateway that knows no MLflow just now, refuses nothing: it waits.
+    (Nor does OSError at large: a lost connection is one too.)"""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+        return status in (400, 409) or (status == 404 and error.error_code != "ENDPOINT_NOT_FOUND")
+    if isinstance(error, HTTPError):  # of an artifact
+        return error.response is not None and error.response.status_code in (400, 409, 413)
+    return isinstance(
+        error, (FileNotFoundError, IsADirectoryError, PermissionError, LookupError, TypeError, ValueError)
+    )
+
+
+def _content(run: Any) -> int:
+    return len(run.data.params) + len(run.data.metrics)

@@ -1,0 +1,239 @@
+"""What MLflow is to get, on disk: DIR/tracking.jsonl, a line each, in the order of the run.
+
+A line is with the operating system before the call that wrote it returns, so a driver that is killed loses none. Lines
+of another kind, `{"delivered": BYTES}`, say up to where MLflow has it all: what lies behind the last of them waits, for
+this process or for the next one that works in DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlhf_bench.core.types import BadInput, RunFailed
+
+Status = Literal["done", "diverged", "failed", "interrupted"]
+
+
+class Run(NamedTuple):
+    """A run in MLflow: the comparison's own, known by its key, or that of one of its arms with one seed."""
+
+    run_key: str
+    arm: str | None = None
+    seed: int | None = None
+
+    @property
+    def title(self) -> str:
+        return "comparison" if self.arm is None else f"{self.arm} · seed {self.seed}"
+
+    @property
+    def parent(self) -> Run:
+        return Run(self.run_key)
+
+    def __str__(self) -> str:
+        return "the comparison" if self.arm is None else self.title
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run begins, or is carried on with. `milliseconds` here and below: since 1970, when it happened."""
+
+    run: Run
+    milliseconds: int
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"the run of {self.run}"
+
+
+@dataclass(frozen=True)
+class Points:
+    """The metrics of one step of a run."""
+
+    run: Run
+    milliseconds: int
+    step: int
+    metrics: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"metrics of {self.run}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class End:
+    """A run ends."""
+
+    run: Run
+    milliseconds: int
+    status: Status
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"the end of {self.run}"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to attach to a run; `path` is relative to DIR."""
+
+    run: Run
+    path: str
+
+    def __str__(self) -> str:
+        return f"the file {Path(self.path).name}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A run's description in Markdown, in place of the one before. A link to `artifact:NAME` leads to that file of the
+    comparison's run."""
+
+    run: Run
+    text: str
+
+    def __str__(self) -> str:
+        return f"the description of {self.run}"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Data that a run uses. `context`: training or evaluation; `source`: what it is made of, as JSON."""
+
+    run: Run
+    name: str
+    digest: str
+    context: str
+    source: str
+    columns: Mapping[str, str]  # name -> type, as MLflow calls it
+    rows: int
+
+    def __str__(self) -> str:
+        return f"the dataset {self.name} of {self.run}"
+
+
+@dataclass(frozen=True)
+class Version:
+    """The folder of an arm's finished policy, for the registered model `model`; `path` is relative to DIR."""
+
+    run: Run
+    model: str
+    path: str
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"the version of {self.model} by {self.run}"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name for the version that `run` has made of the registered model `model`."""
+
+    run: Run
+    model: str
+    alias: str
+
+    def __str__(self) -> str:
+        return f"the alias {self.alias} of {self.model}"
+
+
+Item = Start | Points | End | File | Note | Input | Version | Alias
+KINDS: Mapping[str, type[Item]] = {
+    kind.__name__.lower(): kind for kind in (Start, Points, End, File, Note, Input, Version, Alias)
+}
+
+
+class Journal:
+    """Any thread appends, one reads and marks. Only one process may work in a directory at a time."""
+
+    def __init__(self, directory: Path):
+        """Open DIR's journal, or begin one. A last line that was cut short, by a kill in the middle of a write, is
+        dropped. Raises BadInput where another line cannot be read, RunFailed where the file cannot be written."""
+        self.path = directory / "tracking.jsonl"
+        self._lock = threading.Lock()
+        self._delivered = 0
+        try:
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._file.truncate(self._end_of_what_counts())
+
+    def append(self, item: Item) -> None:
+        """Add a line. Raises RunFailed where it cannot be written; the journal is then as it was before."""
+        self._write({"kind": type(item).__name__.lower(), **vars(item)})
+
+    def waiting(self) -> Iterator[tuple[Item, int]]:
+        """What is not delivered, in order, each with the byte behind it. Read as it is asked for, never held at once."""
+        for line, end in self._lines(self._delivered):
+            if "delivered" not in line:
+                yield _item(line), end
+
+    def delivered(self, end: int) -> None:
+        """Mark all before byte `end` as delivered. Raises RunFailed where that cannot be written."""
+        self._write({"delivered": end})
+        self._delivered = end
+
+    def remove(self) -> None:
+        """End the journal, once all is delivered."""
+        self._file.close()
+        self.path.unlink()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        left = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError as error:
+                self._file.truncate(size)
+                raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunFailed:
+        return RunFailed(
+            f"{self.path}: cannot be written: {error.strerror}; what MLflow is to get is kept there: make room, and the "
+            f"same command with the same --output goes on"
+        )
+
+    def _lines(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Lines from byte `start` on, each with the byte behind it; one that is being written is not there yet."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                start += len(line)
+                yield json.loads(line), start
+
+    def _end_of_what_counts(self) -> int:
+        """The byte behind the last whole line; 0 where nothing waits. Finds what is delivered on the way."""
+        end = last_item = 0
+        number = 1
+        try:
+            for line, after in self._lines(0):
+                if "delivered" in line:
+                    self._delivered = int(line["delivered"])
+                else:
+                    _item(line)
+                    last_item = after
+                end, number = after, number + 1
+        except (ValueError, KeyError, TypeError) as error:
+            with self.path.open("rb") as file:
+                file.seek(end)
+                file.readline()
+                if file.read(1):
+                    raise BadInput(
+                        f"{self.path}: line {number} cannot be read; remove that line: MLflow will lack what it held"
+                    ) from error
+        if last_item <= self._delivered:
+            self._delivered = end = 0
+        return end
+
+
+def _item(line: dict[str, Any]) -> Item:
+    return KINDS[line.pop("kind")](**{**line, "run": Run(*line["run"])})

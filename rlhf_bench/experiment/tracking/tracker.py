@@ -1,0 +1,259 @@
+"""MLflow: one experiment per recipe, a parent run per comparison, a nested child per arm and seed.
+
+    driver ── start_comparison, start_arm, log, end_arm ──> journal on disk ──> one thread ──> MLflow
+
+The driver only ever appends to the journal. Importing MLflow and making a new sqlite store take seconds, and a server
+may be slow or away for days: the thread bears that, in order, and tries again while the run goes on. What MLflow has
+not got by the end, or when the driver is killed, waits in the journal for the next run in the same directory. What
+MLflow refuses is named by `Tracker.finish`, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_bench.experiment.tracking.mlflow_store import MOST_METRICS, Store, refused
+from rlhf_bench.experiment.tracking.outbox import (
+    Alias,
+    End,
+    File,
+    Input,
+    Item,
+    Journal,
+    Note,
+    Points,
+    Run,
+    Start,
+    Status,
+    Version,
+)
+
+NOT_FINITE = "numbers/not_finite"
+FLUSH_SECONDS = 5.0
+RETRY_SECONDS = 15.0
+PATIENCE_SECONDS = 15.0  # how long `finish` goes on asking for a store that is away
+FINISH_SECONDS = 120.0  # the most that `finish` waits, also for a store that is there but slow
+
+
+def tracking_uri(uri: str | None, directory: Path) -> str:
+    """The store to use: `uri`, else MLFLOW_TRACKING_URI, else a sqlite file beside the run's output `directory`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{directory.resolve().parent / 'mlflow.db'}"
+
+
+def how_to_open(uri: str) -> str:
+    """How a reader opens the store: a server's own address, or the command that serves it. Without credentials."""
+    shown = without_credentials(uri)
+    return shown if uri.startswith(("http://", "https://")) else f".venv/bin/mlflow ui --backend-store-uri '{shown}'"
+
+
+def without_credentials(text: str) -> str:
+    """Text fit for a log: `user:password@` and `password=…` of the addresses in it are starred out."""
+    return re.sub(r"(?i)(password=)[^&\s'\"]*", r"\1***", re.sub(r"://[^:/\s]*(:\S*)?@", "://***@", text))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Some of the data of a comparison. `digest` tells it from another of that name; `source`, as JSON, what it is made of."""
+
+    name: str
+    digest: str
+    context: Literal["training", "evaluation"]
+    source: str
+    columns: Mapping[str, str]  # name -> MLflow's name of its type
+    rows: int
+
+
+class Tracker:
+    """The driver's side. No method waits for MLflow, but for `finish`, which does for a bounded time; none raises because
+    of it. All that take something to MLflow raise RunFailed where the journal in `directory` cannot be written.
+
+    `on_warning` gets one line when the store first fails, and one when it first refuses something; it is called from
+    the tracker's thread, and not after `finish`. What an earlier run left in the journal is delivered first.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, directory: Path, on_warning: Callable[[str], None] = print):
+        self.uri = tracking_uri(uri, directory)
+        self._experiment = experiment
+        self._directory = directory
+        self._on_warning = on_warning
+        self._journal = Journal(directory)
+        self._run_key = ""
+        self._open: set[tuple[str, int]] = set()
+        self._warned: set[str] = set()
+        self._lost: list[str] = []
+        self._finishing, self._patience_ends = threading.Event(), math.inf
+        self._given_up = False
+        # A daemon, so that a driver that dies does not hang on a server that is away.
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def start_comparison(self, run_key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Begin the parent run, or carry on with the one that has this `run_key`. Comes before all else."""
+        self._run_key = run_key
+        self._journal.append(Start(Run(run_key), _now(), _text(params), _text(tags)))
+
+    def start_arm(self, name: str, seed: int, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """Begin the nested run of one arm and seed, or carry on with the one the comparison already has."""
+        self._open.add((name, seed))
+        self._journal.append(Start(self._run(name, seed), _now(), _text(params), _text(tags)))
+
+    def log(self, arm: str | None, seed: int | None, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step of an arm, or of the comparison where no arm is named. Values that are not finite are left out; their number is logged as numbers/not_finite.
+
+        A metric has every step once: what comes again, from this attempt or a later one of the same run, is left out.
+        """
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        if len(finite) < len(metrics):
+            finite[NOT_FINITE] = float(len(metrics) - len(finite))
+        self._journal.append(Points(self._run(arm, seed), _now(), step, finite))
+
+    def end_arm(self, arm: str, seed: int, status: Status, tags: Mapping[str, Any]) -> None:
+        """Close an arm's run as finished, failed (also where it diverged) or killed; the tag keeps the exact word."""
+        self._open.discard((arm, seed))
+        self._journal.append(End(self._run(arm, seed), _now(), status, _text(tags)))
+
+    def artifact(self, path: Path, arm: str | None = None, seed: int | None = None) -> None:
+        """Attach a file to an arm's run, or to the comparison's where no arm is named. Read when its turn comes."""
+        self._journal.append(File(self._run(arm, seed), os.path.relpath(path, self._directory)))
+
+    def describe(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
+        """Set the description of an arm's run, or of the comparison's: Markdown, in which a link to `artifact:NAME` leads
+        to a file that is attached to the comparison."""
+        self._journal.append(Note(self._run(arm, seed), text))
+
+    def uses(self, dataset: Dataset, arm: str | None = None, seed: int | None = None) -> None:
+        """Say what data a run uses."""
+        self._journal.append(Input(self._run(arm, seed), **vars(dataset)))
+
+    def register(self, model: str, policy: Path, arm: str, seed: int, tags: Mapping[str, Any]) -> None:
+        """Attach a finished policy's folder to its arm's run, and make it a version of the registered model `model`: one
+        per run, however often this is called. Read when its turn comes."""
+        path = os.path.relpath(policy, self._directory)
+        self._journal.append(Version(self._run(arm, seed), model, path, _text(tags)))
+
+    def alias(self, model: str, alias: str, arm: str, seed: int) -> None:
+        """Name the version that was registered for an arm and seed. Takes the name from the version that had it."""
+        self._journal.append(Alias(self._run(arm, seed), model, alias))
+
+    def finish(self, status: Status) -> list[str]:
+        """Close every run that is open, wait until MLflow has it all, and say what it has not got, a line each.
+
+        Waits PATIENCE_SECONDS and one request for a store that is away, FINISH_SECONDS for one that is slow.
+        """
+        for arm, seed in sorted(self._open):
+            self.end_arm(arm, seed, "interrupted" if status == "done" else status, {})
+        self._journal.append(End(Run(self._run_key), _now(), status, {}))
+        self._patience_ends = time.monotonic() + PATIENCE_SECONDS
+        self._finishing.set()
+        self._thread.join(FINISH_SECONDS)
+        self._given_up = True
+        waiting = sum(1 for _ in self._journal.waiting())
+        if not waiting:
+            self._journal.remove()
+            return self._lost
+        return [
+            *self._lost,
+            f"{waiting} records, which wait in {self._journal.path}: the same command with the same --output delivers "
+            f"them; no result in {self._directory} needs them",
+        ]
+
+    def _run(self, arm: str | None, seed: int | None) -> Run:
+        return Run(self._run_key, arm, seed)
+
+    # Below: the tracker's thread.
+
+    def _work(self) -> None:
+        store: Store | None = None
+        pause = FLUSH_SECONDS
+        while not self._given_up:
+            finishing = self._finishing.wait(pause)  # which cuts the pause short
+            try:
+                store = store or Store(self.uri, self._experiment, self._directory)
+                self._deliver(store)
+            except Exception as error:  # whatever MLflow, its store or the network raises: the run goes on
+                self._warn(
+                    "away",
+                    f"MLflow at {self.uri} gets nothing for now: {_line(error)}; the run goes on, and what MLflow is to "
+                    f"get waits in {self._journal.path}",
+                )
+                pause = RETRY_SECONDS
+                if store:
+                    store.forget()
+                if finishing and time.monotonic() > self._patience_ends:
+                    return
+                if finishing:
+                    time.sleep(min(1.0, RETRY_SECONDS))
+            else:
+                pause = FLUSH_SECONDS
+                if finishing:
+                    return
+
+    def _deliver(self, store: Store) -> None:
+        """Send what waits, in order, and mark what is sent or refused for good. Raises where the store is away."""
+        for batches, end in _lots(self._journal.waiting()):
+            for batch in batches:
+                if self._given_up:
+                    return
+                self._send(store, batch)
+            self._journal.delivered(end)
+
+    def _send(self, store: Store, batch: list[Item]) -> None:
+        try:
+            store.send(batch)
+        except Exception as error:
+            if not refused(error):
+                raise
+            if len(batch) > 1:  # one by one, so that what is wrong with one step costs no other
+                for item in batch:
+                    self._send(store, [item])
+                return
+            self._warn("refused", f"MLflow refused {batch[0]}: {_line(error)}")
+            self._lost.append(f"{batch[0]}: {_line(error)}")
+
+    def _warn(self, kind: str, line: str) -> None:
+        if kind not in self._warned and not self._given_up:
+            self._warned.add(kind)
+            self._on_warning(without_credentials(line))
+
+
+def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]], int]]:
+    """Items as they are sent, in batches: points of one run together, as many as fit into one request, also where those of
+    arms beside each other come in turn; anything else alone. Each lot of batches with the journal's byte behind it."""
+    lot: dict[Run, list[Item]] = {}
+    metrics: Counter[Run] = Counter()
+    end = 0
+    for item, after in items:
+        own = len(item.metrics) if isinstance(item, Points) else MOST_METRICS + 1
+        if lot and metrics[item.run] + own > MOST_METRICS:
+            yield list(lot.values()), end
+            lot, metrics = {}, Counter()
+        if not isinstance(item, Points):
+            yield [[item]], after
+            continue
+        lot.setdefault(item.run, []).append(item)
+        metrics[item.run] += own
+        end = after
+    if lot:
+        yield list(lot.values()), end
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return without_credentials(lines[0]) if lines else type(error).__name__
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _text(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""The forward pass: packing, attention, heads, LoRA, loading and checking of given models, tokenizers, FLOPs."""

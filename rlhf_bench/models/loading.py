@@ -1,0 +1,127 @@
+"""Building and loading Hugging Face models in the two shapes that are needed: causal, and scalar (reward model, critic).
+
+transformers' model classes are imported inside the functions: they take seconds, and a driver whose model is in the
+cache never needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rlhf_bench.bfloat16 import with_fast_products
+from rlhf_bench.models import attention
+from rlhf_bench.models.cpu_kernels import with_fewer_passes
+from rlhf_bench.models.flops import ModelShape
+from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.recipe import ModelSettings
+
+FRESH = "fresh.json"
+"""Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
+REWARD = "reward.json"
+"""In the folder of a reward model that a run has made or was given: a `Reward`."""
+
+
+def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
+    """A Llama without weights, and its tokenizer, as a Hugging Face folder that `load_model` draws the weights of.
+
+    The configuration is written as the JSON that it is: transformers' class of it takes the driver seconds to import.
+    """
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": len(tokenizer),
+        "hidden_size": settings.hidden_size, "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.layers, "num_attention_heads": settings.heads, "num_key_value_heads": settings.heads,
+        "max_position_embeddings": settings.max_length, "tie_word_embeddings": True, "dtype": settings.dtype,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / FRESH).write_text(json.dumps({"seed": seed}))
+    tokenizer.save_pretrained(folder)
+
+
+def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
+    """The shape of the Llama that `write_fresh_model` describes: four attention and three feed-forward products a
+    layer, a head tied to the embedding, two norms a layer and one at the end."""
+    hidden = settings.hidden_size
+    linear = settings.layers * hidden * (4 * hidden + 3 * settings.intermediate_size)
+    norms = (2 * settings.layers + 1) * hidden
+    width = settings.layers * (4 * 2 * hidden + 3 * (hidden + settings.intermediate_size))
+    head = hidden * vocabulary
+    return ModelShape(linear, settings.layers, hidden, head, linear + norms + head, width, vocabulary)
+
+
+def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
+    """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have. Where the
+    folder holds a reward model, the head is multiplied by its scale, and what it answers is less its offset."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    reward = Reward.read(path)
+    path = reward.model or path
+    attention.register()
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(
+        path, trust_remote_code=False, **({} if kind == "causal" else {"num_labels": 1})
+    )
+    config.transformers_weights = None  # a file that the configuration names, and which may be a pickle
+    # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
+    for name in [
+        n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)
+    ]:
+        setattr(config, name, 0.0)
+    kwargs: dict[str, Any] = {
+        "config": config,
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention.PACKED_ROWS,
+        "trust_remote_code": False,
+    }
+    if (fresh := Path(path) / FRESH).exists():
+        torch.manual_seed(json.loads(fresh.read_text())["seed"])
+        causal = AutoModelForCausalLM.from_config(**kwargs)
+        if kind == "causal":
+            return TokenLogprobs(_made_fast(causal))
+        torch.manual_seed(seed)
+        classifier = AutoModelForSequenceClassification.from_config(**kwargs)
+        classifier.base_model.load_state_dict(causal.base_model.state_dict())
+        return ResponseValues(_made_fast(classifier))
+    kwargs["use_safetensors"] = True  # other weights are pickles
+    if kind == "causal":
+        return TokenLogprobs(_made_fast(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
+    classifier = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+    return ResponseValues(_made_fast(_scaled(classifier, reward.scale)), reward.offset)
+
+
+def _made_fast(model: nn.Module) -> nn.Module:
+    return with_fewer_passes(with_fast_products(model))
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How a reward model's scores are read, as `reward.json` in its folder says: scale × its head's answer − offset."""
+
+    model: str | None = None  # a folder or id where the weights are; None: in the folder itself
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        (folder / REWARD).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: str) -> Reward:
+        """Of a folder or id that is no reward model of a run: as it is."""
+        file = Path(path) / REWARD
+        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+
+
+def _scaled(classifier: nn.Module, scale: float) -> nn.Module:
+    """With its head multiplied, in memory alone, so that its scores have the spread one wants."""
+    with torch.no_grad():
+        for parameter in classifier.score.parameters():
+            parameter.mul_(scale)
+    return classifier

@@ -1,0 +1,80 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): a model learns W + α/r · B A in place of W, in every linear layer of its
+backbone. W stays as it is; A [r, in] is drawn at random and B [out, r] is 0 at the start, so the model starts unchanged.
+
+peft makes the layers. What is sent to engines or written to a folder is the merged model, under the names it had before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_bench.bfloat16 import with_fast_products
+from rlhf_bench.models.heads import ResponseValues
+from rlhf_bench.recipe import LoraSettings
+
+ADAPTER = "default"
+"""Its name within peft's layers: a model has one."""
+
+
+def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
+    """Freeze all that `model` (TokenLogprobs or ResponseValues) has, but for a scalar head, and put adapters beside
+    every linear layer of its backbone, in place. `seed` draws them.
+
+    They have no dropout: the policy that learns is the policy that sampled."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    backbone = model.lm.base_model
+    transposed = any(type(module).__name__ == "Conv1D" for module in backbone.modules())  # GPT-2's [in, out]
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear",
+        fan_in_fan_out=transposed,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    inject_adapter_in_model(config, backbone, ADAPTER)
+    if isinstance(model, ResponseValues):
+        model.lm.score.requires_grad_(True)
+    with_fast_products(model)
+
+
+@dataclass(frozen=True)
+class PlainWeight:
+    """A parameter of the model as it is without adapters."""
+
+    name: str  # in the plain model
+    parameters: tuple[nn.Parameter, ...]  # what it is made of: itself, and the adapter's A and B where there is one
+    layer: nn.Module | None  # peft's, where there is an adapter
+
+    def value(self) -> Tensor:
+        """The parameter's own memory, or a new tensor where an adapter is merged into it. Neither changes."""
+        weight = self.parameters[0].detach()
+        return weight if self.layer is None else weight + self.layer.get_delta_weight(ADAPTER).detach()
+
+
+def plain_weights(lm: nn.Module) -> Iterator[PlainWeight]:
+    """Every parameter of a Hugging Face model, with or without adapters, each once."""
+    adapted = {name: layer for name, layer in lm.named_modules() if hasattr(layer, "lora_A")}
+    own = {id(p) for layer in adapted.values() for part in (layer.lora_A, layer.lora_B) for p in part.parameters()}
+    for name, parameter in lm.named_parameters():
+        if id(parameter) in own:
+            continue
+        module, _, kind = name.rpartition(".")
+        layer = adapted.get(module.removesuffix(".base_layer")) if kind == "weight" else None
+        parts = () if layer is None else (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+        yield PlainWeight(_plain(name), (parameter, *parts), layer)
+
+
+def plain_state_dict(lm: nn.Module) -> dict[str, Tensor]:
+    """The state of the model without adapters, theirs merged into it: what `save_pretrained` writes. What is merged is in
+    the host's memory: the device need not hold the model twice."""
+    merged = {weight.name: weight.value().cpu() for weight in plain_weights(lm) if weight.layer is not None}
+    whole = {_plain(name): value for name, value in lm.state_dict().items() if ".lora_" not in name}
+    return whole | merged
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")

@@ -1,0 +1,132 @@
+"""How rows become tensors: packed one behind the other, without padding.
+
+A row is one prompt and its k responses. It is computed as a small tree: the prompt once, then every response, each
+seeing the prompt and itself only (`attention.py`), at the positions it would have on its own. That equals k separate
+sequences exactly (a test holds it), and spends the prompt's tokens once.
+
+    pack:        p0 p1 p2 | a0 a1 a2 | b0 b1 || q0 q1 | c0 c1 ...
+    position:    0  1  2  |  3  4  5 |  3  4 ||  0  1 |  2  3 ...
+    predicts:          a0,b0 | a1 a2 |   b1                        (p2 predicts the first token of both responses)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_bench.core.types import Row
+from rlhf_bench.models.attention import Layout
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows as tensors. N tokens in all; T response tokens and R responses, both flat, in row order."""
+
+    input_ids: Tensor  # [1, N] int64
+    position_ids: Tensor  # [1, N] int64
+    layout: Layout
+    predictor: Tensor  # [T] the position that predicts this token
+    last: Tensor  # [R] the position of the response's last token
+    targets: Tensor  # [T] int64, the response tokens
+    response_index: Tensor  # [T] int64, which of the R responses a token belongs to
+    extras: Mapping[str, Tensor]  # name -> [T] or [R] float32
+    weight: float = 1.0  # 0 for a batch that only keeps ranks in step
+
+    @property
+    def responses(self) -> int:
+        return int(self.last.shape[0])
+
+    def answers(self, first: int = 0, last: int | None = None) -> Answers:
+        """The responses of rows `first` up to, not including, `last`."""
+        before, rows = self.layout.rows[:first], self.layout.rows[first:last]
+        token, response = (sum(count(row.responses) for row in before) for count in (sum, len))
+        tokens, responses = (sum(count(row.responses) for row in rows) for count in (sum, len))
+        of_tokens, of_responses = slice(token, token + tokens), slice(response, response + responses)
+        whole = len(self.targets)  # an extra has a number per token, or per response
+        extras = {n: e[of_tokens] if len(e) == whole else e[of_responses] for n, e in self.extras.items()}
+        return Answers(of_tokens, self.response_index[of_tokens] - response, responses, extras)
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved, extras={k: v.to(device) for k, v in self.extras.items()})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The responses of some rows of a batch, as a loss sees them: t tokens, r responses."""
+
+    tokens: slice  # their place among the batch's response tokens
+    response_index: Tensor  # [t]
+    responses: int
+    extras: Mapping[str, Tensor]  # name -> [t] or [r]
+
+
+def layout_of(rows: Sequence[Row]) -> Layout:
+    return Layout.of([(len(row.prompt_ids), [len(tokens) for tokens in row.responses]) for row in rows])
+
+
+def micro_batch(rows: Sequence[Row], weight: float = 1.0) -> MicroBatch:
+    """Lay out rows. Raises ValueError for an empty prompt or response: nothing would predict or be predicted."""
+    for row in rows:
+        if not row.prompt_ids or not row.responses or not all(row.responses):
+            raise ValueError(f"row {row.id}: the prompt and every response need at least one token")
+    layout = layout_of(rows)
+    ids = np.concatenate([part for row in rows for part in (row.prompt_ids, *row.responses)])
+    predictor, last, targets = [], [], []
+    for row, place in zip(rows, layout.rows, strict=True):
+        at = place.start + place.prompt
+        before = at - 1
+        for tokens in row.responses:
+            n = len(tokens)
+            predictor.append(np.concatenate(([before], np.arange(at, at + n - 1))))
+            targets.append(np.asarray(tokens, dtype=np.int64))
+            at += n
+            last.append(at - 1)
+    lengths = torch.tensor([len(t) for t in targets])
+    extras = {
+        n: torch.from_numpy(np.concatenate([a for r in rows for a in r.extras[n]]).astype(np.float32))
+        for n in rows[0].extras
+    }
+    return MicroBatch(
+        torch.from_numpy(ids.astype(np.int64))[None], layout.segments[2][None], layout,
+        torch.from_numpy(np.concatenate(predictor)), torch.tensor(last), torch.from_numpy(np.concatenate(targets)),
+        torch.repeat_interleave(torch.arange(len(lengths)), lengths), extras, weight,
+    )  # fmt: skip
+
+
+def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int) -> list[list[list[int]]]:
+    """Row indices by rank and micro-batch: `plan[rank][micro_batch] -> indices`.
+
+    Rows go, longest first, to the rank with the fewest tokens; within a rank neighbours in length share a micro-batch as
+    long as their tokens stay within the budget (a single longer row is a batch of its own).
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i].tokens, i))
+    loads = [0] * ranks
+    by_rank: list[list[int]] = [[] for _ in range(ranks)]
+    for i in order:
+        rank = loads.index(min(loads))
+        by_rank[rank].append(i)
+        loads[rank] += rows[i].tokens
+    return [_chunk(rows, indices, tokens_per_micro_batch) for indices in by_rank]
+
+
+def _chunk(rows: Sequence[Row], indices: Sequence[int], budget: int) -> list[list[int]]:
+    chunks: list[list[int]] = []
+    room = 0
+    for i in indices:
+        if chunks and rows[i].tokens <= room:
+            chunks[-1].append(i)
+        else:
+            chunks.append([i])
+            room = budget
+        room -= rows[i].tokens
+    return chunks
+
+
+def sum_by_response(per_token: Tensor, response_index: Tensor, responses: int) -> Tensor:
+    """[T] -> [R]: add up each response's tokens."""
+    return per_token.new_zeros(responses).index_add(0, response_index, per_token)

@@ -1,0 +1,236 @@
+"""Tokenizers: trained on a task's texts (characters, words or byte-level BPE), or a pretrained one.
+
+A trained tokenizer has `<pad> <bos> <eos> <unk>` as ids 0 to 3, depends on nothing but its settings and its texts,
+and is saved and loaded in Hugging Face's format, so every engine reads the same file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rlhf_bench.core.types import BadInput, Prompt
+
+PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+_BYTES = pre_tokenizers.ByteLevel.alphabet()
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class TokenizerSettings(BaseModel):
+    """How text becomes tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["characters", "words", "bpe", "pretrained"] = Field(
+        description="characters: one token each; words: split at white space; bpe: byte-level BPE trained on the "
+        "task's texts; pretrained: a Hugging Face tokenizer."
+    )
+    vocab_size: int | None = Field(
+        None,
+        ge=len(SPECIALS) + len(_BYTES),
+        le=1_000_000,
+        description="Most tokens, the special ones and all 256 bytes included (bpe).",
+    )
+    name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
+    chat_template: Literal["own"] | None = Field(
+        None,
+        description="own: the tokenizer's own chat template around every prompt, whose text is one message of a user (pretrained); null: texts as they stand.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        for key, kind in (("vocab_size", "bpe"), ("name_or_path", "pretrained")):
+            given = getattr(self, key) is not None
+            if given and self.kind != kind:
+                raise ValueError(f"{key} belongs to kind: {kind}; remove it or change the kind")
+            if not given and self.kind == kind:
+                raise ValueError(f"kind: {kind} needs {key}; add it")
+        if self.chat_template is not None and self.kind != "pretrained":
+            raise ValueError("chat_template belongs to kind: pretrained; remove it or change the kind")
+        return self
+
+
+class TextTokenizer(Protocol):
+    """What a run asks of a tokenizer; transformers' own fit."""
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_id(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def save_pretrained(self, folder: Any) -> Any:
+        """Write it in Hugging Face's format."""
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """One that was trained here. transformers' class of it would take the driver seconds to import."""
+
+    backend_tokenizer: Tokenizer
+    pad_token_id: int = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int = 2
+    unk_token_id: int = 3
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size()
+
+    def save_pretrained(self, folder: Any) -> None:
+        self.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "bos_token": BOS, "eos_token": EOS,
+            "unk_token": UNK, "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextTokenizer:
+    """The tokenizer, trained on `corpus` unless it is pretrained.
+
+    On the corpus's texts decode(encode(text)) is text, for `words` with single spaces. BPE has fewer tokens than
+    `vocab_size` where the texts have no more to merge. BadInput where a pretrained tokenizer cannot be used."""
+    match settings.kind:
+        case "characters":
+            return _wrap(_characters(corpus))
+        case "words":
+            return _wrap(_words(corpus))
+        case "bpe":
+            assert settings.vocab_size is not None  # the settings' own check
+            return _wrap(_bpe(corpus, settings.vocab_size))
+        case "pretrained":
+            assert settings.name_or_path is not None
+            return _pretrained(settings.name_or_path, settings.chat_template is not None)
+
+
+# Below, the tokenizer's own core is asked, as transformers asks it: a tenth of the time, and a run encodes tens of
+# thousands of texts.
+
+
+def encode_prompt(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
+    """BOS, if the tokenizer has one, and the text's tokens."""
+    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    return (*start, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """The prompt's messages in the tokenizer's chat template, up to where the assistant's answer begins. The template
+    says whether there is a BOS. The answer is the response's tokens and EOS, as without a template."""
+    turns = prompt.turns or (("user", prompt.text),)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (
+        Exception
+    ) as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
+        raise BadInput(
+            f"{prompt.place}: the tokenizer's chat template does not take the prompt ({first_line(error)}); "
+            "leave the row out, or set model.tokenizer.chat_template: null"
+        ) from None
+    return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
+    """The text's tokens and EOS."""
+    return (*tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.eos_token_id)
+
+
+def decode_response(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
+    """The text without EOS and padding at its end. A special token elsewhere stays visible: a judge must see it."""
+    end, ends = len(ids), (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    while end and ids[end - 1] in ends:
+        end -= 1
+    return tokenizer.backend_tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
+
+
+def _characters(corpus: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer(_word_level(sorted(set().union(*corpus))))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _words(corpus: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer(_word_level(sorted({word for text in corpus for word in text.split()})))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def _word_level(words: Sequence[str]) -> models.WordLevel:
+    vocabulary = dict.fromkeys([*SPECIALS, *words])
+    return models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=UNK)
+
+
+def _bpe(corpus: Sequence[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=_BYTES, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer) -> TrainedTokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    return TrainedTokenizer(tokenizer)
+
+
+def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
+    """Without a padding token EOS pads: padding is told by lengths, never by its id, so nothing is lost."""
+    # Imported where it is used: it takes seconds, and most runs train a tokenizer of their own.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    key = "model.tokenizer.name_or_path"
+    refuse_missing_folder(key, name_or_path)
+    folder = Path(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a user's files, the files are wrong
+        lacking = folder.is_dir() and not (folder / "tokenizer.json").exists()
+        reason = "it has no tokenizer.json" if lacking else first_line(error)
+        raise BadInput(f"{key}: cannot load '{name_or_path}' ({reason}); give a Hugging Face id or a folder") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BadInput(f"{key}: '{name_or_path}' has no tokenizer.json; choose one that has")
+    if tokenizer.eos_token_id is None:
+        raise BadInput(
+            f"{key}: '{name_or_path}' has no end-of-sequence token, so responses could not end; "
+            "set eos_token in its tokenizer_config.json or choose another"
+        )
+    if chat and not tokenizer.chat_template:
+        raise BadInput(
+            f"model.tokenizer.chat_template: '{name_or_path}' has none of its own; put chat_template.jinja there, choose "
+            "an instruction-tuned one, or set it to null"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.no_truncation()  # its file may ask for either
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def refuse_missing_folder(key: str, name_or_path: str) -> None:
+    """BadInput where the name can only be a folder's, and none is there: the Hub need not be asked for it."""
+    if os.path.isfile(name_or_path):  # unlike Path's, these answer whatever the name
+        raise BadInput(f"{key}: {name_or_path} is a file; give the folder it is in")
+    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
+        raise BadInput(f"{key}: there is no folder {name_or_path}; correct the path, or give a Hugging Face id")
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says first, or else its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not lines else lines[0]

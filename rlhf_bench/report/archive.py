@@ -1,0 +1,77 @@
+"""Copies what the report and its docs page need of a comparison's records, small enough to commit.
+
+What is left out: generated samples, parts, checkpoints, columns of training updates that nothing reads. What is kept is
+enough for `write_report` and `write_page`. Log-ratios of single pairs, and numbers of single updates, are kept in single
+precision (seven digits); every number of an evaluation is kept as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rlhf_bench.report.series import SERIES, series_labels
+from rlhf_bench.results.reader import MAIN_SPLIT, PAIRS_KEYS, Recorded, read_recorded
+
+_UPDATE_COLUMNS = (
+    "arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", "score", "reward", "gold", "grad_norm",
+)  # fmt: skip
+"""What the report reads of a training update."""
+_TEXTS = ("recipe.yaml", "base.json", "results.json", "tuning.json")
+
+
+def keep(directory: Path, target: Path) -> None:
+    """Copy the comparison in `directory`, or the series of them, to `target`, which is made anew.
+
+    Raises BadInput where a record is missing, before anything is written.
+    """
+    labels = series_labels(directory)
+    found = {label: read_recorded(directory / label) for label in labels or [""]}
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    if labels:
+        shutil.copyfile(directory / SERIES, target / SERIES)
+    for label, recorded in found.items():
+        _keep_one(recorded, target / label)
+
+
+def _keep_one(recorded: Recorded, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _TEXTS:
+        if (recorded.directory / name).exists():
+            shutil.copyfile(recorded.directory / name, target / name)
+    _write(_metrics(recorded), target / "metrics.parquet", single=("reward", "gold", "grad_norm"))
+    _write(recorded.ledger, target / "ledger.parquet")
+    _write(recorded.samples.head(0), target / "samples.parquet")
+    if not recorded.pairs.empty:
+        _write(_pairs(recorded), target / "pairs.parquet", single=("chosen_logratio", "rejected_logratio"))
+
+
+def _metrics(recorded: Recorded) -> pd.DataFrame:
+    """Every evaluation, in full; of the updates the columns that the report reads."""
+    updates = recorded.updates
+    updates = updates[[column for column in updates.columns if column in _UPDATE_COLUMNS]]
+    both = pd.concat([recorded.evaluations.dropna(axis="columns", how="all"), updates], ignore_index=True)
+    return both.reindex(columns=[column for column in recorded.metrics.columns if column in both.columns])
+
+
+def _pairs(recorded: Recorded) -> pd.DataFrame:
+    """The pairs of the main split at every mark, and the base policy's of every split.
+
+    What does not change from look to look (CHES, lengths, the reference's log-probabilities) is the base's, and stands
+    in its rows alone. The first mark of an arm is the base policy again, and left out.
+    """
+    pairs = recorded.pairs
+    base = pairs["arm"] == "base"
+    moved = ~base & (pairs["split"] == MAIN_SPLIT) & (pairs["mark"] > 0)
+    changing = [column for column in pairs.columns if column in (*PAIRS_KEYS, "update")]
+    return pd.concat([pairs[base], pairs.loc[moved, changing]], ignore_index=True)
+
+
+def _write(table: pd.DataFrame, path: Path, single: Sequence[str] = ()) -> None:
+    """Compressed, the columns `single` in single precision. Never scores or shares: equal ones must stay equal."""
+    table = table.astype({column: "float32" for column in single if column in table.columns})
+    table.to_parquet(path, compression="zstd", compression_level=19, index=False)

@@ -1,0 +1,88 @@
+"""The gradient field of every arm's own loss, with the way its policies went through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.report.format import listed, quantity
+from rlhf_bench.report.plots.style import Plot, drawn, plotted
+from rlhf_bench.report.plots.svg import named
+from rlhf_bench.report.sections.base import Section
+from rlhf_bench.results.reader import MAIN_SPLIT, Recorded
+from rlhf_bench.results.summary import Summary
+from rlhf_bench.theory.field_figures import draw_fields
+from rlhf_bench.theory.trajectories import Run, Trajectory, read_run
+
+MOST_FIELDS = 12
+"""A field is a large drawing; beyond so many arms the page would grow too large to read."""
+
+
+def field_section(recorded: Recorded, summary: Summary) -> Section:
+    """One field per arm in log-probability space, all with the same axes."""
+    about = (
+        "Where each loss pushes a pair, by its log-ratios of chosen (across) and rejected (up): arrows show the direction "
+        "of descent in log-probability space, their colour how strong it is. Grey is out of reach, since no probability "
+        "exceeds 1. The arms' own losses and settings, the pairs' mean start, and the measured way of the held-out pairs "
+        "laid over it. Probability space: rlhf-bench theory field --run DIR."
+    )
+    run, seen = _read(recorded, {arm.name for arm in plotted(recorded, summary).arms})
+    if run is None:
+        return Section("field", "Gradient field", about, tuple(seen))
+    seen = [_ends(run.trajectories[field.name], field.name) for field in run.fields]
+    if len(run.fields) > MOST_FIELDS:
+        seen.append(f"Drawn are the first {MOST_FIELDS} arms of {len(run.fields)}.")
+    return Section("field", "Gradient field", about, tuple(seen), lambda: _plots(run))
+
+
+def _plots(run: Run) -> tuple[Plot, ...]:
+    return tuple(
+        Plot(
+            f"Gradient field: {field.name}",
+            field.caption if field.loss else "No loss on pairs, so no field: the way alone.",
+            drawn(_alone(draw_fields([field], run.start, "log", run.trajectories)), f"field-{number}"),
+            on_white=True,
+        )
+        for number, field in enumerate(run.fields[:MOST_FIELDS])
+    )
+
+
+def _read(recorded: Recorded, arms: set[str]) -> tuple[Run | None, list[str]]:
+    """The run's fields and ways, without the sweep's copies; or what stands in the way, as a sentence."""
+    pairs = recorded.pairs
+    if not ((pairs["split"] == MAIN_SPLIT) & (pairs["arm"].isin(list(arms))) & (pairs["mark"] > 0)).any():
+        return None, ["Not recorded: held-out pairs one by one (pairs.parquet), so no way can be drawn."]
+    try:
+        run = read_run(recorded.directory)
+    except BadInput as error:
+        return None, [f"No field can be drawn: {_without(recorded.directory, error)}."]
+    return Run([field for field in run.fields if field.name in arms], run.trajectories, run.start), []
+
+
+def _without(directory: Path, error: BadInput) -> str:
+    """The first problem, without the directory's own path: the page does not depend on where it lies."""
+    return error.problems[0].replace(f"{directory}/", "").replace(str(directory), "DIR")
+
+
+def _ends(way: Trajectory, arm: str) -> str:
+    """Where an arm's held-out pairs went, in words: by the mean of their last look."""
+    chosen, rejected = way.mean[-1]
+    moves = [f"{name} {'lost' if value < 0 else 'gained'} {quantity(abs(value))} nats"
+             for name, value in (("the chosen", chosen), ("the rejected", rejected))]  # fmt: skip
+    return f"{arm}: {listed(moves)} on average."
+
+
+def _alone(figure: Figure) -> Figure:
+    """A single panel is too narrow for the headings and the legend of many: the caption has the ones, rows the other."""
+    figure.suptitle("")
+    figure.axes[0].set_title("")
+    for way in figure.axes[0].containers:
+        way.set_label(named("measured mean"))
+    (many,) = figure.legends
+    handles, names = many.legend_handles, [text.get_text() for text in many.get_texts()]
+    many.remove()
+    figure.set_size_inches(4.6, 5.2)
+    figure.legend(handles=handles, labels=names, loc="outside lower center", ncols=1)
+    return figure

@@ -1,0 +1,365 @@
+"""The 3D-properties of a comparison, one section each: drop of the rejected, suppression of the chosen, dispersion.
+
+And the gradients behind them. Numbers and how to read them: docs/diagnostics.md; the properties: arXiv 2406.07327.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.lines import Line2D
+
+from rlhf_bench.report.format import listed
+from rlhf_bench.report.measures import (
+    Measure,
+    Of,
+    change,
+    directions,
+    few,
+    largest,
+    measures,
+    metric,
+    rows_of,
+    short,
+    was_recorded,
+)
+from rlhf_bench.report.plots.overview import PROBES
+from rlhf_bench.report.plots.style import (
+    INK,
+    Plot,
+    absent,
+    arm_handles,
+    budget_label,
+    curve,
+    drawn,
+    label,
+    legend,
+    new_figure,
+    panel_grid,
+    plotted,
+    styled,
+)
+from rlhf_bench.report.sections.base import Section, Table, tables_of
+from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.summary import Summary
+
+MEANS = "Mean over finished seeds, with Student's 95% interval from three seeds on."
+NO_PAIRS = "no held-out pair was looked at, or the run is older than these numbers."
+AGREEMENT = 0.01
+"""Nats within which a measured ratio of gradients is said to agree with the theoretical one."""
+
+
+def properties(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
+    """The sections, each with a sentence in place of what was not recorded. Sentences and plots are of the recipe's own
+    arms, tables also of the copies that its sweep made."""
+    return (
+        rejected_drop(recorded, summary),
+        suppression(recorded, summary),
+        dispersion(recorded, summary),
+        gradients(recorded, summary),
+    )
+
+
+def rejected_drop(recorded: Recorded, summary: Summary) -> Section:
+    """How fast the rejected response loses probability: against updates, and against the margin."""
+    told = plotted(recorded, summary)
+    by_update, by_margin = (metric(recorded, f"{over}rejected_logprob") for over in ("slope:", "per_margin:"))
+    seen = [f"Not recorded: log-probabilities of held-out pairs; {NO_PAIRS}"]
+    if was_recorded(recorded, "rejected_logprob"):
+        slopes, rates = measures(told, by_update), measures(told, by_margin)
+        seen = ["No finished arm has two looks to take a slope from."]
+        if slopes:
+            seen = [
+                f"The rejected response's log-probability {directions(slopes, 'fell in', 'rose in')}, nats per update."
+            ]
+        # Where the margin did not grow, a change per nat of it is a quotient of two noises.
+        grown = [one.arm for one in measures(told, metric(recorded, "margin")) if one.side == "above"]
+        rates = [one for one in rates if one.arm in grown]
+        if steep := [one for one in rates if one.mean < -1]:
+            most = min(steep, key=lambda one: one.mean)
+            seen.append(
+                f"Per nat of margin it fell by more than 1 in {listed([one.arm for one in steep])} (most in {most.arm}: "
+                f"{most.cell(sign=True)}): there the chosen response fell as well."
+            )
+        elif rates:
+            most = min(rates, key=lambda one: one.mean)
+            seen.append(
+                f"Per nat of margin it fell by more than 1 in no arm whose margin grew; the steepest is {most.arm}: {most.cell(sign=True)}."
+            )
+        if still := [one.arm for one in slopes if one.arm not in grown]:
+            seen.append(
+                f"Whether the margin grew is not settled, or it did not, for {listed(still)}: read no rate per nat of it there."
+            )
+        seen += few(slopes)
+    return Section(
+        "rejected",
+        "Drastic drop of the rejected likelihood",
+        "Losses on pairs can lower the rejected response far beyond what telling it from the chosen one takes. "
+        "The slope per update says how fast; the slope per nat of margin compares arms of different speed: −½ where "
+        "the chosen response rises as much as the rejected one falls, below −1 where both fall.",
+        tuple(seen),
+        lambda: (
+            _lines(recorded, summary, "rejected_logprob", "Rejected log-probability against updates",
+                   "Further down and steeper is a faster drop. Arms differ in what an update costs, so they end at "
+                   "different numbers of updates.", "rejected log-probability (nats)", across="update"),
+            _lines(recorded, summary, "rejected_logprob", "Rejected log-probability against margin",
+                   "At the same margin, a lower line has bought it by pushing the rejected response down.",
+                   "rejected log-probability (nats)", across="margin"),
+        ),
+        tables_of(Table(MEANS, rows_of(summary, {
+            "Slope (nats per update)": by_update,
+            "Slope per nat of margin": by_margin,
+            "Change of the rejected, Δ⁻ (nats)": metric(recorded, "rejected_logratio"),
+            "Margin Δ⁺ − Δ⁻ (nats)": metric(recorded, "margin"),
+        }))),
+    )  # fmt: skip
+
+
+def suppression(recorded: Recorded, summary: Summary) -> Section:
+    """Whether the chosen response lost probability as well."""
+    told = plotted(recorded, summary)
+    seen = [f"Not recorded: log-ratios of held-out pairs; {NO_PAIRS}"]
+    if was_recorded(recorded, "chosen_logratio"):
+        found = measures(told, metric(recorded, "chosen_logratio"))
+        scores = {one.arm: one for one in measures(told, change(recorded, "score"))}
+        seen = [
+            f"The chosen response {directions(found, 'lost probability in', 'gained probability in')}, Δ⁺ in nats at the last look."
+        ]
+        lost = [one for one in found if one.side == "below"]
+        harmed = [one.arm for one in lost if one.arm in scores and scores[one.arm].side == "below"]
+        if harmed:
+            seen.append(
+                f"The score fell as well in {listed(harmed)}: there the loss is degradation, and no mere move to answers as good."
+            )
+        elif lost:
+            seen.append("A fall of the score is settled in none of the arms where it lost: a loss alone is no failure.")
+        if displaced := measures(told, metric(recorded, "displaced")):
+            seen.append(f"The largest share of displaced pairs (Δ⁺ < 0) is that of {largest(displaced)}.")
+        seen += few(found)
+    return Section(
+        "suppression",
+        "Degradation into response suppression",
+        "Δ⁺ is how much log-probability the chosen response gained since the base policy; a pair is displaced where "
+        "it lost some. A fall is a warning where the score falls with it, or where responses outside the pairs rise.",
+        tuple(seen),
+        lambda: (
+            _lines(recorded, summary, "chosen_logratio", "Δ⁺ against compute",
+                   "Below the dashed line the preferred answers have lost probability.",
+                   "Δ⁺ of the chosen response (nats)", zero=True),
+            _lines(recorded, summary, "displaced", "Displaced share against compute",
+                   "The share of held-out pairs whose chosen response is less likely than under the base policy.",
+                   "share of pairs with Δ⁺ < 0"),
+        ),
+        tables_of(Table(MEANS, rows_of(summary, {
+            "Δ⁺ (nats)": metric(recorded, "chosen_logratio"),
+            "Displaced share": metric(recorded, "displaced"),
+            "Change of the score": change(recorded, "score"),
+        }) if was_recorded(recorded, "chosen_logratio") else [])),
+    )  # fmt: skip
+
+
+def dispersion(recorded: Recorded, summary: Summary) -> Section:
+    """Where probability went that left the pairs."""
+    told = plotted(recorded, summary)
+    seen, all_found = [], []
+    for column, name in PROBES.items():
+        if found := measures(told, metric(recorded, f"{column}_logratio")):
+            all_found.append(found)
+            words = directions(found, "lost log-probability in", "gained in")
+            seen.append(f"{name[0].upper()}{name[1:]}: {words}, nats a response.")
+    if lacking := [name for column, name in PROBES.items() if not was_recorded(recorded, f"{column}_logratio")]:
+        why = "the set was left empty, or the run is older than these numbers."
+        seen.append(f"Not recorded: {listed(lacking)}; {why}")
+    for column, name in (("entropy", "Entropy per token"), ("argmax_confidence", "The likeliest token's probability")):
+        if found := measures(told, change(recorded, column)):
+            all_found.append(found)
+            seen.append(f"{name}: {directions(found, 'fell in', 'rose in')}, against the base policy.")
+    seen += few(*all_found)
+    columns = {f"{name[0].upper()}{name[1:]} (nats)": metric(recorded, f"{c}_logratio") for c, name in PROBES.items()}
+    own = {"Entropy (nats per token)": "entropy", "Argmax confidence": "argmax_confidence", "KL (nats)": "kl"}
+    numbers = recorded.base.get("numbers") or {}
+    base = {heading: _number(numbers, column) for heading, column in own.items()} | dict.fromkeys(columns, 0.0)
+    return Section(
+        "dispersion",
+        "Dispersion onto unseen responses",
+        "Four sets of responses that stand in no pair, the same for every arm: a set that rises has taken up "
+        "probability which the pairs lost. Mass can also go where none of them looks: entropy, the likeliest token's "
+        "probability and KL are measured on the policy's own samples.",
+        tuple(seen),
+        lambda: (
+            _probe_panels(recorded, summary),
+            _lines(recorded, summary, "entropy", "Entropy against compute",
+                   "Falls as the policy narrows; the first point is the base policy.", "entropy (nats per token)"),
+            _lines(recorded, summary, "argmax_confidence", "Argmax confidence against compute",
+                   "The likeliest token's probability: a rise means mass squeezed onto it.", "probability"),
+            _lines(recorded, summary, "kl", "KL to the base model against compute",
+                   "How far the policy has gone, in whichever direction.", "KL (nats per response)"),
+        ),
+        tables_of(Table(f"Change of each set's log-probability since the base policy, and the policy's own samples. {MEANS}",
+                        rows_of(summary, columns | {h: metric(recorded, c) for h, c in own.items()}, base))),
+    )  # fmt: skip
+
+
+def gradients(recorded: Recorded, summary: Summary) -> Section:
+    """Norms and angle of both sides' gradients, and the loss's own ratio against theory."""
+    told = plotted(recorded, summary)
+    measured, predicted = (metric(recorded, f"partial/pi_log_ratio{end}") for end in ("", "_theory"))
+    seen = []
+    if norms := measures(told, change(recorded, "gradient/rejected_norm")):
+        seen.append(
+            f"The rejected side's gradient norm {directions(norms, 'shrank in', 'grew in')}, since the base policy."
+        )
+        if falling := measures(told, metric(recorded, "gradient/falling")):
+            seen.append(
+                f"The share of pairs whose chosen response a small step of plain DPO would lower is largest, at the last look, in {largest(falling)}."
+            )
+    else:
+        seen.append(
+            "Not recorded: gradients in parameter space; evaluation.gradient_pairs was 0, or the run is older than these numbers."
+        )
+    ratios = measures(told, measured)
+    if ratios:
+        seen += _against_theory(ratios, measures(told, _gap(measured, predicted)))
+    else:
+        seen.append(
+            "Not recorded: partial derivatives of the loss; no arm has a loss on pairs, or the run is older than these numbers."
+        )
+    seen += few(norms, ratios)
+    return Section(
+        "gradients",
+        "Gradients",
+        "g⁺ and g⁻ are one pair's own gradients in parameter space, before any β. Where they point the same way, "
+        "pushing the rejected response down takes the chosen one with it: it falls where ⟨g⁺, g⁻⟩ > ‖g⁺‖². In "
+        "probability space the loss's derivative towards the rejected response exceeds the one towards the chosen by "
+        "(β⁻/β⁺)(π⁺/π⁻), which explodes as the pair comes apart; it says nothing of the step in parameters.",
+        tuple(seen),
+        lambda: (
+            _norms(recorded, summary),
+            _lines(recorded, summary, "gradient/cosine", "Cosine between both sides",
+                   "Near 1, both sides use the same parameters.", "mean cosine of g⁺ and g⁻"),
+            _lines(recorded, summary, "gradient/falling", "Share of pairs that plain DPO would lower",
+                   "⟨g⁺, g⁻⟩ > ‖g⁺‖²: a small step of DPO on the pair lowers its own chosen response.", "share of pairs"),
+            _ratios(recorded, summary),
+        ),
+        tables_of(Table(f"At the last look. {MEANS}", rows_of(summary, {
+            "‖g⁺‖": metric(recorded, "gradient/chosen_norm"),
+            "‖g⁻‖": metric(recorded, "gradient/rejected_norm"),
+            "Cosine": metric(recorded, "gradient/cosine"),
+            "Falling share": metric(recorded, "gradient/falling"),
+            "Rejected over chosen, log π space": metric(recorded, "partial/log_ratio"),
+            "Its log in π space, measured": measured,
+            "The same, theory": predicted,
+        }))),
+    )  # fmt: skip
+
+
+def _against_theory(ratios: list[Measure], gaps: list[Measure]) -> list[str]:
+    """How far the measured ratios lie from the predicted ones, and whose loss has no prediction."""
+    close = [one.arm for one in gaps if one.mean <= AGREEMENT]
+    apart = [f"{one.arm} ({short(one.mean)} nats)" for one in gaps if one.mean > AGREEMENT]
+    told = []
+    if close:
+        told.append(
+            f"The measured ratio in probability space agrees with theory, within {AGREEMENT:g} nats, in {listed(close)}."
+        )
+    if apart:
+        told.append(f"It differs from theory in {listed(apart)}.")
+    if without := [one.arm for one in ratios if one.arm not in {gap.arm for gap in gaps}]:
+        told.append(f"Theory has no ratio for the loss of {listed(without)}.")
+    return told
+
+
+def _gap(measured: Of, predicted: Of) -> Of:
+    """Arm → (seed → distance of the two numbers), of the seeds that have both."""
+
+    def of(arm: str) -> dict[int, float]:
+        ours, theirs = measured(arm), predicted(arm)
+        return {seed: abs(ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()}
+
+    return of
+
+
+def _lines(
+    recorded: Recorded, summary: Summary, column: str, title: str, how_to_read: str, vertical: str,
+    across: str = "mark", zero: bool = False,
+) -> Plot:  # fmt: skip
+    """One curve per arm of one column of the evaluations; without a picture where no arm recorded it."""
+    summary = plotted(recorded, summary)
+    if not was_recorded(recorded, column):
+        return Plot(title, how_to_read, None, f"Not recorded: {vertical}.")
+    figure, axes = new_figure()
+    there = [curve(axes, arm, look, recorded.main_split, column, across) for arm, look in styled(summary)]
+    if zero:
+        axes.axhline(0, color=INK, linestyle="--", linewidth=1)
+    horizontal = {"mark": budget_label(summary), "update": "updates", "margin": "margin Δ⁺ − Δ⁻ (nats)"}[across]
+    label(axes, horizontal, vertical)
+    legend(figure, summary)
+    name = f"{column}-{across}".replace("/", "-").replace("_", "-")
+    return Plot(title, how_to_read, drawn(figure, name), absent(summary, there, vertical))
+
+
+def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
+    """The change of each probe set's log-probability, one panel per set."""
+    summary = plotted(recorded, summary)
+    title = "Responses outside the pairs, against compute"
+    how = "Change of a set's mean log-probability since the base policy: above 0 it has gained. Scales differ by panel."
+    sets = {f"{c}_logratio": name for c, name in PROBES.items() if was_recorded(recorded, f"{c}_logratio")}
+    if not sets:
+        return Plot(title, how, None, "Not recorded: probe sets.")
+    figure, panels = panel_grid(len(sets))
+    there = [False] * len(summary.arms)
+    for panel, (column, name) in zip(panels, sets.items(), strict=True):
+        for number, (arm, look) in enumerate(styled(summary)):
+            there[number] |= curve(panel, arm, look, recorded.main_split, column)
+        panel.axhline(0, color=INK, linestyle="--", linewidth=1)
+        panel.set_title(name, fontsize=8.5)
+        panel.xaxis.set_major_formatter("{x:.0f}%")
+    figure.supxlabel(budget_label(summary), color=INK, fontsize=9)
+    figure.supylabel("change of log-probability (nats)", color=INK, fontsize=9)
+    figure.legend(handles=arm_handles(summary), loc="outside upper center", ncols=3)
+    return Plot(title, how, drawn(figure, "probes"), absent(summary, there, "probe sets"))
+
+
+def _norms(recorded: Recorded, summary: Summary) -> Plot:
+    return _two_lines(
+        recorded, summary, "gradient/chosen_norm", "gradient/rejected_norm", ("chosen", "rejected"),
+        "Gradient norms against compute", "Solid: chosen side, dashed: rejected side. A dashed line that grows means a "
+        "rejected response that pulls harder the further it falls.", "mean norm of ∇θ log π", "gradient norms",
+    )  # fmt: skip
+
+
+def _ratios(recorded: Recorded, summary: Summary) -> Plot:
+    return _two_lines(
+        recorded, summary, "partial/pi_log_ratio", "partial/pi_log_ratio_theory", ("measured", "theory"),
+        "Rejected over chosen gradient in probability space", "Above 0 the rejected side has the larger derivative. "
+        "Solid: measured on the loss, dashed: (β⁻/β⁺)(π⁺/π⁻), where the loss has that form; one line where they agree.",
+        "log of the ratio (nats)", "partial derivatives",
+    )  # fmt: skip
+
+
+def _two_lines(
+    recorded: Recorded, summary: Summary, solid: str, dashed: str, names: tuple[str, str], title: str, how: str,
+    vertical: str, what: str,
+) -> Plot:  # fmt: skip
+    """Two columns of every arm in one colour, the second one dashed and hollow."""
+    summary = plotted(recorded, summary)
+    if not was_recorded(recorded, solid, dashed):
+        return Plot(title, how, None, f"Not recorded: {what}.")
+    figure, axes = new_figure()
+    rows, there = recorded.main_split, []
+    for arm, look in styled(summary):
+        there.append(curve(axes, arm, look | {"linestyle": "-"}, rows, solid, series=f"{arm.name}, {names[0]}"))
+        curve(axes, arm, look | _HOLLOW, rows, dashed, details=False, series=f"{arm.name}, {names[1]}")
+    label(axes, budget_label(summary), vertical)
+    kinds = [Line2D([], [], color=INK, label=names[0]), Line2D([], [], color=INK, label=names[1], **_HOLLOW)]
+    legend(figure, summary, more=kinds)
+    return Plot(title, how, drawn(figure, solid.replace("/", "-").replace("_", "-")), absent(summary, there, what))
+
+
+_HOLLOW: dict[str, Any] = {"linestyle": (0, (4, 2)), "markerfacecolor": "none", "linewidth": 1.3}
+
+
+def _number(numbers: Mapping[str, float | None], key: str) -> float:
+    value = numbers.get(key)
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,176 @@
+"""Reads what a comparison recorded in its directory, and refuses what cannot be reported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import yaml
+
+from rlhf_bench.compute.ledger import COLUMNS
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.yaml import read_yaml
+from rlhf_bench.recipe.sections import ARM_NAME
+
+STATUSES = ("done", "diverged", "failed")
+MAIN_SPLIT = "in_distribution"
+SPLITS = (MAIN_SPLIT, "out_of_distribution", "unseen")
+BASE = "base"
+"""The name under which samples of the base model are recorded."""
+SHARED = "shared"
+"""The ledger's name for stages charged to no arm, such as supervised fine-tuning."""
+EVALUATION = "evaluation"
+
+_METRICS_KEYS = ("arm", "seed", "phase", "split", "update", "fraction", "mark", "score")
+_SAMPLES_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
+_LEDGER_KEYS = ("arm", "seed", "phase", *COLUMNS)
+PAIRS_KEYS = ("arm", "seed", "mark", "split", "pair_id", "chosen_logratio", "rejected_logratio")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Everything in a comparison's directory that the report draws on.
+
+    `metrics`, `samples`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
+    columns that identify a row, and `score` or the log-ratios, are sure to be there: `numbers` reads any other one.
+    `pairs` has no rows, and `tuning` (arm → its trials) no keys, where the run recorded none.
+    """
+
+    directory: Path
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    base: Mapping[str, Any]
+    results: Mapping[str, Any]
+    metrics: pd.DataFrame
+    samples: pd.DataFrame
+    ledger: pd.DataFrame
+    pairs: pd.DataFrame
+    tuning: Mapping[str, list[dict[str, Any]]]
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """The rows of the held-out evaluations, in the order in which each seed reached them."""
+        return self.metrics[self.metrics["phase"] == EVALUATION].sort_values(["mark", "update"], kind="stable")
+
+    @cached_property
+    def main_split(self) -> pd.DataFrame:
+        """The evaluations on the main split: most plots are of them."""
+        return self.evaluations[self.evaluations["split"] == MAIN_SPLIT]
+
+    @cached_property
+    def looks(self) -> Mapping[tuple[str, str], Mapping[int, pd.DataFrame]]:
+        """(arm, split) → seed → its evaluations, in time order. Cut once: a table this wide is slow to filter."""
+        found: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
+        for (arm, split, seed), rows in self.evaluations.groupby(["arm", "split", "seed"], sort=True):
+            found.setdefault((arm, split), {})[int(seed)] = rows
+        return found
+
+    @cached_property
+    def updates(self) -> pd.DataFrame:
+        """The rows of the training updates, in order."""
+        return self.metrics[self.metrics["phase"] == "train"].sort_values("update", kind="stable")
+
+
+def read_recorded(directory: Path) -> Recorded:
+    """Read the comparison in `directory`. Raises BadInput with one line per file that is missing or unreadable.
+
+    `pairs.parquet` and `tuning.json` may be missing: older runs, and those without trials, have none.
+    """
+    texts, tables, problems = {"tuning.json": "{}"}, {"pairs": pd.DataFrame(columns=list(PAIRS_KEYS))}, []
+    there = [name for name in ("tuning.json",) if (directory / name).exists()]
+    for name in ("recipe.yaml", "base.json", "results.json", *there):
+        try:
+            texts[name] = (directory / name).read_text(encoding="utf-8")
+        except OSError as error:
+            problems.append(_unreadable(directory / name, error))
+    for name, keys in (
+        ("metrics", _METRICS_KEYS), ("samples", _SAMPLES_KEYS), ("ledger", _LEDGER_KEYS), ("pairs", PAIRS_KEYS),
+    ):  # fmt: skip
+        path = directory / f"{name}.parquet"
+        if name == "pairs" and not path.exists():
+            continue
+        try:
+            tables[name] = _plain_strings(pd.read_parquet(path))
+        except (OSError, pa.ArrowException) as error:
+            problems.append(_unreadable(path, error))
+            continue
+        if missing := [key for key in keys if key not in tables[name].columns]:
+            problems.append(f"{path}: no column {', '.join(missing)}: carry on with `rlhf-bench run` to record it")
+    if problems:
+        raise BadInput(*problems)
+    recorded = Recorded(
+        directory=directory,
+        recipe=_mapping(directory / "recipe.yaml", texts["recipe.yaml"], read_yaml),
+        recipe_text=texts["recipe.yaml"],
+        base=_mapping(directory / "base.json", texts["base.json"], json.loads),
+        results=_mapping(directory / "results.json", texts["results.json"], json.loads),
+        tuning=_mapping(directory / "tuning.json", texts["tuning.json"], json.loads),
+        **tables,
+    )
+    if problems := [f"{directory / line}" for line in _contradictions(recorded)]:
+        raise BadInput(*problems)
+    return recorded
+
+
+def _plain_strings(table: pd.DataFrame) -> pd.DataFrame:
+    """Strings as Python's own: a report filters by them many hundred times, which Arrow's strings make slow."""
+    return table.astype(dict.fromkeys(table.select_dtypes("string").columns, object))
+
+
+def numbers(table: pd.DataFrame, column: str) -> pd.Series:
+    """The numbers in `column`; all nan where this comparison never recorded that column."""
+    if column not in table.columns:
+        return pd.Series(float("nan"), index=table.index, name=column)
+    return table[column].astype("float64")
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file: `rlhf-bench run RECIPE --output {path.parent}` records it"
+    return f"{path}: cannot be read ({str(error).splitlines()[0]}): carry on with `rlhf-bench run` to record it again"
+
+
+def _mapping(path: Path, text: str, parse: Any) -> Mapping[str, Any]:
+    try:
+        value = parse(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise BadInput(_unreadable(path, error)) from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: expected a mapping, found {type(value).__name__}: record it again by `rlhf-bench run`")
+    return value
+
+
+def _contradictions(recorded: Recorded) -> Iterable[str]:
+    """What would make the tables wrong, one line each, starting with the file's name."""
+    compute = recorded.recipe.get("compute", {})
+    if compute.get("column") not in COLUMNS:
+        yield f"recipe.yaml: compute.column is {compute.get('column')!r}: one of {', '.join(COLUMNS)}"
+    limit = compute.get("limit")
+    if not isinstance(limit, int | float) or not limit > 0:
+        yield f"recipe.yaml: compute.limit is {limit!r}: a number above 0"
+    if not isinstance(recorded.base.get("score", {}).get(MAIN_SPLIT), int | float):
+        yield f"base.json: score.{MAIN_SPLIT} is missing: evaluate the base model again by `rlhf-bench run`"
+    if "arms" not in recorded.results:
+        yield "results.json: no key arms: record it again by `rlhf-bench run`"
+    for arm, result in recorded.results.get("arms", {}).items():
+        if not re.fullmatch(ARM_NAME, arm):
+            yield f"results.json: arms: {arm!r} is no name of an arm: letters, digits and _ . = + -"
+        for seed in result["seeds"]:
+            where = f"results.json: arms.{arm} seed {seed['seed']}"
+            if seed["status"] not in STATUSES:
+                yield f"{where}: status is {seed['status']!r}: one of {', '.join(STATUSES)}"
+            if compute.get("column") not in seed["spent"]:
+                yield f"{where}: spent has no {compute.get('column')}: the budget's column must be recorded"
+            if seed["status"] == "done" and not _is_finite(seed.get("score")):
+                yield f"{where}: done, but its score is {seed.get('score')!r}: run this seed again"
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value and abs(value) != float("inf")

@@ -1,0 +1,106 @@
+"""What every task offers, and how tasks draw: reproducibly, without repeats, split by construction."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+
+Item = TypeVar("Item", bound=Hashable)
+
+ALL_SPLITS: tuple[Split, ...] = ("train", "in_distribution", "out_of_distribution", "unseen")
+HELD_OUT_FRACTION = 0.1
+"""The share of the training distribution that is kept for `in_distribution`."""
+MOST_DRAWN = 1_000_000
+"""Most prompts of a split: drawing them takes half a minute, and they are all kept in memory."""
+_PATIENCE = 100_000
+"""Draws in a row without anything new after which a space counts as used up."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as six functions; all of them are deterministic in their arguments.
+
+    `prompts(split, count, seed)`: distinct prompts. A text belongs to one split whatever the seed, ids are unique
+    across splits, and fewer prompts with the same seed are a prefix of more.
+    `demonstrations(count, seed)`: one response each to `prompts("train", count, seed)`, at the settings' noise; of a
+    mixture, half of them, and as many of its second task.
+    `judge(prompt, response)`: rule based, exact, and total: any text gets a judgement.
+    `pairs(count, seed)`: off-policy preferences that come with the data; None where the task has none.
+    `corpus()`: texts with every character and word that any prompt or right answer can need.
+    `splits`: the splits that have prompts. `notes`: what the user should know about how the data was made.
+
+    Asking for more than there is raises BadInput."""
+
+    name: str
+    prompts: Callable[[Split, int, int], list[Prompt]]
+    demonstrations: Callable[[int, int], list[Demonstration]]
+    judge: Callable[[Prompt, str], Judgement]
+    pairs: Callable[[int, int], list[TextPair]] | None
+    corpus: Callable[[], list[str]]
+    splits: tuple[Split, ...] = ALL_SPLITS
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One entry of the registry: the settings model and the function that builds the task from it."""
+
+    settings: type[BaseModel]
+    build: Callable[[Any], Task]
+
+
+def generator(*parts: object) -> random.Random:
+    """A random generator of its own for each purpose: seeded by the names and numbers given, in any process."""
+    return random.Random("/".join(map(str, parts)))
+
+
+def fraction(text: str) -> float:
+    """A fixed pseudo-random number in [0, 1) for a text. It decides splits, so it must never depend on a seed."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def is_held_out(text: str) -> bool:
+    """True for the tenth of all texts that belongs to `in_distribution` and never to `train`."""
+    return fraction(text) < HELD_OUT_FRACTION
+
+
+def distinct(draw: Callable[[], Item | None], count: int, what: str) -> list[Item]:
+    """The first `count` different items that `draw` gives; None is a draw to skip. BadInput once nothing new comes."""
+    if count > MOST_DRAWN:
+        raise BadInput(f"task {what}: {count} prompts are asked for, and at most {MOST_DRAWN} are drawn; ask for fewer")
+    found: dict[Item, None] = {}
+    misses = 0
+    while len(found) < count:
+        item = draw()
+        if item is not None and item not in found:
+            found[item] = None
+            misses = 0
+            continue
+        misses += 1
+        if misses == _PATIENCE:
+            raise BadInput(
+                f"task {what}: {count} different prompts are asked for, and these settings allow about {len(found)}; "
+                "ask for fewer or widen the task's settings"
+            )
+    return list(found)
+
+
+def check_enough(items: Sequence[object], count: int, what: str) -> None:
+    """BadInput where there are fewer than `count` items."""
+    if count > len(items):
+        raise BadInput(f"task {what}: {count} are asked for and {len(items)} are there; ask for at most {len(items)}")
+
+
+def choose(items: Sequence[Item], count: int, rng: random.Random, what: str) -> list[Item]:
+    """`count` of the items in random order. BadInput where there are fewer."""
+    check_enough(items, count, what)
+    shuffled = list(items)
+    rng.shuffle(shuffled)
+    return shuffled[:count]

@@ -1,0 +1,1 @@
+"""Judges that several tasks share."""

@@ -1,0 +1,110 @@
+"""Where a task's rows are: a file, a folder that `datasets` knows, or a data set on the Hugging Face Hub. Always streamed:
+what is read is what is kept, and reading stops at `rows`. A data set is data alone: no code of it is ever run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from rlhf_bench.core.types import BadInput
+from rlhf_bench.tasks.loading.rows import FileRow, read_rows
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_FILES = (".jsonl", ".parquet", ".json", ".csv")
+
+
+class Place(BaseModel):
+    """Where rows are. A text alone is `source`: `pairs: ./pairs.jsonl` is `pairs: {source: ./pairs.jsonl}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        min_length=1,
+        description="A .jsonl or .parquet file; a folder, from save_to_disk or as it lies on the Hub; or a Hugging Face id.",
+    )
+    config: str | None = Field(None, description="Which configuration of a data set, where it has several.")
+    split: str = Field("train", description="Which split of a data set.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a Hugging Face id; null takes its main one."
+    )
+    rows: int | None = Field(None, ge=1, description="Read the first so many rows and no more; null reads all.")
+
+
+def _place(value: object) -> object:
+    if isinstance(value, str | Path):
+        return {"source": str(value)}
+    if isinstance(value, Place | Mapping):
+        return value
+    raise ValueError("give a path, a Hugging Face id, or a mapping with source, config, split, revision, rows")
+
+
+PlaceSetting = Annotated[Place, BeforeValidator(_place, json_schema_input_type=str | Place)]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this can only be a data set on the Hub: OWNER/NAME, no file's name, and nothing of that name here."""
+    return _HUB_ID.fullmatch(source) is not None and not source.endswith(_FILES) and not Path(source).exists()
+
+
+def rows_at(place: Place, key: str) -> Iterator[FileRow]:
+    """The rows, one after another; `key` is the recipe's key that names the place. BadInput where it cannot be read."""
+    path = Path(place.source)
+    if is_hub_id(place.source) or (path.suffix not in _FILES and path.is_dir()):
+        rows = _of_dataset(place, key)
+    else:
+        rows = read_rows(path, key)
+    yield from islice(rows, place.rows)
+
+
+def _of_dataset(place: Place, key: str) -> Iterator[FileRow]:
+    number = 0
+    with _refused(place, key):
+        for number, values in enumerate(_open(place), start=1):
+            yield FileRow(f"{place.source}[{place.split}]:{number}", number, values)
+    if not number:
+        raise BadInput(f"{key}: {place.source}[{place.split}] has no rows; give a split that has some")
+
+
+def _open(place: Place) -> Iterable[Mapping[str, Any]]:
+    import datasets  # takes a second, and most runs have no data set
+
+    folder = Path(place.source)
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():  # from save_to_disk
+        found = datasets.load_from_disk(place.source)
+        if isinstance(found, datasets.DatasetDict):
+            if place.split not in found:
+                raise ValueError(f"no split {place.split}; it has {', '.join(found)}")
+            return found[place.split]
+        return found
+    return datasets.load_dataset(place.source, place.config, split=place.split, revision=place.revision, streaming=True)
+
+
+@contextmanager
+def _refused(place: Place, key: str) -> Iterator[None]:
+    """Whatever `datasets` says of a user's data set becomes one line; its own warnings on the way there are kept back."""
+    import datasets  # noqa: F401 - sets the levels of these as it is imported
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets", "fsspec")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # its readers raise what they please
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "correct source, config or split" if Path(place.source).is_dir() else (
+            "correct the id, config or split; without a way to the Hub, download the data set and give its folder"
+        )  # fmt: skip
+        raise BadInput(f"{key}: {place.source} cannot be read as a data set ({said}); {remedy}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

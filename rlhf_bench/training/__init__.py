@@ -1,0 +1,1 @@
+"""One arm: inputs, rollouts, judging, pairs, experience, objective, update, loop, checkpoints."""

@@ -1,0 +1,155 @@
+"""From samples to rewards and pairs: who scores them, and which two of a prompt's candidates make a pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Group, Pair, Row, Sample
+from rlhf_bench.methods.base import DataMode, Feedback
+from rlhf_bench.models.tokenizer import TextTokenizer, decode_response
+from rlhf_bench.tasks import Task
+from rlhf_bench.training.roles import RewardScorer
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The task's judge over token ids. A response that did not end scores 0."""
+
+    task: Task
+    tokenizer: TextTokenizer
+
+    def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], Cost]:
+        judged = [replace(g, samples=self._samples(g)) for g in groups]
+        return judged, Cost(judge_queries=sum(len(g.samples) for g in groups))
+
+    def _samples(self, group: Group) -> tuple[Sample, ...]:
+        known: dict[tuple[int, ...], tuple[str, float]] = {}  # a prompt's samples are often the same few responses
+        out = []
+        for sample in group.samples:
+            if sample.response_ids not in known:
+                text = decode_response(self.tokenizer, sample.response_ids)
+                gold = self.task.judge(group.prompt, text).score if sample.finished else 0.0
+                known[sample.response_ids] = text, gold  # a finished one ends in EOS, so the ids tell them apart
+            text, gold = known[sample.response_ids]
+            out.append(replace(sample, text=text, gold=gold))
+        return tuple(out)
+
+
+Rewarded = tuple[list[Group], Cost]
+"""Groups whose samples have their `reward`, and what it cost."""
+
+
+def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Rewarded:
+    """Fill in `reward`: the judge's gold (already there), or the reward model's score. A response without EOS gets nan."""
+    return begin_rewards(groups, feedback, scorer)()
+
+
+def begin_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Callable[[], Rewarded]:
+    """The same without waiting: the reward model is at work, and what is returned waits for it."""
+    if feedback == "judge":
+        return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost())
+    assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
+    under_way = scorer.begin_score([row_of(g) for g in groups])
+
+    def wait() -> Rewarded:
+        scores, cost = under_way.result()
+        return _rewarded(groups, scores, cost)
+
+    return wait
+
+
+def _rewarded(groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: Cost) -> Rewarded:
+    out = [
+        replace(
+            g,
+            samples=tuple(
+                replace(s, reward=_reward(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)
+            ),
+        )
+        for g, row in zip(groups, scores, strict=True)
+    ]
+    return out, cost
+
+
+def _reward(score: float) -> float:
+    """Infinite where it is no finite number, whatever kind of: nan says that a response did not end. Nothing learns from an
+    infinite one: see `loop.not_finite`."""
+    return float(score) if math.isfinite(score) else math.inf
+
+
+def row_of(group: Group) -> Row:
+    return Row(group.prompt.id, group.prompt.token_ids, tuple(s.response_ids for s in group.samples))
+
+
+def sampled_row(group: Group) -> Row:
+    """With the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
+    drawn = tuple(np.array(s.sampler_logprobs) for s in group.samples)
+    return replace(row_of(group), extras={"sampler_logprobs": drawn})
+
+
+def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
+    """Up to `most` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
+
+    An unfinished candidate is the worst there is; all differences to it are alike, and the best one goes first. A
+    response that was drawn twice counts once, and among equals the earlier drawn come first, so that a pair does not
+    hang on lengths or likelihoods.
+    """
+    pairs = []
+    for group in groups:
+        first: dict[tuple[int, ...], Sample] = {}
+        for sample in group.samples:
+            first.setdefault(sample.response_ids, sample)
+        samples = list(first.values())
+        score = {s.id: s.reward if s.finished else -math.inf for s in samples}
+        ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
+        ordered.sort(key=lambda pair: (score[pair[1].id] - score[pair[0].id], -score[pair[0].id]))
+        pairs += [
+            Pair(
+                f"{up.id}>{down.id}",
+                group.prompt,
+                up.response_ids,
+                down.response_ids,
+                score[up.id],
+                score[down.id],
+                up.policy_version,
+            )
+            for up, down in ordered[:most]
+        ]
+    return pairs
+
+
+def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
+    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
+    candidates all score alike (all good, all bad) give none."""
+    return preference_pairs(groups, most=1)
+
+
+def crossed(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:
+    """Pairs with one side from each set, prompt by prompt: `chosen_on_policy` takes the sampled pair's chosen response
+    and the offline pair's rejected one, `rejected_on_policy` the other way round (the mixed scenarios of arXiv
+    2406.07327, table 7). A prompt without a pair in both sets gives none, nor do sides that are the same text."""
+    others = {p.prompt.id: p for p in offline}
+    out = []
+    for own in sampled:
+        if (other := others.get(own.prompt.id)) is None:
+            continue
+        good, bad = (own, other) if mode == "chosen_on_policy" else (other, own)
+        if good.chosen_ids != bad.rejected_ids and good.chosen_score > bad.rejected_score:
+            out.append(
+                Pair(
+                    f"{good.id}|{bad.id}",
+                    own.prompt,
+                    good.chosen_ids,
+                    bad.rejected_ids,
+                    good.chosen_score,
+                    bad.rejected_score,
+                    own.policy_version,
+                )
+            )
+    return out

@@ -1,0 +1,431 @@
+"""The one training loop. It knows roles and the method's record; it never asks for a method's name.
+
+draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
+
+Data comes in parts, and each is measured while the engines draw the next. An arm that asks for it draws a whole update's
+data while the learner is at the steps of the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from rlhf_bench.compute.ledger import Cost, Ledger
+from rlhf_bench.core.types import ArmFailed, Evaluation, Row
+from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
+from rlhf_bench.experiment.stages.start import Start
+from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.training.experience import Drawn, DrawnBefore, FixedPairs, Sampler, Source, joined, make_source
+from rlhf_bench.training.inputs import Cache, Material
+from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
+from rlhf_bench.training.roles import Means, Measures, Roles, Step, UnderWay
+from rlhf_bench.training.state import restore, state_of
+
+MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
+    "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
+}  # fmt: skip
+DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells the outside after every update and every look."""
+
+    update: Callable[[int, Mapping[str, float], Ledger], None]
+    looked: Callable[[Look, Evaluation], None]
+    skipped: Callable[[int, str, Data], None] = lambda *_: None  # an update, why, and what it should have learnt from
+
+
+@dataclass(frozen=True)
+class Look:
+    """When a snapshot was taken: the nominal mark, the update, and what had been spent by then."""
+
+    mark: float
+    update: int
+    spent: Mapping[str, float]
+    fraction: float
+    wall_seconds: float
+
+
+class Saver(Protocol):
+    """Keeps an arm's state where a later run finds it."""
+
+    def due(self) -> bool:
+        """Is it time for a checkpoint?"""
+
+    def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
+        """The arm's state, and what the learner writes into a folder of its own. Ends the run if it was asked to end."""
+
+    def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
+        """The arm's state, the learner's folder, and names of files in it; None to begin at the beginning."""
+
+
+BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
+"""Every arm's curve begins with the base policy, before anything is spent."""
+
+
+@dataclass(frozen=True)
+class HandedIn:
+    """An update whose optimizer steps the learner has been handed: its number, what is known of it, what is to come."""
+
+    version: int
+    metrics: Mapping[str, float]
+    steps: Sequence[Step] = ()
+    owed: Cost = Cost()  # promised, for what was measured
+    under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
+    data: Data | None = None
+
+
+@dataclass(frozen=True)
+class PartUnderWay:
+    """A part of an update's data, and what the learner has been asked to measure on it."""
+
+    drawn: Drawn
+    asked: Mapping[str, UnderWay[Measures]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All of an update's data, what was measured on it, and what is still to be charged for that."""
+
+    drawn: Drawn
+    measured: Measured
+    owed: Cost = Cost()
+
+
+def not_finite(data: Data) -> str | None:
+    """What is wrong with an update's numbers before anything has learnt from them. A reward of nan, or of −∞ in a pair, marks
+    a response that did not end."""
+    if any(reward == math.inf for rewards in data.drawn.rewards for reward in rewards):
+        return "a reward is not finite"
+    for name, rows in data.measured.items():
+        if not all(np.isfinite(numbers).all() for row in rows for numbers in row):
+            return f"{name} not finite"
+    return None
+
+
+def _finite(numbers: Mapping[str, float], key: str) -> bool:
+    return math.isfinite(numbers.get(key, 0.0))
+
+
+@dataclass
+class ArmRun:
+    """One arm and one seed: everything that lives as long as it does."""
+
+    recipe: Recipe
+    method: Method
+    settings: Any  # of the method's own model
+    seed: int
+    material: Material
+    start: Start
+    roles: Roles
+    ledger: Ledger
+    progress: Progress
+    base: Evaluation  # the look at the start policy, shared by all arms
+    marks: tuple[float, ...]  # fractions of the budget at which to look
+    drawn_before: DrawnBefore  # shared by the arms of a comparison
+    cache: Cache
+    version: int = 0
+    status: Literal["done", "diverged"] = "done"
+    handed_in: list[HandedIn] = field(default_factory=list)
+    saver: Saver | None = None  # None: nothing is kept of an arm that is cut short
+    state: dict[str, float] = field(default_factory=dict)
+    references: ReferenceLogprobs | None = None  # of the rows of an arm whose data is fixed
+    paid_for: set[str] = field(default_factory=set)  # ids of rows whose reference log-probs have been charged
+    began: float = field(default_factory=perf_counter)
+    seconds_before: float = 0.0  # of this arm, in runs before this one
+    rounds: int = 0  # how often data was drawn
+    synced: int = 0  # the version that the engines hold
+    skipped_in_a_row: int = 0
+    ahead: list[PartUnderWay] | None = None  # drawn and not yet trained on
+    rng: np.random.Generator = field(init=False)  # of minibatches
+    sampler: Sampler = field(init=False)
+    source: Source = field(init=False)
+    marks_left: list[float] = field(init=False)
+
+    def run(self, save_to: Path | None) -> Literal["done", "diverged"]:
+        """Train until the budget is spent, from the last checkpoint on if there is one. The finished policy is written to
+        `save_to`, unless that is None."""
+        self._begin()
+        self._go_on()
+        while self.status == "done" and (self.ahead or self.ledger.begin_update()):
+            if self.ahead:
+                self.ledger.charge_all(self.sampler.ledger)
+                settings, data = self._now_settings(), self._all_of(self.ahead)
+            if self.settings.data == "online" and self.synced != self.version:
+                # Within the update that samples, so that its cost is foreseen; and after forward passes that it would
+                # wait for, and count as its own.
+                self._sync()
+            if not self.ahead:
+                parts = self._draw()
+                settings, data = self._now_settings(), self._all_of(parts)
+            update = self._hand_in(data, settings)
+            if update is None:
+                break
+            self.rounds += 1
+            self.ledger.end_update()
+            self._settle()  # the update before this one: the learner has work meanwhile
+            self.handed_in.append(update)
+            self.ahead = None
+            if self.settings.draws_ahead and self.ledger.begin_update():
+                # By the engines, whose weights are those from before this update. The next one is charged for it.
+                self.sampler.ledger = Ledger(self.ledger.column, self.ledger.limit)
+                self.ahead = self._draw()
+            look = bool(self.marks_left) and self.ledger.committed >= self.marks_left[0]
+            # Fresh samples need the new weights, and seconds are known only afterwards. An update that may be the arm's
+            # last is waited for, so that it ends there whether or not a checkpoint is due.
+            last = self.skipped_in_a_row + 1 >= self.recipe.compute.skips_in_a_row
+            if look or last or not data.drawn.fixed or self.ledger.column == "device_seconds":
+                self._settle()
+            while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
+                self._look(self.marks_left.pop(0))
+            self._collect(wait=False)
+            self._save()
+        self._settle()
+        if self.ahead:  # drawn, and looked at, for an update that did not come
+            self.ledger.charge_all(self.sampler.ledger)
+            self._all_of(self.ahead)
+        if self.version == 0:
+            self._collect(wait=True)  # or the next arm would be told
+            raise ArmFailed(
+                f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
+            )
+        self._look(1.0)
+        self._collect(wait=True)
+        if save_to is not None:
+            self.roles.learner.save("policy", save_to)
+            self.material.tokenizer.save_pretrained(save_to)
+        return self.status
+
+    def _begin(self) -> None:
+        """Models, data and the look at the start policy."""
+        self._load()
+        self._looked(BASE_LOOK, self.base, self.settings.at(0.0, self.state))
+        self.rng = np.random.default_rng([self.seed, 3])
+        if self.settings.data != "offline":
+            self._sync()
+        self.sampler = Sampler(
+            self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
+        )
+        self.source = make_source(self.method, self.settings, self.sampler, self.start.pairs)
+        self._measure_references()
+        self.marks_left = [m for m in self.marks if m < 1]
+        while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
+            # Spent before any update, on a reward model or candidates.
+            self._looked(self._now(self.marks_left.pop(0)), self.base, self._now_settings())
+
+    def _go_on(self) -> None:
+        """Lay the last checkpoint, if there is one, over what `_begin` has begun."""
+        found = None if self.saver is None else self.saver.latest()
+        if found is None:
+            return
+        state, folder, files = found
+        restore(self, state)
+        self.roles.learner.load_state(folder, files)
+        if self.settings.data == "online" and self.synced == self.version:
+            self.roles.sync.send(self.version)  # paid for before the checkpoint; else the next update sends them
+
+    def _save(self) -> None:
+        """Write a checkpoint if it is time for one, or if the run has been asked to end."""
+        if self.saver is None or not self.saver.due():
+            return
+        self._settle()
+        self._collect(wait=True)
+        self.saver.save(self.rounds, state_of(self), self.roles.learner.save_state)
+
+    @property
+    def seconds(self) -> float:
+        """Of this arm so far."""
+        return self.seconds_before + perf_counter() - self.began
+
+    def _now_settings(self) -> Any:
+        """The arm's settings as numbers: schedules at the budget spent so far, and what the method has adapted."""
+        return self.settings.at(min(self.ledger.committed, 1.0), self.state)
+
+    def _load(self) -> None:
+        learner, settings = self.roles.learner, self.settings
+        for left in ("reference", "critic"):  # by an arm before this one
+            learner.free(left)
+        learner.load("policy", self.start.base, self.seed, settings.learning_rate, settings.max_grad_norm)
+        if "reference_logprobs" in self.method.needs(settings) and settings.data == "online":
+            learner.load("reference", self.start.base)
+        if "values" in self.method.needs(settings):
+            paid_for = uses_reward_model(
+                self.settings
+            )  # else it would begin with work that this arm is not charged for
+            path = self.start.reward_model if paid_for and self.start.reward_model else self.start.base
+            learner.load("critic", path, self.seed, settings.critic_learning_rate, settings.max_grad_norm)
+
+    def _measure_references(self) -> None:
+        """Of all rows that the arm may use, where they are known from the start."""
+        if isinstance(self.source, FixedPairs) and "reference_logprobs" in self.method.needs(self.settings):
+            placed = self.recipe.placement.learner.model_dump(mode="json")
+            self.references = reference_logprobs(
+                self.roles.learner, self.cache, self.start.base, self.source.rows, self.recipe.data.temperature,
+                [self.recipe.model.dtype, placed],
+            )  # fmt: skip
+
+    def _draw(self) -> list[PartUnderWay]:
+        """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
+        return [PartUnderWay(drawn, self._begin_measuring(drawn)) for drawn in self.source.draw(self.version)]
+
+    def _begin_measuring(self, drawn: Drawn) -> Mapping[str, UnderWay[Measures]]:
+        if drawn.fixed or not drawn.rows:
+            return {}
+        learner, temperature = self.roles.learner, self.recipe.data.temperature
+        rows = [Row(row.id, row.prompt_ids, row.responses) for row in drawn.rows]  # without numbers nobody asks for
+        return {
+            name: learner.begin_measure(MEASURED_BY[name], rows, 1.0 if name == "values" else temperature)
+            for name in self.method.needs(self.settings)
+        }
+
+    def _all_of(self, parts: Sequence[PartUnderWay]) -> Data:
+        """All parts as one, with what was measured on them. Of fixed rows every forward pass is owed when the arm first
+        uses the row."""
+        drawn = joined([part.drawn for part in parts])
+        if drawn.fixed:
+            if self.references is None:
+                return Data(drawn, {})
+            new = list({row.id: row for row in drawn.rows if row.id not in self.paid_for}.values())
+            owed = self.references.cost(self.roles.learner, new) if new else Cost()
+            return Data(drawn, {"reference_logprobs": self.references.of(drawn.rows)}, owed)
+        measured: dict[str, list[PerResponse]] = {name: [] for name in self.method.needs(self.settings)}
+        for part in parts:
+            for name, under_way in part.asked.items():
+                found, cost = under_way.result()
+                measured[name] += found
+                self.ledger.charge("measuring", cost)
+        return Data(drawn, measured)
+
+    def _hand_in(self, data: Data, settings: Any) -> HandedIn | None:
+        """One update on drawn data. None when it would pass the budget: then nothing is trained."""
+        drawn, measured = data.drawn, data.measured
+        if not drawn.rows:
+            return HandedIn(self.version, drawn.metrics)
+        if (wrong := not_finite(data)) is not None:
+            self._settle()
+            self.version += 1
+            self._skip(self.version, wrong, data)
+            return HandedIn(self.version, {**drawn.metrics, "skipped": 1.0})
+        prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
+        parts = [
+            [prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, self.rng)
+        ]
+        learner = self.roles.learner
+        learning = learner.steps_cost(self._steps(parts, settings))
+        adapts = self.method.adapt is not None and self.version % settings.adapt_every == 0
+        adapting = learner.side_gradients_cost(prepared.rows) if adapts else Cost()
+        if not self.ledger.has_room_for(data.owed + adapting + learning):
+            return None
+        self.ledger.promise("measuring", data.owed)
+        self.paid_for |= {row.id for row in drawn.rows}
+        self.state = prepared.state
+        if adapts and self.method.adapt is not None:
+            self._settle()
+            temperature = self.recipe.data.temperature
+            sides, cost = learner.side_gradients(self.method, prepared.rows, settings, temperature)
+            self.ledger.charge("measuring", cost)
+            self.state = self.method.adapt(sides, settings, self.state)
+            settings = self._now_settings()
+        adapted = {f"state/{key}": value for key, value in self.state.items()}
+        steps = self._steps(parts, settings)
+        under_way = learner.begin_steps(steps, self.recipe.data.temperature)
+        self.ledger.promise("learning", learning)
+        self.version += 1
+        metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
+        return HandedIn(self.version, metrics, steps, data.owed, under_way, data)
+
+    def _settle(self) -> None:
+        """Wait for the updates that the learner was handed, charge and report them."""
+        while self.handed_in:
+            update = self.handed_in.pop(0)
+            sums: dict[str, list[float]] = {}
+            if update.under_way is not None:
+                found, cost = update.under_way.result()
+                self.ledger.settle(update.owed)
+                self.ledger.settle(cost)
+                for step, means in zip(update.steps, found, strict=True):
+                    prefix = "" if step.objective.model == "policy" else "critic_"
+                    for key, value in means.items():
+                        sums.setdefault(prefix + key, []).append(value)
+            learned = {key: float(np.mean(values)) for key, values in sums.items()}
+            if update.data is not None:
+                worst = [
+                    key for key in ("loss", "grad_norm", "critic_loss", "critic_grad_norm") if not _finite(learned, key)
+                ]
+                learned["skipped"] = float(
+                    bool(worst) or any(learned.get(key) for key in ("skipped", "critic_skipped"))
+                )
+                if learned["skipped"]:
+                    self._skip(update.version, f"{' and '.join(worst) or 'a gradient'} not finite", update.data)
+                else:
+                    self.skipped_in_a_row = 0
+            self.progress.update(update.version, {**learned, **update.metrics}, self.ledger)
+
+    def _skip(self, version: int, why: str, data: Data) -> None:
+        """Count an update that has left no trace in the weights. Too many in a row, and there is no way on."""
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.recipe.compute.skips_in_a_row:
+            self.status = "diverged"
+        self.progress.skipped(version, why, data)
+
+    def _steps(self, parts: Sequence[Sequence[Row]], settings: Any) -> list[Step]:
+        """The optimizer steps over an update's parts: each of the method's models on each part."""
+        return [
+            Step(o, rows, settings, settings.learning_rate if o.model == "policy" else settings.critic_learning_rate)
+            for rows in parts
+            for o in self.method.objectives
+        ]
+
+    def _sample_logprob(self, measured: Measured) -> dict[str, float]:
+        """Mean log-probability of the policy's own samples, where a method measures it."""
+        if "logprobs" not in measured:
+            return {}
+        return {"sample_logprob": float(np.mean([a.sum() for row in measured["logprobs"] for a in row]))}
+
+    def _sync(self) -> None:
+        """Weights to the engines, then the check that they arrived: a fixed response's log-probs on both sides."""
+        began = perf_counter()
+        self.roles.sync.send(self.version)
+        self.synced = self.version
+        probe = self._probe()
+        ((expected,),), cost = self.roles.learner.measure("policy", [probe])
+        tolerance = self.recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[self.recipe.model.dtype]
+        self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, self.version)
+        self.ledger.charge(
+            "sync", Cost(flops=cost.flops, device_seconds=(perf_counter() - began) * self.roles.learner.devices)
+        )
+
+    def _probe(self) -> Row:
+        """The fixed prompt and response of the check: the first pair's chosen side, a token short of the context."""
+        pair = self.start.pairs[0]
+        room = self.recipe.model.max_length - len(pair.prompt.token_ids) - 1
+        return Row("probe", pair.prompt.token_ids, (pair.chosen_ids[:room],))
+
+    def _look(self, mark: float) -> None:
+        weights = self.roles.learner.weights("policy")
+        self.roles.evaluator.submit(weights, self.version, (self._now(mark), self._now_settings()))
+
+    def _now(self, mark: float) -> Look:
+        return Look(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, self.seconds)
+
+    def _collect(self, wait: bool) -> None:
+        for (look, settings), evaluation in self.roles.evaluator.collect(wait):
+            self.ledger.charge("evaluation", Cost(**evaluation.cost))
+            self._looked(look, evaluation, settings)
+
+    def _looked(self, look: Look, evaluation: Evaluation, settings: Any) -> None:
+        """Pass a look on, with the partial derivatives of the arm's own loss on the held-out pairs."""
+        pairs = [p for p in evaluation.pairs if p.split == self.recipe.evaluation.splits[0]]
+        if self.method.pair_loss is not None and pairs:
+            numbers = partials(self.method.pair_loss, pair_logprobs_of(pairs), settings)
+            evaluation = replace(evaluation, numbers={**evaluation.numbers, **numbers})
+        self.progress.looked(look, evaluation)

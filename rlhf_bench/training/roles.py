@@ -1,0 +1,162 @@
+"""The four roles as the experiment sees them. `actors/` fills them with Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.types import Evaluation, Group, Prompt, Row, Sampling
+from rlhf_bench.methods.base import Method, Objective, PerResponse, SideGradients
+
+Snapshot = Any
+"""A policy's weights at one moment; what it is made of is the roles' business."""
+
+
+class StateLost(Exception):
+    """A role has lost what cannot be handed to it again. Whoever knows how begins that piece of work anew."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: on which rows, towards what, at what rate."""
+
+    objective: Objective
+    rows: Sequence[Row]
+    settings: Any  # of the method's own model; None for a stage
+    learning_rate: float
+
+    @property
+    def units(self) -> int:
+        """How many pairs or response tokens the loss is averaged over."""
+        if self.objective.unit == "pair":
+            return sum(len(r.responses) for r in self.rows) // 2
+        return sum(r.response_tokens for r in self.rows)
+
+
+T = TypeVar("T", covariant=True)
+
+
+class UnderWay(Protocol[T]):
+    """Work that a role has been handed, while the driver goes on."""
+
+    def result(self) -> T:
+        """Wait for it."""
+
+
+Scores = tuple[list[list[float]], Cost]
+"""Per row, a score per response; and what they cost."""
+Measures = tuple[list[PerResponse], Cost]
+"""Per row, one array per response: log-probs (policy, reference) or values (critic) of its tokens; and what they cost."""
+Means = tuple[list[dict[str, float]], Cost]
+"""Per step, means of loss and metrics over all its units and `grad_norm` before clipping; and what all of them cost."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts that were asked for, all of whose samples are there."""
+
+    indices: Sequence[int]  # of the prompts, among those asked for
+    groups: Sequence[Group]
+    cost: Cost
+
+
+class RolloutPool(Protocol):
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Part]:
+        """`sampling.count` samples for each prompt, part by part: the engines go on while one is looked at."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
+        """`sampling.count` samples for each prompt, in the prompts' order."""
+
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        expected: Sequence[float],
+        tolerance: float,
+        version: int,
+    ) -> float:
+        """The largest gap between any engine's log-probs of a response and the learner's. RunFailed over the tolerance."""
+
+
+class RewardScorer(Protocol):
+    def load(self, path: Path, dtype: str) -> None: ...
+
+    def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
+        """Hand rows in, and go on."""
+
+    def score(self, rows: Sequence[Row]) -> Scores:
+        """Hand rows in, and wait."""
+
+
+class LearnerGroup(Protocol):
+    devices: int  # CPU cores, or GPUs, of all ranks together
+    first_step_began: float | None  # of `perf_counter`; None before any
+
+    def load(
+        self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+    ) -> None:
+        """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
+
+    def begin_measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+        """Hand rows in for a forward pass, and go on."""
+
+    def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
+        """Hand rows in for a forward pass, and wait."""
+
+    def measure_cost(self, name: Any, rows: Sequence[Row]) -> Cost:
+        """What that would cost, but for seconds."""
+
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
+        """Hand in optimizer steps, to be taken one after another, and go on. Whatever is asked of the learner afterwards
+        waits for them."""
+
+    def steps(self, work: Sequence[Step], temperature: float = 1.0) -> Means:
+        """Hand in optimizer steps, and wait."""
+
+    def steps_cost(self, work: Sequence[Step]) -> Cost:
+        """What they would cost, but for seconds."""
+
+    def side_gradients(
+        self, method: Method, rows: Sequence[Row], settings: Any, temperature: float = 1.0
+    ) -> tuple[SideGradients, Cost]:
+        """The two sides' batch gradients under the method's weights, for a method that adapts by them."""
+
+    def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
+        """What that would cost, but for seconds."""
+
+    def weights(self, name: Any) -> Snapshot: ...
+
+    def save(self, name: Any, path: Path) -> None: ...
+
+    def save_state(self, folder: str) -> dict[str, str]:
+        """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""
+
+    def load_state(self, folder: str, files: Sequence[str]) -> None:
+        """Go on from there, with models that `load` has placed: on as many ranks as there are now."""
+
+    def free(self, name: Any) -> None: ...
+
+
+class Evaluator(Protocol):
+    def submit(self, weights: Snapshot, version: int, label: Any) -> None: ...
+
+    def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]: ...
+
+
+class WeightSync(Protocol):
+    def send(self, version: int) -> Snapshot | None:
+        """Bring every engine of the pool to the learner's current policy."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    pool: RolloutPool
+    scorer: RewardScorer | None
+    learner: LearnerGroup
+    evaluator: Evaluator
+    sync: WeightSync
+    engine_time: EngineTime = field(default_factory=EngineTime)  # when any of them was at work
