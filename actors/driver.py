@@ -28,21 +28,19 @@ from actors.ray_cluster import machine
 from actors.report_worker import begin_report
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.compute.resources import fleets_at_once
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed, StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import Display
 from rlhf_bench.experiment.scheduler import Team
-from rlhf_bench.experiment.shutdown import Stopped
-from rlhf_bench.experiment.stages.start import Start
-from rlhf_bench.experiment.tracking.metrics import begun
+from rlhf_bench.experiment.tracking.descriptions import begun
 from rlhf_bench.experiment.tracking.outbox import Status
 from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.tokenizer import decode_response
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import MAY_DIFFER, is_done
-from rlhf_bench.training.inputs import Cache, Material
-from rlhf_bench.training.roles import StateLost
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import Material, Start
 
 
 def drive(
@@ -82,9 +80,7 @@ def drive(
     def start(number: int, ending: threading.Event) -> Fleet:
         say = display.warn if count == 1 else lambda line: display.warn(f"fleet {number}: {line}")
         model = str(material.model)
-        fleet = start_fleet(
-            recipe, model, material.shape, material.eos_id, scorer, EngineTime(), say, profile, ending
-        )
+        fleet = start_fleet(recipe, model, material.shape, material.eos_id, scorer, EngineTime(), say, profile, ending)
         fleet.crew.on_loads = functools.partial(_track_loads, tracker)
         return fleet
 

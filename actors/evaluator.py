@@ -13,10 +13,11 @@ import ray
 from actors.monitoring.ray_metrics import queue_depth
 from actors.monitoring.trace import Profiled, noted
 from actors.rollout.vllm_engine import VLLMEngine
-from actors.supervision.supervisor import Replace, Watched, no_replacement
+from actors.supervision.failures import Replace, no_replacement
+from actors.supervision.heartbeat import Watched
 from actors.weight_sync import as_tensor
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Evaluation, Judgement, Pair, Prompt, Row, SplitResult
 from rlhf_bench.diagnostics.likelihood import sequence_kl
 from rlhf_bench.diagnostics.panel import Panel

@@ -13,18 +13,21 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.evaluator import Evaluator, EvaluatorActor
-from actors.learner.rank import LearnerGroup, LearnerRank
+from actors.learner.group import LearnerGroup
+from actors.learner.rank import LearnerRank
 from actors.monitoring.trace import ENABLED
 from actors.reward_scorer import RewardScorer, ScorerActor
-from actors.rollout.pool import RolloutActor, RolloutPool
-from actors.supervision.supervisor import Crew, Replace, loss
+from actors.rollout.actor import RolloutActor
+from actors.rollout.pool import RolloutPool
+from actors.supervision.failures import Replace, loss
+from actors.supervision.supervisor import Crew
 from actors.weight_sync import WeightSync, weight_sync
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.compute.resources import Bundle, bundles
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed, StateLost
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
-from rlhf_bench.training.roles import Roles, StateLost
+from rlhf_bench.training.roles import Roles
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system

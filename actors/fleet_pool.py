@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from actors.fleet import Fleet, NoRoom
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 
 Start = Callable[[int, threading.Event], Fleet]
 """A fleet's number, counted from 1, and what is set once the run is ending -> that fleet, whose actors are starting."""

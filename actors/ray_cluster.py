@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.experiment.shutdown import raise_on_signals
 
 QUIET = {

@@ -11,10 +11,11 @@ import ray
 
 from actors.monitoring.ray_metrics import count_tokens
 from actors.monitoring.trace import Profiled, noted
+from actors.supervision.failures import Replace, no_replacement
+from actors.supervision.heartbeat import Watched
 from actors.supervision.remote_call import Again, UnderWay, answers
-from actors.supervision.supervisor import Replace, Watched, no_replacement
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Row
 from rlhf_bench.models.flops import ModelShape, forward_flops
 from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens

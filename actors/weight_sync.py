@@ -20,8 +20,8 @@ import numpy as np
 import ray
 
 from actors.monitoring.ray_metrics import timing_sync
+from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.remote_call import answers
-from actors.supervision.supervisor import Replace, no_replacement
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,7 @@ class DeviceSync:
 
     @timing_sync()
     def send(self, version: int) -> None:
-        sent = [
-            r.send_weights.remote("policy", self.backend, self.engines, *self.meeting)
-            for r in self.learner.ranks
-        ]
+        sent = [r.send_weights.remote("policy", self.backend, self.engines, *self.meeting) for r in self.learner.ranks]
         self.learner.engine_time.during("sync", ray.get, sent)
         self.learner.engine_time.during("sync", ray.get, [e.finish_sync.remote(version) for e in self.engines])
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import Schedule
+from rlhf_bench.methods.schedules import Schedule
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import TASKS
 from rlhf_bench.tasks.loading.data_source import Place

@@ -29,6 +29,7 @@ METERS: dict[str, tuple[type, str]] = {
 }
 """Name -> kind, and what it counts."""
 
+
 class _Now(threading.local):
     """Whose work a thread hands out: arms beside each other have a thread each."""
 

@@ -14,7 +14,6 @@ from rlhf_bench.compute.engine_time import Activity, EngineTime
 
 T = TypeVar("T")
 
-
 Again = Callable[[int, Exception], ray.ObjectRef]
 """An actor's number and what its call raised -> the same call, made to another actor in its place. Raises what it cannot
 mend."""

@@ -10,17 +10,12 @@ are gone with it: the arm then goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,94 +23,10 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.monitoring import node_load
 from actors.monitoring import ray_metrics as meters
-from rlhf_bench.core.types import RunFailed
+from actors.supervision.heartbeat import BEATS, Load, Watch, end_process
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.recipe.sections import Reliability
-from rlhf_bench.training.roles import StateLost
-
-Replace = Callable[[int, Exception], Any]
-"""The number of an actor among those of its role and what a call to it raised -> another actor in its place. Whatever is no
-loss of the actor is raised again."""
-Where = tuple[str, int]
-"""A node's id, and the number of a process on it."""
-PORT_TAKEN = ("EADDRINUSE", "Address already in use", "address already in use")
-"""What an engine says that chose a free port, which another process took before the engine came to use it."""
-Load = dict[str, float]
-"""How busy a machine is: see node_load.py."""
-BEATS = 5
-"""In the time after which silence counts as a hang."""
-
-
-def no_replacement(number: int, error: Exception) -> Any:
-    """Of actors that nobody keeps."""
-    raise error
-
-
-class Watched:
-    """An actor that gives signs of life."""
-
-    def be_watched(self, watch: Any, key: str, every: float) -> None:
-        """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
-
-        where = (ray.get_runtime_context().get_node_id(), os.getpid())
-        _crash_at_once()
-
-        def beat() -> None:
-            node_load.begin()
-            load: Load = {}
-            while True:
-                watch.beat.remote(key, where, socket.gethostname(), load)
-                time.sleep(every)
-                load = node_load.node_load()
-
-        threading.Thread(target=beat, name="beat", daemon=True).start()
-
-
-def _crash_at_once() -> None:
-    """Ray's handler for crashes asks for memory. In a process that has none left it crashes too, and again, until its stack is
-    full: minutes in which the other threads give signs of life. Python's own needs none."""
-    faulthandler.disable()
-    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
-        signal.signal(number, signal.SIG_DFL)
-    faulthandler.enable(all_threads=False)
-
-
-class Watch:
-    """When each actor was last heard of."""
-
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.heard: dict[str, tuple[float, Where]] = {}
-        self.loads: dict[str, Load] = {}
-
-    def beat(self, key: str, where: Where, host: str, load: Load) -> None:
-        self.heard[key] = (time.monotonic(), where)
-        if load:
-            self.loads[host] = load
-
-    def new_loads(self) -> dict[str, Load]:
-        """Of every machine that an actor has told of since this was last asked, by host name."""
-        loads, self.loads = self.loads, {}
-        return loads
-
-    def silence(self) -> tuple[float, dict[str, float]]:
-        """Seconds since this watch began to listen, and since an actor was last heard of, for those that ever were."""
-        now = time.monotonic()
-        return now - self.began, {key: now - at for key, (at, _) in self.heard.items()}
-
-    def forget(self, key: str) -> Where | None:
-        """Its last word: where it is, or was."""
-        _, where = self.heard.pop(key, (0.0, None))
-        return where
-
-
-def end_process(pid: int) -> None:
-    """On its node: a process that is out of memory, say, does not end when Ray asks it to. Not if its number is another's."""
-    name = Path(f"/proc/{pid}/cmdline")
-    with suppress(OSError):  # it is gone
-        if name.read_bytes().startswith(b"ray::"):
-            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -123,30 +34,6 @@ class Restart:
     names: tuple[str, ...]
     cause: str
     at: float  # `time.perf_counter`
-
-
-def loss(error: Exception) -> str:
-    """What has happened to the actor that a call to it raised this. Any other error is raised as it is; `StateLost` where
-    it is not the actor that is lost, but data that it was handed."""
-    if isinstance(error, exceptions.OutOfMemoryError):
-        return "was ended by Ray for want of memory"
-    if any(word in str(error) for word in PORT_TAKEN):
-        return "found its port taken by another process"
-    if getattr(error, "actor_init_failed", False) and not _out_of_memory(error):
-        raise error  # it would fail again
-    if isinstance(error, (exceptions.ActorDiedError, exceptions.WorkerCrashedError, exceptions.ActorUnavailableError)):
-        return "has died, or did not answer and was ended"
-    cause = getattr(error, "cause", error)
-    if isinstance(cause, (exceptions.ObjectLostError, exceptions.RaySystemError)):
-        raise StateLost("data was on a node that is lost") from error
-    if isinstance(error, exceptions.RayTaskError) and _out_of_memory(cause):
-        return "is out of memory"
-    raise error
-
-
-def _out_of_memory(cause: Any) -> bool:
-    text = str(cause)
-    return isinstance(cause, MemoryError) or "can't allocate memory" in text or "out of memory" in text.lower()
 
 
 class Crew:

@@ -1,142 +1,45 @@
-"""What `rlhf-bench check` says of a recipe: model, data, budget, memory and time, as lines or as plain data."""
+"""`rlhf-bench check`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import json
+from typing import Annotated
 
-from rlhf_bench.cli.data_overview import data_check
-from rlhf_bench.compute.forecast import (
-    Lengths,
-    arm_forecast,
-    gpu_forecasts,
-    lengths_of,
-    memory_gib,
-    passing_gib,
-    shared_flops,
-    time_forecast,
-)
-from rlhf_bench.compute.resources import GIB, fleet_needs
-from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.recipe import Recipe
-from rlhf_bench.training.inputs import Material
+import typer
+import yaml
+
+from rlhf_bench.cli.options import Json, Overrides, Quiet, RecipePath, check_room, open_cache, write_line
 
 
-def lines(recipe: Recipe, material: Material) -> Iterator[str]:
-    n, shape = lengths_of(recipe, material), material.shape
-    yield (
-        f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
-    )
-    if shape.lora_rank:
-        yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters learn in place of the model's"
-    reward = material.reward_shape
-    if reward is not None:
-        yield f"reward model: {recipe.reward_model.name_or_path}, {reward.parameters:,} parameters"
-    for note in material.notes:
-        yield f"data: {note}"
-    yield from data_check(material)
-    yield from _budget(recipe, shape, n, reward)
-    yield from _time(recipe, shape, n, reward, weaker=material.pairs is None)
-    yield from _memory(recipe, shape, reward)
-    yield _fleet(recipe)
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    fast: Annotated[bool, typer.Option("--fast", help="check the recipe's small size")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Validate a recipe; print it in full, its data, and FLOPs, memory and time. Nothing is started.
 
+    Example: rlhf-bench check recipes/gsm8k.yaml task.folder=openai/gsm8k
+    """
+    from rlhf_bench.cli.overview import as_data, lines
+    from rlhf_bench.recipe import load_series
+    from rlhf_bench.training.inputs import prepare
 
-def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
-    """The numbers among them, with the recipe in full, for scripts."""
-    n, shape, reward = lengths_of(recipe, material), material.shape, material.reward_shape
-    column, limit = recipe.compute.column, recipe.compute.limit
-    arms = {}
-    for name, arm in recipe.arms.items():
-        f, time = arm_forecast(recipe, arm, shape, n, reward), time_forecast(recipe, arm, shape, n, reward)
-        before, update = (getattr(c, column) for c in (f.before, f.update))
-        arms[name] = {
-            "before": before, "update": update, "updates": int((limit - before) / update) if update else None,
-            "flops": time.flops if time else None, "seconds": time.seconds if time else None,
-        }  # fmt: skip
-    return {
-        "recipe": recipe.resolved(),
-        "model": {
-            "parameters": shape.parameters,
-            "trained": shape.trained,
-            "vocabulary": len(material.tokenizer),
-            "prompt_tokens": n.prompt,
-        },
-        "notes": list(material.notes),
-        "budget": {"unit": column, "limit": limit},
-        "arms": arms,
-        "memory_gib": memory_gib(recipe, shape, reward),
-    }
-
-
-def _fleet(recipe: Recipe) -> str:
-    """What one fleet asks for, and so how many a cluster takes: which cluster that will be is not known here."""
-    needs = fleet_needs(recipe.placement, any(uses_reward_model(arm) for arm in recipe.arms.values()))
-    gpus = f", {needs['GPU']:g} GPU" if "GPU" in needs else ""
-    count, pieces = recipe.placement.fleets, len(recipe.arms) * len(recipe.seeds)
-    if count is None and recipe.compute.column == "device_seconds":
-        count = 1
-    if count is None:
-        at_once = f"as many as the cluster has room for, {pieces} at most"
+    found = {}
+    for variant in load_series(recipe, overrides or [], fast):
+        settings = variant.recipe
+        material = prepare(settings, open_cache())
+        check_room(settings, material)
+        if as_json:
+            found[variant.label] = as_data(settings, material)
+        elif not quiet:
+            if variant.label:
+                write_line(f"# {variant.label}")
+            write_line(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
+            for line in lines(settings, material):
+                write_line(line)
+    if as_json:
+        write_line(json.dumps(found[""] if "" in found else {"comparisons": found}))
     else:
-        at_once = f"{min(count, pieces)}"
-    return f"a fleet: {needs['CPU']:g} CPU{gpus}, {needs['memory'] / GIB:g} GiB; fleets that work on arms at once: {at_once}"
-
-
-def _budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:
-    column, limit = recipe.compute.column, recipe.compute.limit
-    yield f"budget: {limit:.3g} {column} for each arm and seed"
-    for name, arm in recipe.arms.items():
-        f = arm_forecast(recipe, arm, shape, n, reward)
-        before, update = (getattr(c, column) for c in (f.before, f.update))
-        updates = f"about {int((limit - before) / update)}" if update else "as many as fit"
-        yield f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or more"
-
-
-def _time(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None, weaker: bool) -> Iterator[str]:
-    found = {name: time_forecast(recipe, arm, shape, n, reward) for name, arm in recipe.arms.items()}
-    times = {name: time for name, time in found.items() if time is not None}
-    if not times:
-        yield f"time: the budget is in seconds: {recipe.compute.limit:.3g} × devices for each arm and seed"
-        return
-    one = next(iter(times.values()))
-    kind = "GPU" if recipe.placement.learner.gpus else "core"
-    yield (
-        f"time, as if all work were the learner's, on {one.devices} {kind}{'s' * (one.devices > 1)} of {one.peak_tflops:g} "
-        f"TFLOP/s at a utilisation of {one.utilisation:.0%} (placement.device):"
-    )
-    for name, time in times.items():
-        yield f"  {name}: {time.flops:.3g} FLOPs, {_duration(time.seconds)} a seed"
-    shared = shared_flops(recipe, shape, n, weaker)
-    each = sum(time.flops for time in times.values())
-    total = shared + len(recipe.seeds) * each
-    seconds = total / one.flops * one.seconds
-    yield (
-        f"  all: {total:.3g} FLOPs, {_duration(seconds)} for {len(recipe.seeds)} seed{'s' * (len(recipe.seeds) > 1)} and "
-        f"{shared:.3g} FLOPs of fine-tuning; without evaluation and trials"
-    )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
-
-
-def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Iterator[str]:
-    standing, passing = memory_gib(recipe, shape, reward), passing_gib(recipe, shape, reward)
-    device = recipe.placement.device
-    yield "memory of each process, GiB: what stays (weights, gradients, optimizer, cache), and what comes and goes (activations, loading):"
-    for role, gib in standing.items():
-        place = getattr(recipe.placement, role)
-        yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {passing[role]:.2f}"
-    for gpu in gpu_forecasts(recipe, shape, reward):
-        need = gpu.standing + gpu.passing
-        room = (
-            "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"
-        )
-        yield (
-            f"  a GPU with {' and '.join(gpu.roles)}: {gpu.standing:.1f} and up to {gpu.passing:.1f}, together {need:.1f} of "
-            f"{device.memory_gib:g} GiB: {room}"
-        )
+        write_line(f"{recipe}: valid")

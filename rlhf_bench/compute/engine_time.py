@@ -82,27 +82,6 @@ class EngineTime:
         return _shared(sorted(edges))
 
 
-@dataclass
-class Stretch:
-    """Time in which somebody counted on one fleet's engines: up to now, where it has not ended."""
-
-    engine_time: EngineTime
-    began: float
-    ended: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._until - self.began
-
-    @property
-    def idle(self) -> float:
-        return self.engine_time.idle(self.began, self._until)
-
-    @property
-    def _until(self) -> float:
-        return perf_counter() if self.ended is None else self.ended
-
-
 def _shared(edges: Sequence[tuple[float, int, Activity]]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     running: dict[str, int] = {}

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Placement, Recipe
 

@@ -3,35 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
 
-Column = Literal["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
-COLUMNS: tuple[Column, ...] = get_args(Column)
-
-Phase = Literal[
-    "reward_model", "rollout", "scoring", "judging", "measuring", "learning", "sync", "evaluation", "tuning", "shared"
-]
-METERED_APART: tuple[Phase, ...] = ("evaluation", "tuning", "shared")
-"""Charged to nobody: looking at a policy is not part of making it, and all arms start from the same base."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """An amount of every column."""
-
-    flops: float = 0.0
-    generated_tokens: float = 0.0
-    trained_tokens: float = 0.0
-    scored_tokens: float = 0.0
-    judge_queries: float = 0.0
-    device_seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in COLUMNS))
-
-    def as_dict(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in COLUMNS}
+from rlhf_bench.core.costs import METERED_APART, Column, Cost, Phase
 
 
 class Ledger:

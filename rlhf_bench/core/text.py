@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 _ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, formats, surrogates, no glyph, other line ends
 _NOT_ASCII = re.compile(r"[^\n\t -~]")
@@ -41,3 +42,28 @@ def one_line(text: str) -> str:
 
 def _shown(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _ACTING else character
+
+
+def listed(names: list[str]) -> str:
+    """At least one name, as prose: "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same headings, the first column to the left."""
+    headings = list(rows[0])
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+    lines += [[_cell(cell) for cell in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text of the recipe's author, or of the records, as text: no markup, one line."""
+    text = in_codes(" ".join(text.split()))
+    for character in "\\`*_<[":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _cell(text: str) -> str:
+    return escaped(text).replace("|", "\\|")

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_bench.core.costs import Cost
+
 Split = Literal["train", "in_distribution", "out_of_distribution", "unseen"]
 """train: prompts that methods may train on. The three others are held out:
 in_distribution: drawn from the same distribution, but never in `train`;
 out_of_distribution: longer or harder than anything in training;
 unseen: built from elements (operands, topics) that training never shows."""
-
 
 Turn = tuple[str, str]
 """A message of a conversation: role and content."""
@@ -183,20 +184,16 @@ class Evaluation:
     pairs: tuple[PairLook, ...] = ()
 
 
-class BadInput(Exception):
-    """The recipe or the data is wrong. `problems` holds one line each: key, row or file, and the remedy. Exit code 2."""
+@dataclass(frozen=True)
+class Look:
+    """When a snapshot was taken: the nominal mark, the update, and what had been spent by then."""
 
-    def __init__(self, *problems: str):
-        self.problems = tuple(" ".join(p.splitlines()) for p in problems)  # a name in one may have line breaks
-        super().__init__("\n".join(self.problems))
-
-
-class ArmFailed(Exception):
-    """One arm cannot go on with one seed, for a reason of its own; the others can. One line with the cause; `spent` is the
-    ledger's total by then."""
-
+    mark: float
+    update: int
     spent: Mapping[str, float]
+    fraction: float
+    wall_seconds: float
 
 
-class RunFailed(Exception):
-    """The run cannot go on: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""
+BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
+"""Every arm's curve begins with the base policy, before anything is spent."""

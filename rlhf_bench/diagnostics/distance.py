@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from rlhf_bench.core.types import BadInput, Pair
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Pair
 
 
 def edit_distance(chosen_ids: Sequence[int], rejected_ids: Sequence[int]) -> float:

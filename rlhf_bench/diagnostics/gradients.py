@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rlhf_bench.core.types import PairLook
-from rlhf_bench.methods.base import PairLogprobs, PairLoss, SideGradients, split_pairs
-from rlhf_bench.models.packing import MicroBatch, sum_by_response
+from rlhf_bench.methods.base import PairLogprobs, PairLoss, SideGradients, sum_by_response
+from rlhf_bench.methods.pairs import split_pairs
+from rlhf_bench.models.packing import MicroBatch
 
 
 def side_gradients(model: torch.nn.Module, batch: MicroBatch) -> SideGradients:

@@ -12,9 +12,9 @@ import torch
 from rlhf_bench.core.types import Row
 from rlhf_bench.diagnostics.embeddings import ches, token_numbers
 from rlhf_bench.diagnostics.gradients import side_gradients
-from rlhf_bench.methods.base import SideGradients
+from rlhf_bench.methods.base import SideGradients, sum_by_response
 from rlhf_bench.models.flops import ModelShape, forward_flops, side_gradients_flops
-from rlhf_bench.models.packing import MicroBatch, layout_of, micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.models.packing import MicroBatch, layout_of, micro_batch, split_by_tokens
 
 
 @dataclass(frozen=True)

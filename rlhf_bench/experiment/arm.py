@@ -9,21 +9,25 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rlhf_bench.compute.ledger import Cost, Ledger, Phase
-from rlhf_bench.core.types import ArmFailed, Evaluation
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost, Phase
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look
 from rlhf_bench.experiment.scheduler import Team
 from rlhf_bench.experiment.shutdown import Grace
-from rlhf_bench.experiment.stages.start import Start
 from rlhf_bench.experiment.tracking.metrics import look_points, update_points, used_by
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.results.store import Part, copy_checkpoint, write_trouble
+from rlhf_bench.results.store import Part, copy_checkpoint
+from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
-from rlhf_bench.training.experience import DrawnBefore
-from rlhf_bench.training.inputs import Cache, Material
-from rlhf_bench.training.loop import BASE_LOOK, ArmRun, Data, Look, Progress
+from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.loop import ArmRun, Progress
+from rlhf_bench.training.rollouts import DrawnBefore
+from rlhf_bench.training.state import Data
+from rlhf_bench.training.update import write_trouble
 
 
 class ArmSaver:

@@ -12,34 +12,27 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.compute.engine_time import Stretch
 from rlhf_bench.compute.ledger import Ledger
-from rlhf_bench.core.types import ArmFailed, Evaluation, RunFailed
+from rlhf_bench.core.errors import ArmFailed, RunFailed
+from rlhf_bench.core.files import write_json
+from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look
 from rlhf_bench.experiment.arm import Arms, Ended
 from rlhf_bench.experiment.scheduler import Team, share_out
 from rlhf_bench.experiment.shutdown import grace
-from rlhf_bench.experiment.stages.start import Start, make_start
+from rlhf_bench.experiment.stages.start import make_start
+from rlhf_bench.experiment.timing import Stretch
 from rlhf_bench.experiment.tracking.metrics import datasets, finished_policies
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.experiment.tuning import tuned_arms
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.results.store import (
-    METRIC_KEYS,
-    PAIR_KEYS,
-    SAMPLE_KEYS,
-    TABLES,
-    is_done,
-    merge_parts,
-    pair_rows,
-    sample_rows,
-    table,
-    write_json,
-)
-from rlhf_bench.training.inputs import Cache, Material
-from rlhf_bench.training.loop import BASE_LOOK, ArmRun, Look, Progress
-from rlhf_bench.training.state import StartSamples
+from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
+from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.loop import ArmRun, Progress
+from rlhf_bench.training.rollouts import StartSamples
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -68,13 +61,17 @@ class Comparison:
     arms: Arms = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
     first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
-    stretches: list[Stretch] = field(default_factory=list)  # of the first team, and of every team while it is at the arms
+    stretches: list[Stretch] = field(
+        default_factory=list
+    )  # of the first team, and of every team while it is at the arms
     failed: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # results of earlier runs into DIR, too
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Stretch(self.first.roles.engine_time, self.began)]
         start = self.first.surely(make_start, self.recipe, self.material, self.first.roles, self.cache, self.say)
-        self.drawn_before = StartSamples(self.directory / "state", f"{start.base.name} {self.material.fingerprint['model']}")
+        self.drawn_before = StartSamples(
+            self.directory / "state", f"{start.base.name} {self.material.fingerprint['model']}"
+        )
         used = datasets(self.recipe, self.material, start)
         for dataset in used.values():
             self.tracker.uses(dataset)

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rlhf_bench.core.text import one_line
-from rlhf_bench.core.types import Evaluation
-from rlhf_bench.training.loop import Look
+from rlhf_bench.core.types import Evaluation, Look
 
 SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
 SECONDS_BETWEEN_LINES = 10.0

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlhf_bench.experiment.shutdown import Grace, Stopped
-from rlhf_bench.training.roles import Roles, StateLost
+from rlhf_bench.core.errors import StateLost, Stopped
+from rlhf_bench.experiment.shutdown import Grace
+from rlhf_bench.training.roles import Roles
 
 if TYPE_CHECKING:
-    from rlhf_bench.experiment.stages.start import Start
+    from rlhf_bench.training.inputs import Start
 
 T = TypeVar("T")
 

@@ -11,15 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class Stopped(BaseException):
-    """A signal asked the run to end. Not an Exception: nothing on the way may take it for an error of its own.
-
-    `number` is the signal's; a shell expects 128 + number as the exit code."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+from rlhf_bench.core.errors import Stopped
 
 
 class Grace:

@@ -7,25 +7,15 @@ same budget, and all of them look at held-out prompts that the comparison itself
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One arm's run with one trial's settings: its score on the tuning prompts (nan where it diverged), what it spent."""
-
-    settings: dict[str, float]
-    score: float
-    status: str
-    spent: dict[str, float]
+from rlhf_bench.results.trials import Trial, best_trial
 
 
 def tuned_arms(
@@ -65,12 +55,6 @@ def tuned_arms(
         tuned[arm] = with_values(recipe.arms[arm], best.settings)
         say(f"{arm}: goes on with {_shown(best.settings)}")
     return tuned
-
-
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The finished trial of the highest score, the first of equals; None where none finished."""
-    finished = [t for t in trials if t.status == "done" and math.isfinite(t.score)]
-    return max(finished, key=lambda t: t.score, default=None)
 
 
 def with_values(settings: MethodSettings, values: dict[str, float]) -> MethodSettings:

@@ -21,7 +21,9 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_bench.methods.base import PairLogprobs, PairSettings, SideGradients, Strength, number, pair_method
+from rlhf_bench.methods.base import PairLogprobs, SideGradients
+from rlhf_bench.methods.pairs import PairSettings, pair_method
+from rlhf_bench.methods.schedules import Strength, number
 
 
 class AdaptiveFlexDPOSettings(PairSettings):

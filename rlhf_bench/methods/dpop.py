@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from rlhf_bench.methods.base import PairLogprobs, PairSettings, pair_method
+from rlhf_bench.methods.base import PairLogprobs
+from rlhf_bench.methods.pairs import PairSettings, pair_method
 
 
 class DPOPSettings(PairSettings):

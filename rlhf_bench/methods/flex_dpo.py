@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_bench.methods.base import PairLogprobs, PairSettings, Strength, number, pair_method
+from rlhf_bench.methods.base import PairLogprobs
+from rlhf_bench.methods.pairs import PairSettings, pair_method
+from rlhf_bench.methods.schedules import Strength, number
 
 
 class FlexDPOSettings(PairSettings):

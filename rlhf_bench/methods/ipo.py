@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from rlhf_bench.methods.base import PairLogprobs, PairSettings, pair_method
+from rlhf_bench.methods.base import PairLogprobs
+from rlhf_bench.methods.pairs import PairSettings, pair_method
 
 
 class IPOSettings(PairSettings):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_bench.methods.base import Objective, Outputs, PerUnit, split_pairs
+from rlhf_bench.methods.base import Objective, Outputs, PerUnit
+from rlhf_bench.methods.pairs import split_pairs
 
 
 def sft_loss(out: Outputs, settings: None) -> PerUnit:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_bench.bfloat16 import slow_products
+from rlhf_bench.models.cpu_kernels import slow_products
 
 PACKED_ROWS = "packed_rows"
 CALL_IN_SCORES = 4096

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -129,3 +130,31 @@ def _same_rotary(function: Callable[..., tuple[Tensor, Tensor]]) -> bool:
 def _numbers(*shape: int) -> Tensor:
     """Some, always the same, without touching torch's random numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def slow_products(tensor: Tensor) -> bool:
+    """Whether a product of this tensor had better be made in float32."""
+    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not _cpu_has_tiles()
+
+
+@cache
+def _cpu_has_tiles() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, its product made in float32 where that is faster. Weights and what goes in and out keep their type."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not slow_products(input):
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(input.float(), self.weight.float(), bias).to(input.dtype)
+
+
+def with_fast_products(model: nn.Module) -> nn.Module:
+    """Every plain linear layer of the model becomes one of these, in place."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_bench.bfloat16 import slow_products
+from rlhf_bench.models.cpu_kernels import slow_products
 from rlhf_bench.models.packing import Answers, MicroBatch
 
 LOGITS_IN_CHUNK = 2**24

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from rlhf_bench.bfloat16 import with_fast_products
 from rlhf_bench.models import attention
-from rlhf_bench.models.cpu_kernels import with_fewer_passes
+from rlhf_bench.models.cpu_kernels import with_fast_products, with_fewer_passes
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
-from rlhf_bench.recipe import ModelSettings
+from rlhf_bench.models.settings import ModelSettings
 
 FRESH = "fresh.json"
 """Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_bench.bfloat16 import with_fast_products
+from rlhf_bench.models.cpu_kernels import with_fast_products
 from rlhf_bench.models.heads import ResponseValues
-from rlhf_bench.recipe import LoraSettings
+from rlhf_bench.models.settings import LoraSettings
 
 ADAPTER = "default"
 """Its name within peft's layers: a model has one."""

@@ -125,8 +125,3 @@ def _chunk(rows: Sequence[Row], indices: Sequence[int], budget: int) -> list[lis
             room = budget
         room -= rows[i].tokens
     return chunks
-
-
-def sum_by_response(per_token: Tensor, response_index: Tensor, responses: int) -> Tensor:
-    """[T] -> [R]: add up each response's tokens."""
-    return per_token.new_zeros(responses).index_add(0, response_index, per_token)

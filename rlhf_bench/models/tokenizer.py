@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_bench.core.types import BadInput, Prompt
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Prompt
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()

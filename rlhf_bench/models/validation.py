@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from tokenizers import Tokenizer
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models import attention
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import FRESH

@@ -6,21 +6,12 @@ construction. `extends: other.yaml` inherits; `key.path=value` on the command li
 
 from rlhf_bench.recipe.loading import Variant, load_recipe, load_series, merge, recipe_data
 from rlhf_bench.recipe.parsing import parse_recipe
-from rlhf_bench.recipe.sections import (
-    DataSettings,
-    EvaluationSettings,
-    LearnerPlacement,
-    LoraSettings,
-    ModelSettings,
-    Placement,
-    Recipe,
-    RolePlacement,
-    RolloutPlacement,
-    StageSettings,
-)
+from rlhf_bench.recipe.placement import LearnerPlacement, Placement, RolePlacement, RolloutPlacement
+from rlhf_bench.recipe.recipe import Recipe
+from rlhf_bench.recipe.sections import DataSettings, EvaluationSettings, StageSettings
 
 __all__ = [
-    "DataSettings", "EvaluationSettings", "LearnerPlacement", "LoraSettings", "ModelSettings", "Placement", "Recipe",
+    "DataSettings", "EvaluationSettings", "LearnerPlacement", "Placement", "Recipe",
     "RolePlacement", "RolloutPlacement", "StageSettings", "Variant", "load_recipe", "load_series", "merge",
     "parse_recipe", "recipe_data",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rlhf_bench.methods import METHODS
-from rlhf_bench.recipe.sections import Recipe
+from rlhf_bench.recipe.recipe import Recipe
 
 _OF_FILES: dict[str, Any] = {
     "extends": {"type": "string", "description": "another recipe, relative to this one, that this one is laid over"},

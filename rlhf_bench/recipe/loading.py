@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.yaml import Unreadable, read_yaml
 from rlhf_bench.recipe.parsing import parse_recipe
-from rlhf_bench.recipe.sections import Recipe
+from rlhf_bench.recipe.recipe import Recipe
 
 LONGEST_NAME = 255  # bytes of a file's name
 

@@ -9,11 +9,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from rapidfuzz.distance import DamerauLevenshtein
 
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import without_passwords
-from rlhf_bench.core.types import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
-from rlhf_bench.recipe.sections import Recipe
+from rlhf_bench.recipe.recipe import Recipe
 
 
 def _arm_settings(name: str, arm: Any) -> MethodSettings:

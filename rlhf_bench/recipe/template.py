@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlhf_bench.methods import METHODS
-from rlhf_bench.recipe.sections import ComputeSettings, Recipe
+from rlhf_bench.recipe.recipe import Recipe
+from rlhf_bench.recipe.sections import ComputeSettings
 from rlhf_bench.tasks import TASKS
 
 HEAD = """\

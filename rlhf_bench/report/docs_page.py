@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlhf_bench.markdown import escaped, table
+from rlhf_bench.core.text import escaped, table
 from rlhf_bench.report import tables
 from rlhf_bench.report.archive import keep
 from rlhf_bench.report.format import duration, quantity

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import tables
 from rlhf_bench.report.latex import latex_table
 from rlhf_bench.report.page import sections

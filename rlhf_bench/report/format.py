@@ -51,11 +51,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def listed(names: list[str]) -> str:
-    """At least one name, as prose: "a", "a and b", "a, b and c"."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def visible(text: str) -> str:
     """`text` with every character that would act, hide or reorder instead of show made visible.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_bench.markdown import escaped, table
+from rlhf_bench.core.text import escaped, table
 from rlhf_bench.report import tables
 from rlhf_bench.report.format import decimal, quantity
 from rlhf_bench.report.verdict import verdict

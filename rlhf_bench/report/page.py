@@ -31,7 +31,6 @@ from rlhf_bench.results.summary import Summary, summarize
 
 TEMPLATE = "report.html.j2"
 
-
 Properties = list[tuple[Plot, ...]]
 Elsewhere = Callable[[Recorded, Summary], Callable[[], Properties]]
 """Begins `draw_properties` in another process; gives a function that waits for its result."""

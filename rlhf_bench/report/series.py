@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.recipe.loading import is_label
 from rlhf_bench.report.format import decimal
 from rlhf_bench.report.page import write_report

@@ -12,12 +12,12 @@ from scipy import special
 
 from rlhf_bench.diagnostics import stability
 from rlhf_bench.diagnostics.stability import Sensitivity
-from rlhf_bench.experiment.tuning import Trial, best_trial
 from rlhf_bench.report.format import ABSENT, decimal, quantity
 from rlhf_bench.report.measures import short
 from rlhf_bench.results.claims import metric_values
 from rlhf_bench.results.reader import Recorded
 from rlhf_bench.results.summary import Summary
+from rlhf_bench.results.trials import Trial, best_trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_bench.compute.ledger import COLUMNS, METERED_APART
+from rlhf_bench.core.costs import COLUMNS, METERED_APART
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
 from rlhf_bench.results.claims import Comparison
-from rlhf_bench.results.reader import MAIN_SPLIT, SHARED, SPLITS, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import MAIN_SPLIT, SHARED, SPLITS
 from rlhf_bench.results.summary import ArmResult, Summary
 
 Row = dict[str, str]

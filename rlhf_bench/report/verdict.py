@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
-from rlhf_bench.report.format import ABSENT, decimal, listed, quantity
+from rlhf_bench.report.format import ABSENT, decimal, quantity
 from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, Comparison
 from rlhf_bench.results.summary import ArmResult, Summary
 

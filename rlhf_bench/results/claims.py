@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL, Curve, at_equal_kl
 from rlhf_bench.diagnostics.statistics import Adjusted, Improvement, Paired
-from rlhf_bench.report.format import listed
-from rlhf_bench.results.reader import MAIN_SPLIT, SPLITS, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 
 Verdict = Literal["yes", "no", "not resolved at this budget", "not evaluated"]
 SCORE = "score"

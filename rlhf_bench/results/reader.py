@@ -14,24 +14,19 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from rlhf_bench.compute.ledger import COLUMNS
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.costs import COLUMNS
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.yaml import read_yaml
-from rlhf_bench.recipe.sections import ARM_NAME
-
-STATUSES = ("done", "diverged", "failed")
-MAIN_SPLIT = "in_distribution"
-SPLITS = (MAIN_SPLIT, "out_of_distribution", "unseen")
-BASE = "base"
-"""The name under which samples of the base model are recorded."""
-SHARED = "shared"
-"""The ledger's name for stages charged to no arm, such as supervised fine-tuning."""
-EVALUATION = "evaluation"
-
-_METRICS_KEYS = ("arm", "seed", "phase", "split", "update", "fraction", "mark", "score")
-_SAMPLES_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
-_LEDGER_KEYS = ("arm", "seed", "phase", *COLUMNS)
-PAIRS_KEYS = ("arm", "seed", "mark", "split", "pair_id", "chosen_logratio", "rejected_logratio")
+from rlhf_bench.recipe.recipe import ARM_NAME
+from rlhf_bench.results.schema import (
+    _LEDGER_KEYS,
+    _METRICS_KEYS,
+    _SAMPLES_KEYS,
+    EVALUATION,
+    MAIN_SPLIT,
+    PAIRS_KEYS,
+    STATUSES,
+)
 
 
 @dataclass(frozen=True)

@@ -16,29 +16,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlhf_bench.compute.ledger import COLUMNS, Cost, Phase
-from rlhf_bench.core.types import BadInput, Evaluation, PairLook
+from rlhf_bench.core.costs import Cost, Phase
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.files import write_json
+from rlhf_bench.core.types import Evaluation, Look, PairLook
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.training.loop import Data, Look
-
-TABLES = ("metrics", "samples", "ledger", "pairs")
-METRIC_KEYS = (
-    "arm",
-    "method",
-    "data",
-    "seed",
-    "phase",
-    "split",
-    "update",
-    "fraction",
-    "mark",
-    *COLUMNS,
-    "wall_seconds",
-    "score",
-)
-PAIR_KEYS = ("arm", "seed", "mark", "update", *(f.name for f in fields(PairLook)), "reward_margin")
-SAMPLE_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
+from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
 
 
 class Part:
@@ -153,47 +137,6 @@ def pair_rows(
         where | {n: getattr(p, n) for n in names} | {"reward_margin": reward_margins.get(p.pair_id, math.nan)}
         for p in evaluation.pairs
     ]
-
-
-TROUBLES_KEPT = 10
-"""Of one arm and seed: enough to see what is wrong, and no full disk."""
-
-
-def write_trouble(directory: Path, key: str, update: int, why: str, data: Data) -> Path | None:
-    """Keep what an update was skipped for, to be looked into: rows, rewards and what was measured on them. None where there is
-    enough of that arm's."""
-    folder = directory / "trouble"
-    folder.mkdir(exist_ok=True)
-    if len(list(folder.glob(f"{key}-*.json"))) >= TROUBLES_KEPT:
-        return None
-    path = folder / f"{key}-update{update}.json"
-    rows = [
-        {
-            "id": row.id, "prompt_ids": row.prompt_ids, "responses": row.responses,
-            "rewards": [float(reward) for reward in rewards],
-            "measured": {name: [a.tolist() for a in found[i]] for name, found in data.measured.items()},
-        }
-        for i, (row, rewards) in enumerate(zip(data.drawn.rows, data.drawn.rewards, strict=True))
-    ]  # fmt: skip
-    path.write_text(
-        json.dumps({"why": why, "update": update, "rows": rows}, indent=1)
-    )  # NaN and Infinity as Python has them
-    return path
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Not-a-number becomes null: JSON has no word for it. Written aside, then renamed."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(_finite(data), indent=1))
-    aside.rename(path)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {k: _finite(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(v) for v in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 MAY_DIFFER = ("tracking", "placement", "reliability", "seeds", "arms", "description", "baseline", "claims", "sweep")

@@ -11,7 +11,8 @@ from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.results.claims import Claim, Comparison, against_baseline, evaluate_claims, scores_at_equal_kl
-from rlhf_bench.results.reader import MAIN_SPLIT, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import MAIN_SPLIT
 
 
 @dataclass(frozen=True, slots=True)

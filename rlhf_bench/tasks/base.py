@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 
 Item = TypeVar("Item", bound=Hashable)
 

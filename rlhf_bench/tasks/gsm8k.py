@@ -29,7 +29,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task, check_enough, choose, generator
 from rlhf_bench.tasks.files import choose_prompts
 from rlhf_bench.tasks.judges.answers import final_number, judge_number

@@ -20,7 +20,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlhf_bench.core.types import BadInput, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task
 from rlhf_bench.tasks.registry import SINGLE_TASKS, AnySingleSettings, SingleTaskSettings
 

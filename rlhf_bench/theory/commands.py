@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.theory import curve_figures, tables
 from rlhf_bench.theory.bandit import BanditSettings, run_bandit
 from rlhf_bench.theory.field import (

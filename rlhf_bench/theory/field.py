@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, PairLogprobs, PairLoss, PairSettings
+from rlhf_bench.methods.base import MethodSettings, PairLogprobs, PairLoss
+from rlhf_bench.methods.pairs import PairSettings
 
 DEFAULT_METHODS = ("dpo", "flex_dpo", "ipo", "slic", "simpo", "dpop")
 DEFAULT_PROBABILITY = 0.2

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import PairLogprobs
 from rlhf_bench.theory.field import pair_loss_of

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 from pydantic import ValidationError
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.methods import METHODS
 from rlhf_bench.theory.field import FieldOf, Start, at_start

@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.core.errors import BadInput, RunFailed
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 1

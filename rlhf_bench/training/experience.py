@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import ArmFailed, Group, Pair, Prompt, Row, Sampling
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import Group, Pair, Row
 from rlhf_bench.diagnostics.distance import pairs_within
 from rlhf_bench.methods.base import DataMode, Method
-from rlhf_bench.recipe import DataSettings
-from rlhf_bench.training.inputs import Material, rows_of, start_prompts
-from rlhf_bench.training.judging import (
-    Judge,
-    Rewarded,
-    begin_rewards,
-    best_and_worst,
-    crossed,
-    sampled_row,
-    with_rewards,
-)
-from rlhf_bench.training.roles import Roles
+from rlhf_bench.training.judging import sampled_row
+from rlhf_bench.training.pairs import best_and_worst, crossed, rows_of, start_prompts
+from rlhf_bench.training.rollouts import Sampler, sample_metrics
 
 
 @dataclass(frozen=True)
@@ -38,26 +28,6 @@ class Drawn:
     fixed: bool  # the same rows come again: what was measured on them under the reference stays true
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Samples with their gold scores, what drawing them cost, and what judging them."""
-
-    groups: list[Group]
-    drawing: Cost
-    judging: Cost
-
-
-StartKey = tuple[int, Sampling, tuple[str, ...]]
-"""The arm's seed, how the start policy was sampled, and on which prompts."""
-
-
-class DrawnBefore(Protocol):
-    """Samples of the start policy, for all arms: see `resume.StartSamples`."""
-
-    def once(self, key: StartKey, draw: Callable[[], Judged]) -> Judged:
-        """What was drawn for that key, or is drawn now."""
-
-
 class Source(Protocol):
     def draw(self, version: int) -> Iterator[Drawn]:
         """One update's data, part by part as parts are there. Its numbers, `metrics`, come with the last one."""
@@ -67,91 +37,6 @@ def joined(parts: Sequence[Drawn]) -> Drawn:
     """All parts of an update as one."""
     rows, rewards = ([x for part in parts for x in getattr(part, name)] for name in ("rows", "rewards"))
     return Drawn(rows, rewards, {k: v for part in parts for k, v in part.metrics.items()}, parts[-1].fixed)
-
-
-class Sampler:
-    """Samples prompts with the current policy, has them judged and rewarded, and charges for it."""
-
-    def __init__(
-        self,
-        roles: Roles,
-        material: Material,
-        data: DataSettings,
-        settings: Any,
-        ledger: Ledger,
-        seed: int,
-        drawn_before: DrawnBefore,
-    ):
-        self.drawn_before = drawn_before
-        self.roles, self.data, self.settings, self.ledger, self.seed = roles, data, settings, ledger, seed
-        self.judge = Judge(material.task, material.tokenizer)
-        self.prompts, self.rng = material.train, np.random.default_rng([seed, 1])
-        self.queue: list[int] = []
-        self.drawn = 0
-
-    def sample(self, prompts: int, samples: int) -> Iterator[list[Group]]:
-        """`samples` responses to each of the next `prompts` training prompts, judged, rewarded and paid for: part by
-        part. While one is being scored, the engines draw the next."""
-        scored: deque[Callable[[], Rewarded]] = deque()
-        at_work = 0 if self.settings.feedback == "judge" else 1  # parts that the scorer is left alone with
-        for part in self.roles.pool.stream(self._next(prompts), self._sampling(samples)):
-            judged, judging = self.judge(part.groups)
-            self._pay(part.cost, judging)
-            scored.append(begin_rewards(judged, self.settings.feedback, self.roles.scorer))
-            while len(scored) > at_work:
-                yield self._paid_scoring(*scored.popleft()())
-        while scored:
-            yield self._paid_scoring(*scored.popleft()())
-
-    def sample_start(self, prompts: Sequence[Prompt], samples: int) -> list[Group]:
-        """Samples of the start policy. Another arm with this seed draws the very same ones, so they are drawn once;
-        every arm that uses them is charged for them."""
-        sampling = self._sampling(samples)
-        key = (self.seed, sampling, tuple(p.id for p in prompts))
-        return self._paid(self.drawn_before.once(key, lambda: self._draw(prompts, sampling)))
-
-    def _sampling(self, samples: int) -> Sampling:
-        self.drawn += 1
-        seed = self.seed * 1009 + self.drawn - 1
-        return Sampling(samples, self.data.max_response_tokens, self.data.temperature, seed)
-
-    def _draw(self, prompts: Sequence[Prompt], sampling: Sampling) -> Judged:
-        groups, drawing = self.roles.pool.generate(prompts, sampling)
-        judged, judging = self.judge(groups)
-        return Judged(judged, drawing, judging)
-
-    def _paid(self, found: Judged) -> list[Group]:
-        """Pay for the samples and their judge, have them rewarded, and pay for that."""
-        self._pay(found.drawing, found.judging)
-        return self._paid_scoring(*with_rewards(found.groups, self.settings.feedback, self.roles.scorer))
-
-    def _pay(self, drawing: Cost, judging: Cost) -> None:
-        self.ledger.charge("rollout", drawing)
-        # A judge who teaches is paid for; one who only looks on belongs to evaluation.
-        self.ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", judging)
-
-    def _paid_scoring(self, groups: list[Group], scoring: Cost) -> list[Group]:
-        self.ledger.charge("scoring", scoring)
-        return groups
-
-    def on_own_scale(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Others' pairs with the scores of whoever ranks this arm's samples: only then do sides of both kinds compare."""
-        if self.settings.feedback == "judge":  # what they have already
-            return list(pairs)
-        assert self.roles.scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
-        scores, cost = self.roles.scorer.score(rows_of(pairs))
-        self.ledger.charge("scoring", cost)
-        return [  # a response that did not end stays the worst there is
-            replace(p, chosen_score=up, rejected_score=down if math.isfinite(p.rejected_score) else p.rejected_score)
-            for p, (up, down) in zip(pairs, scores, strict=True)
-        ]
-
-    def _next(self, count: int) -> list[Prompt]:
-        """Every prompt once per epoch, each epoch in a new order."""
-        while len(self.queue) < count:
-            self.queue += self.rng.permutation(len(self.prompts)).tolist()
-        now, self.queue = self.queue[:count], self.queue[count:]
-        return [self.prompts[i] for i in now]
 
 
 class FixedPairs:
@@ -237,27 +122,6 @@ def _one_shot_pairs(sampler: Sampler, mode: DataMode, offline: Sequence[Pair]) -
             f"data: {mode}: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature"
         )
     return pairs, {k: v for k, v in sample_metrics(groups, 0).items() if k in ("reward", "gold")}
-
-
-def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """Means over all samples: reward (of finished ones), gold, length in tokens, shares of finished ones and of those
-    that end at once, share of prompts whose samples all have one reward, lag in updates."""
-    samples = [s for g in groups for s in g.samples]
-    rewards = [s.reward for s in samples if s.finished]
-    return {
-        "reward": float(np.mean(rewards)) if rewards else float("nan"),
-        "gold": float(np.mean([s.gold for s in samples])),
-        "response_length": float(np.mean([len(s.response_ids) for s in samples])),
-        "finished": float(np.mean([s.finished for s in samples])),
-        "empty": float(np.mean([len(s.response_ids) <= s.finished for s in samples])),
-        "equal_rewards": float(np.mean([_all_equal([s.reward for s in g.samples]) for g in groups])),
-        "policy_version_lag": version - float(np.mean([s.policy_version for s in samples])),
-    }
-
-
-def _all_equal(rewards: Sequence[float]) -> bool:
-    """Then the group has nothing to learn from. A reward of nan, of a response without an end, equals another one."""
-    return len(rewards) > 1 and len(set(np.nan_to_num(rewards, nan=-math.inf))) == 1
 
 
 def _pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:

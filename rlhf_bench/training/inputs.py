@@ -7,74 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from rlhf_bench.core.types import BadInput, Demonstration, Pair, Prompt, Row, TextPair
+import numpy as np
+
+from rlhf_bench.compute.forecast import Lengths
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Pair, Prompt, Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import DataMode, MethodSettings, uses_reward_model
+from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import fresh_shape, write_fresh_model
-from rlhf_bench.models.tokenizer import build_tokenizer, encode_chat, encode_prompt, encode_response
+from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.models.validation import identity, pretrained_model, pretrained_reward_model, refuse_other_tokenizer
-from rlhf_bench.recipe import DataSettings, Recipe
+from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.encoding import _draws, _Encoder
 
 DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
-
-
-CACHE_FORMAT = 5
-"""Raised whenever a stage's code changes what it makes from the same settings: older folders are then made again."""
-
-
-class Cache:
-    """Folders that are made once: `folder/KIND-HASH`, where HASH is of everything that determines the content."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._making: dict[str, threading.Lock] = {}  # by folder's name
-
-    def get(self, kind: str, key: Any, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
-        """The folder, what `make` returned (kept as JSON), and whether it was there already. Written aside, then renamed.
-        Of several threads that want the same, one makes it and the others wait."""
-        target = self._target(kind, key)
-        with self._making.setdefault(target.name, threading.Lock()):
-            return self._get(target, make)
-
-    def _get(self, target: Path, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any], bool]:
-        if not (target / "cache.json").exists():
-            aside = self.folder / f".{target.name}.{uuid4().hex[:8]}"
-            try:
-                aside.mkdir(parents=True)
-            except OSError as error:
-                raise BadInput(
-                    f"RLHF_BENCH_CACHE: {self.folder} cannot be written ({error.strerror}); name a folder that can"
-                ) from None
-            try:
-                (aside / "cache.json").write_text(json.dumps(dict(make(aside))))
-                if not (
-                    target / "cache.json"
-                ).exists():  # else another run made the same meanwhile, and may be reading it
-                    shutil.rmtree(target, ignore_errors=True)
-                    aside.rename(target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-            return target, json.loads((target / "cache.json").read_text()), False
-        return target, json.loads((target / "cache.json").read_text()), True
-
-    def has(self, kind: str, key: Any) -> bool:
-        """Whether `get` would find it made."""
-        return (self._target(kind, key) / "cache.json").exists()
-
-    def _target(self, kind: str, key: Any) -> Path:
-        digest = hashlib.sha256(json.dumps([CACHE_FORMAT, key], sort_keys=True, default=str).encode()).hexdigest()[:16]
-        return self.folder / f"{kind}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -207,149 +163,31 @@ def _model(
     return path, fresh_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
 
 
-class _Encoder:
-    """Text to token ids, with the lengths of context and micro-batch in mind. A prompt comes out without `where`: paths of
-    this machine are for errors, and what is encoded goes into files and to other processes."""
+def lengths_of(recipe: Recipe, material: Material) -> Lengths:
+    return Lengths(round(float(np.mean([len(p.token_ids) for p in material.train]))), recipe.data.max_response_tokens)
 
-    def __init__(self, recipe: Recipe, tokenizer: Any):
-        self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
-        self.most = recipe.compute.tokens_per_micro_batch
-        self.chat = recipe.model.tokenizer.chat_template is not None
-        self.places: dict[str, str] = {}  # of what has been encoded, by the prompt's id
 
-    def _prompt(self, prompt: Prompt) -> Prompt:
-        if prompt.turns and not self.chat:
-            raise BadInput(
-                f"{prompt.place}: the prompt is a conversation, and model.tokenizer.chat_template is null; set it to own"
-            )
-        ids = encode_chat(self.tokenizer, prompt) if self.chat else encode_prompt(self.tokenizer, prompt.text)
-        if not set(ids) - {self.tokenizer.bos_token_id}:  # a normalizer may drop all there is
-            raise BadInput(
-                f"{prompt.place}: the tokenizer makes no tokens of the prompt; change it, or leave the row out"
-            )
-        self.places.setdefault(prompt.id, prompt.place)
-        return replace(prompt, token_ids=ids, where="")
-
-    def prompt(self, prompt: Prompt) -> Prompt:
-        encoded = self._prompt(prompt)
-        self._refuse_full(encoded)
-        return encoded
-
-    def _refuse_full(self, prompt: Prompt, who: str = "") -> None:
-        if len(prompt.token_ids) + self.room > self.longest:
-            drawn = f", which {who} draws," if who else ""
-            raise BadInput(
-                f"{self.places[prompt.id]}: the prompt's {len(prompt.token_ids)} tokens leave no room for "
-                f"data.max_response_tokens {self.room}{drawn} within model.max_length {self.longest}; "
-                "raise model.max_length, or leave the row out"
-            )
-
-    def _row(self, prompt: Prompt, **responses: str) -> tuple[Prompt, Row]:
-        """The prompt and the row; `responses` by what they are called in errors."""
-        encoded, sides = self._prompt(prompt), []
-        for side, text in responses.items():
-            ids = encode_response(self.tokenizer, text)
-            if not set(ids) - {self.tokenizer.eos_token_id}:
-                raise BadInput(
-                    f"{prompt.place}: the tokenizer makes no tokens of {side}; change it, or leave the row out"
-                )
-            if (tokens := len(encoded.token_ids) + len(ids)) > self.longest:
-                raise BadInput(
-                    f"{prompt.place}: {side} makes {tokens} tokens with its prompt, more than model.max_length "
-                    f"{self.longest}; raise it, or leave the row out"
-                )
-            sides.append(ids)
-        row = Row(prompt.id, encoded.token_ids, tuple(sides))
-        *first, last = "prompt", *responses
-        self._refuse_wide(f"{prompt.place}: {', '.join(first)} and {last} make", row.tokens, "or leave the row out")
-        return encoded, row
-
-    def demonstration(self, demonstration: Demonstration) -> Row:
-        return self._row(demonstration.prompt, response=demonstration.response)[1]
-
-    def pair(self, index: int, pair: TextPair) -> Pair:
-        prompt = replace(pair.prompt, where=pair.where or pair.prompt.where)
-        encoded, row = self._row(prompt, chosen=pair.chosen, rejected=pair.rejected)
-        chosen, rejected = row.responses
-        if chosen == rejected:  # the texts differ in what a normalizer drops
-            raise BadInput(f"{prompt.place}: chosen and rejected are the same tokens; leave the row out")
-        return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
-
-    def refuse_draws(self, draws: Iterable[_Draw]) -> None:
-        """BadInput where a prompt leaves no room for a response, or the widest row that can come of them does not fit."""
-
-        def tokens(draw: _Draw) -> int:
-            return len(draw.prompt.token_ids) + draw.responses * self.room + draw.other_side
-
-        draws = list(draws)
-        for draw in draws:  # of prompts that only pairs have, nothing was asked so far
-            self._refuse_full(draw.prompt, draw.who)
-        if (widest := max(draws, key=tokens, default=None)) is None:
-            return
-        what = f"with {widest.responses} response{'s' * (widest.responses > 1)} of data.max_response_tokens {self.room}"
-        other = " and the pair's other side" if widest.other_side else ""
-        where, remedy = self.places[widest.prompt.id], "draw fewer or shorter ones, or leave the row out"
-        self._refuse_wide(
-            f"{where}: the prompt {what}, as {widest.who} draws them,{other} makes", tokens(widest), remedy
-        )
-
-    def _refuse_wide(self, what: str, tokens: int, remedy: str) -> None:
-        """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
-        if tokens > self.most:
-            raise BadInput(
-                f"{what} {tokens} tokens, more than compute.tokens_per_micro_batch {self.most}, and a row is never cut; "
-                f"raise it to {tokens} or more, {remedy}"
-            )
+BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """Who draws how many responses to a prompt that then go through a model at once, and the tokens of a given one beside."""
+class Start:
+    """Where every arm and seed starts from, and what it cost to get there."""
 
-    who: str
-    prompt: Prompt
-    responses: int
-    other_side: int = 0
+    base: Path
+    pairs: list[Pair]
+    held_out_pairs: dict[str, list[Pair]]  # by split
+    reward_model: Path | None
+    base_cost: Cost
+    pairs_cost: Cost
+    reward_model_cost: Cost
+    reward_margins: dict[str, float]  # held-out pair's id -> r(chosen) − r(rejected); empty without a reward model
 
-
-def _draws(
-    recipe: Recipe, train: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], pairs: Sequence[Pair] | None
-) -> Iterator[_Draw]:
-    """Of all that a run draws, the longest prompts. `pairs` is None where a weaker policy makes them."""
-    candidates = recipe.data.candidates_per_prompt
-    if pairs is None:
-        for prompts in (train, *held_out.values()):
-            yield _Draw("the weaker policy", _longest(prompts), 2)
-    for name, arm in recipe.arms.items():
-        if arm.data == "offline":
-            continue
-        given = None if arm.data == "online" else pairs  # the weaker policy's have prompts of `train`
-        prompts = train if given is None else start_prompts(recipe.data, arm.data, given, train)
-        of_pair = candidates if uses_reward_model(arm) else 2
-        yield _Draw(f"arm {name}", _longest(prompts), getattr(arm, "samples_per_prompt", of_pair))
-        if given is not None and arm.data != "on_policy":  # one side is drawn, and the other is the given pair's
-            chosen = arm.data == "chosen_on_policy"
-            others = {p.prompt.id: len(p.rejected_ids if chosen else p.chosen_ids) for p in given}
-            yield from (_Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
-    if any(uses_reward_model(arm) for arm in recipe.arms.values()):
-        yield _Draw(
-            "the reward model's stage", _longest(train[-recipe.reward_model.start_policy_prompts :]), candidates
-        )
-
-
-def _longest(prompts: Sequence[Prompt]) -> Prompt:
-    return max(prompts, key=lambda p: len(p.token_ids))
-
-
-def start_prompts(data: DataSettings, mode: DataMode, pairs: Sequence[Pair], train: Sequence[Prompt]) -> list[Prompt]:
-    """Those that the start policy answers for an arm's pairs. The off-policy pairs' prompts come first, so that all
-    scenarios learn from the same prompts as far as they go."""
-    prompts = {p.prompt.id: p.prompt for p in pairs}
-    if mode == "on_policy":
-        prompts |= {p.id: p for p in train if p.id not in prompts}
-    return list(prompts.values())[: data.on_policy_prompts]
-
-
-def rows_of(pairs: Sequence[Pair]) -> list[Row]:
-    """One row a pair: the chosen response first."""
-    return [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+    @property
+    def reward_model_accuracy(self) -> dict[str, float]:
+        """Share of held-out pairs that the reward model orders rightly, by split."""
+        found = {
+            s: [self.reward_margins[p.id] > 0 for p in pairs if p.id in self.reward_margins]
+            for s, pairs in self.held_out_pairs.items()
+        }
+        return {split: float(np.mean(right)) for split, right in found.items() if right}

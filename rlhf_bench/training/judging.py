@@ -9,9 +9,9 @@ from functools import partial
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import Group, Pair, Row, Sample
-from rlhf_bench.methods.base import DataMode, Feedback
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.types import Group, Row, Sample
+from rlhf_bench.methods.base import Feedback
 from rlhf_bench.models.tokenizer import TextTokenizer, decode_response
 from rlhf_bench.tasks import Task
 from rlhf_bench.training.roles import RewardScorer
@@ -91,65 +91,3 @@ def sampled_row(group: Group) -> Row:
     """With the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
     drawn = tuple(np.array(s.sampler_logprobs) for s in group.samples)
     return replace(row_of(group), extras={"sampler_logprobs": drawn})
-
-
-def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
-    """Up to `most` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
-
-    An unfinished candidate is the worst there is; all differences to it are alike, and the best one goes first. A
-    response that was drawn twice counts once, and among equals the earlier drawn come first, so that a pair does not
-    hang on lengths or likelihoods.
-    """
-    pairs = []
-    for group in groups:
-        first: dict[tuple[int, ...], Sample] = {}
-        for sample in group.samples:
-            first.setdefault(sample.response_ids, sample)
-        samples = list(first.values())
-        score = {s.id: s.reward if s.finished else -math.inf for s in samples}
-        ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
-        ordered.sort(key=lambda pair: (score[pair[1].id] - score[pair[0].id], -score[pair[0].id]))
-        pairs += [
-            Pair(
-                f"{up.id}>{down.id}",
-                group.prompt,
-                up.response_ids,
-                down.response_ids,
-                score[up.id],
-                score[down.id],
-                up.policy_version,
-            )
-            for up, down in ordered[:most]
-        ]
-    return pairs
-
-
-def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
-    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
-    candidates all score alike (all good, all bad) give none."""
-    return preference_pairs(groups, most=1)
-
-
-def crossed(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:
-    """Pairs with one side from each set, prompt by prompt: `chosen_on_policy` takes the sampled pair's chosen response
-    and the offline pair's rejected one, `rejected_on_policy` the other way round (the mixed scenarios of arXiv
-    2406.07327, table 7). A prompt without a pair in both sets gives none, nor do sides that are the same text."""
-    others = {p.prompt.id: p for p in offline}
-    out = []
-    for own in sampled:
-        if (other := others.get(own.prompt.id)) is None:
-            continue
-        good, bad = (own, other) if mode == "chosen_on_policy" else (other, own)
-        if good.chosen_ids != bad.rejected_ids and good.chosen_score > bad.rejected_score:
-            out.append(
-                Pair(
-                    f"{good.id}|{bad.id}",
-                    own.prompt,
-                    good.chosen_ids,
-                    bad.rejected_ids,
-                    good.chosen_score,
-                    bad.rejected_score,
-                    own.policy_version,
-                )
-            )
-    return out

@@ -17,17 +17,20 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import ArmFailed, Evaluation, Row
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look, Row
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
-from rlhf_bench.experiment.stages.start import Start
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.training.experience import Drawn, DrawnBefore, FixedPairs, Sampler, Source, joined, make_source
-from rlhf_bench.training.inputs import Cache, Material
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.experience import Drawn, FixedPairs, Source, joined, make_source
+from rlhf_bench.training.inputs import Material, Start
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
-from rlhf_bench.training.roles import Means, Measures, Roles, Step, UnderWay
-from rlhf_bench.training.state import restore, state_of
+from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
+from rlhf_bench.training.rollouts import DrawnBefore, Sampler
+from rlhf_bench.training.state import Data, HandedIn, PartUnderWay, restore, state_of
 
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
     "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
@@ -44,17 +47,6 @@ class Progress:
     skipped: Callable[[int, str, Data], None] = lambda *_: None  # an update, why, and what it should have learnt from
 
 
-@dataclass(frozen=True)
-class Look:
-    """When a snapshot was taken: the nominal mark, the update, and what had been spent by then."""
-
-    mark: float
-    update: int
-    spent: Mapping[str, float]
-    fraction: float
-    wall_seconds: float
-
-
 class Saver(Protocol):
     """Keeps an arm's state where a later run finds it."""
 
@@ -66,39 +58,6 @@ class Saver(Protocol):
 
     def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
         """The arm's state, the learner's folder, and names of files in it; None to begin at the beginning."""
-
-
-BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
-"""Every arm's curve begins with the base policy, before anything is spent."""
-
-
-@dataclass(frozen=True)
-class HandedIn:
-    """An update whose optimizer steps the learner has been handed: its number, what is known of it, what is to come."""
-
-    version: int
-    metrics: Mapping[str, float]
-    steps: Sequence[Step] = ()
-    owed: Cost = Cost()  # promised, for what was measured
-    under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
-    data: Data | None = None
-
-
-@dataclass(frozen=True)
-class PartUnderWay:
-    """A part of an update's data, and what the learner has been asked to measure on it."""
-
-    drawn: Drawn
-    asked: Mapping[str, UnderWay[Measures]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """All of an update's data, what was measured on it, and what is still to be charged for that."""
-
-    drawn: Drawn
-    measured: Measured
-    owed: Cost = Cost()
 
 
 def not_finite(data: Data) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_bench.methods.base import Objective, Outputs, PairLoss, PerUnit, pair_logprobs
+from rlhf_bench.methods.base import Objective, Outputs, PairLoss, PerUnit
+from rlhf_bench.methods.pairs import pair_logprobs
 from rlhf_bench.models.heads import Sums
 from rlhf_bench.models.packing import Answers, MicroBatch
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import Row, RunFailed
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import PerResponse
-from rlhf_bench.training.inputs import Cache
+from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.roles import LearnerGroup
 
 RowKey = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Evaluation, Group, Prompt, Row, Sampling
 from rlhf_bench.methods.base import Method, Objective, PerResponse, SideGradients
 
 Snapshot = Any
 """A policy's weights at one moment; what it is made of is the roles' business."""
-
-
-class StateLost(Exception):
-    """A role has lost what cannot be handed to it again. Whoever knows how begins that piece of work anew."""
 
 
 @dataclass(frozen=True)

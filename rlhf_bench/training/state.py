@@ -6,19 +6,18 @@ policy's samples, which a run keeps in a folder of its own.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import Group, Prompt, Row, Sample
-from rlhf_bench.training.experience import Drawn, FixedPairs, Judged, StartKey
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.types import Row
+from rlhf_bench.methods.base import Measured
+from rlhf_bench.training.experience import Drawn, FixedPairs
+from rlhf_bench.training.roles import Means, Measures, Step, UnderWay
 
 if TYPE_CHECKING:
     from rlhf_bench.training.loop import ArmRun
@@ -32,40 +31,6 @@ class Known:
 
     def result(self) -> Any:
         return self.value
-
-
-class StartSamples:
-    """The start policy's samples in a folder, a JSON file each: a run that goes on must not draw them anew, since with
-    several engines the last bits of what comes out hang on the clock. `base`: which policy that is."""
-
-    def __init__(self, folder: Path, base: str):
-        self.folder, self.base = folder, base
-        self._drawing: dict[str, threading.Lock] = {}  # by file's name
-
-    def once(self, key: StartKey, draw: Callable[[], Judged]) -> Judged:
-        """What was drawn for that key, or is drawn now: of arms that want the same at once, one draws and the others wait."""
-        path = self._path(key)
-        with self._drawing.setdefault(path.name, threading.Lock()):
-            if not path.exists():
-                self._write(path, draw())
-        data = json.loads(path.read_text())
-        return Judged([_group(g) for g in data["groups"]], Cost(**data["drawing"]), Cost(**data["judging"]))
-
-    def clear(self, seed: int) -> None:
-        """Once no arm with that seed is to come."""
-        for path in self.folder.glob(f"samples-seed{seed}-*.json"):
-            path.unlink()
-
-    def _write(self, path: Path, drawn: Judged) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(drawn)))
-        aside.rename(path)
-
-    def _path(self, key: StartKey) -> Path:
-        seed, sampling, prompts = key
-        digest = hashlib.sha256(json.dumps([self.base, asdict(sampling), prompts]).encode()).hexdigest()[:16]
-        return self.folder / f"samples-seed{seed}-{digest}.json"
 
 
 def state_of(run: ArmRun) -> dict[str, Any]:
@@ -98,7 +63,6 @@ def state_of(run: ArmRun) -> dict[str, Any]:
 
 def restore(run: ArmRun, state: Mapping[str, Any]) -> None:
     """Lay what `state_of` gave over an arm that has just begun."""
-    from rlhf_bench.training.loop import PartUnderWay
 
     run.rounds, run.version, run.synced = state["rounds"], state["version"], state["synced"]
     run.status, run.skipped_in_a_row = state["status"], state["skipped_in_a_row"]
@@ -170,15 +134,6 @@ def _row(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _group(data: Mapping[str, Any]) -> Group:
-    prompt = Prompt(**{**data["prompt"], "token_ids": tuple(data["prompt"]["token_ids"])})
-    samples = [
-        Sample(**{**s, "response_ids": tuple(s["response_ids"]), "sampler_logprobs": tuple(s["sampler_logprobs"])})
-        for s in data["samples"]
-    ]
-    return Group(prompt, tuple(samples))
-
-
 def _measures(data: Mapping[str, Any]) -> tuple[list[tuple[np.ndarray, ...]], Cost]:
     return [_back(row) for row in data["rows"]], Cost(**data["cost"])
 
@@ -190,3 +145,32 @@ def _arrays(arrays: Sequence[np.ndarray]) -> list[tuple[str, list[float]]]:
 
 def _back(arrays: Sequence[tuple[str, list[float]]]) -> tuple[np.ndarray, ...]:
     return tuple(np.array(numbers, dtype=dtype) for dtype, numbers in arrays)
+
+
+@dataclass(frozen=True)
+class HandedIn:
+    """An update whose optimizer steps the learner has been handed: its number, what is known of it, what is to come."""
+
+    version: int
+    metrics: Mapping[str, float]
+    steps: Sequence[Step] = ()
+    owed: Cost = Cost()  # promised, for what was measured
+    under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
+    data: Data | None = None
+
+
+@dataclass(frozen=True)
+class PartUnderWay:
+    """A part of an update's data, and what the learner has been asked to measure on it."""
+
+    drawn: Drawn
+    asked: Mapping[str, UnderWay[Measures]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All of an update's data, what was measured on it, and what is still to be charged for that."""
+
+    drawn: Drawn
+    measured: Measured
+    owed: Cost = Cost()

@@ -50,7 +50,7 @@ def start_actor(ray: Any, cls: type, *arguments: Any) -> Any:
 
 def bare_engine(folder: Path, threads: int) -> Any:
     """An actor whose `seconds` times vLLM's own `generate`, for requests of prompt ids and seed: seconds and tokens."""
-    from actors.rollout.pool import RolloutActor
+    from actors.rollout.actor import RolloutActor
     from actors.weight_sync import OBJECT_STORE
     from rlhf_bench.recipe import RolloutPlacement
 
@@ -77,8 +77,10 @@ def bare_engine(folder: Path, threads: int) -> Any:
 def rollouts() -> Measured:
     """Tokens per second of a pool of one engine, asked by the driver, and of `LLM.generate` alone in its process: eight
     times as many prompts as decode at once, and responses of many lengths."""
-    from actors.learner.rank import LearnerGroup, LearnerRank
-    from actors.rollout.pool import RolloutActor, RolloutPool
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
+    from actors.rollout.actor import RolloutActor
+    from actors.rollout.pool import RolloutPool
     from actors.weight_sync import OBJECT_STORE, ObjectStoreSync
     from rlhf_bench.compute.engine_time import EngineTime
     from rlhf_bench.core.types import Prompt, Sampling
@@ -145,8 +147,9 @@ def write_model_that_ends(folder: Path) -> Path:
 
 def learner_and_engines(folder: Path, engines: int) -> tuple[Any, list[Any]]:
     """A learner group of one rank with the model as its policy, and engines of its shape."""
-    from actors.learner.rank import LearnerGroup, LearnerRank
-    from actors.rollout.pool import RolloutActor
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
+    from actors.rollout.actor import RolloutActor
     from actors.weight_sync import OBJECT_STORE
     from rlhf_bench.compute.engine_time import EngineTime
     from rlhf_bench.recipe import RolloutPlacement

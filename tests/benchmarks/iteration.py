@@ -50,18 +50,19 @@ def iteration(rollouts_ahead: int) -> Measured:
     `rollouts_ahead` the engine draws the next iteration's data while the learner is at the steps."""
     from actors.fleet import start_fleet
     from rlhf_bench.compute.engine_time import EngineTime
-    from rlhf_bench.compute.ledger import Cost, Ledger
+    from rlhf_bench.compute.ledger import Ledger
+    from rlhf_bench.core.costs import Cost
     from rlhf_bench.core.types import Pair, Prompt, Sampling
-    from rlhf_bench.experiment.stages.start import Start
     from rlhf_bench.methods import METHODS
     from rlhf_bench.models.flops import ModelShape
     from rlhf_bench.models.loading import load_model
     from rlhf_bench.recipe import parse_recipe
     from rlhf_bench.tasks import build_task
-    from rlhf_bench.training.experience import Sampler, make_source
-    from rlhf_bench.training.inputs import Cache, Material
+    from rlhf_bench.training.cache import Cache
+    from rlhf_bench.training.experience import make_source
+    from rlhf_bench.training.inputs import Material, Start
     from rlhf_bench.training.loop import ArmRun, Progress
-    from rlhf_bench.training.state import StartSamples
+    from rlhf_bench.training.rollouts import Sampler, StartSamples
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray = local_ray()

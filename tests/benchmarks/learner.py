@@ -54,7 +54,8 @@ def rank(dtype: str, tokens_per_micro_batch: int = BUDGET) -> tuple[Any, Any]:
     import ray
 
     from actors.fleet import ALLOCATOR
-    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
     from rlhf_bench.compute.engine_time import EngineTime
 
     class Rank(LearnerRank):

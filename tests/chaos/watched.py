@@ -57,7 +57,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Before Ray is imported, as in `rlhf_bench.cli.main`.
-    from rlhf_bench.cli.main import _guard_local_cluster
+    from rlhf_bench.cli.run import guard_local_cluster
 
-    _guard_local_cluster()
+    guard_local_cluster()
     main()

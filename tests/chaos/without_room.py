@@ -20,8 +20,9 @@ def main() -> None:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from actors.supervision.supervisor import Crew, Watched
-    from rlhf_bench.core.types import RunFailed
+    from actors.supervision.heartbeat import Watched
+    from actors.supervision.supervisor import Crew
+    from rlhf_bench.core.errors import RunFailed
     from rlhf_bench.recipe.sections import Reliability
 
     class Echo(Watched):
@@ -76,7 +77,7 @@ def _answer(crew: Any) -> str:
     """As whoever waits for an actor does: another one in the place of one that is lost, as often as it takes."""
     import ray
 
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
 
     while True:
         try:

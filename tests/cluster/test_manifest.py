@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rlhf_bench.compute.kubernetes import RECIPE, WorkerGroup, job_name, rayjob, worker_groups
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.recipe import Placement, load_series, parse_recipe, recipe_data
 from tests.cluster.kuberay import ROOT, problems
 

@@ -29,7 +29,8 @@ from rlhf_bench.core.types import Pair
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import prepare
 
 pytestmark = pytest.mark.engine
 

@@ -8,8 +8,8 @@ import torch
 from running import run
 
 from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.recipe import ModelSettings
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
 
 pytestmark = pytest.mark.engine

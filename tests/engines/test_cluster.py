@@ -6,7 +6,7 @@ from time import perf_counter
 import pytest
 
 from actors.ray_cluster import cluster
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 
 
 def test_an_address_where_nothing_answers_is_named_within_seconds(monkeypatch):

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.core.types import Prompt, RunFailed, Sampling
+from rlhf_bench.core.errors import RunFailed, StateLost
+from rlhf_bench.core.types import Prompt, Sampling
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.recipe.sections import Reliability
-from rlhf_bench.training.roles import StateLost
 
 pytestmark = pytest.mark.engine
 
 
 def echo_class():
-    from actors.supervision.supervisor import Watched
+    from actors.supervision.heartbeat import Watched
 
     class Echo(Watched):
         def pid(self):
@@ -67,7 +67,7 @@ def what_raises(cluster, ref, seconds=60):
 
 
 def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
 
     crew, said = crew()
     actor = start(crew, cluster, echo_class())
@@ -115,7 +115,8 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(crew, cluster, tmp_
     """Between the choice of a free port and its use others may take it: that is bad luck, and no fault of the actor's."""
     import socket
 
-    from actors.supervision.supervisor import Watched, loss
+    from actors.supervision.failures import loss
+    from actors.supervision.heartbeat import Watched
 
     class Listener(Watched):
         def __init__(self, port):
@@ -137,7 +138,7 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(crew, cluster, tmp_
 def test_what_a_failed_call_says_of_its_actor(crew, cluster):
     from ray import exceptions
 
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
 
     crew, _ = crew()
     actor = start(crew, cluster, echo_class())
@@ -153,7 +154,7 @@ def test_what_a_failed_call_says_of_its_actor(crew, cluster):
 
 def drawing_class():
     """Draws what hangs on the seed and on which requests were drawn beside it: as an engine does in the last bits."""
-    from actors.supervision.supervisor import Watched
+    from actors.supervision.heartbeat import Watched
 
     class Drawing(Watched):
         def __init__(self, folder, dies_at):
@@ -182,7 +183,7 @@ def drawing_class():
 @pytest.mark.parametrize("dies_at", [1, 2, 5])
 def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, cluster, tmp_path, dies_at):
     from actors.rollout.pool import RolloutPool
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
 
     crew, _ = crew()
     prompts = [Prompt(str(i), "", "", (5,) * (3 + i % 4)) for i in range(40)]
@@ -242,7 +243,7 @@ def test_a_process_without_memory_crashes_at_once(crew, cluster):
 
 def scoring_class():
     """A reward model that scores a response by its length."""
-    from actors.supervision.supervisor import Watched
+    from actors.supervision.heartbeat import Watched
 
     class Scoring(Watched):
         def load(self, path, dtype):
@@ -259,7 +260,7 @@ def scoring_class():
 
 def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(crew, cluster):
     from actors.reward_scorer import RewardScorer
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
     from rlhf_bench.core.types import Row
 
     crew, _ = crew()
@@ -275,7 +276,7 @@ def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(crew, clus
 
 
 def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(crew, cluster):
-    from actors.supervision.supervisor import loss
+    from actors.supervision.failures import loss
 
     crew, said = crew()
     actor = start(crew, cluster, echo_class())

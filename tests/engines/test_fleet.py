@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.recipe import Placement
 
 pytestmark = pytest.mark.engine

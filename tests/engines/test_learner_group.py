@@ -86,7 +86,8 @@ def oracle(model) -> Trained:
 @pytest.fixture(scope="module")
 def groups(start):
     """A group of one rank and one of two, started once."""
-    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
 
     found = {
         count: LearnerGroup(

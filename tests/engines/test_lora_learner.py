@@ -9,7 +9,7 @@ from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.methods.supervised import REWARD_MODEL
-from rlhf_bench.recipe import LoraSettings
+from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.roles import Step
 
 pytestmark = pytest.mark.engine
@@ -82,7 +82,8 @@ def oracle(model):
 
 @pytest.fixture(scope="module")
 def groups(start):
-    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
 
     found = {
         count: LearnerGroup(

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.errors import StateLost
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.recipe.sections import Reliability
-from rlhf_bench.training.roles import StateLost, Step
+from rlhf_bench.training.roles import Step
 
 pytestmark = pytest.mark.engine
 
@@ -37,7 +38,8 @@ def group(cluster):
     """Two ranks in the care of a crew, as a run has them."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from actors.learner.rank import LearnerGroup, LearnerRank
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
     from actors.supervision.supervisor import Crew
 
     room = placement_group([{"CPU": 0.01}])

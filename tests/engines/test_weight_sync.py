@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.core.types import Prompt, Row, RunFailed, Sampling
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Prompt, Row, Sampling
 from rlhf_bench.methods.supervised import SFT
 from rlhf_bench.models.flops import generation_flops
 from rlhf_bench.recipe import RolloutPlacement
@@ -48,8 +49,10 @@ class Side:
 @pytest.fixture(scope="module")
 def sides(start, write_llama, tmp_path_factory):
     """Two engines with tied embeddings, one with untied; one learner for both models."""
-    from actors.learner.rank import LearnerGroup, LearnerRank
-    from actors.rollout.pool import RolloutActor, RolloutPool
+    from actors.learner.group import LearnerGroup
+    from actors.learner.rank import LearnerRank
+    from actors.rollout.actor import RolloutActor
+    from actors.rollout.pool import RolloutPool
     from actors.weight_sync import weight_sync
 
     folder = tmp_path_factory.mktemp("models")
@@ -197,7 +200,8 @@ def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_howeve
 
 
 def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_checked(tied, start, cluster):
-    from actors.rollout.pool import RolloutActor, RolloutPool
+    from actors.rollout.actor import RolloutActor
+    from actors.rollout.pool import RolloutPool
     from actors.weight_sync import weight_sync
 
     first, other = tied.engines

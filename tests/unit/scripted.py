@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_bench.compute.ledger import Cost
+from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Evaluation, Group, Sample, SplitResult
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.models.tokenizer import encode_response
 from rlhf_bench.training.roles import Part
-from rlhf_bench.training.state import StartSamples
+from rlhf_bench.training.rollouts import StartSamples
 
 STEP, MEASURING, SIDES = Cost(flops=8.0), Cost(flops=2.0), Cost(flops=5.0)
 """What the scripted learner asks for an optimizer step, a forward pass, and both sides' gradients."""

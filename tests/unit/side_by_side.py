@@ -16,15 +16,17 @@ from pathlib import Path
 from scripted import Evaluator, Learner, LengthScorer, Pool, Sync, UnderWay
 
 from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.errors import StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import Display
 from rlhf_bench.experiment.scheduler import Team
-from rlhf_bench.experiment.shutdown import Stopped, raise_on_signals
+from rlhf_bench.experiment.shutdown import raise_on_signals
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.store import open_directory
+from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import fetch, put
-from rlhf_bench.training.inputs import Cache, prepare
-from rlhf_bench.training.roles import Roles, StateLost
+from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.roles import Roles
 
 PAIRS = {"method": "dpo", "pairs_per_update": 4}
 ARMS = {

@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_bench.cli import main as cli
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.recipe import ModelSettings, merge, parse_recipe, recipe_data
+from rlhf_bench.recipe import merge, parse_recipe, recipe_data
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def check(*arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.ExitStack() as after:
         after.callback(signal.signal, signal.SIGALRM, before)
         after.callback(signal.alarm, 0)
-        code = cli._exit_code(lambda: cli.app(["check", *map(str, arguments)], standalone_mode=False))
+        code = cli.exit_code(lambda: cli.app(["check", *map(str, arguments)], standalone_mode=False))
         out.flush()
         err.flush()
     return code, err.buffer.getvalue().decode()

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_bench import bfloat16
-from rlhf_bench.bfloat16 import Linear, slow_products, with_fast_products
 from rlhf_bench.core.types import Row
 from rlhf_bench.models import attention
+from rlhf_bench.models import cpu_kernels as bfloat16
+from rlhf_bench.models.cpu_kernels import Linear, slow_products, with_fast_products
 from rlhf_bench.models.heads import TokenLogprobs
 from rlhf_bench.models.packing import micro_batch
 

@@ -17,7 +17,7 @@ def test_a_shipped_recipe_is_valid_and_said_to_cost_and_take_and_need_something(
     monkeypatch.setenv("RLHF_BENCH_CACHE", str(tmp_path))
     if name == "gsm8k.yaml" and not GSM8K.is_dir():
         pytest.skip("needs the folder shared/data/gsm8k beside the checkout")
-    assert cli._exit_code(lambda: cli.app(["check", str(RECIPES / name)], standalone_mode=False)) == 0
+    assert cli.exit_code(lambda: cli.app(["check", str(RECIPES / name)], standalone_mode=False)) == 0
     said = capsys.readouterr().out
     assert said.endswith(f"{name}: valid\n")
     for part in ("data, tokens at quantiles", "\nbudget: ", "\ntime", " at a utilisation of ", "\nmemory of each process"):

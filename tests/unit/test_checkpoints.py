@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.core.errors import BadInput, RunFailed
 from rlhf_bench.training.checkpoints import Checkpoints, fetch, put, refuse_unwritable
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_bench.cli import main as cli
-from rlhf_bench.core.types import BadInput, RunFailed
-from rlhf_bench.experiment.shutdown import Stopped
+from rlhf_bench.core.errors import BadInput, RunFailed, Stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,10 +141,10 @@ def test_exit_codes_and_the_line_that_names_the_cause(error, code, last_line, ca
     def fails():
         raise error
 
-    assert cli._exit_code(fails) == code
+    assert cli.exit_code(fails) == code
     assert capsys.readouterr().err.splitlines()[-1].startswith(last_line)
 
 
 def test_success_is_silent(capsys):
-    assert cli._exit_code(lambda: None) == 0
+    assert cli.exit_code(lambda: None) == 0
     assert capsys.readouterr() == ("", "")

@@ -7,18 +7,21 @@ from itertools import product
 import pytest
 from scripted import FreshStartSamples, LengthScorer, Pool
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import ArmFailed, Pair, Prompt
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.diagnostics.distance import edit_distance
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_response
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.experience import Sampler, joined, make_source
+from rlhf_bench.training.experience import joined, make_source
 from rlhf_bench.training.inputs import Material
-from rlhf_bench.training.judging import crossed
+from rlhf_bench.training.pairs import crossed
 from rlhf_bench.training.roles import Roles
+from rlhf_bench.training.rollouts import Sampler
 
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench.core.types import BadInput, Pair, Prompt
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.diagnostics.distance import edit_distance, pairs_within
 
 RESPONSES = st.lists(st.integers(0, 3), min_size=1, max_size=7).map(tuple)

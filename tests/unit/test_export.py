@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import write_report
 from rlhf_bench.report.archive import keep
 from rlhf_bench.report.export import write_export

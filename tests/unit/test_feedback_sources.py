@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from scripted import FreshStartSamples, LengthScorer, Pool
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import ArmFailed, Group, Pair, Prompt, Sample
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import Group, Pair, Prompt, Sample
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_response
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.experience import FixedPairs, Sampler, joined, make_source, sample_metrics
+from rlhf_bench.training.experience import FixedPairs, joined, make_source
 from rlhf_bench.training.inputs import Material
-from rlhf_bench.training.judging import Judge, best_and_worst, preference_pairs, with_rewards
+from rlhf_bench.training.judging import Judge, with_rewards
+from rlhf_bench.training.pairs import best_and_worst, preference_pairs
 from rlhf_bench.training.roles import Roles
+from rlhf_bench.training.rollouts import Sampler, sample_metrics
 
 NAN = float("nan")
 TASK = build_task(ArithmeticSettings(digits=1))

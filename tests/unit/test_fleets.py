@@ -7,7 +7,7 @@ import pytest
 
 from actors.fleet import NoRoom
 from actors.fleet_pool import Fleets
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 
 PATIENCE = 20.0
 

@@ -24,7 +24,7 @@ from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops,
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.lora import add_adapters
 from rlhf_bench.models.packing import layout_of, micro_batch
-from rlhf_bench.recipe import LoraSettings
+from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.objective import weighted_sides
 
 register()

@@ -6,25 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_bench import bfloat16
-from rlhf_bench.compute.forecast import (
-    Lengths,
-    arm_forecast,
-    memory_gib,
-    passing_gib,
-    refuse_small_budget,
-    reward_model_forecast,
-    time_forecast,
-)
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import BadInput, Row
+from rlhf_bench.compute.forecast import Lengths, arm_forecast, refuse_small_budget, reward_model_forecast, time_forecast
+from rlhf_bench.compute.memory import memory_gib, passing_gib
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Row
+from rlhf_bench.models import cpu_kernels as bfloat16
 from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.models.loading import fresh_shape, load_model, write_fresh_model
 from rlhf_bench.models.lora import add_adapters
 from rlhf_bench.models.packing import micro_batch
+from rlhf_bench.models.settings import LoraSettings, ModelSettings, parse_recipe
 from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.recipe import LoraSettings, ModelSettings, parse_recipe
 
 SHAPE = ModelShape(
     50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600, vocabulary=20

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.core.errors import BadInput, RunFailed
 from rlhf_bench.experiment.tracking.outbox import End, File, Journal, Points, Run, Start
 from rlhf_bench.experiment.tracking.tracker import _lots, without_credentials
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench.compute.ledger import COLUMNS, Cost, Ledger
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import COLUMNS, Cost
 
 
 def test_costs_add_up_column_by_column():

@@ -8,19 +8,21 @@ from tempfile import TemporaryDirectory
 import pytest
 from scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
 
-from rlhf_bench.compute.ledger import Cost, Ledger
-from rlhf_bench.core.types import ArmFailed, Evaluation, Pair, PairLook, Prompt
-from rlhf_bench.experiment.stages.start import Start
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.types import Evaluation, Pair, PairLook, Prompt
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.inputs import Cache, Material
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import Material, Start
 from rlhf_bench.training.loop import ArmRun, Progress
 from rlhf_bench.training.roles import Roles
-from rlhf_bench.training.state import StartSamples
+from rlhf_bench.training.rollouts import StartSamples
 
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, Qwen2Config
 
-from rlhf_bench.core.types import BadInput, Row
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.loading import load_model
 from rlhf_bench.models.lora import add_adapters, plain_state_dict, plain_weights
 from rlhf_bench.models.packing import micro_batch
-from rlhf_bench.recipe import LoraSettings, parse_recipe
+from rlhf_bench.models.settings import LoraSettings
+from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.training.objective import weighted_sides
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

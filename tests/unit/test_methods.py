@@ -9,9 +9,10 @@ from scipy.special import expit, log_expit
 
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import Outputs, one_step, split_pairs, with_reference
+from rlhf_bench.methods.base import Outputs
 from rlhf_bench.methods.dpo import DPOSettings, dpo_loss
 from rlhf_bench.methods.flex_dpo import FlexDPOSettings, flex_dpo_loss
+from rlhf_bench.methods.pairs import one_step, split_pairs, with_reference
 from rlhf_bench.methods.supervised import REWARD_MODEL, SFT, bradley_terry
 
 UP = np.array([0.0, 1.3, -2.0, 0.4, 30.0, -30.0])  # log-ratios of the chosen responses: agreeing, wrong, saturated

@@ -10,7 +10,8 @@ from scipy.special import expit, log_expit
 
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import Outputs, PairLogprobs, pair_logprobs, with_reference
+from rlhf_bench.methods.base import Outputs, PairLogprobs
+from rlhf_bench.methods.pairs import pair_logprobs, with_reference
 
 # Pairs that agree with the reference, are right, wrong, one-sided, saturated; no entry sits on a kink.
 CHOSEN = np.array([-4.0, -2.7, -9.0, -3.6, -1.0, -40.0])

@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 
-from rlhf_bench.core.types import BadInput, Row
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import PairLogprobs, Schedule
+from rlhf_bench.methods.base import PairLogprobs
+from rlhf_bench.methods.schedules import Schedule
 from rlhf_bench.recipe import parse_recipe
 
 SCHEDULED = [("dpo", "beta"), ("flex_dpo", "beta_chosen"), ("flex_dpo", "beta_rejected"), ("adaptive_flex_dpo", "beta_chosen")]  # fmt: skip

@@ -8,8 +8,8 @@ from rlhf_bench.core.types import Row
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import Reward, fresh_shape, load_model, write_fresh_model
 from rlhf_bench.models.packing import micro_batch
+from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.recipe import ModelSettings
 
 SETTINGS = ModelSettings(hidden_size=32, layers=3, heads=2, intermediate_size=48, max_length=16)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_bench.cli.data_overview import data_check
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
@@ -24,7 +24,8 @@ from rlhf_bench.tasks.judges.boxed import CPU_SECONDS, judge_boxed, last_boxed
 from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
 from rlhf_bench.tasks.loading.rows import FileRow
 from rlhf_bench.tasks.loading.trl import Columns, asked, preference
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import prepare
 
 COLUMNS = Columns("prompt", "chosen", "rejected")
 datasets.disable_progress_bars()

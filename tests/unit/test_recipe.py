@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_bench.compute.forecast import lengths_of, refuse_small_budget
+from rlhf_bench.compute.forecast import refuse_small_budget
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import Recipe, load_recipe, load_series, merge, parse_recipe
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import lengths_of, prepare
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

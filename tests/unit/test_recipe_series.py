@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import load_recipe, load_series, parse_recipe
 

@@ -9,23 +9,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import BadInput, Evaluation, PairLook, Row, SplitResult
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look, PairLook, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.results.store import (
-    METRIC_KEYS,
-    PAIR_KEYS,
-    SAMPLE_KEYS,
-    Part,
-    merge_parts,
-    open_directory,
-    pair_rows,
-    sample_rows,
-    table,
-    write_trouble,
-)
+from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
+from rlhf_bench.results.store import Part, merge_parts, open_directory, pair_rows, sample_rows, table
 from rlhf_bench.training.experience import Drawn
-from rlhf_bench.training.loop import BASE_LOOK, Data, Look
+from rlhf_bench.training.state import Data
+from rlhf_bench.training.update import write_trouble
 
 SPLITS = ("in_distribution", "unseen")
 MARGINS = {"in_distribution-0": 1.5, "unseen-1": -0.5}

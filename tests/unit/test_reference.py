@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scripted import MEASURING, Learner
 
-from rlhf_bench.core.types import Row, RunFailed
-from rlhf_bench.training.inputs import Cache
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Row
+from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.reference import reference_logprobs, weights_digest
 
 ROWS = [Row(f"r{i}", (1, i), ((5, 2), (6, 7, 2))) for i in range(4)]

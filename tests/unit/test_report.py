@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import comparison_table, draw_properties, render_text_table, write_report
 from rlhf_bench.report.format import duration, quantity, visible
 from rlhf_bench.report.plots.overview import compute_by_phase, time_by_activity

@@ -10,16 +10,17 @@ import pytest
 import yaml
 from scipy import stats
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import write_report
 from rlhf_bench.report.archive import keep
 from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.measures import Measure
 from rlhf_bench.report.page import sections
 from rlhf_bench.report.sections.field import field_section
+from rlhf_bench.report.sections.gradients import gradients
 from rlhf_bench.report.sections.pairs import Right, against, displacement, ranking
 from rlhf_bench.report.sections.pairwise import pairwise
-from rlhf_bench.report.sections.properties import dispersion, gradients, rejected_drop, suppression
+from rlhf_bench.report.sections.properties import dispersion, rejected_drop, suppression
 from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.series import series_labels, write_series
 from rlhf_bench.report.sweeps import range_of_noise

@@ -11,11 +11,13 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_bench.cli.check import lines
-from rlhf_bench.compute.forecast import gpu_forecasts, lengths_of, refuse_small_budget, refuse_small_gpus
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.compute.forecast import refuse_small_budget
+from rlhf_bench.compute.memory import gpu_forecasts, refuse_small_gpus
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import load_recipe
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import lengths_of, prepare
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}<|assistant|>"

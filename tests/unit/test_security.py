@@ -21,8 +21,10 @@ from test_report import record
 
 from cluster.local_job import print_where_to_look
 from rlhf_bench.cli import main as cli
+from rlhf_bench.cli.run import guard_local_cluster
+from rlhf_bench.core.errors import BadInput, RunFailed
 from rlhf_bench.core.text import in_codes, one_line, printable, without_passwords
-from rlhf_bench.core.types import BadInput, Row, RunFailed
+from rlhf_bench.core.types import Row
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.experiment.progress import Display
 from rlhf_bench.models.loading import load_model
@@ -33,7 +35,7 @@ from rlhf_bench.report import write_report
 from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.series import series_labels
 from rlhf_bench.tasks.loading.data_source import Place, rows_at
-from rlhf_bench.training.inputs import Cache
+from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.reference import reference_logprobs
 
 ROOT = Path(__file__).parents[2]
@@ -436,11 +438,11 @@ def test_failures_and_tracebacks_print_no_control_characters(capsys):
     def fails():
         raise RunFailed(f"an engine failed: {HOSTILE}")
 
-    assert cli._exit_code(fails) == 1
+    assert cli.exit_code(fails) == 1
     try:
         raise KeyError(HOSTILE) from OSError(HOSTILE)
     except KeyError:
-        cli._traceback(*sys.exc_info())
+        cli.show_traceback(*sys.exc_info())
     err = capsys.readouterr().err
     assert err.startswith("failed: an engine failed: ") and "Traceback" in err and not ACTING.search(err)
 
@@ -560,12 +562,12 @@ def test_a_local_cluster_asks_for_a_token_of_its_own(monkeypatch, address):
         monkeypatch.delenv(name, raising=False)
     environment = os.environ | address
     monkeypatch.setattr(os, "environ", environment)
-    cli._guard_local_cluster()
+    guard_local_cluster()
     assert "RAY_ADDRESS" not in environment
     assert environment["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", environment["RAY_AUTH_TOKEN"])
     first = environment.pop("RAY_AUTH_TOKEN")
     del environment["RAY_AUTH_MODE"]
-    cli._guard_local_cluster()
+    guard_local_cluster()
     assert environment["RAY_AUTH_TOKEN"] != first
 
 

@@ -22,13 +22,13 @@ from transformers import (
 from rlhf_bench.core.types import Row
 from rlhf_bench.diagnostics.embeddings import token_numbers
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import Objective
+from rlhf_bench.methods.base import Objective, sum_by_response
 from rlhf_bench.methods.supervised import REWARD_MODEL, SFT
 from rlhf_bench.models import attention, heads
 from rlhf_bench.models.attention import PACKED_ROWS, Layout, register
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.loading import load_model
-from rlhf_bench.models.packing import micro_batch, split_by_tokens, sum_by_response
+from rlhf_bench.models.packing import micro_batch, split_by_tokens
 from rlhf_bench.training.objective import loss_sums
 
 register()

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_bench.compute.ledger import Ledger
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import prepare
 from rlhf_bench.training.loop import ArmRun
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}

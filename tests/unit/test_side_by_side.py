@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 from side_by_side import PAIRS, Made
 
-from rlhf_bench.compute.engine_time import EngineTime, Stretch
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import Prompt, RunFailed, Sampling
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import RunFailed, Stopped
+from rlhf_bench.core.types import Prompt, Sampling
 from rlhf_bench.experiment.scheduler import share_out
-from rlhf_bench.experiment.shutdown import Grace, Stopped, grace, raise_on_signals
-from rlhf_bench.training.experience import Judged
-from rlhf_bench.training.inputs import Cache
-from rlhf_bench.training.state import StartSamples
+from rlhf_bench.experiment.shutdown import Grace, grace, raise_on_signals
+from rlhf_bench.experiment.timing import Stretch
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.rollouts import Judged, StartSamples
 from tests.chaos.compare import differences
 
 PATIENCE = 20.0

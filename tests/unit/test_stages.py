@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from scripted import Learner, LengthScorer, Pool, Sync
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import Pair, Prompt, RunFailed
-from rlhf_bench.experiment.stages.start import Start, make_start
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Pair, Prompt
+from rlhf_bench.experiment.stages.start import make_start
 from rlhf_bench.models.loading import Reward
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
-from rlhf_bench.training.inputs import Cache, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import Start, prepare
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.roles import Roles
 

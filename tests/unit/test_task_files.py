@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.tasks import TASKS, TaskSettings, build_task
 from rlhf_bench.tasks.files import FilesSettings
 from rlhf_bench.tasks.judges.answers import final_number, judge_exact, judge_number

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_bench.core.types import BadInput, Prompt
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Prompt
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.gsm8k import Gsm8kSettings
 

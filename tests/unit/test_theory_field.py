@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.theory import commands
 from rlhf_bench.theory.field import DEFAULT_METHODS, POINTS, Start, default_fields, gradients, render_table

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.theory import commands, tables
 from rlhf_bench.theory.toy import (
     CHOSEN,

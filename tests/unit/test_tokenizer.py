@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import (
     TokenizerSettings,
     build_tokenizer,

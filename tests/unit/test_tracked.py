@@ -7,23 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import BadInput, Evaluation, Pair, Prompt, Row, SplitResult
-from rlhf_bench.experiment.tracking.descriptions import MOST, found, found_by
-from rlhf_bench.experiment.tracking.metrics import (
-    begun,
-    datasets,
-    finished_policies,
-    look_points,
-    update_points,
-    used_by,
-)
-from rlhf_bench.markdown import table
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.text import table
+from rlhf_bench.core.types import Evaluation, Look, Pair, Prompt, Row, SplitResult
+from rlhf_bench.experiment.tracking.descriptions import MOST, begun, found, found_by
+from rlhf_bench.experiment.tracking.metrics import datasets, finished_policies, look_points, update_points, used_by
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.reader import read_recorded
 from rlhf_bench.results.summary import summarize
-from rlhf_bench.training.loop import Look
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

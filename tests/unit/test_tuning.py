@@ -7,20 +7,22 @@ from pathlib import Path
 import pytest
 from scripted import STEP, Evaluator, Learner, Pool, Sync
 
-from rlhf_bench.compute.ledger import Cost
-from rlhf_bench.core.types import Pair, Prompt, RunFailed
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.scheduler import Team
-from rlhf_bench.experiment.stages.start import Start
-from rlhf_bench.experiment.tuning import Trial, best_trial, tuned_arms
+from rlhf_bench.experiment.tuning import tuned_arms
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.results.trials import Trial, best_trial
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.inputs import Cache, Material, prepare
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import Material, Start, prepare
 from rlhf_bench.training.roles import Roles
-from rlhf_bench.training.state import StartSamples
+from rlhf_bench.training.rollouts import StartSamples
 
 NAN = float("nan")
 TRIALS = [{"learning_rate": 1e-4}, {"learning_rate": 3e-4}, {"learning_rate": 1e-3}]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_bench.markdown import escaped, table
+from rlhf_bench.core.text import escaped, table
+from rlhf_bench.recipe import Recipe
 from rlhf_bench.report import tables
 from rlhf_bench.report.format import decimal, quantity
 from rlhf_bench.report.tables import Row
@@ -46,3 +47,12 @@ def _fitting(rows: Sequence[Row], room: int) -> str:
     while len(text := table(rows[: len(rows) - left_out])) > room and left_out < len(rows) - 1:
         left_out += 1
     return f"{text}\n\n{left_out} more rows are in the report." if left_out else text
+
+
+def begun(recipe: Recipe) -> str:
+    """The description of a comparison that has begun: what it is about to find out."""
+    arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
+    about = [escaped(recipe.description)] if recipe.description else []
+    budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"
+    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. Under way, or cut short."
+    return "\n\n".join([*about, facts, "[The recipe](artifact:recipe.yaml)"])

@@ -12,15 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.core.types import Evaluation
-from rlhf_bench.experiment.stages.start import Start
+from rlhf_bench.core.types import Evaluation, Look
 from rlhf_bench.experiment.tracking.tracker import Dataset
-from rlhf_bench.markdown import escaped
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.recipe.sections import BEST, alias_of
-from rlhf_bench.training.inputs import Material
-from rlhf_bench.training.loop import Look
+from rlhf_bench.recipe.recipe import BEST, alias_of
+from rlhf_bench.training.inputs import Material, Start
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -34,15 +31,6 @@ _DEMONSTRATIONS = {"prompt": "string", "response": "string"}
 
 Steps = Iterator[tuple[int, dict[str, float]]]
 """Steps of MLflow, and the metrics that are logged at each."""
-
-
-def begun(recipe: Recipe) -> str:
-    """The description of a comparison that has begun: what it is about to find out."""
-    arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
-    about = [escaped(recipe.description)] if recipe.description else []
-    budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"
-    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. Under way, or cut short."
-    return "\n\n".join([*about, facts, "[The recipe](artifact:recipe.yaml)"])
 
 
 def update_points(update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:

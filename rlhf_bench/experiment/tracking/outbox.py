@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_bench.core.types import BadInput, RunFailed
+from rlhf_bench.core.errors import BadInput, RunFailed
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 

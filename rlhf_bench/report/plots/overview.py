@@ -34,7 +34,8 @@ from rlhf_bench.report.plots.style import (
 )
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.tables import is_charged, phase_means
-from rlhf_bench.results.reader import BASE, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import Summary
 
 TIMES = (*ACTIVITIES, "driver")

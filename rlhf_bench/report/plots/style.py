@@ -22,11 +22,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.report.format import listed, quantity
+from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.svg import Drawing, axis_titles, named, points_of
 from rlhf_bench.report.sweeps import swept
-from rlhf_bench.results.reader import BASE, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import ArmResult, Summary
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlhf_bench.report.format import ABSENT, listed
+from rlhf_bench.core.text import listed
+from rlhf_bench.report.format import ABSENT
 from rlhf_bench.report.measures import Measure, Of, directions, few, measures, metric, rows_of, short
 from rlhf_bench.report.plots.style import INK, Plot, absent, curve, drawn, label, legend, new_figure, plotted, styled
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.sections.base import Section, Table, tables_of
-from rlhf_bench.report.sections.properties import MEANS, NO_PAIRS
+from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS
 from rlhf_bench.report.tables import SPLIT_NAMES
-from rlhf_bench.results.reader import MAIN_SPLIT, SPLITS, Recorded, numbers
+from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 from rlhf_bench.results.summary import Summary
 
 ONE_MODEL = "The reward model's interval is over pairs (Clopper and Pearson): there is one of it."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_bench.report.format import ABSENT, decimal, listed
+from rlhf_bench.core.text import listed
+from rlhf_bench.report.format import ABSENT, decimal
 from rlhf_bench.report.plots.style import plotted
 from rlhf_bench.report.verdict import difference_cell, p_cell
 from rlhf_bench.results.claims import SCORE, Comparison, compare

@@ -6,14 +6,9 @@ And the gradients behind them. Numbers and how to read them: docs/diagnostics.md
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from matplotlib.lines import Line2D
-
-from rlhf_bench.report.format import listed
+from rlhf_bench.core.text import listed
 from rlhf_bench.report.measures import (
-    Measure,
-    Of,
     change,
     directions,
     few,
@@ -21,7 +16,6 @@ from rlhf_bench.report.measures import (
     measures,
     metric,
     rows_of,
-    short,
     was_recorded,
 )
 from rlhf_bench.report.plots.overview import PROBES
@@ -33,21 +27,15 @@ from rlhf_bench.report.plots.style import (
     budget_label,
     curve,
     drawn,
-    label,
-    legend,
-    new_figure,
     panel_grid,
     plotted,
     styled,
 )
 from rlhf_bench.report.sections.base import Section, Table, tables_of
+from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS, _lines
+from rlhf_bench.report.sections.gradients import gradients
 from rlhf_bench.results.reader import Recorded
 from rlhf_bench.results.summary import Summary
-
-MEANS = "Mean over finished seeds, with Student's 95% interval from three seeds on."
-NO_PAIRS = "no held-out pair was looked at, or the run is older than these numbers."
-AGREEMENT = 0.01
-"""Nats within which a measured ratio of gradients is said to agree with the theoretical one."""
 
 
 def properties(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
@@ -201,104 +189,6 @@ def dispersion(recorded: Recorded, summary: Summary) -> Section:
     )  # fmt: skip
 
 
-def gradients(recorded: Recorded, summary: Summary) -> Section:
-    """Norms and angle of both sides' gradients, and the loss's own ratio against theory."""
-    told = plotted(recorded, summary)
-    measured, predicted = (metric(recorded, f"partial/pi_log_ratio{end}") for end in ("", "_theory"))
-    seen = []
-    if norms := measures(told, change(recorded, "gradient/rejected_norm")):
-        seen.append(
-            f"The rejected side's gradient norm {directions(norms, 'shrank in', 'grew in')}, since the base policy."
-        )
-        if falling := measures(told, metric(recorded, "gradient/falling")):
-            seen.append(
-                f"The share of pairs whose chosen response a small step of plain DPO would lower is largest, at the last look, in {largest(falling)}."
-            )
-    else:
-        seen.append(
-            "Not recorded: gradients in parameter space; evaluation.gradient_pairs was 0, or the run is older than these numbers."
-        )
-    ratios = measures(told, measured)
-    if ratios:
-        seen += _against_theory(ratios, measures(told, _gap(measured, predicted)))
-    else:
-        seen.append(
-            "Not recorded: partial derivatives of the loss; no arm has a loss on pairs, or the run is older than these numbers."
-        )
-    seen += few(norms, ratios)
-    return Section(
-        "gradients",
-        "Gradients",
-        "g⁺ and g⁻ are one pair's own gradients in parameter space, before any β. Where they point the same way, "
-        "pushing the rejected response down takes the chosen one with it: it falls where ⟨g⁺, g⁻⟩ > ‖g⁺‖². In "
-        "probability space the loss's derivative towards the rejected response exceeds the one towards the chosen by "
-        "(β⁻/β⁺)(π⁺/π⁻), which explodes as the pair comes apart; it says nothing of the step in parameters.",
-        tuple(seen),
-        lambda: (
-            _norms(recorded, summary),
-            _lines(recorded, summary, "gradient/cosine", "Cosine between both sides",
-                   "Near 1, both sides use the same parameters.", "mean cosine of g⁺ and g⁻"),
-            _lines(recorded, summary, "gradient/falling", "Share of pairs that plain DPO would lower",
-                   "⟨g⁺, g⁻⟩ > ‖g⁺‖²: a small step of DPO on the pair lowers its own chosen response.", "share of pairs"),
-            _ratios(recorded, summary),
-        ),
-        tables_of(Table(f"At the last look. {MEANS}", rows_of(summary, {
-            "‖g⁺‖": metric(recorded, "gradient/chosen_norm"),
-            "‖g⁻‖": metric(recorded, "gradient/rejected_norm"),
-            "Cosine": metric(recorded, "gradient/cosine"),
-            "Falling share": metric(recorded, "gradient/falling"),
-            "Rejected over chosen, log π space": metric(recorded, "partial/log_ratio"),
-            "Its log in π space, measured": measured,
-            "The same, theory": predicted,
-        }))),
-    )  # fmt: skip
-
-
-def _against_theory(ratios: list[Measure], gaps: list[Measure]) -> list[str]:
-    """How far the measured ratios lie from the predicted ones, and whose loss has no prediction."""
-    close = [one.arm for one in gaps if one.mean <= AGREEMENT]
-    apart = [f"{one.arm} ({short(one.mean)} nats)" for one in gaps if one.mean > AGREEMENT]
-    told = []
-    if close:
-        told.append(
-            f"The measured ratio in probability space agrees with theory, within {AGREEMENT:g} nats, in {listed(close)}."
-        )
-    if apart:
-        told.append(f"It differs from theory in {listed(apart)}.")
-    if without := [one.arm for one in ratios if one.arm not in {gap.arm for gap in gaps}]:
-        told.append(f"Theory has no ratio for the loss of {listed(without)}.")
-    return told
-
-
-def _gap(measured: Of, predicted: Of) -> Of:
-    """Arm → (seed → distance of the two numbers), of the seeds that have both."""
-
-    def of(arm: str) -> dict[int, float]:
-        ours, theirs = measured(arm), predicted(arm)
-        return {seed: abs(ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()}
-
-    return of
-
-
-def _lines(
-    recorded: Recorded, summary: Summary, column: str, title: str, how_to_read: str, vertical: str,
-    across: str = "mark", zero: bool = False,
-) -> Plot:  # fmt: skip
-    """One curve per arm of one column of the evaluations; without a picture where no arm recorded it."""
-    summary = plotted(recorded, summary)
-    if not was_recorded(recorded, column):
-        return Plot(title, how_to_read, None, f"Not recorded: {vertical}.")
-    figure, axes = new_figure()
-    there = [curve(axes, arm, look, recorded.main_split, column, across) for arm, look in styled(summary)]
-    if zero:
-        axes.axhline(0, color=INK, linestyle="--", linewidth=1)
-    horizontal = {"mark": budget_label(summary), "update": "updates", "margin": "margin Δ⁺ − Δ⁻ (nats)"}[across]
-    label(axes, horizontal, vertical)
-    legend(figure, summary)
-    name = f"{column}-{across}".replace("/", "-").replace("_", "-")
-    return Plot(title, how_to_read, drawn(figure, name), absent(summary, there, vertical))
-
-
 def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
     """The change of each probe set's log-probability, one panel per set."""
     summary = plotted(recorded, summary)
@@ -319,45 +209,6 @@ def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
     figure.supylabel("change of log-probability (nats)", color=INK, fontsize=9)
     figure.legend(handles=arm_handles(summary), loc="outside upper center", ncols=3)
     return Plot(title, how, drawn(figure, "probes"), absent(summary, there, "probe sets"))
-
-
-def _norms(recorded: Recorded, summary: Summary) -> Plot:
-    return _two_lines(
-        recorded, summary, "gradient/chosen_norm", "gradient/rejected_norm", ("chosen", "rejected"),
-        "Gradient norms against compute", "Solid: chosen side, dashed: rejected side. A dashed line that grows means a "
-        "rejected response that pulls harder the further it falls.", "mean norm of ∇θ log π", "gradient norms",
-    )  # fmt: skip
-
-
-def _ratios(recorded: Recorded, summary: Summary) -> Plot:
-    return _two_lines(
-        recorded, summary, "partial/pi_log_ratio", "partial/pi_log_ratio_theory", ("measured", "theory"),
-        "Rejected over chosen gradient in probability space", "Above 0 the rejected side has the larger derivative. "
-        "Solid: measured on the loss, dashed: (β⁻/β⁺)(π⁺/π⁻), where the loss has that form; one line where they agree.",
-        "log of the ratio (nats)", "partial derivatives",
-    )  # fmt: skip
-
-
-def _two_lines(
-    recorded: Recorded, summary: Summary, solid: str, dashed: str, names: tuple[str, str], title: str, how: str,
-    vertical: str, what: str,
-) -> Plot:  # fmt: skip
-    """Two columns of every arm in one colour, the second one dashed and hollow."""
-    summary = plotted(recorded, summary)
-    if not was_recorded(recorded, solid, dashed):
-        return Plot(title, how, None, f"Not recorded: {what}.")
-    figure, axes = new_figure()
-    rows, there = recorded.main_split, []
-    for arm, look in styled(summary):
-        there.append(curve(axes, arm, look | {"linestyle": "-"}, rows, solid, series=f"{arm.name}, {names[0]}"))
-        curve(axes, arm, look | _HOLLOW, rows, dashed, details=False, series=f"{arm.name}, {names[1]}")
-    label(axes, budget_label(summary), vertical)
-    kinds = [Line2D([], [], color=INK, label=names[0]), Line2D([], [], color=INK, label=names[1], **_HOLLOW)]
-    legend(figure, summary, more=kinds)
-    return Plot(title, how, drawn(figure, solid.replace("/", "-").replace("_", "-")), absent(summary, there, what))
-
-
-_HOLLOW: dict[str, Any] = {"linestyle": (0, (4, 2)), "markerfacecolor": "none", "linewidth": 1.3}
 
 
 def _number(numbers: Mapping[str, float | None], key: str) -> float:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rlhf_bench.report.format import visible
-from rlhf_bench.results.reader import BASE, SPLITS, Recorded
+from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.schema import BASE, SPLITS
 from rlhf_bench.results.summary import ArmResult, Summary
 
 PROMPTS_PER_SPLIT = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_bench.report.format import listed
+from rlhf_bench.core.text import listed
 from rlhf_bench.report.measures import Measure
 from rlhf_bench.report.plots.style import MARKERS, PALETTE, Plot, drawn, label, new_figure
 from rlhf_bench.report.sections.base import Section, Table, tables_of

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.tasks.loading.rows import FileRow, read_rows
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

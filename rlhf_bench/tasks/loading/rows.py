@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from rlhf_bench.core.types import BadInput
+from rlhf_bench.core.errors import BadInput
 
 
 class Unusable(BadInput):

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlhf_bench.core.types import BadInput, Turn
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Turn
 from rlhf_bench.tasks.loading.rows import FileRow, Unusable
 
 ASSISTANT = "assistant"

@@ -1,0 +1,56 @@
+"""`rlhf-bench report` and `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_bench.cli.options import Json, summary_as_json, write_line
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder that --page kept")],
+    page: Annotated[
+        Path | None,
+        typer.Option(help="also write a page NAME.md with its figure, and keep its data in data/NAME beside it"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Render report.html and summary.json again from what was recorded.
+
+    Example: rlhf-bench report outputs/data_scenarios --page docs/results/data_scenarios.md
+    """
+    from rlhf_bench.report import render_text_table, write_report
+    from rlhf_bench.report.archive import keep
+    from rlhf_bench.report.docs_page import write_page
+    from rlhf_bench.report.series import series_labels, write_series
+
+    if page is not None:
+        kept = page.parent / "data" / page.stem
+        if kept.resolve() != directory.resolve():
+            keep(directory, kept)
+        write_page(kept, page)  # from what was kept: whoever has that can write the page again
+        write_line(f"page: {page.resolve()}")
+        return
+    labels = series_labels(directory)
+    if labels:
+        table = write_series(directory, labels)
+    else:
+        table = f"{render_text_table(write_report(directory))}\nreport: {(directory / 'report.html').resolve()}"
+    write_line(summary_as_json(directory.resolve(), labels or []) if as_json else table)
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder that `report --page` kept")],
+    output: Annotated[Path, typer.Option(help="folder for the files", show_default=False)],
+) -> None:
+    """Write what a paper takes: every plot as SVG with its numbers as CSV beside it, the tables as LaTeX (booktabs).
+
+    Example: rlhf-bench export outputs/quickstart --output paper/figures
+    """
+    from rlhf_bench.report.export import write_export
+
+    files = write_export(directory, output)
+    write_line(f"export: {len(files)} files in {output.resolve()}")

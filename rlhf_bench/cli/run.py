@@ -1,0 +1,120 @@
+"""`rlhf-bench run`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from rlhf_bench.cli import BEGAN
+from rlhf_bench.cli.options import (
+    Json,
+    Overrides,
+    Quiet,
+    RecipePath,
+    check_room,
+    open_cache,
+    say_problems,
+    summary_as_json,
+    write_line,
+)
+from rlhf_bench.core.errors import BadInput
+
+
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="directory for all results; default outputs/NAME")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="run only this arm (repeatable)", show_default="all")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="run only this seed (repeatable)", show_default="the recipe's")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="the recipe's small size: its section `fast` laid over it")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="write DIR/profile.json: what every process was at, as a Chrome trace")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
+
+    A recipe that varies a shared key (`vary`) is a series: one comparison for each value, each in a directory of its own.
+
+    Example: rlhf-bench run recipes/quickstart.yaml seeds=[1] --output outputs/try
+    """
+    guard_local_cluster()
+    from actors.ray_cluster import cluster
+
+    began, todo = BEGAN, []
+    with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and what follows here too
+        from rlhf_bench.recipe import load_series
+        from rlhf_bench.results.store import open_directory
+        from rlhf_bench.training.checkpoints import refuse_unwritable
+        from rlhf_bench.training.inputs import prepare
+
+        variants, cache = load_series(recipe, overrides or [], fast), open_cache()
+        chosen = [
+            (_chosen("--arm", arm, list(v.recipe.arms)), _chosen("--seed", seed, list(v.recipe.seeds)))
+            for v in variants
+        ]
+        directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
+        for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
+            settings = variant.recipe
+            material = prepare(settings, cache)
+            check_room(settings, material)
+            open_directory(directory / variant.label, settings, material.fingerprint["data"])
+            if settings.reliability.checkpoint_place is not None:
+                refuse_unwritable(settings.reliability.checkpoint_place)
+            todo.append((settings, material, directory / variant.label, arms, seeds))
+
+        from actors.driver import drive
+
+        ready()
+        for settings, material, place, arms, seeds in todo:
+            ending = drive(settings, material, cache, place, arms, seeds, began, profile, quiet)
+            if not as_json:
+                write_line(ending)
+            began = perf_counter()
+    labels = [v.label for v in variants if v.label]
+    if labels:
+        from rlhf_bench.report.series import write_series
+
+        table = write_series(directory, labels)
+        if not as_json:
+            write_line(table)
+    if as_json:
+        write_line(summary_as_json(directory, labels))
+
+
+def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]:
+    for one in asked or []:
+        if one not in known:
+            raise BadInput(f"{option} {one}: the recipe has {', '.join(map(str, known))}; choose among them")
+    return [k for k in known if not asked or k in asked]
+
+
+def guard_local_cluster() -> None:
+    """Close a cluster of our own to others by a token. Ray reads this as it is imported, so it must be set before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS") in ("", "local"):  # Ray's own words for none: one of our own, and closed as such
+        del os.environ["RAY_ADDRESS"]
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _refusing_at_once() -> Iterator[None]:
+    """What is wrong with the input is said before Ray, which is starting meanwhile, has ended again."""
+    try:
+        yield
+    except BadInput as error:
+        say_problems(error)
+        raise SystemExit(2) from None

@@ -1,0 +1,62 @@
+"""Numbers of a method's settings that may change with the budget spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+
+
+class Schedule(BaseModel):
+    """A number that changes with the share of the budget that is spent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        description="constant: start throughout; linear: a straight line; cosine: half a wave, slow at both ends"
+    )
+    start: float = Field(gt=0, description="the value when nothing is spent")
+    end: float = Field(gt=0, description="the value when the budget is spent; constant needs none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant_ends_where_it_starts(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind") == "constant" and "start" in data:
+            return {"end": data["start"], **data}
+        return data
+
+    @model_validator(mode="after")
+    def _constant_has_one_value(self) -> Schedule:
+        if self.kind == "constant" and self.end != self.start:
+            raise ValueError("a constant schedule has one value: leave out end, or use kind: linear or cosine")
+        return self
+
+    def at(self, fraction: float) -> float:
+        """The value at this fraction of the budget; past its end (the last update may overshoot) the end's value."""
+        done = min(max(fraction, 0.0), 1.0)
+        if self.kind == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+
+_POSITIVE: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
+
+
+def _number_or_schedule(value: Any) -> float | Schedule:
+    """One or the other by the value's shape, so that a mistake is one problem at its own key and not one per kind."""
+    if isinstance(value, (Mapping, Schedule)):
+        return Schedule.model_validate(value)
+    return _POSITIVE.validate_python(value)
+
+
+Strength = Annotated[float | Schedule, BeforeValidator(_number_or_schedule)]
+"""A setting above 0 that may follow a schedule."""
+
+
+def number(strength: float | Schedule) -> float:
+    """A strength as the plain number that it is after `MethodSettings.at`; TypeError for a schedule."""
+    if isinstance(strength, Schedule):
+        raise TypeError("a schedule has no value of its own: call settings.at(fraction, state) first")
+    return strength

@@ -1,0 +1,104 @@
+"""The recipe's `placement` section: which role gets how many processors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_bench.core.settings import Section
+
+
+class RolePlacement(Section):
+    actors: int = Field(1, ge=1, description="processes of this role (for the learner: ranks)")
+    cpus: int = Field(1, ge=1, description="cores each may use: its threads")
+    gpus: int = Field(0, ge=0, description="GPUs each may use")
+    memory_gib: float = Field(
+        8,
+        gt=0,
+        description="host memory that `rlhf-bench manifest` asks for each, GiB, and that more than one fleet is reckoned with",
+    )
+
+
+class RolloutPlacement(RolePlacement):
+    concurrent_requests: int = Field(256, ge=1, description="sequences an engine decodes at once")
+    cache_mib: int = Field(128, ge=16, description="key-value cache of an engine without a GPU, MiB")
+    gpu_memory_fraction: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory an engine takes")
+
+
+class LearnerPlacement(RolePlacement):
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed shards over ranks: nothing, optimizer, gradients, weights"
+    )
+
+
+class Device(Section):
+    """What one GPU is, or one core where there is none: for the forecast of `check` alone, which starts nothing."""
+
+    memory_gib: float = Field(79.0, gt=0, description="memory of a GPU; the default is an H100 of 80 GB")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="most 10¹² FLOP/s; null takes the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32, or without GPUs 0.066 a core, as docs/benchmarks.md measured",
+    )
+    utilisation: float | None = Field(
+        None, gt=0, le=1, description="share of them that a run makes use of; null takes 0.3 on GPUs and 0.6 on cores"
+    )
+
+
+class Placement(Section):
+    """Which role gets which part of the cluster."""
+
+    colocated: bool = Field(
+        True, description="actor i of every role shares one bundle of CPUs and GPUs; otherwise each has its own"
+    )
+    pinned: bool = Field(
+        False,
+        description="every role only on nodes that offer a Ray resource of its name (rollout, scorer, learner, evaluator); needs colocated: false",
+    )
+    fleets: int | None = Field(
+        None,
+        ge=1,
+        description="how many fleets, each with all roles, may work on arms at once; null: as many as the cluster has room for, one where the budget is in device_seconds",
+    )
+    timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
+    rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")
+    scorer: RolePlacement = Field(default_factory=RolePlacement, description="the reward model")
+    learner: LearnerPlacement = Field(default_factory=LearnerPlacement, description="the DeepSpeed ranks that train")
+    evaluator: RolloutPlacement = Field(
+        default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor"
+    )
+    device: Device = Field(default_factory=Device, description="what the forecast of `check` takes a GPU or core to be")
+    weight_sync: Literal["object_store", "nccl", "ipc"] = Field(
+        "object_store", description="how weights reach the engines; nccl and ipc need GPUs"
+    )
+    sync_tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="largest gap between engine and learner log-probs after a sync (nats); null: 1e-3 in float32, 0.1 in bfloat16",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Placement:
+        if self.evaluator.actors != 1:
+            raise ValueError("evaluator.actors must be 1: snapshots are looked at one after the other")
+        if self.pinned and self.colocated:
+            raise ValueError(
+                "pinned: true gives every role nodes of its own, and colocated: true puts all roles together; set colocated: false"
+            )
+        if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
+            raise ValueError(
+                f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them"
+            )
+        if self.weight_sync == "ipc" and not self.colocated:
+            raise ValueError("weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs")
+        return self
+
+    def roles(self, scorer: bool) -> dict[str, RolePlacement]:
+        """By name; the scorer's only where an arm is rewarded by a model."""
+        roles: dict[str, RolePlacement] = {
+            "learner": self.learner,
+            "rollout": self.rollout,
+            "evaluator": self.evaluator,
+        }
+        return roles | ({"scorer": self.scorer} if scorer else {})

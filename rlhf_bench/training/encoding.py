@@ -1,0 +1,148 @@
+"""Text to token ids, with the lengths of context and micro-batch in mind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Demonstration, Pair, Prompt, Row, TextPair
+from rlhf_bench.methods.base import uses_reward_model
+from rlhf_bench.models.tokenizer import encode_chat, encode_prompt, encode_response
+from rlhf_bench.recipe import Recipe
+from rlhf_bench.training.pairs import start_prompts
+
+
+class _Encoder:
+    """Text to token ids, with the lengths of context and micro-batch in mind. A prompt comes out without `where`: paths of
+    this machine are for errors, and what is encoded goes into files and to other processes."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any):
+        self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
+        self.most = recipe.compute.tokens_per_micro_batch
+        self.chat = recipe.model.tokenizer.chat_template is not None
+        self.places: dict[str, str] = {}  # of what has been encoded, by the prompt's id
+
+    def _prompt(self, prompt: Prompt) -> Prompt:
+        if prompt.turns and not self.chat:
+            raise BadInput(
+                f"{prompt.place}: the prompt is a conversation, and model.tokenizer.chat_template is null; set it to own"
+            )
+        ids = encode_chat(self.tokenizer, prompt) if self.chat else encode_prompt(self.tokenizer, prompt.text)
+        if not set(ids) - {self.tokenizer.bos_token_id}:  # a normalizer may drop all there is
+            raise BadInput(
+                f"{prompt.place}: the tokenizer makes no tokens of the prompt; change it, or leave the row out"
+            )
+        self.places.setdefault(prompt.id, prompt.place)
+        return replace(prompt, token_ids=ids, where="")
+
+    def prompt(self, prompt: Prompt) -> Prompt:
+        encoded = self._prompt(prompt)
+        self._refuse_full(encoded)
+        return encoded
+
+    def _refuse_full(self, prompt: Prompt, who: str = "") -> None:
+        if len(prompt.token_ids) + self.room > self.longest:
+            drawn = f", which {who} draws," if who else ""
+            raise BadInput(
+                f"{self.places[prompt.id]}: the prompt's {len(prompt.token_ids)} tokens leave no room for "
+                f"data.max_response_tokens {self.room}{drawn} within model.max_length {self.longest}; "
+                "raise model.max_length, or leave the row out"
+            )
+
+    def _row(self, prompt: Prompt, **responses: str) -> tuple[Prompt, Row]:
+        """The prompt and the row; `responses` by what they are called in errors."""
+        encoded, sides = self._prompt(prompt), []
+        for side, text in responses.items():
+            ids = encode_response(self.tokenizer, text)
+            if not set(ids) - {self.tokenizer.eos_token_id}:
+                raise BadInput(
+                    f"{prompt.place}: the tokenizer makes no tokens of {side}; change it, or leave the row out"
+                )
+            if (tokens := len(encoded.token_ids) + len(ids)) > self.longest:
+                raise BadInput(
+                    f"{prompt.place}: {side} makes {tokens} tokens with its prompt, more than model.max_length "
+                    f"{self.longest}; raise it, or leave the row out"
+                )
+            sides.append(ids)
+        row = Row(prompt.id, encoded.token_ids, tuple(sides))
+        *first, last = "prompt", *responses
+        self._refuse_wide(f"{prompt.place}: {', '.join(first)} and {last} make", row.tokens, "or leave the row out")
+        return encoded, row
+
+    def demonstration(self, demonstration: Demonstration) -> Row:
+        return self._row(demonstration.prompt, response=demonstration.response)[1]
+
+    def pair(self, index: int, pair: TextPair) -> Pair:
+        prompt = replace(pair.prompt, where=pair.where or pair.prompt.where)
+        encoded, row = self._row(prompt, chosen=pair.chosen, rejected=pair.rejected)
+        chosen, rejected = row.responses
+        if chosen == rejected:  # the texts differ in what a normalizer drops
+            raise BadInput(f"{prompt.place}: chosen and rejected are the same tokens; leave the row out")
+        return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
+
+    def refuse_draws(self, draws: Iterable[_Draw]) -> None:
+        """BadInput where a prompt leaves no room for a response, or the widest row that can come of them does not fit."""
+
+        def tokens(draw: _Draw) -> int:
+            return len(draw.prompt.token_ids) + draw.responses * self.room + draw.other_side
+
+        draws = list(draws)
+        for draw in draws:  # of prompts that only pairs have, nothing was asked so far
+            self._refuse_full(draw.prompt, draw.who)
+        if (widest := max(draws, key=tokens, default=None)) is None:
+            return
+        what = f"with {widest.responses} response{'s' * (widest.responses > 1)} of data.max_response_tokens {self.room}"
+        other = " and the pair's other side" if widest.other_side else ""
+        where, remedy = self.places[widest.prompt.id], "draw fewer or shorter ones, or leave the row out"
+        self._refuse_wide(
+            f"{where}: the prompt {what}, as {widest.who} draws them,{other} makes", tokens(widest), remedy
+        )
+
+    def _refuse_wide(self, what: str, tokens: int, remedy: str) -> None:
+        """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
+        if tokens > self.most:
+            raise BadInput(
+                f"{what} {tokens} tokens, more than compute.tokens_per_micro_batch {self.most}, and a row is never cut; "
+                f"raise it to {tokens} or more, {remedy}"
+            )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Who draws how many responses to a prompt that then go through a model at once, and the tokens of a given one beside."""
+
+    who: str
+    prompt: Prompt
+    responses: int
+    other_side: int = 0
+
+
+def _draws(
+    recipe: Recipe, train: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], pairs: Sequence[Pair] | None
+) -> Iterator[_Draw]:
+    """Of all that a run draws, the longest prompts. `pairs` is None where a weaker policy makes them."""
+    candidates = recipe.data.candidates_per_prompt
+    if pairs is None:
+        for prompts in (train, *held_out.values()):
+            yield _Draw("the weaker policy", _longest(prompts), 2)
+    for name, arm in recipe.arms.items():
+        if arm.data == "offline":
+            continue
+        given = None if arm.data == "online" else pairs  # the weaker policy's have prompts of `train`
+        prompts = train if given is None else start_prompts(recipe.data, arm.data, given, train)
+        of_pair = candidates if uses_reward_model(arm) else 2
+        yield _Draw(f"arm {name}", _longest(prompts), getattr(arm, "samples_per_prompt", of_pair))
+        if given is not None and arm.data != "on_policy":  # one side is drawn, and the other is the given pair's
+            chosen = arm.data == "chosen_on_policy"
+            others = {p.prompt.id: len(p.rejected_ids if chosen else p.chosen_ids) for p in given}
+            yield from (_Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
+    if any(uses_reward_model(arm) for arm in recipe.arms.values()):
+        yield _Draw(
+            "the reward model's stage", _longest(train[-recipe.reward_model.start_policy_prompts :]), candidates
+        )
+
+
+def _longest(prompts: Sequence[Prompt]) -> Prompt:
+    return max(prompts, key=lambda p: len(p.token_ids))

@@ -1,0 +1,86 @@
+"""Pairs from scored samples, and rows from pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rlhf_bench.core.types import Group, Pair, Prompt, Row, Sample
+from rlhf_bench.methods.base import DataMode
+from rlhf_bench.recipe import DataSettings
+
+
+def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
+    """Up to `most` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
+
+    An unfinished candidate is the worst there is; all differences to it are alike, and the best one goes first. A
+    response that was drawn twice counts once, and among equals the earlier drawn come first, so that a pair does not
+    hang on lengths or likelihoods.
+    """
+    pairs = []
+    for group in groups:
+        first: dict[tuple[int, ...], Sample] = {}
+        for sample in group.samples:
+            first.setdefault(sample.response_ids, sample)
+        samples = list(first.values())
+        score = {s.id: s.reward if s.finished else -math.inf for s in samples}
+        ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
+        ordered.sort(key=lambda pair: (score[pair[1].id] - score[pair[0].id], -score[pair[0].id]))
+        pairs += [
+            Pair(
+                f"{up.id}>{down.id}",
+                group.prompt,
+                up.response_ids,
+                down.response_ids,
+                score[up.id],
+                score[down.id],
+                up.policy_version,
+            )
+            for up, down in ordered[:most]
+        ]
+    return pairs
+
+
+def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
+    """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
+    candidates all score alike (all good, all bad) give none."""
+    return preference_pairs(groups, most=1)
+
+
+def crossed(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:
+    """Pairs with one side from each set, prompt by prompt: `chosen_on_policy` takes the sampled pair's chosen response
+    and the offline pair's rejected one, `rejected_on_policy` the other way round (the mixed scenarios of arXiv
+    2406.07327, table 7). A prompt without a pair in both sets gives none, nor do sides that are the same text."""
+    others = {p.prompt.id: p for p in offline}
+    out = []
+    for own in sampled:
+        if (other := others.get(own.prompt.id)) is None:
+            continue
+        good, bad = (own, other) if mode == "chosen_on_policy" else (other, own)
+        if good.chosen_ids != bad.rejected_ids and good.chosen_score > bad.rejected_score:
+            out.append(
+                Pair(
+                    f"{good.id}|{bad.id}",
+                    own.prompt,
+                    good.chosen_ids,
+                    bad.rejected_ids,
+                    good.chosen_score,
+                    bad.rejected_score,
+                    own.policy_version,
+                )
+            )
+    return out
+
+
+def start_prompts(data: DataSettings, mode: DataMode, pairs: Sequence[Pair], train: Sequence[Prompt]) -> list[Prompt]:
+    """Those that the start policy answers for an arm's pairs. The off-policy pairs' prompts come first, so that all
+    scenarios learn from the same prompts as far as they go."""
+    prompts = {p.prompt.id: p.prompt for p in pairs}
+    if mode == "on_policy":
+        prompts |= {p.id: p for p in train if p.id not in prompts}
+    return list(prompts.values())[: data.on_policy_prompts]
+
+
+def rows_of(pairs: Sequence[Pair]) -> list[Row]:
+    """One row a pair: the chosen response first."""
+    return [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
