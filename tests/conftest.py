@@ -1,14 +1,23 @@
 """What all tests share.
 
+Tests under tests/engines and tests/end_to_end start real engines and servers; they carry the mark `engine`.
 RLHF_BENCH_NO_SKIPS=1 (set by .ci/run) turns a skipped test into a failed one, where the test is marked `engine` or
 its whole module was skipped: on a machine that should have the engines, a skip hides a defect.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
 NO_SKIPS = os.environ.get("RLHF_BENCH_NO_SKIPS") == "1"
+WITH_ENGINES = [Path(__file__).parent / folder for folder in ("engines", "end_to_end")]
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if any(folder in item.path.parents for folder in WITH_ENGINES):
+            item.add_marker(pytest.mark.engine)
 
 
 def _refuse_skip(report, where: str) -> None:

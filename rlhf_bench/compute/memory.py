@@ -21,7 +21,7 @@ def critic_shape(arm: Any, shape: ModelShape, reward: ModelShape | None) -> Mode
 
 KEPT = {"float32": 1.25, "bfloat16": 1.4}
 """Numbers that a forward pass keeps for the backward one, for every input and output of a linear layer: norms, products
-and activations keep some too, and in 16 bits norms keep theirs in 32. Measured in tests/unit/test_forecast.py."""
+and activations keep some too, and in 16 bits norms keep theirs in 32. Measured in tests/unit/compute/test_forecast.py."""
 
 LIBRARIES_GIB = 1.0
 """CUDA's context and the libraries' own buffers, of one process on a GPU."""

@@ -1,11 +1,11 @@
 """A recipe as small as can be that holds one of everything, and what a user's shell would have: no cluster, no store, a cache of its own."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-from running import Run, run
+
+from tests.support.running import Run, run, with_cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,13 +42,6 @@ claims:
   - {statement: "PPO scores higher than offline DPO", more: ppo, less: dpo-offline}
 """
 
-SECRETS = {
-    "HF_TOKEN": "hf_not-to-be-written-1",
-    "AWS_SECRET_ACCESS_KEY": "not-to-be-written-2",
-    "WANDB_API_KEY": "not-to-be-written-3",
-}
-"""As a user's shell has them: no file that a run writes may hold one."""
-
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -79,11 +72,6 @@ def tiny(folder) -> Path:
 @pytest.fixture(scope="module")
 def environment(folder) -> dict[str, str]:
     return with_cache(folder / "cache")
-
-
-def with_cache(cache: Path) -> dict[str, str]:
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
-    return own | SECRETS | {"RLHF_BENCH_CACHE": str(cache), "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="session")

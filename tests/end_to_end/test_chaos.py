@@ -6,8 +6,6 @@ from tests.chaos.compare import differences
 from tests.chaos.faults import SAMPLE
 from tests.chaos.runs import straight, with_faults, write_recipe
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):

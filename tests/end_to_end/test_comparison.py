@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from running import Run, begin, end, processes_with, run
 
 from rlhf_bench.compute.engine_time import ACTIVITIES
-
-pytestmark = pytest.mark.engine
+from tests.support.running import Run, begin, end, processes_with, run
 
 ROOT = Path(__file__).parents[2]
 ARMS = {

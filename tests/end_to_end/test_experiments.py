@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import yaml
-
-pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 600

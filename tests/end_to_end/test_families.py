@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import with_cache
-from running import ROOT, Run, run
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -31,8 +29,7 @@ from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import prepare
-
-pytestmark = pytest.mark.engine
+from tests.support.running import ROOT, Run, run, with_cache
 
 VOCABULARY = 32  # more than the tokenizer has tokens, as with many a published model
 WINDOW = 6  # shorter than a prompt

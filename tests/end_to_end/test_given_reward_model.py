@@ -5,14 +5,12 @@ import re
 
 import pytest
 import torch
-from running import run
 
 from rlhf_bench.models.loading import load_model, write_fresh_model
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
-
-pytestmark = pytest.mark.engine
+from tests.support.running import run
 
 
 @pytest.fixture(scope="module")

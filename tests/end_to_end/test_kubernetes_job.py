@@ -17,8 +17,6 @@ import yaml
 from rlhf_bench.compute.kubernetes import RECIPE, Paths, as_yaml, rayjob
 from rlhf_bench.recipe import load_recipe, recipe_data
 
-pytestmark = pytest.mark.engine
-
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 PLACED = [
@@ -82,7 +80,7 @@ def test_a_rendered_job_runs_on_its_roles_nodes_and_goes_on_when_it_is_tried_aga
     }  # fmt: skip
     own.pop("RLHF_BENCH_CACHE")  # the runtime environment says where
     cluster = subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.local_nodes", str(manifest), str(ready)],
+        [sys.executable, "-m", "tests.support.local_nodes", str(manifest), str(ready)],
         cwd=ROOT, env=own, stdin=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -2,14 +2,12 @@
 
 import pytest
 import yaml
-from running import run
 
 from rlhf_bench.models.loading import load_model, write_fresh_model
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import load_recipe
 from rlhf_bench.tasks import build_task
-
-pytestmark = pytest.mark.engine
+from tests.support.running import run
 
 ARMS = {
     "ppo": {"method": "ppo", "prompts_per_update": 8, "samples_per_prompt": 2, "epochs_per_update": 1},

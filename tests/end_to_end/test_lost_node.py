@@ -10,9 +10,7 @@ import pytest
 
 from tests.chaos.compare import differences, table
 from tests.chaos.runs import ROOT, environment, finish, straight, write_recipe
-from tests.mlflow_server import Server
-
-pytestmark = pytest.mark.engine
+from tests.support.mlflow_server import Server
 
 
 @pytest.fixture

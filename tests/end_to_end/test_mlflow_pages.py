@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.mlflow_server import Server
+from tests.support.mlflow_server import Server
 
 WAIT = 60_000  # milliseconds; a busy machine is slow to draw
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")

@@ -13,8 +13,6 @@ import pytest
 
 from tests.chaos.compare import differences
 
-pytestmark = pytest.mark.engine
-
 ROOT = Path(__file__).parents[2]
 ARMS = ("ppo", "dpo-mixed", "adaptive-online", "ppo-ahead")
 DIVERGES = "adaptive-online"

@@ -7,11 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from running import processes_with
 
 from tests.chaos.runs import begin, mark, write_recipe
-
-pytestmark = pytest.mark.engine
+from tests.support.running import processes_with
 
 UPDATES, WARM = 500, 150
 AWAY_SECONDS = 30

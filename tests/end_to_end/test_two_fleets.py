@@ -8,12 +8,9 @@ from os import kill
 from pathlib import Path
 
 import pytest
-from conftest import with_cache
-from running import begin, end
 
 from tests.chaos.compare import differences
-
-pytestmark = pytest.mark.engine
+from tests.support.running import begin, end, with_cache
 
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
 

@@ -12,8 +12,6 @@ from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
-pytestmark = pytest.mark.engine
-
 EOS, LONGEST = 2, 64
 SPLITS = ("in_distribution", "out_of_distribution", "unseen")
 PAGE = Path(__file__).parents[2] / "docs" / "diagnostics.md"

@@ -7,8 +7,6 @@ import pytest
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.recipe import Placement
 
-pytestmark = pytest.mark.engine
-
 ROLES = {
     "learner": {"actors": 2, "cpus": 3}, "rollout": {"actors": 3, "cpus": 2, "gpus": 1},
     "evaluator": {"cpus": 1}, "scorer": {"actors": 1, "cpus": 4},

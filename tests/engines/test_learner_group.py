@@ -12,8 +12,6 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.training.roles import Step
 
-pytestmark = pytest.mark.engine
-
 EOS, BETA, RATE, MOST_NORM = 2, 0.5, 1e-3, 0.5
 DPO, ADAPTIVE = METHODS["dpo"], METHODS["adaptive_flex_dpo"]
 SETTINGS = DPOSettings(beta=BETA)

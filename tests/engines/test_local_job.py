@@ -6,10 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.engine
-
 LAUNCH = """
 import sys
 from pathlib import Path

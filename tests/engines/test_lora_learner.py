@@ -12,8 +12,6 @@ from rlhf_bench.methods.supervised import REWARD_MODEL
 from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.roles import Step
 
-pytestmark = pytest.mark.engine
-
 EOS, RATE, MOST_NORM, SEED = 2, 1e-2, 0.1, 3
 LORA = LoraSettings(rank=2, alpha=8.0)
 DPO, SETTINGS = METHODS["dpo"], DPOSettings(beta=0.5)

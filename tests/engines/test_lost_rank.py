@@ -16,8 +16,6 @@ from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.recipe.sections import Reliability
 from rlhf_bench.training.roles import Step
 
-pytestmark = pytest.mark.engine
-
 EOS, RATE, HANG_SECONDS = 2, 1e-3, 6
 ZERO = (np.zeros(1), np.zeros(1))
 PAIRS = [

@@ -7,8 +7,6 @@ from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.types import Row
 from rlhf_bench.models.loading import Reward
 
-pytestmark = pytest.mark.engine
-
 ROWS = [
     Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1))))
     for i in range(6)

@@ -16,9 +16,7 @@ import pytest
 from rlhf_bench.experiment.tracking import tracker as tracking
 from rlhf_bench.experiment.tracking.mlflow_store import ARM, RUN_KEY, SEED, STATUS
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker, how_to_open, tracking_uri
-from tests.mlflow_server import Server
-
-pytestmark = pytest.mark.engine
+from tests.support.mlflow_server import Server
 
 AWAY = "http://127.0.0.1:1"  # where nothing listens
 
@@ -210,8 +208,8 @@ def test_a_server_that_is_killed_and_comes_back_has_all_once_and_in_order(server
 DRIVER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-from test_tracking import begin, log, tracking
+sys.path.insert(0, str(Path(sys.argv[1]).parents[2]))
+from tests.engines.test_tracking import begin, log, tracking
 
 tracking.FLUSH_SECONDS = tracking.RETRY_SECONDS = 0.1
 tracker = begin(sys.argv[2], "killed", Path(sys.argv[3]), warnings := [])

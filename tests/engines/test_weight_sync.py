@@ -15,8 +15,6 @@ from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.roles import Step
 
-pytestmark = pytest.mark.engine
-
 EOS, LONGEST, TOLERANCE = 2, 400, 1e-4
 PLACEMENT = RolloutPlacement(cpus=1, cache_mib=32, concurrent_requests=16)
 PROBE = Row("probe", (1, 5, 9, 4), ((7, 8, 3, 3, 12, EOS),))

@@ -11,8 +11,6 @@ import pytest
 
 from tests.chaos.without_room import SHORT_SECONDS, WAITS
 
-pytestmark = pytest.mark.engine
-
 ROOT = Path(__file__).parents[2]
 
 

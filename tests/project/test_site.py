@@ -1,0 +1,79 @@
+"""The documents as a site: it builds without a warning, is whole by itself, and explains every plot of the report."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rlhf_bench.report.export import all_plots
+from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.summary import summarize
+
+ROOT = Path(__file__).parents[2]
+RECORDED = ROOT / "docs" / "results" / "data" / "rejected_strength_arithmetic"
+"""With a sweep, pairs and gradients: every plot but time, which it is too old for, is drawn of it."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder that mkdocs built, by mkdocs.yml as it stands: strict, with all its checks of links."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+class Loads(HTMLParser):
+    """What a browser fetches by itself: scripts, styles, pictures; not links to be followed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.found += [given["src"]] if "src" in given else []
+        self.found += [given["href"]] if tag == "link" and "href" in given else []
+
+
+def test_the_site_has_its_pages_and_what_they_link_to(site):
+    nav = re.findall(r"^ +- [^#\n]+: (\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(nav) > 15 and all((site / f"{name}.html").is_file() for name in nav)
+    for linked in (
+        "source/recipes/quickstart.yaml",
+        "source/tests/unit/recipe/test_bad_input.py",
+        "results/data/gsm8k/index.html",
+    ):
+        assert (site / linked).is_file()
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        loads = Loads(page.read_text("utf-8")).found
+        assert loads and not [one for one in loads if re.match(r"(\w+:)?//", one) and not one.startswith("data:")], page
+
+
+def test_every_document_is_in_the_navigation_or_left_out_by_name():
+    config = (ROOT / "mkdocs.yml").read_text()
+    there = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert not [name for name in there if not re.search(rf": {re.escape(name)}$", config, re.MULTILINE)]
+
+
+def test_every_plot_of_the_report_is_explained():
+    recorded = read_recorded(RECORDED)
+    titles = {plot.title for plot in all_plots(recorded, summarize(recorded))}
+    arms = "|".join(map(re.escape, recorded.results["arms"]))
+    general = {re.sub(rf"(?<=^Gradient field: )({arms})$", "ARM", title) for title in titles}
+    general = {re.sub(r"(?<= against )beta_rejected$", "SETTING", title) for title in general}
+    explained = re.findall(r"^### (.+)$", (ROOT / "docs" / "reading_the_report.md").read_text("utf-8"), re.MULTILINE)
+    assert len(explained) == len(set(explained)) and set(explained) == general

@@ -1,0 +1,86 @@
+"""A comparison as a user runs it: the command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended."""
+
+    directory: Path
+    code: int
+    said: str
+    errors: str
+    seconds: float
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.directory / "summary.json").read_text())
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.directory / f"{name}.parquet")
+
+
+def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf_bench",
+        "run",
+        str(recipe),
+        *overrides,
+        "--output",
+        str(directory),
+        "--profile",
+    ]
+    with open(log, "w") as out, open(f"{log}.err", "w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env=environment)
+
+
+def end(process: subprocess.Popen, directory: Path, log: Path, began: float) -> Run:
+    try:
+        code = process.wait(timeout=600)
+    finally:
+        process.terminate()  # no effect where it has ended
+    return Run(directory, code, log.read_text(), Path(f"{log}.err").read_text(), time.monotonic() - began)
+
+
+def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> Run:
+    began = time.monotonic()
+    return end(begin(recipe, directory, environment, log, *overrides), directory, log, began)
+
+
+def processes_with(setting: str) -> list[str]:
+    """Command lines of living processes that inherited an environment setting: "NAME=value"."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_not-to-be-written-1",
+    "AWS_SECRET_ACCESS_KEY": "not-to-be-written-2",
+    "WANDB_API_KEY": "not-to-be-written-3",
+}
+"""As a user's shell has them: no file that a run writes may hold one."""
+
+
+def with_cache(cache: Path) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "RLHF_BENCH_"))}
+    return own | SECRETS | {"RLHF_BENCH_CACHE": str(cache), "COLUMNS": "200"}

@@ -1,0 +1,156 @@
+"""A whole comparison whose teams have scripted roles; `python side_by_side.py DIR TEAMS` runs it as a process of its own.
+
+The learner here forgets whatever came before an arm, and what it answers hangs on seed, rows and step alone: so a number
+that hangs on which team worked on an arm, or on when, is the comparison's own doing.
+"""
+
+import io
+import json
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.errors import StateLost, Stopped
+from rlhf_bench.experiment.comparison import Comparison
+from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.shutdown import raise_on_signals
+from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.results.store import open_directory
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.checkpoints import fetch, put
+from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.roles import Roles
+from tests.support.scripted import Evaluator, Learner, LengthScorer, Pool, Sync, UnderWay
+
+PAIRS = {"method": "dpo", "pairs_per_update": 4}
+ARMS = {
+    "offline": PAIRS, "one-shot": {**PAIRS, "data": "on_policy"}, "other-one-shot": {**PAIRS, "data": "on_policy", "beta": 0.3},
+    "online": {**PAIRS, "data": "online", "prompts_per_update": 4},
+}  # fmt: skip
+RECIPE = {
+    "name": "r", "task": {"kind": "arithmetic", "digits": 1}, "compute": {"limit": 100.0}, "seeds": [1, 2],
+    "model": {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32},
+    "data": {"train_prompts": 20, "max_response_tokens": 6, "off_policy_pairs": 8, "held_out_pairs": 2, "on_policy_prompts": 6,
+             "candidates_per_prompt": 4},
+    "sft": {"demonstrations": 4, "steps": 2}, "evaluation": {"prompts": 2, "marks": [0.5, 1.0]}, "arms": ARMS,
+}  # fmt: skip
+
+
+@dataclass
+class Trained(Learner):
+    """Steps of the arm at hand; `seconds` a step. `loses`: seeds in whose third step everything is lost, once each."""
+
+    seconds: float = 0.0
+    loses: list = field(default_factory=list)
+    seed: int = 0
+
+    def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0):
+        super().load(name, path, seed)
+        if name == "policy":
+            self.seed = seed
+            self.stepped.clear()
+
+    def begin_steps(self, work, temperature=1.0):
+        time.sleep(self.seconds * random.random())
+        if self.seed in self.loses and len(self.stepped) >= 3:
+            self.loses.remove(self.seed)
+            raise StateLost("learner 0 has died")
+        found = []
+        for step in work:
+            self.stepped.append((step.rows, step.settings, step.learning_rate))
+            tokens = sum(sum(response) for row in step.rows for response in row.responses)
+            found.append({"loss": tokens / (self.seed + len(self.stepped)), "accuracy": 0.5, "grad_norm": 1.0})
+        return UnderWay((found, self.steps_cost(work)), [], 0)
+
+    def weights(self, name):
+        return self.seed * 1000 + len(self.stepped)
+
+    def save(self, name, path):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "model.safetensors").write_text(str(self.weights(name)))
+        (path / "config.json").write_text("{}")
+
+    def save_state(self, folder):
+        return {"steps.json": put(f"{folder}/steps.json", json.dumps(len(self.stepped)).encode())}
+
+    def load_state(self, folder, files):
+        self.stepped[:] = [None] * json.loads(fetch(f"{folder}/steps.json"))
+
+
+class Tracker:
+    """Keeps in memory what MLflow is told, by kind."""
+
+    def __init__(self):
+        self.ended = {}
+
+    def end_arm(self, arm, seed, status, tags):
+        self.ended[arm, seed] = status
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+class Unreported(Comparison):
+    """Ends with its tables: drawing their report takes longer than all the rest."""
+
+    def _report(self, elsewhere):
+        return None
+
+    def _describe(self, summary):
+        pass
+
+
+class Made:
+    """A comparison into `directory` by so many teams, and all that it leaves."""
+
+    def __init__(self, directory, teams=1, seconds=0.0, loses=(), never=0, **recipe):
+        (directory / "out").mkdir(parents=True, exist_ok=True)
+        settings = parse_recipe(RECIPE | recipe)
+        self.directory, self.settings, self.cache = directory / "out", settings, Cache(directory / "cache")
+        material = prepare(settings, self.cache)
+        open_directory(self.directory, settings, material.fingerprint["data"])
+        self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(teams)]
+        self.pools = [Pool(material.tokenizer) for _ in range(teams)]
+        self.recovered, self.shown, self.tracker = [], io.StringIO(), Tracker()
+        self.never = threading.Event()
+        made = [self._team(n) for n in range(teams)]
+        others = [lambda team=team: team for team in made[1:]] + [self._wait for _ in range(never)]
+        display = Display(self.directory, self.shown)
+        self.comparison = Unreported(
+            settings, self.directory, material, made[0], others, self.never.set, self.cache, self.tracker, display.say,
+            display, {"run_key": "k", "commit": "", "machine": ""}, time.perf_counter(), lambda: None,
+        )  # fmt: skip
+
+    def _wait(self):
+        self.never.wait()
+
+    def _team(self, n):
+        time_of_its_own = EngineTime()
+        with time_of_its_own.at_work("starting"):
+            pool = self.pools[n]
+        scorer = LengthScorer() if any(arm.feedback != "judge" for arm in self.settings.arms.values()) else None
+        evaluator = Evaluator(lambda weights: weights / 1e4, late=bool(n % 2))
+        roles = Roles(pool, scorer, self.learners[n], evaluator, Sync(pool), time_of_its_own)
+        return Team(roles, lambda start, tuning: (), lambda arm, seed: None, lambda lost: self.recovered.append(n))
+
+    def run(self):
+        return self.comparison.run(list(self.settings.arms), list(self.settings.seeds))
+
+
+def main():
+    raise_on_signals()
+    made = Made(Path(sys.argv[1]), int(sys.argv[2]), seconds=0.2, reliability={"checkpoint_seconds": 1000})
+    print("ready", flush=True)
+    try:
+        made.run()
+    except Stopped as stop:
+        sys.exit(128 + stop.number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""What a recipe will cost: reckoned here from the steps that are taken, and never less than what will be charged."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf_bench.compute.forecast import Lengths, arm_forecast, refuse_small_budget, reward_model_forecast, time_forecast
+from rlhf_bench.compute.memory import memory_gib, passing_gib
+from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Row
+from rlhf_bench.models import cpu_kernels as bfloat16
+from rlhf_bench.models.attention import Layout
+from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.models.loading import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models.lora import add_adapters
+from rlhf_bench.models.packing import micro_batch
+from rlhf_bench.models.settings import LoraSettings, ModelSettings
+from rlhf_bench.models.tokenizer import build_tokenizer
+from rlhf_bench.recipe import parse_recipe
+
+SHAPE = ModelShape(
+    50_000, layers=2, attention_width=32, head_weights=640, parameters=51_000, linear_width=600, vocabulary=20
+)
+SCALAR = replace(SHAPE, head_weights=32)
+N = Lengths(prompt=7, response=5)
+ARMS = {
+    "ppo": {"method": "ppo", "prompts_per_update": 8, "samples_per_prompt": 4, "epochs_per_update": 3},
+    "offline": {"method": "dpo", "pairs_per_update": 16},
+    "on-policy": {"method": "flex_dpo", "data": "on_policy", "pairs_per_update": 16},
+    "online": {"method": "dpo", "data": "online", "prompts_per_update": 4, "feedback": "reward_model"},
+}
+
+
+def recipe(arms=ARMS, limit=1e15, column="flops", **sections):
+    base = {"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column}, "arms": arms}
+    data = {"on_policy_prompts": 10, "candidates_per_prompt": 6}
+    reward_model = {"steps": 20, "examples_per_step": 8, "start_policy_prompts": 12}
+    return parse_recipe(base | {"data": data, "reward_model": reward_model} | sections)
+
+
+def alone(samples):
+    return Layout.of([(7, [5])] * samples)
+
+
+def forecast(name, **sections):
+    r = recipe(**sections)
+    return arm_forecast(r, r.arms[name], SHAPE, N)
+
+
+def test_an_offline_update_is_one_look_at_the_reference_and_one_step():
+    f = forecast("offline")
+    layout, tokens = Layout.of([(7, [5] * 2)] * 16), 16 * 2 * 5
+    flops = forward_flops(SHAPE, layout, tokens) + training_flops(SHAPE, layout, tokens)
+    assert f.before == Cost()
+    assert f.update == Cost(flops=pytest.approx(flops), trained_tokens=tokens, scored_tokens=tokens)
+
+
+def test_on_policy_candidates_are_paid_before_the_first_update():
+    before, samples = forecast("on-policy").before, 10 * 6
+    assert before.flops == pytest.approx(generation_flops(SHAPE, [(7, 0, 5)] * samples))
+    assert (before.generated_tokens, before.judge_queries) == (samples * 5, samples)
+    assert forecast("on-policy").update == forecast("offline").update
+
+
+def test_a_ppo_update_holds_sampling_scoring_measuring_and_every_epoch_of_both_models():
+    update, samples, tokens, layout = forecast("ppo").update, 32, 32 * 5, Layout.of([(7, [5] * 4)] * 8)
+    charged = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, alone(samples), samples)
+    charged += 2 * forward_flops(SHAPE, layout, tokens) + forward_flops(SCALAR, layout, tokens + samples)
+    charged += 3 * (training_flops(SHAPE, layout, tokens) + training_flops(SCALAR, layout, tokens + samples))
+    assert charged <= update.flops <= 1.05 * charged
+    assert (update.generated_tokens, update.trained_tokens) == (tokens, 3 * 2 * tokens)
+    assert update.scored_tokens == 3 * tokens + samples * 12
+
+
+def test_only_arms_that_ask_the_reward_model_pay_for_it():
+    r = recipe()
+    cost = reward_model_forecast(r, SHAPE, N)
+    assert cost.flops > 0
+    before = {name: arm_forecast(r, arm, SHAPE, N).before for name, arm in r.arms.items()}
+    assert before["ppo"] == before["online"] == cost
+    assert before["offline"].flops < before["on-policy"].flops < cost.flops
+
+
+def test_the_reward_models_forecast_holds_all_that_its_making_charges():
+    """Sampling, judging, training, and scoring the samples to set the scale of its scores."""
+    cost, samples = reward_model_forecast(recipe(), SHAPE, N), 12 * 6
+    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(SCALAR, alone(samples), samples)
+    flops += 20 * training_flops(SCALAR, Layout.of([(7, [5] * 2)] * 8), 8 * 2 * 5 + 16)
+    assert cost.flops >= flops
+    assert (cost.trained_tokens, cost.judge_queries) == (20 * 8 * 2 * 5, samples)
+    assert cost.scored_tokens >= samples * 12
+
+
+LARGER = replace(SHAPE, matmul_weights=90_000, parameters=91_000, head_weights=32, linear_width=900)
+
+
+def test_a_given_reward_model_costs_sampling_and_scoring_by_its_own_shape():
+    cost, samples = reward_model_forecast(recipe(), SHAPE, N, LARGER), 12 * 6
+    flops = generation_flops(SHAPE, [(7, 0, 5)] * samples) + forward_flops(LARGER, alone(samples), samples)
+    scored = samples * 12
+    assert cost == Cost(flops=pytest.approx(flops), generated_tokens=samples * 5, scored_tokens=scored)
+
+
+def test_a_critic_is_as_large_as_the_reward_model_it_starts_from():
+    arms = {"model": ARMS["ppo"], "judge": ARMS["ppo"] | {"feedback": "judge"}}
+    r, tokens, layout = recipe(arms), 32 * 5, Layout.of([(7, [5] * 4)] * 8)
+    given, trained = ({n: arm_forecast(r, a, SHAPE, N, s).update for n, a in r.arms.items()} for s in (LARGER, None))
+    assert given["judge"] == trained["judge"]
+
+    def of_rewarding(shape):
+        in_learner = forward_flops(shape, layout, tokens) + 3 * training_flops(shape, layout, tokens)
+        return in_learner + forward_flops(shape, alone(32), 32)
+
+    dearer = given["model"].flops - trained["model"].flops
+    assert dearer == pytest.approx(of_rewarding(LARGER) - of_rewarding(SHAPE))
+
+
+def test_a_given_reward_models_memory_is_its_own():
+    gib, more = SHAPE.parameters / 2**30, LARGER.parameters / 2**30
+    ppo, judged = ({"a": ARMS["ppo"] | feedback} for feedback in ({}, {"feedback": "judge"}))
+    found = memory_gib(recipe(ppo), SHAPE, LARGER)
+    assert found["scorer"] == pytest.approx(4 * more)
+    assert found["learner"] == pytest.approx(16 * (gib + more) + 4 * gib)  # policy and critic; the reference
+    assert memory_gib(recipe(judged), SHAPE, LARGER)["learner"] == pytest.approx(2 * 16 * gib + 4 * gib)
+    passing = passing_gib(recipe(ppo), SHAPE, LARGER), passing_gib(recipe(ppo), SHAPE)
+    assert passing[0]["scorer"] / passing[1]["scorer"] == pytest.approx(900 / 600)
+
+
+def test_candidates_that_the_reward_model_ranks_are_scored_before_the_first_update():
+    arms = {"a": {"method": "dpo", "data": "on_policy", "feedback": "reward_model"}}
+    r = recipe(arms)
+    before, reward_model = arm_forecast(r, r.arms["a"], SHAPE, N).before, reward_model_forecast(r, SHAPE, N)
+    candidates = 10 * 6
+    assert before.scored_tokens - reward_model.scored_tokens >= candidates * 12
+
+
+@pytest.mark.parametrize("column", ["flops", "generated_tokens", "trained_tokens", "scored_tokens"])
+def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
+    arms = {name: ARMS[name] for name in ("ppo", "online")}
+    with pytest.raises(BadInput) as refused:
+        refuse_small_budget(recipe(arms, limit=1, column=column), SHAPE, N)
+    problems = refused.value.problems
+    assert [re.match(rf"compute\.limit: 1 {column} is less than arm (\S+) needs", p)[1] for p in problems] == list(arms)
+    assert all("raise it to" in p for p in problems)
+
+
+@pytest.mark.parametrize("prompts", [3, 5, 7, 11])
+def test_the_limit_that_the_refusal_names_is_accepted(prompts):
+    arms = {"a": {"method": "ppo", "prompts_per_update": prompts}}
+    with pytest.raises(BadInput) as refused:
+        refuse_small_budget(recipe(arms, limit=10), SHAPE, N)
+    (named,) = re.findall(r"raise it to (\S+) at the very least", str(refused.value))
+    refuse_small_budget(recipe(arms, limit=float(named)), SHAPE, N)
+
+
+def test_a_budget_of_exactly_one_update_is_enough():
+    f = forecast("ppo")
+    refuse_small_budget(recipe(limit=f.before.flops + f.update.flops, arms={"ppo": ARMS["ppo"]}), SHAPE, N)
+
+
+@pytest.mark.parametrize("name", ["ppo", "offline", "on-policy"])
+def test_a_trial_that_no_update_fits_into_is_refused_too(name):
+    f, arms = forecast(name), {name: ARMS[name]}
+    first = f.before.flops + f.update.flops
+    if name == "ppo":  # trials are not charged for the reward model
+        first -= reward_model_forecast(recipe(), SHAPE, N).flops
+    trials = {"trials": [{"learning_rate": 1e-5}, {"learning_rate": 1e-4}], "seed": 7}
+    limit = 4 * (f.before.flops + f.update.flops)
+    refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / limit}), SHAPE, N)
+    with pytest.raises(BadInput, match=f"tuning.fraction: .* less than a trial of arm {name} needs"):
+        refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / limit}), SHAPE, N)
+
+
+def test_memory_falls_with_sharding_and_counts_every_trained_model():
+    gib = SHAPE.parameters / 2**30
+    dpo = {"offline": ARMS["offline"]}
+    whole = memory_gib(recipe(dpo), SHAPE)["learner"]
+    assert whole == pytest.approx(gib * (4 + 4 + 8 + 4))  # policy's weights, gradients, Adam's moments; the reference
+    assert memory_gib(recipe(), SHAPE)["learner"] == pytest.approx(gib * (2 * 16 + 4))  # and a critic
+    by_stage = [
+        memory_gib(recipe(dpo, placement={"learner": {"actors": 4, "zero_stage": stage}}), SHAPE)["learner"]
+        for stage in (0, 1, 2, 3)
+    ]
+    expected = [4 + 4 + 8 + 4, 4 + 4 + 2 + 4, 4 + 1 + 2 + 4]
+    assert by_stage[:3] == pytest.approx([gib * bytes_ for bytes_ in expected]) and by_stage[3] < by_stage[2]
+    half = memory_gib(recipe(dpo, model={"dtype": "bfloat16"}), SHAPE)
+    assert half["learner"] == pytest.approx(gib * (2 + 2 + 8 + 4 + 2)) and half["scorer"] == pytest.approx(gib * 2)
+
+
+@pytest.mark.parametrize("rank", [4, 64])
+def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
+    sizes = ModelSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, max_length=256)
+    write_fresh_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
+    plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
+    add_adapters(model, LoraSettings(rank=rank), 0)
+    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.15)
+
+
+def kept_bytes(model, rows):
+    """Of all that a forward pass keeps for the backward one, the weights aside."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(micro_batch(rows), 1.0)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
+def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path, monkeypatch):
+    # As on a GPU: a CPU without instructions for 16 bits goes by way of float32, and keeps that.
+    monkeypatch.setattr(bfloat16, "_cpu_has_tiles", lambda: True)
+    sizes = ModelSettings(
+        hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
+    )
+    tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
+    write_fresh_model(sizes, tokenizer, 0, tmp_path)
+    model = load_model(str(tmp_path), "causal", dtype, 0)
+    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    r = recipe(
+        ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
+    )
+    expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
+    assert kept_bytes(model, rows) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_adapters_alone_gradients_and_optimizer_are_kept(dtype):
+    """12 bytes a number that learns in float32, 16 with a float32 copy beside 16 bits; policy and reference are whole."""
+    arms, lora = {"offline": ARMS["offline"]}, replace(SHAPE, lora_rank=3)
+    number, learning = (4, 4 + 4 + 8) if dtype == "float32" else (2, 2 + 2 + 8 + 4)
+    r = recipe(arms, model={"dtype": dtype})
+    found = memory_gib(r, lora)
+    assert found["learner"] * 2**30 == pytest.approx(2 * number * SHAPE.parameters + learning * 3 * 600)
+    others = memory_gib(r, SHAPE)
+    assert {role: found[role] for role in ("rollout", "evaluator", "scorer")} == {
+        role: others[role] for role in ("rollout", "evaluator", "scorer")
+    }
+    sharded = recipe(arms, model={"dtype": dtype}, placement={"learner": {"actors": 4, "zero_stage": 3}})
+    assert memory_gib(sharded, lora)["learner"] == pytest.approx(found["learner"] / 4)
+
+
+def test_an_update_of_adapters_is_a_look_at_the_plain_reference_and_a_step_that_costs_less():
+    r, lora = recipe(), replace(SHAPE, lora_rank=3)
+    layout, tokens = Layout.of([(7, [5] * 2)] * 16), 16 * 2 * 5
+    flops = forward_flops(SHAPE, layout, tokens) + training_flops(lora, layout, tokens)
+    assert arm_forecast(r, r.arms["offline"], lora, N).update.flops == pytest.approx(flops)
+    assert flops < arm_forecast(r, r.arms["offline"], SHAPE, N).update.flops
+    assert arm_forecast(r, r.arms["on-policy"], lora, N).before == arm_forecast(r, r.arms["on-policy"], SHAPE, N).before
+
+
+def test_time_is_flops_over_what_the_learners_devices_do():
+    arms = {"offline": ARMS["offline"]}
+    on_cores = time_forecast(recipe(arms), recipe(arms).arms["offline"], SHAPE, N)
+    assert (on_cores.devices, on_cores.peak_tflops, on_cores.utilisation) == (1, 0.066, 0.6)
+    assert on_cores.seconds == pytest.approx(1e15 / (0.066e12 * 0.6))
+    r = recipe(arms, model={"dtype": "bfloat16"}, placement={"learner": {"actors": 4, "gpus": 1}})
+    on_gpus = time_forecast(r, r.arms["offline"], SHAPE, N)
+    assert on_gpus.seconds == pytest.approx(1e15 / (4 * 989e12 * 0.3))
+    r = recipe(arms, placement={"device": {"peak_tflops": 2, "utilisation": 0.5}})
+    assert time_forecast(r, r.arms["offline"], SHAPE, N).seconds == pytest.approx(1000)
+
+
+def test_a_budget_of_tokens_makes_time_by_the_updates_it_holds():
+    arms = {"offline": ARMS["offline"]}
+    r = recipe(arms, limit=1600, column="trained_tokens")  # ten updates of 16 pairs of two responses of five tokens
+    found = time_forecast(r, r.arms["offline"], SHAPE, N)
+    assert found.updates == 10 and found.flops == pytest.approx(10 * forecast("offline").update.flops)
+    assert time_forecast(recipe(arms, column="device_seconds"), r.arms["offline"], SHAPE, N) is None

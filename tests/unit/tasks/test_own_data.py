@@ -1,0 +1,362 @@
+"""One's own data in TRL's conventions, from every kind of place, and what check says of it. Rows that are refused stand in
+test_bad_input.py."""
+
+import json
+import re
+import shutil
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_bench.cli.data_overview import data_check
+from rlhf_bench.core.errors import BadInput
+from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
+from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.tasks import build_task
+from rlhf_bench.tasks.files import FilesSettings
+from rlhf_bench.tasks.judges.answers import judge_overlap
+from rlhf_bench.tasks.judges.boxed import CPU_SECONDS, judge_boxed, last_boxed
+from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
+from rlhf_bench.tasks.loading.rows import FileRow
+from rlhf_bench.tasks.loading.trl import Columns, asked, preference
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import prepare
+
+COLUMNS = Columns("prompt", "chosen", "rejected")
+datasets.disable_progress_bars()
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def said(content):
+    return {"role": "assistant", "content": content}
+
+
+HUMAN = "\n\nHuman: Hello?\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+# The row, and prompt, chosen and rejected as they are read.
+FORMS = {
+    "standard": ({"prompt": "q", "chosen": "a", "rejected": "b"}, ("q", "a", "b")),
+    "standard, implicit": ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, ("The sky is", " blue.", " black.")),
+    "standard, one within the other": ({"chosen": "a b", "rejected": "a b c"}, ("a", " b", " b c")),
+    "HH-RLHF": ({"chosen": HUMAN + " I know.", "rejected": HUMAN + " I do not."}, (HUMAN, " I know.", " I do not.")),
+    "HH-RLHF, a null prompt's column absent": ({"chosen": HUMAN + "A", "rejected": HUMAN + "B"}, (HUMAN, "A", "B")),
+    "conversational": ({"prompt": [user("q")], "chosen": [said("a")], "rejected": [said("b")]}, ("q", "a", "b")),
+    "conversational, implicit": ({"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]}, ("q", "a", "b")),
+    "UltraFeedback": ({"prompt": "q", "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]}, ("q", "a", "b")),
+    "a text, and answers as messages": ({"prompt": "q", "chosen": [said("a")], "rejected": [said("b")]}, ("q", "a", "b")),
+    "the prompt again in both": ({"prompt": [user("q")], "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+                                 ("q", "a", "b")),
+    "several turns": ({"chosen": [user("q"), said("p"), user("r"), said("a")], "rejected": [user("q"), said("p"), user("r"), said("b")]},
+                      ("user: q\n\nassistant: p\n\nuser: r", "a", "b")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "found"), FORMS.values(), ids=FORMS)
+def test_every_form_of_a_preference(row, found):
+    prompt, chosen, rejected = preference(FileRow("x:1", 1, row), COLUMNS)
+    assert (prompt.text, chosen, rejected) == found
+    assert asked(FileRow("x:1", 1, row), COLUMNS).text == prompt.text
+
+
+@given(st.text(), st.text(), st.text())
+def test_an_implicit_prompt_and_its_answers_are_the_texts_again(start, one, other):
+    try:
+        prompt, chosen, rejected = preference(
+            FileRow("x:1", 1, {"chosen": start + one, "rejected": start + other}), COLUMNS
+        )
+    except BadInput:
+        return
+    assert (prompt.text + chosen, prompt.text + rejected) == (start + one, start + other)
+
+
+ROWS = [{"prompt": f"q{n}?", "reference": f"a{n}", "response": f"a{n}"} for n in range(6)]
+
+
+def jsonl(path, rows):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def in_a_file(folder):
+    return Place(source=str(jsonl(folder / "rows.jsonl", ROWS)))
+
+
+def in_parquet(folder):
+    pa.parquet.write_table(pa.Table.from_pylist(ROWS), folder / "rows.parquet", row_group_size=2)
+    return Place(source=str(folder / "rows.parquet"))
+
+
+def saved(folder):
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return Place(source=str(folder / "saved"))
+
+
+def saved_with_splits(folder):
+    both = {"train": datasets.Dataset.from_list(ROWS[:1]), "odd": datasets.Dataset.from_list(ROWS)}
+    datasets.DatasetDict(both).save_to_disk(folder / "saved")
+    return Place(source=str(folder / "saved"), split="odd")
+
+
+def as_on_the_hub(folder):
+    jsonl(folder / "hub" / "main" / "odd.jsonl", ROWS)
+    jsonl(folder / "hub" / "other" / "odd.jsonl", ROWS[:1])
+    (folder / "hub" / "README.md").write_text("---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: odd\n    path: {name}/odd.jsonl\n" for name in ("other", "main")
+    ) + "---\n")  # fmt: skip
+    return Place(source=str(folder / "hub"), config="main", split="odd")
+
+
+@pytest.mark.parametrize("put", [in_a_file, in_parquet, saved, saved_with_splits, as_on_the_hub])
+def test_rows_are_the_same_from_every_place_and_no_more_are_read_than_asked_for(put, tmp_path):
+    place = put(tmp_path)
+    found = list(rows_at(place, "task.prompts"))
+    assert [dict(row.values) for row in found] == ROWS
+    assert [row.number for row in found] == [1, 2, 3, 4, 5, 6] and found[4].where.endswith(":5")
+    assert len(list(rows_at(place.model_copy(update={"rows": 4}), "task.prompts"))) == 4
+
+
+def test_what_is_behind_the_rows_that_are_asked_for_is_not_looked_at(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", ROWS)
+    path.write_text(path.read_text() + "{broken")
+    assert len(list(rows_at(Place(source=str(path), rows=6), "task.prompts"))) == 6
+    with pytest.raises(BadInput, match=r"rows\.jsonl:7: not JSON"):
+        list(rows_at(Place(source=str(path)), "task.prompts"))
+
+
+@pytest.mark.parametrize(("source", "is_one"), [
+    ("openai/gsm8k", True), ("HuggingFaceH4/ultrafeedback_binarized", True), ("rows.jsonl", False), ("./a/b", False),
+    ("data/rows.jsonl", False), ("/data/rows", False), ("gsm8k", False), ("a/b/c", False), ("../b", False),
+])  # fmt: skip
+def test_what_is_taken_for_the_hubs(source, is_one, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(source) is is_one
+    if is_one:
+        (tmp_path / source).mkdir(parents=True)
+        assert not is_hub_id(source)  # a folder of that name is here
+
+
+def files(folder, train, test, pairs, **settings):
+    places = {"prompts": train, "held_out": test, "pairs": pairs}
+    return FilesSettings(**{k: jsonl(folder / f"{k}.jsonl", rows) for k, rows in places.items()}, **settings)
+
+
+TEST = [{"prompt": f"h{n}?", "reference": f"a{n}"} for n in range(4)]
+PAIRS = [{"prompt": f"q{n}?", "chosen": "yes", "rejected": "no"} for n in range(6)]
+
+
+def test_unusable_rows_are_left_out_and_counted_and_what_is_held_out_stays_so(tmp_path):
+    train = [*ROWS, ROWS[0], {**ROWS[1], "prompt": "h2?"}, {**ROWS[1], "prompt": " "}, {**ROWS[1], "prompt": "l" * 99}]
+    pairs = [*PAIRS, {**PAIRS[0], "rejected": "yes"}, {**PAIRS[0], "prompt": "h1?"}, {**PAIRS[0], "chosen": "y" * 99}]
+    settings = files(
+        tmp_path, train, TEST, pairs, max_prompt_characters=50, max_response_characters=50, unusable="leave_out"
+    )
+    task = build_task(settings)
+    assert task.notes[0] == "prompts: 6 train, 4 in_distribution; preference pairs: 6"
+    assert task.notes[1] == (
+        "rows left out: 2 with a prompt that came before, 1 with an empty text, "
+        "1 with a prompt longer than max_prompt_characters, 1 with equal sides, 1 with a pair on a held-out prompt, "
+        "1 with a response longer than max_response_characters"
+    )
+
+
+@pytest.mark.parametrize(("pairs", "settings", "why"), [
+    ([{**PAIRS[0], "rejected": "yes"}, {**PAIRS[0], "chosen": " "}, {**PAIRS[1], "chosen": "no"}], {"unusable": "leave_out"},
+     "2 with equal sides, 1 with an empty text"),
+    (PAIRS, {"unusable": "leave_out", "max_response_characters": 2}, "6 with a response longer than max_response_characters"),
+])  # fmt: skip
+def test_pairs_that_are_all_left_out_are_not_replaced_by_others_in_silence(pairs, settings, why, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        build_task(files(tmp_path, [*ROWS, ROWS[0]], TEST, pairs, **settings))  # a prompt that is left out is no pair
+    assert str(refused.value) == (
+        f"task.pairs: {tmp_path}/pairs.jsonl: every row is left out ({why}); correct the rows or the limits on characters, "
+        "or remove the key, and a weaker policy makes the pairs"
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained = build_tokenizer(TokenizerSettings(kind="bpe", vocab_size=300), ["what is it? yes no"])
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=trained.backend_tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    own.chat_template = (
+        "<bos>{% for m in messages %}{{ raise_exception('no system messages') if m.role == 'system' }}"
+        "[{{ m.role }}]{{ m.content }}<eos>{% endfor %}{{ '[assistant]' if add_generation_prompt }}"
+    )
+    own.save_pretrained(folder)
+    sizes = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 1, "num_hidden_layers": 1,
+             "intermediate_size": 32, "vocab_size": 300, "max_position_embeddings": 256}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(sizes))
+    (folder / "fresh.json").write_text('{"seed": 0}')
+    return folder
+
+
+def material(folder, settings, model, template="own"):
+    place = {"kind": "pretrained", "name_or_path": str(model), "chat_template": template}
+    recipe = parse_recipe({
+        "name": "own", "task": settings.model_dump(mode="json"), "compute": {"limit": 1e15},
+        "model": {"name_or_path": str(model), "max_length": 128, "tokenizer": place},
+        "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8},
+        "sft": {"demonstrations": 4}, "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
+        "arms": {"b": {"method": "dpo"}},
+    })  # fmt: skip
+    return prepare(recipe, Cache(folder / "cache"))
+
+
+def test_a_chat_template_stands_around_prompts_and_begins_the_answer(tmp_path, tokenizer_folder):
+    turns = [user("q0?"), said("hm"), user("and?")]
+    pairs = [{"prompt": turns, "chosen": [said("yes")], "rejected": [said("no")]}, *PAIRS]
+    found = material(tmp_path, files(tmp_path, ROWS, TEST, pairs), tokenizer_folder)
+
+    def text(ids):
+        return found.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    assert {text(p.token_ids) for p in found.train} <= {f"<bos>[user]q{n}?<eos>[assistant]" for n in range(6)}
+    (several,) = [p for p in (*found.pairs, *found.held_out_pairs) if p.prompt.turns]
+    assert text(several.prompt.token_ids) == "<bos>[user]q0?<eos>[assistant]hm<eos>[user]and?<eos>[assistant]"
+    assert text(several.chosen_ids) == "yes<eos>"
+
+
+def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, tokenizer_folder):
+    pairs = [{"prompt": [{"role": "system", "content": "s"}, user("q")], "chosen": "yes", "rejected": "no"}] * 5
+    conversational = [{**p, "chosen": [said("yes")], "rejected": [said("no")]} for p in pairs]
+    settings = files(tmp_path, ROWS, TEST, conversational)
+    with pytest.raises(
+        BadInput, match=r"pairs\.jsonl:\d+: the prompt is a conversation, and .*chat_template is null; set"
+    ):
+        material(tmp_path, settings, tokenizer_folder, template=None)
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:\d+: the tokenizer's chat template .*no system messages"):
+        material(tmp_path, settings, tokenizer_folder)
+
+
+@pytest.fixture
+def dropping_tokenizer(tmp_path, tokenizer_folder):
+    """Its normalizer drops tildes, so that a text of them has no tokens."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["normalizer"] = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize(("changed", "line"), [
+    ({"train": [{**row, "prompt": "~" * n} for n, row in enumerate(ROWS, 1)]}, r".*prompts\.jsonl:\d: the tokenizer makes no tokens of the prompt; .*"),
+    ({"train": [{**row, "response": "~"} for row in ROWS]}, r".*prompts\.jsonl:\d: .* no tokens of response; .*"),
+    ({"pairs": [{**pair, "prompt": "~" * n} for n, pair in enumerate(PAIRS, 1)]}, r".*pairs\.jsonl:\d: .* no tokens of the prompt; .*"),
+    ({"pairs": [{**pair, "rejected": "~~"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of rejected; .*"),
+    ({"pairs": [{**pair, "chosen": "<eos>"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: .* no tokens of chosen; .*"),
+    ({"pairs": [{**pair, "chosen": pair["rejected"] + "~"} for pair in PAIRS]}, r".*pairs\.jsonl:\d: chosen and rejected are the same tokens; .*"),
+])  # fmt: skip
+def test_a_text_of_which_the_tokenizer_leaves_nothing_or_the_other_side_is_refused(
+    changed, line, tmp_path, dropping_tokenizer
+):
+    settings = files(tmp_path, **({"train": ROWS, "test": TEST, "pairs": PAIRS} | changed))
+    with pytest.raises(BadInput) as refused:
+        material(tmp_path, settings, dropping_tokenizer, template=None)
+    assert re.fullmatch(line, str(refused.value))
+
+
+@pytest.mark.parametrize("held_out", range(5))
+def test_a_held_out_pair_without_tokens_is_refused_like_any_other(held_out, tmp_path, dropping_tokenizer):
+    """Whichever of the five is the one: three are trained on, and two held out."""
+    pairs = [{**pair, "chosen": "~"} if n == held_out else pair for n, pair in enumerate(PAIRS[:5])]
+    with pytest.raises(BadInput, match=rf"pairs\.jsonl:{held_out + 1}: .* no tokens of chosen"):
+        material(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
+
+
+def test_where_a_text_stands_is_for_errors_alone(tmp_path, tokenizer_folder):
+    """The same rows in another folder are the same material, to caches as well, and none of it knows a path."""
+    one, other = (
+        material(tmp_path, files(tmp_path / name, ROWS, TEST, PAIRS), tokenizer_folder) for name in ("a", "b")
+    )
+    assert one.fingerprint["data"] == other.fingerprint["data"] and one.train == other.train
+    prompts = [*one.train, *one.held_out["in_distribution"], *(p.prompt for p in (*one.pairs, *one.held_out_pairs))]
+    assert not any(prompt.where for prompt in prompts)
+
+
+def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, tokenizer_folder):
+    train = [{"prompt": p, "reference": "a", "response": "a"} for p in ("What is it?", "what is  it", "yes?", "no?")]
+    test = [{"prompt": p, "reference": "a"} for p in ("YES", "is it?", "it?", "h?")]
+    asked = ("no?", "no?", "yes?", "yes?", "no?")  # so shuffled that those of "yes?" are held out
+    chosen = ("yes", "yes", "it", "is", "what")
+    pairs = [{"prompt": p, "chosen": c, "rejected": "no"} for p, c in zip(asked, chosen, strict=True)]
+    found = material(tmp_path, files(tmp_path, train, test, pairs), tokenizer_folder, template=None)
+    lines = list(data_check(found))
+    assert "  train prompts: 1" in lines and "  in_distribution prompts: 0" in lines
+    leak = next(line for line in lines if line.startswith("  in_distribution: "))
+    assert leak.startswith(
+        "  in_distribution: 1 in train prompts (first files/in_distribution/000001), 1 in demonstrations"
+    )
+    assert next(line for line in lines if line.startswith("  held-out pairs: 2 in train prompts"))
+    assert "2 of the prompt" in next(line for line in lines if line.startswith("  pairs: "))
+    chosen = next(line for line in lines if line.startswith("  pairs' chosen: "))
+    lengths = sorted(len(p.chosen_ids) for p in found.pairs)
+    assert chosen == f"  pairs' chosen: 3 of {lengths[0]}, {lengths[1]}, {lengths[2]}, {lengths[2]}, {lengths[2]}"
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    (r"so \boxed{5}", "5"), (r"\boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{ {a} {b} }.", "{a} {b}"),
+    (r"\boxed{1", None), ("5", None), ("", None), (r"\boxed{}", ""),
+])  # fmt: skip
+def test_the_last_box(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(("given", "reference", "score"), [
+    (r"\frac{1}{2}", "0.5", 1), ("1/2", r"So \boxed{\frac12}", 1), ("x+1", "1+x", 1), ("1,080", "1080", 1), ("5", "6", 0),
+    (r"\{1,2\}", r"\{2,1\}", 1), (r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2", 1), (r"\text{yes}", r"\text{yes}", 1), ("", "1", 0),
+])  # fmt: skip
+def test_boxed_answers_are_compared_by_worth(given, reference, score):
+    assert judge_boxed(f"so \\boxed{{{given}}}", reference).parts == {"answer": score, "format": 1}
+    assert judge_boxed(given, reference).score == 0  # without a box
+
+
+def test_no_answer_hangs_the_judge_or_runs_code(tmp_path):
+    """Towers, factorials and parentheses; each is wrong within its limits, and the next answer is judged as ever."""
+    mark = tmp_path / "ran"
+    for hostile in (
+        "9^{9^{9^{9^9}}}",
+        "99999999!",
+        "(" * 140 + ")" * 140,
+        f"__import__('os').mkdir('{mark}')",
+        "{" * 5 + "}" * 5,
+    ):
+        assert judge_boxed(f"\\boxed{{{hostile}}}", "1").score == 0
+    assert judge_boxed(r"\boxed{2/4}", "1/2").score == 1
+    assert not mark.exists() and CPU_SECONDS <= 5
+
+
+def test_boxed_answers_are_judged_off_the_main_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda n: judge_boxed(f"\\boxed{{{2 * n}/2}}", str(n % 3)).score, range(6)))
+    assert scores == [1, 1, 1, 0, 0, 0]
+
+
+@given(st.text())
+def test_overlap_is_a_share_and_whole_for_the_same_words(text):
+    assert 0 <= judge_overlap(text, "some words").score <= 1
+    assert judge_overlap("Words, some!", "some words").score == 1
+    assert judge_overlap("some", "some words").score == pytest.approx(2 / 3)
+
+
+def test_no_pair_to_train_on_has_a_held_out_pairs_prompt(tmp_path, tokenizer_folder):
+    pairs = [{"prompt": [user("one")], "chosen": [said(f"yes {n}")], "rejected": [said("no")]} for n in range(4)]
+    apart = [{"prompt": [user(f"two {n}")], "chosen": [said("yes")], "rejected": [said("no")]} for n in range(1)]
+    found = material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, *apart]), tokenizer_folder)
+    held_out = {p.prompt.token_ids for p in found.held_out_pairs}
+    assert found.pairs and not held_out & {p.prompt.token_ids for p in found.pairs}
+    left_out = 3 - len(found.pairs)
+    assert left_out and f"{left_out} of 3 pairs are left out, since held-out pairs have their prompts" in found.notes
+    with pytest.raises(BadInput, match="data.held_out_pairs: 2 held-out pairs have the prompts of all others"):
+        material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, pairs[0]]), tokenizer_folder)
