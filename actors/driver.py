@@ -81,7 +81,7 @@ def drive(
         say = display.warn if count == 1 else lambda line: display.warn(f"fleet {number}: {line}")
         model = str(material.model)
         fleet = start_fleet(recipe, model, material.shape, material.eos_id, scorer, EngineTime(), say, profile, ending)
-        fleet.crew.on_loads = functools.partial(_track_loads, tracker)
+        fleet.supervisor.on_loads = functools.partial(_track_loads, tracker)
         return fleet
 
     fleets = Fleets(start, display.warn)

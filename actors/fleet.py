@@ -20,7 +20,7 @@ from actors.reward_scorer import RewardScorer, ScorerActor
 from actors.rollout.actor import RolloutActor
 from actors.rollout.pool import RolloutPool
 from actors.supervision.failures import Replace, loss
-from actors.supervision.supervisor import Crew
+from actors.supervision.supervisor import Supervisor
 from actors.weight_sync import WeightSync, weight_sync
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.compute.resources import Bundle, bundles
@@ -50,7 +50,7 @@ class Fleet:
     evaluator: Evaluator
     sync: WeightSync
     group: PlacementGroup
-    crew: Crew
+    supervisor: Supervisor
 
     @property
     def roles(self) -> Roles:
@@ -66,7 +66,7 @@ class Fleet:
     @property
     def actors(self) -> dict[str, Any]:
         """By name: "learner 0" and so on."""
-        return self.crew.actors
+        return self.supervisor.actors
 
     def recover(self, lost: StateLost) -> None:
         """After this whatever was under way may begin again: from a checkpoint, or from its start."""
@@ -79,7 +79,7 @@ class Fleet:
         self.evaluator.forget()
 
     def stop(self) -> None:
-        self.crew.stop()
+        self.supervisor.stop()
         remove_placement_group(self.group)
 
 
@@ -136,7 +136,7 @@ def start_fleet(
     calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
     group, asked, where = engine_time.during("starting", reserve, placement, scorer, ending)
-    crew = Crew(recipe.reliability, group, placement.timeout_seconds, say)
+    supervisor = Supervisor(recipe.reliability, group, placement.timeout_seconds, say)
     sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
 
     def start(cls: type, role: str, i: int, *args: Any) -> Any:
@@ -148,11 +148,11 @@ def start_fleet(
             scheduling_strategy=place, name=None,
             runtime_env={"env_vars": variables(placement.roles(scorer)[role], profile)},
         )  # fmt: skip
-        return crew.start(f"{role} {i}", lambda: remote.remote(*args))
+        return supervisor.start(f"{role} {i}", lambda: remote.remote(*args))
 
     def replace(role: str) -> Replace:
         def one(i: int, error: Exception) -> Any:
-            (actor,) = crew.replace(loss(error), f"{role} {i}")
+            (actor,) = supervisor.replace(loss(error), f"{role} {i}")
             return actor
 
         return one
@@ -176,7 +176,7 @@ def start_fleet(
     budget = recipe.compute.tokens_per_micro_batch
     names = [f"learner {i}" for i in range(learner.actors)]
     group_handle = LearnerGroup(
-        ranks, learner.cpus, learner.gpus, budget, engine_time, lambda cause: crew.replace(cause, *names)
+        ranks, learner.cpus, learner.gpus, budget, engine_time, lambda cause: supervisor.replace(cause, *names)
     )
     sync = weight_sync(placement.weight_sync, group_handle, engines, replace("rollout"))
     return Fleet(
@@ -190,5 +190,5 @@ def start_fleet(
         evaluator=Evaluator(looker, engine_time, replace("evaluator")),
         sync=sync,
         group=group,
-        crew=crew,
+        supervisor=supervisor,
     )

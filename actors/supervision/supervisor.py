@@ -2,7 +2,7 @@
 
     actor's thread ── a beat every few seconds ──> Watch (an actor) <── ages? ── driver's thread ── ray.kill ──> the silent one
 
-Whoever waits for an actor's answer then sees one kind of trouble, a dead actor, asks `Crew.replace` for another in its place,
+Whoever waits for an actor's answer then sees one kind of trouble, a dead actor, asks `Supervisor.replace` for another in its place,
 brings that one to where the old one was, and hands it the same work. That is the business of the role's own handle
 (rollout_pool.py, reward_scorer.py, evaluator.py); a learner that has lost a rank raises `StateLost` instead, since weights
 are gone with it: the arm then goes on from its last checkpoint.
@@ -36,7 +36,7 @@ class Restart:
     at: float  # `time.perf_counter`
 
 
-class Crew:
+class Supervisor:
     """Every actor under its name ("rollout 0"), and how it is started."""
 
     def __init__(self, settings: Reliability, group: PlacementGroup, room_seconds: float, say: Callable[[str], None]):

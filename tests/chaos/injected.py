@@ -43,7 +43,7 @@ class Chaos:
             if not ready or PHASES[self.left[0].phase] != activity:
                 return
             self.now, self.ahead = self.left.pop(0), 0
-            self.restarts = len(self.fleet.crew.restarts)
+            self.restarts = len(self.fleet.supervisor.restarts)
         pid = self.pids[self.now.role][1]
         self.at = time.monotonic()
         threading.Timer(DELAY, self.strike, (self.now, pid)).start()
@@ -55,7 +55,7 @@ class Chaos:
         """An update is done, or a look is there. Whoever is new in the fleet is made ready for its own fault meanwhile."""
         with self.lock:
             self.ahead += 1
-            noticed = self.now is not None and len(self.fleet.crew.restarts) > self.restarts
+            noticed = self.now is not None and len(self.fleet.supervisor.restarts) > self.restarts
             seconds = time.monotonic() - self.at
             over = self.now is not None and self.now.kind == "exhaust" and self.ahead >= UNNOTICED[0]
             if self.now is not None and (noticed or (over and seconds >= UNNOTICED[1])):
@@ -74,7 +74,7 @@ class Chaos:
         import ray
 
         for role in {f.role for f in self.left}:
-            actor = self.fleet.crew.actors[f"{role} 0"]
+            actor = self.fleet.supervisor.actors[f"{role} 0"]
             if self.pids.get(role, (None, 0))[0] is not actor:
                 pid = ray.get(actor.__ray_call__.remote(be_exhausted))
                 self.pids[role] = (actor, pid)

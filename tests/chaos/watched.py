@@ -15,7 +15,7 @@ def held(fleet: Any, pids: dict[str, int]) -> dict[str, Any]:
     import psutil
     import ray
 
-    for name, actor in fleet.crew.actors.items():
+    for name, actor in fleet.supervisor.actors.items():
         if name not in pids:
             pids[name] = ray.get(actor.__ray_call__.remote(lambda _: __import__("os").getpid()))
     own = psutil.Process()

@@ -21,7 +21,7 @@ def main() -> None:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from actors.supervision.heartbeat import Watched
-    from actors.supervision.supervisor import Crew
+    from actors.supervision.supervisor import Supervisor
     from rlhf_bench.core.errors import RunFailed
     from rlhf_bench.recipe.sections import Reliability
 
@@ -39,25 +39,27 @@ def main() -> None:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         group = placement_group([{"CPU": 1}])
         assert group.wait(60)
-        crew = Crew(Reliability(hang_seconds=6), group, SHORT_SECONDS, said.append)
+        supervisor = Supervisor(Reliability(hang_seconds=6), group, SHORT_SECONDS, said.append)
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        actor = crew.start("echo 0", lambda: ray.remote(Echo).options(num_cpus=1, scheduling_strategy=place).remote())
+        actor = supervisor.start(
+            "echo 0", lambda: ray.remote(Echo).options(num_cpus=1, scheduling_strategy=place).remote()
+        )
         assert ray.get(actor.answer.remote(), timeout=60) == "here"
         cluster.remove_node(node, allow_graceful=False)
         _until_lost(actor)
 
         began = time.monotonic()
         try:
-            _answer(crew)
+            _answer(supervisor)
         except RunFailed as failure:
             found |= {"failure": str(failure), "waited": time.monotonic() - began}
 
-        crew.room_seconds = LONG_SECONDS
+        supervisor.room_seconds = LONG_SECONDS
         with ThreadPoolExecutor(1) as aside:  # a node can only be added by the main thread
-            answer = aside.submit(_answer, crew)
+            answer = aside.submit(_answer, supervisor)
             cluster.add_node(num_cpus=1, **store)
             found["after"] = answer.result()
-        crew.stop()
+        supervisor.stop()
     finally:
         ray.shutdown()  # else the cluster refuses to end the node that this process is connected to
         cluster.shutdown()
@@ -73,7 +75,7 @@ def _until_lost(actor: Any) -> None:
             time.sleep(0.1)
 
 
-def _answer(crew: Any) -> str:
+def _answer(supervisor: Any) -> str:
     """As whoever waits for an actor does: another one in the place of one that is lost, as often as it takes."""
     import ray
 
@@ -81,9 +83,9 @@ def _answer(crew: Any) -> str:
 
     while True:
         try:
-            return ray.get(crew.actors["echo 0"].answer.remote())
+            return ray.get(supervisor.actors["echo 0"].answer.remote())
         except ray.exceptions.RayActorError as error:
-            crew.replace(loss(error), "echo 0")
+            supervisor.replace(loss(error), "echo 0")
 
 
 if __name__ == "__main__":

@@ -38,20 +38,20 @@ def group(cluster):
 
     from actors.learner.group import LearnerGroup
     from actors.learner.rank import LearnerRank
-    from actors.supervision.supervisor import Crew
+    from actors.supervision.supervisor import Supervisor
 
     room = placement_group([{"CPU": 0.01}])
-    crew = Crew(Reliability(hang_seconds=HANG_SECONDS), room, 120, print)
+    supervisor = Supervisor(Reliability(hang_seconds=HANG_SECONDS), room, 120, print)
     names = ["learner 0", "learner 1"]
 
     def maker(rank):
         return lambda: cluster.remote(LearnerRank).options(num_cpus=0).remote(rank, 2, 1, 0, 2, "float32")
 
-    ranks = [crew.start(name, maker(i)) for i, name in enumerate(names)]
-    group = LearnerGroup(ranks, 1, 0, 16, EngineTime(), lambda cause: crew.replace(cause, *names))
+    ranks = [supervisor.start(name, maker(i)) for i, name in enumerate(names)]
+    group = LearnerGroup(ranks, 1, 0, 16, EngineTime(), lambda cause: supervisor.replace(cause, *names))
     group.join()
     yield group
-    crew.stop()
+    supervisor.stop()
     remove_placement_group(room)
 
 

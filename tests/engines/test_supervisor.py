@@ -33,17 +33,17 @@ def echo_class():
 
 
 @pytest.fixture
-def crew(cluster):
+def supervisor(cluster):
     """begin(**settings) -> a crew, and what it has said."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from actors.supervision.supervisor import Crew
+    from actors.supervision.supervisor import Supervisor
 
     group, made = placement_group([{"CPU": 0.01}]), []
 
     def begin(room=60, **settings):
         said = []
-        made.append(Crew(Reliability(hang_seconds=6, **settings), group, room, said.append))
+        made.append(Supervisor(Reliability(hang_seconds=6, **settings), group, room, said.append))
         return made[-1], said
 
     yield begin
@@ -52,8 +52,8 @@ def crew(cluster):
     remove_placement_group(group)
 
 
-def start(crew, cluster, cls, name="echo 0", *arguments):
-    return crew.start(name, lambda: cluster.remote(cls).options(num_cpus=0).remote(*arguments))
+def start(supervisor, cluster, cls, name="echo 0", *arguments):
+    return supervisor.start(name, lambda: cluster.remote(cls).options(num_cpus=0).remote(*arguments))
 
 
 def what_raises(cluster, ref, seconds=60):
@@ -64,11 +64,11 @@ def what_raises(cluster, ref, seconds=60):
     raise AssertionError("nothing was raised")
 
 
-def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
+def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(supervisor, cluster):
     from actors.supervision.failures import loss
 
-    crew, said = crew()
-    actor = start(crew, cluster, echo_class())
+    supervisor, said = supervisor()
+    actor = start(supervisor, cluster, echo_class())
     pid = cluster.get(actor.pid.remote())
     time.sleep(2)  # it has been heard of
     os.kill(pid, signal.SIGSTOP)
@@ -76,40 +76,40 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(crew, cluster):
     error = what_raises(cluster, actor.sleep.remote(0))
     assert 2 < time.monotonic() - began < 40
     assert "no sign of life" in said[0]
-    (other,) = crew.replace(loss(error), "echo 0")
-    assert cluster.get(other.pid.remote()) != pid and crew.actors == {"echo 0": other}
-    assert [r.names for r in crew.restarts] == [("echo 0",)]
+    (other,) = supervisor.replace(loss(error), "echo 0")
+    assert cluster.get(other.pid.remote()) != pid and supervisor.actors == {"echo 0": other}
+    assert [r.names for r in supervisor.restarts] == [("echo 0",)]
 
 
-def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(crew, cluster):
-    crew, said = crew()
-    actor = start(crew, cluster, echo_class())
+def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(supervisor, cluster):
+    supervisor, said = supervisor()
+    actor = start(supervisor, cluster, echo_class())
     assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
 
-def test_a_watch_that_is_started_again_takes_nobody_for_silent(crew, cluster):
-    crew, said = crew(room=1)
-    actor = start(crew, cluster, echo_class())
+def test_a_watch_that_is_started_again_takes_nobody_for_silent(supervisor, cluster):
+    supervisor, said = supervisor(room=1)
+    actor = start(supervisor, cluster, echo_class())
     cluster.get(actor.sleep.remote(8))  # longer than a starting actor may take here
-    pid = cluster.get(crew._watch.__ray_call__.remote(lambda _: os.getpid()))
+    pid = cluster.get(supervisor._watch.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
     assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
 
-def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(crew, cluster):
-    crew, _ = crew(restarts=2, window_seconds=1000)
-    start(crew, cluster, echo_class())
-    crew.replace("has died", "echo 0")
-    crew.replace("has died", "echo 0")
+def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(supervisor, cluster):
+    supervisor, _ = supervisor(restarts=2, window_seconds=1000)
+    start(supervisor, cluster, echo_class())
+    supervisor.replace("has died", "echo 0")
+    supervisor.replace("has died", "echo 0")
     with pytest.raises(
         RunFailed, match=r"^echo 0: has died; 2 restarts .*the same command goes on from the last checkpoint$"
     ):
-        crew.replace("has died", "echo 0")
-    crew._recent["echo 0"][0] -= 2000
-    crew.replace("has died", "echo 0")
+        supervisor.replace("has died", "echo 0")
+    supervisor._recent["echo 0"][0] -= 2000
+    supervisor.replace("has died", "echo 0")
 
 
-def test_an_actor_that_finds_its_port_taken_is_started_again(crew, cluster, tmp_path):
+def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster, tmp_path):
     """Between the choice of a free port and its use others may take it: that is bad luck, and no fault of the actor's."""
     import socket
 
@@ -123,23 +123,23 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(crew, cluster, tmp_
         def port(self):
             return self.socket.getsockname()[1]
 
-    crew, said = crew()
+    supervisor, said = supervisor()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        actor = start(crew, cluster, Listener, "listener 0", port)
+        actor = start(supervisor, cluster, Listener, "listener 0", port)
         cause = loss(what_raises(cluster, actor.port.remote()))
     assert cause == "found its port taken by another process"
-    (other,) = crew.replace(cause, "listener 0")
+    (other,) = supervisor.replace(cause, "listener 0")
     assert cluster.get(other.port.remote()) == port and len(said) == 1
 
 
-def test_what_a_failed_call_says_of_its_actor(crew, cluster):
+def test_what_a_failed_call_says_of_its_actor(supervisor, cluster):
     from ray import exceptions
 
     from actors.supervision.failures import loss
 
-    crew, _ = crew()
-    actor = start(crew, cluster, echo_class())
+    supervisor, _ = supervisor()
+    actor = start(supervisor, cluster, echo_class())
     assert loss(what_raises(cluster, actor.fail.remote("memory"))) == "is out of memory"
     other = what_raises(cluster, actor.fail.remote("other"))
     with pytest.raises(exceptions.RayTaskError, match="no such thing"):
@@ -179,11 +179,11 @@ def drawing_class():
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 5])
-def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, cluster, tmp_path, dies_at):
+def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(supervisor, cluster, tmp_path, dies_at):
     from actors.rollout.pool import RolloutPool
     from actors.supervision.failures import loss
 
-    crew, _ = crew()
+    supervisor, _ = supervisor()
     prompts = [Prompt(str(i), "", "", (5,) * (3 + i % 4)) for i in range(40)]
     placement, shape, sampling = (
         RolloutPlacement(concurrent_requests=8),
@@ -194,8 +194,10 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, clu
     def draw(name, death):
         folder = tmp_path / name
         folder.mkdir()
-        actor = start(crew, cluster, drawing_class(), name, str(folder), death)
-        pool = RolloutPool([actor], placement, shape, 1, 64, EngineTime(), lambda i, e: crew.replace(loss(e), name)[0])
+        actor = start(supervisor, cluster, drawing_class(), name, str(folder), death)
+        pool = RolloutPool(
+            [actor], placement, shape, 1, 64, EngineTime(), lambda i, e: supervisor.replace(loss(e), name)[0]
+        )
         parts = list(pool.stream(prompts, sampling))
         return parts, (folder / "died").exists()
 
@@ -206,26 +208,26 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(crew, clu
     assert sum(p.cost.device_seconds for p in disturbed) == sum(p.cost.device_seconds for p in alone)
 
 
-def test_a_process_that_cannot_end_by_itself_is_ended(crew, cluster):
+def test_a_process_that_cannot_end_by_itself_is_ended(supervisor, cluster):
     """As one that is out of memory: Ray's own request to exit is work too. A process that is stopped stands for it."""
-    crew, _ = crew(restarts=5)
-    actor = start(crew, cluster, echo_class())
+    supervisor, _ = supervisor(restarts=5)
+    actor = start(supervisor, cluster, echo_class())
     pid = cluster.get(actor.pid.remote())
     time.sleep(2)  # it has been heard of
     os.kill(pid, signal.SIGSTOP)
-    crew.replace("is out of memory", "echo 0")
+    supervisor.replace("is out of memory", "echo 0")
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "it is still there"
         time.sleep(0.1)
 
 
-def test_a_process_without_memory_crashes_at_once(crew, cluster):
+def test_a_process_without_memory_crashes_at_once(supervisor, cluster):
     """And not by way of handlers that ask for memory, over and over."""
     from tests.chaos.injected import be_exhausted
 
-    crew, _ = crew()
-    actor = start(crew, cluster, echo_class())
+    supervisor, _ = supervisor()
+    actor = start(supervisor, cluster, echo_class())
     pid = cluster.get(actor.__ray_call__.remote(be_exhausted))
 
     def crash(own):
@@ -256,34 +258,34 @@ def scoring_class():
     return Scoring
 
 
-def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(crew, cluster):
+def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(supervisor, cluster):
     from actors.reward_scorer import RewardScorer
     from actors.supervision.failures import loss
     from rlhf_bench.core.types import Row
 
-    crew, _ = crew()
-    actor = start(crew, cluster, scoring_class())
-    scorer = RewardScorer([actor], 1, 0, 64, EngineTime(), lambda i, e: crew.replace(loss(e), "echo 0")[0])
+    supervisor, _ = supervisor()
+    actor = start(supervisor, cluster, scoring_class())
+    scorer = RewardScorer([actor], 1, 0, 64, EngineTime(), lambda i, e: supervisor.replace(loss(e), "echo 0")[0])
     scorer.load("model", "float32")
     rows = [Row(str(n), (1, 2), ((3,) * n, (4,))) for n in range(1, 4)]
     first, second = scorer.begin_score(rows), scorer.begin_score(rows[1:])
     cluster.kill(actor)
     assert first.result()[0] == [[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]
     assert second.result()[0] == [[2.0, 1.0], [3.0, 1.0]]
-    assert len(crew.restarts) == 1
+    assert len(supervisor.restarts) == 1
 
 
-def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(crew, cluster):
+def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(supervisor, cluster):
     from actors.supervision.failures import loss
 
-    crew, said = crew()
-    actor = start(crew, cluster, echo_class())
+    supervisor, said = supervisor()
+    actor = start(supervisor, cluster, echo_class())
     cluster.get(actor.pid.remote())
     waiting = actor.sleep.remote(300)
-    crew.stop()
+    supervisor.stop()
     cause = loss(what_raises(cluster, waiting))
     with pytest.raises(RunFailed, match="echo 0: not started again, since the run is ending"):
-        crew.replace(cause, "echo 0")
+        supervisor.replace(cause, "echo 0")
     with pytest.raises(RunFailed, match="the run is ending"):
-        start(crew, cluster, echo_class(), "echo 1")
-    assert said == [] and crew.restarts == [] and list(crew.actors) == ["echo 0"]
+        start(supervisor, cluster, echo_class(), "echo 1")
+    assert said == [] and supervisor.restarts == [] and list(supervisor.actors) == ["echo 0"]
