@@ -14,7 +14,7 @@ from actors.monitoring.ray_metrics import queue_depth
 from actors.monitoring.trace import Profiled, noted
 from actors.rollout.vllm_engine import VLLMEngine
 from actors.supervision.failures import Replace, no_replacement
-from actors.supervision.heartbeat import Watched
+from actors.supervision.heartbeat import Heartbeat
 from actors.weight_sync import as_tensor
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
@@ -46,7 +46,7 @@ class HeldOut:
     decode: Callable[[Sequence[int]], str] = field(repr=False)
 
 
-class EvaluatorActor(Profiled, Watched):
+class EvaluatorActor(Profiled, Heartbeat):
     @noted
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, "object_store")

@@ -12,7 +12,7 @@ import ray
 from actors.monitoring.ray_metrics import count_tokens
 from actors.monitoring.trace import Profiled, noted
 from actors.supervision.failures import Replace, no_replacement
-from actors.supervision.heartbeat import Watched
+from actors.supervision.heartbeat import Heartbeat
 from actors.supervision.remote_call import Again, UnderWay, answers
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
@@ -22,7 +22,7 @@ from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.training.roles import Scores
 
 
-class ScorerActor(Profiled, Watched):
+class ScorerActor(Profiled, Heartbeat):
     @noted
     def __init__(self, cpus: int, gpus: int):
         import torch

@@ -19,7 +19,7 @@ import ray
 from actors.learner.deepspeed_engine import KIND, ModelName, engine_config, has_full_gradients
 from actors.learner.training_state import SHARD_BYTES, TRAINING_STATE
 from actors.monitoring.trace import Profiled, noted
-from actors.supervision.heartbeat import Watched
+from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import PairLoss, PerResponse
 from rlhf_bench.models.flops import ModelShape
@@ -31,7 +31,7 @@ from rlhf_bench.training.checkpoints import fetch, put
 from rlhf_bench.training.roles import Step
 
 
-class LearnerRank(Profiled, Watched):
+class LearnerRank(Profiled, Heartbeat):
     """One rank. Methods are called on all ranks at once: they hold collectives."""
 
     @noted

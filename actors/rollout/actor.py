@@ -10,12 +10,12 @@ import ray
 
 from actors.monitoring.trace import Profiled, noted
 from actors.rollout.vllm_engine import Request, VLLMEngine
-from actors.supervision.heartbeat import Watched
+from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Sampling
 from rlhf_bench.recipe import RolloutPlacement
 
 
-class RolloutActor(Profiled, Watched):
+class RolloutActor(Profiled, Heartbeat):
     """One engine in one process."""
 
     @noted

@@ -22,11 +22,11 @@ Where = tuple[str, int]
 Load = dict[str, float]
 """How busy a machine is: see node_load.py."""
 
-BEATS = 5
+HEARTBEATS_PER_TIMEOUT = 5
 """In the time after which silence counts as a hang."""
 
 
-class Watched:
+class Heartbeat:
     """An actor that gives signs of life."""
 
     def be_watched(self, watch: Any, key: str, every: float) -> None:
@@ -55,7 +55,7 @@ def _crash_at_once() -> None:
     faulthandler.enable(all_threads=False)
 
 
-class Watch:
+class HeartbeatMonitor:
     """When each actor was last heard of."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """All actors of a fleet by name: who dies is started again, and who shows no sign of life is ended first.
 
-    actor's thread ── a beat every few seconds ──> Watch (an actor) <── ages? ── driver's thread ── ray.kill ──> the silent one
+    actor's thread ── a beat every few seconds ──> HeartbeatMonitor (an actor) <── ages? ── driver's thread ── ray.kill ──> the silent one
 
 Whoever waits for an actor's answer then sees one kind of trouble, a dead actor, asks `Supervisor.replace` for another in its place,
 brings that one to where the old one was, and hands it the same work. That is the business of the role's own handle
@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.monitoring import ray_metrics as meters
-from actors.supervision.heartbeat import BEATS, Load, Watch, end_process
+from actors.supervision.heartbeat import HEARTBEATS_PER_TIMEOUT, HeartbeatMonitor, Load, end_process
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.recipe.sections import Reliability
 
@@ -52,7 +52,7 @@ class Supervisor:
         self._looking = threading.Lock()  # whether there is room, and since when there is none
         self._no_room_since: float | None = None
         self._ending = threading.Event()
-        self._watch = ray.remote(Watch).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        self._watch = ray.remote(HeartbeatMonitor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         self._thread = threading.Thread(target=self._look_after, name="crew", daemon=True)
         self._thread.start()
 
@@ -65,7 +65,7 @@ class Supervisor:
             self._started += 1
             key = f"{name}, {self._started}"
             self._keys[name] = (key, time.monotonic())
-        actor.be_watched.remote(self._watch, key, self.settings.hang_seconds / BEATS)
+        actor.be_watched.remote(self._watch, key, self.settings.hang_seconds / HEARTBEATS_PER_TIMEOUT)
         return actor
 
     def replace(self, cause: str, *names: str) -> list[Any]:
@@ -129,7 +129,7 @@ class Supervisor:
     def _look_after(self) -> None:
         """End every actor that has been silent for too long."""
         limit = self.settings.hang_seconds
-        while not self._ending.wait(limit / BEATS):
+        while not self._ending.wait(limit / HEARTBEATS_PER_TIMEOUT):
             try:
                 asked = [self._watch.silence.remote(), self._watch.new_loads.remote()]
                 (listening, silence), loads = ray.get(asked, timeout=limit)

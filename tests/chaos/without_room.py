@@ -20,12 +20,12 @@ def main() -> None:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from actors.supervision.heartbeat import Watched
+    from actors.supervision.heartbeat import Heartbeat
     from actors.supervision.supervisor import Supervisor
     from rlhf_bench.core.errors import RunFailed
     from rlhf_bench.recipe.sections import Reliability
 
-    class Echo(Watched):
+    class Echo(Heartbeat):
         def answer(self) -> str:
             return "here"
 

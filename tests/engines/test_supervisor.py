@@ -16,9 +16,9 @@ from rlhf_bench.recipe.sections import Reliability
 
 
 def echo_class():
-    from actors.supervision.heartbeat import Watched
+    from actors.supervision.heartbeat import Heartbeat
 
-    class Echo(Watched):
+    class Echo(Heartbeat):
         def pid(self):
             return os.getpid()
 
@@ -114,9 +114,9 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster
     import socket
 
     from actors.supervision.failures import loss
-    from actors.supervision.heartbeat import Watched
+    from actors.supervision.heartbeat import Heartbeat
 
-    class Listener(Watched):
+    class Listener(Heartbeat):
         def __init__(self, port):
             self.socket = socket.create_server(("127.0.0.1", port))
 
@@ -152,9 +152,9 @@ def test_what_a_failed_call_says_of_its_actor(supervisor, cluster):
 
 def drawing_class():
     """Draws what hangs on the seed and on which requests were drawn beside it: as an engine does in the last bits."""
-    from actors.supervision.heartbeat import Watched
+    from actors.supervision.heartbeat import Heartbeat
 
-    class Drawing(Watched):
+    class Drawing(Heartbeat):
         def __init__(self, folder, dies_at):
             self.folder, self.dies_at, self.calls, self.queue = Path(folder), dies_at, 0, []
 
@@ -243,9 +243,9 @@ def test_a_process_without_memory_crashes_at_once(supervisor, cluster):
 
 def scoring_class():
     """A reward model that scores a response by its length."""
-    from actors.supervision.heartbeat import Watched
+    from actors.supervision.heartbeat import Heartbeat
 
-    class Scoring(Watched):
+    class Scoring(Heartbeat):
         def load(self, path, dtype):
             self.path = path
             return ModelShape(1, 1, 1, 1, 1, 1, 1)
