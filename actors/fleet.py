@@ -19,7 +19,7 @@ from actors.monitoring.trace import ENABLED
 from actors.reward_scorer import RewardScorer, ScorerActor
 from actors.rollout.actor import RolloutActor
 from actors.rollout.pool import RolloutPool
-from actors.supervision.failures import Replace, loss
+from actors.supervision.failures import Replace, failure_reason
 from actors.supervision.supervisor import Supervisor
 from actors.weight_sync import WeightSync, weight_sync
 from rlhf_bench.compute.engine_time import EngineTime
@@ -152,7 +152,7 @@ def start_fleet(
 
     def replace(role: str) -> Replace:
         def one(i: int, error: Exception) -> Any:
-            (actor,) = supervisor.replace(loss(error), f"{role} {i}")
+            (actor,) = supervisor.replace(failure_reason(error), f"{role} {i}")
             return actor
 
         return one

@@ -11,7 +11,7 @@ import ray
 
 from actors.learner.deepspeed_engine import KIND, ModelName
 from actors.monitoring.ray_metrics import count_tokens
-from actors.supervision.failures import loss
+from actors.supervision.failures import failure_reason
 from actors.supervision.remote_call import UnderWay, answers
 from rlhf_bench.compute.engine_time import Activity, EngineTime
 from rlhf_bench.core.costs import Cost
@@ -181,7 +181,7 @@ class LearnerGroup:
         if self.restart is None:
             raise error
         try:
-            cause = loss(error)
+            cause = failure_reason(error)
         except Exception:
             if len(self.ranks) == 1 or self._all_live():
                 raise

@@ -22,7 +22,7 @@ def no_replacement(number: int, error: Exception) -> Any:
     raise error
 
 
-def loss(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What has happened to the actor that a call to it raised this. Any other error is raised as it is; `StateLost` where
     it is not the actor that is lost, but data that it was handed."""
     if isinstance(error, exceptions.OutOfMemoryError):

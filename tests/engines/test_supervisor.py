@@ -65,7 +65,7 @@ def what_raises(cluster, ref, seconds=60):
 
 
 def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(supervisor, cluster):
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
 
     supervisor, said = supervisor()
     actor = start(supervisor, cluster, echo_class())
@@ -76,7 +76,7 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(supervisor, clu
     error = what_raises(cluster, actor.sleep.remote(0))
     assert 2 < time.monotonic() - began < 40
     assert "no sign of life" in said[0]
-    (other,) = supervisor.replace(loss(error), "echo 0")
+    (other,) = supervisor.replace(failure_reason(error), "echo 0")
     assert cluster.get(other.pid.remote()) != pid and supervisor.actors == {"echo 0": other}
     assert [r.names for r in supervisor.restarts] == [("echo 0",)]
 
@@ -113,7 +113,7 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster
     """Between the choice of a free port and its use others may take it: that is bad luck, and no fault of the actor's."""
     import socket
 
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
     from actors.supervision.heartbeat import Heartbeat
 
     class Listener(Heartbeat):
@@ -127,7 +127,7 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         actor = start(supervisor, cluster, Listener, "listener 0", port)
-        cause = loss(what_raises(cluster, actor.port.remote()))
+        cause = failure_reason(what_raises(cluster, actor.port.remote()))
     assert cause == "found its port taken by another process"
     (other,) = supervisor.replace(cause, "listener 0")
     assert cluster.get(other.port.remote()) == port and len(said) == 1
@@ -136,18 +136,18 @@ def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster
 def test_what_a_failed_call_says_of_its_actor(supervisor, cluster):
     from ray import exceptions
 
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
 
     supervisor, _ = supervisor()
     actor = start(supervisor, cluster, echo_class())
-    assert loss(what_raises(cluster, actor.fail.remote("memory"))) == "is out of memory"
+    assert failure_reason(what_raises(cluster, actor.fail.remote("memory"))) == "is out of memory"
     other = what_raises(cluster, actor.fail.remote("other"))
     with pytest.raises(exceptions.RayTaskError, match="no such thing"):
-        loss(other)
+        failure_reason(other)
     cluster.kill(actor)
-    assert "has died" in loss(what_raises(cluster, actor.sleep.remote(30)))
+    assert "has died" in failure_reason(what_raises(cluster, actor.sleep.remote(30)))
     with pytest.raises(StateLost):
-        loss(exceptions.ObjectLostError("00" * 28, None, "lost"))
+        failure_reason(exceptions.ObjectLostError("00" * 28, None, "lost"))
 
 
 def drawing_class():
@@ -181,7 +181,7 @@ def drawing_class():
 @pytest.mark.parametrize("dies_at", [1, 2, 5])
 def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(supervisor, cluster, tmp_path, dies_at):
     from actors.rollout.pool import RolloutPool
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
 
     supervisor, _ = supervisor()
     prompts = [Prompt(str(i), "", "", (5,) * (3 + i % 4)) for i in range(40)]
@@ -196,7 +196,7 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(superviso
         folder.mkdir()
         actor = start(supervisor, cluster, drawing_class(), name, str(folder), death)
         pool = RolloutPool(
-            [actor], placement, shape, 1, 64, EngineTime(), lambda i, e: supervisor.replace(loss(e), name)[0]
+            [actor], placement, shape, 1, 64, EngineTime(), lambda i, e: supervisor.replace(failure_reason(e), name)[0]
         )
         parts = list(pool.stream(prompts, sampling))
         return parts, (folder / "died").exists()
@@ -260,12 +260,14 @@ def scoring_class():
 
 def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(supervisor, cluster):
     from actors.reward_scorer import RewardScorer
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
     from rlhf_bench.core.types import Row
 
     supervisor, _ = supervisor()
     actor = start(supervisor, cluster, scoring_class())
-    scorer = RewardScorer([actor], 1, 0, 64, EngineTime(), lambda i, e: supervisor.replace(loss(e), "echo 0")[0])
+    scorer = RewardScorer(
+        [actor], 1, 0, 64, EngineTime(), lambda i, e: supervisor.replace(failure_reason(e), "echo 0")[0]
+    )
     scorer.load("model", "float32")
     rows = [Row(str(n), (1, 2), ((3,) * n, (4,))) for n in range(1, 4)]
     first, second = scorer.begin_score(rows), scorer.begin_score(rows[1:])
@@ -276,14 +278,14 @@ def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(supervisor
 
 
 def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(supervisor, cluster):
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
 
     supervisor, said = supervisor()
     actor = start(supervisor, cluster, echo_class())
     cluster.get(actor.pid.remote())
     waiting = actor.sleep.remote(300)
     supervisor.stop()
-    cause = loss(what_raises(cluster, waiting))
+    cause = failure_reason(what_raises(cluster, waiting))
     with pytest.raises(RunFailed, match="echo 0: not started again, since the run is ending"):
         supervisor.replace(cause, "echo 0")
     with pytest.raises(RunFailed, match="the run is ending"):
