@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 300.0
 """Far more than drawing takes."""
 
 
-class DraughtsmanActor:
+class ReportWorker:
     def __init__(self) -> None:
         import rlhf_bench.report  # noqa: F401  takes seconds, long before there is anything to draw
 
@@ -29,7 +29,7 @@ def begin_report(say: Callable[[str], None]) -> Callable[[Any, Any], Callable[[]
     It is on the driver's node, so that no other node's loss is its own; where it is lost all the same, or does not answer,
     this process draws."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(DraughtsmanActor).options(num_cpus=0, scheduling_strategy=here).remote()
+    actor = ray.remote(ReportWorker).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def begin(recorded: Any, summary: Any) -> Callable[[], Any]:
         drawn = actor.draw.remote(recorded, summary)

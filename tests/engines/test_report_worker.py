@@ -12,7 +12,7 @@ def draughtsmen():
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::DraughtsmanActor"):
+            if (process / "cmdline").read_bytes().startswith(b"ray::ReportWorker"):
                 found.add(int(process.name))
         except OSError:  # it has ended
             continue
