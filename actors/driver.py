@@ -21,7 +21,7 @@ import yaml
 
 from actors.evaluator import HeldOut
 from actors.fleet import Fleet, start_fleet
-from actors.fleet_pool import Fleets
+from actors.fleet_pool import FleetPool
 from actors.monitoring import ray_metrics as meters
 from actors.monitoring.trace import write_profile
 from actors.ray_cluster import machine
@@ -84,7 +84,7 @@ def drive(
         fleet.supervisor.on_loads = functools.partial(_track_loads, tracker)
         return fleet
 
-    fleets = Fleets(start, display.warn)
+    fleets = FleetPool(start, display.warn)
     try:
         display.say(
             f"starting the engines ({', '.join(f'{v:g} {k}' for k, v in ray.cluster_resources().items() if k in ('CPU', 'GPU'))} in the cluster"

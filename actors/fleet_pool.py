@@ -13,7 +13,7 @@ Start = Callable[[int, threading.Event], Fleet]
 """A fleet's number, counted from 1, and what is set once the run is ending -> that fleet, whose actors are starting."""
 
 
-class Fleets:
+class FleetPool:
     """Handles on all fleets that there are. Whatever happens, `stop` ends them all."""
 
     def __init__(self, start: Start, say: Callable[[str], None]):

@@ -134,7 +134,7 @@ def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:
         "Seeds": ", ".join(map(str, seeds)) or ABSENT,
         "Wall time": duration(_number(timing.get("wall_seconds"))),
         "Time to the first update": duration(_number(timing.get("first_update_seconds"))),
-        **({"Fleets, with arms side by side": str(timing["fleets"])} if timing.get("fleets", 1) > 1 else {}),
+        **({"FleetPool, with arms side by side": str(timing["fleets"])} if timing.get("fleets", 1) > 1 else {}),
         "Driver's own share of wall time, before this report": _percent(_number(timing.get("driver_share"))),
         "Reward model's accuracy on held-out pairs": _percent(_number(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),

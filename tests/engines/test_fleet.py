@@ -92,10 +92,10 @@ def test_what_was_refused_is_not_kept(cluster):
 
 def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
     from actors.fleet import reserve
-    from actors.fleet_pool import Fleets
+    from actors.fleet_pool import FleetPool
 
     placement, said = Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}), []
-    fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)
+    fleets = FleetPool(lambda number, ending: reserve(placement, True, ending), said.append)
     (other,) = fleets.others(1)
     assert other.result(timeout=60) is None
     (line,) = said
@@ -106,10 +106,10 @@ def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
 
 def test_who_waits_for_room_gives_up_when_the_run_ends(cluster):
     from actors.fleet import reserve
-    from actors.fleet_pool import Fleets
+    from actors.fleet_pool import FleetPool
 
     placement, said = Placement.model_validate({"timeout_seconds": 300, "learner": {"cpus": 3}}), []
-    fleets = Fleets(lambda number, ending: reserve(placement, True, ending), said.append)
+    fleets = FleetPool(lambda number, ending: reserve(placement, True, ending), said.append)
     (other,) = fleets.others(1)
     began = time.monotonic()
     fleets.stop()

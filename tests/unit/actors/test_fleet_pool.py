@@ -6,7 +6,7 @@ import time
 import pytest
 
 from actors.fleet import NoRoom
-from actors.fleet_pool import Fleets
+from actors.fleet_pool import FleetPool
 from rlhf_bench.core.errors import RunFailed
 
 PATIENCE = 20.0
@@ -39,7 +39,7 @@ def test_the_first_fleet_waits_for_no_other_one():
         assert number == 1 or may_start.wait(PATIENCE)
         return made.setdefault(number, Scripted())
 
-    fleets = Fleets(start, print)
+    fleets = FleetPool(start, print)
     assert fleets.first() is made[1]
     others = fleets.others(2)
     assert list(made) == [1] and not any(other.done() for other in others)
@@ -54,7 +54,7 @@ def test_a_fleet_without_room_is_told_of_and_left_out():
         raise NoRoom("placement: no room after 1 s")
 
     said = []
-    fleets = Fleets(start, said.append)
+    fleets = FleetPool(start, said.append)
     assert [other.result(PATIENCE) for other in fleets.others(1)] == [None]
     assert said == ["fleet 2: placement: no room after 1 s; the run goes on with the fleets that are there"]
     with pytest.raises(NoRoom):  # without which there is no run
@@ -66,7 +66,7 @@ def test_a_fleet_that_cannot_start_says_why():
     def start(number, ending):
         raise RunFailed("learner 0: 3 restarts were not enough")
 
-    fleets = Fleets(start, print)
+    fleets = FleetPool(start, print)
     (other,) = fleets.others(1)
     with pytest.raises(RunFailed, match="3 restarts"):
         other.result(PATIENCE)
@@ -75,7 +75,7 @@ def test_a_fleet_that_cannot_start_says_why():
 
 def test_the_end_of_the_run_wakes_who_waits_for_a_fleet():
     fleet = Scripted(hangs=True)
-    fleets = Fleets(lambda number, ending: fleet, print)
+    fleets = FleetPool(lambda number, ending: fleet, print)
     (other,) = fleets.others(1)
     assert fleet.joining.wait(PATIENCE)
     fleets.stop()
@@ -90,7 +90,7 @@ def test_who_waits_for_room_hears_of_the_end_and_says_nothing():
         raise NoRoom("placement: no room")
 
     said = []
-    fleets = Fleets(start, said.append)
+    fleets = FleetPool(start, said.append)
     (other,) = fleets.others(1)
     fleets.stop()
     assert other.result(0) is None and said == []
@@ -104,7 +104,7 @@ def test_a_fleet_that_comes_up_as_the_run_ends_is_ended_too():
         time.sleep(0.1)
         return fleet
 
-    fleets = Fleets(start, print)
+    fleets = FleetPool(start, print)
     (other,) = fleets.others(1)
     fleets.stop()
     with pytest.raises(RunFailed, match="fleet 2: not started, since the run is ending"):
