@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 ModelName = Literal["policy", "reference", "critic"]
 
-KIND: dict[ModelName, Literal["causal", "scalar"]] = {"policy": "causal", "reference": "causal", "critic": "scalar"}
+MODEL_HEAD: dict[ModelName, Literal["causal", "scalar"]] = {
+    "policy": "causal",
+    "reference": "causal",
+    "critic": "scalar",
+}
 
 
 def engine_config(zero_stage: int, dtype: str, max_grad_norm: float) -> dict[str, Any]:

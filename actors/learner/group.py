@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.learner.deepspeed_engine import KIND, ModelName
+from actors.learner.deepspeed_engine import MODEL_HEAD, ModelName
 from actors.monitoring.ray_metrics import count_tokens
 from actors.supervision.failures import failure_reason
 from actors.supervision.remote_call import UnderWay, answers
@@ -204,7 +204,7 @@ class LearnerGroup:
         return plan, [longest - len(p) for p in plan]  # every rank must take part in every collective
 
     def _planned_flops(self, name: ModelName, rows: Sequence[Row], plan: list[list[list[int]]], formula: Any) -> float:
-        shape, scalar = self.shapes[name], KIND[name] == "scalar"
+        shape, scalar = self.shapes[name], MODEL_HEAD[name] == "scalar"
         total = 0.0
         for indices in (part for rank in plan for part in rank):
             part = [rows[i] for i in indices]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.learner.deepspeed_engine import KIND, ModelName, engine_config, has_full_gradients
+from actors.learner.deepspeed_engine import MODEL_HEAD, ModelName, engine_config, has_full_gradients
 from actors.learner.training_state import SHARD_BYTES, TRAINING_STATE
 from actors.monitoring.trace import Profiled, noted
 from actors.supervision.heartbeat import Heartbeat
@@ -99,7 +99,7 @@ class LearnerRank(Profiled, Heartbeat):
         import torch
 
         self.free(name)
-        module = load_model(path, KIND[name], self.dtype, seed)
+        module = load_model(path, MODEL_HEAD[name], self.dtype, seed)
         shape = ModelShape.of(module.lm)
         if learning_rate is not None and self.lora is not None:
             add_adapters(module, self.lora, seed)
@@ -138,7 +138,7 @@ class LearnerRank(Profiled, Heartbeat):
             for indices in plan:
                 part = [rows[i] for i in indices]
                 batch = micro_batch(part).to(self.device)
-                numbers = model(batch, temperature) if KIND[name] == "causal" else model(batch)[0]
+                numbers = model(batch, temperature) if MODEL_HEAD[name] == "causal" else model(batch)[0]
                 flat = np.split(
                     numbers.float().cpu().numpy(), np.cumsum([len(r) for row in part for r in row.responses])[:-1]
                 )
@@ -353,7 +353,7 @@ class LearnerRank(Profiled, Heartbeat):
             engine = self.models[model]
             engine.train()
             found = engine(micro_batch([Row("", (0,), ((0,), (0,)))]).to(self.device))
-            numbers = found if KIND[model] == "causal" else found[0]
+            numbers = found if MODEL_HEAD[model] == "causal" else found[0]
             engine.backward(0.0 * numbers.sum())
             engine.step()
 
