@@ -13,7 +13,7 @@ from actors.monitoring.ray_metrics import count_tokens
 from actors.monitoring.trace import Profiled, noted
 from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.heartbeat import Heartbeat
-from actors.supervision.remote_call import Again, UnderWay, answers
+from actors.supervision.remote_call import RemoteCall, Retry, gather
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Row
@@ -77,22 +77,22 @@ class RewardScorer:
     def load(self, path: Path, dtype: str) -> None:
         self.model = (str(path), dtype)
         asked = [a.load.remote(*self.model) for a in self.actors]
-        self.shape = self.engine_time.during("loading", answers, asked, self._again("load", [self.model] * len(asked)))[
+        self.shape = self.engine_time.during("loading", gather, asked, self._again("load", [self.model] * len(asked)))[
             0
         ]
 
-    def _again(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Again:
+    def _again(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Retry:
         """The call to another scorer, with the same model, in the place of one that is lost."""
 
         asked = list(self.actors)
 
-        def again(i: int, error: Exception) -> ray.ObjectRef:
+        def retry(i: int, error: Exception) -> ray.ObjectRef:
             if asked[i] is self.actors[i]:  # else another call to it has seen to that
                 self._bring_up(i, error)
             asked[i] = self.actors[i]
             return getattr(asked[i], method).remote(*arguments[i])
 
-        return again
+        return retry
 
     def _bring_up(self, i: int, error: Exception) -> None:
         """Another scorer, with the model that the lost one had."""
@@ -104,7 +104,7 @@ class RewardScorer:
             except Exception as next_error:
                 error = next_error
 
-    def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
+    def begin_score(self, rows: Sequence[Row]) -> RemoteCall[Scores]:
         """Hand rows in, and go on."""
         assert self.shape is not None, "load comes first"
         plan = split_by_tokens(rows, len(self.actors), self.tokens_per_micro_batch)
@@ -120,8 +120,8 @@ class RewardScorer:
         with self.engine_time.at_work("scoring"):
             ref = ray.put(list(rows))
             refs = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
-        again = self._again("score", [(ref, p) for p in plan])
-        return UnderWay("scoring", "scorer", refs, finish, self.engine_time, again)
+        retry = self._again("score", [(ref, p) for p in plan])
+        return RemoteCall("scoring", "scorer", refs, finish, self.engine_time, retry)
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Hand rows in, and wait."""

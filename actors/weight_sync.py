@@ -21,7 +21,7 @@ import ray
 
 from actors.monitoring.ray_metrics import timing_sync
 from actors.supervision.failures import Replace, no_replacement
-from actors.supervision.remote_call import answers
+from actors.supervision.remote_call import gather
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class ObjectStoreSync:
             return self.engines[i].load_weights.remote([weights], version)
 
         asked = [e.load_weights.remote([weights], version) for e in self.engines]
-        self.learner.engine_time.during("sync", answers, asked, again)
+        self.learner.engine_time.during("sync", gather, asked, again)
         return weights
 
     def bring_up(self, number: int, error: Exception) -> Any:

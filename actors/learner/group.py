@@ -12,7 +12,7 @@ import ray
 from actors.learner.deepspeed_engine import MODEL_HEAD, ModelName
 from actors.monitoring.ray_metrics import count_tokens
 from actors.supervision.failures import failure_reason
-from actors.supervision.remote_call import UnderWay, answers
+from actors.supervision.remote_call import RemoteCall, gather
 from rlhf_bench.compute.engine_time import Activity, EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed, StateLost
@@ -67,7 +67,7 @@ class LearnerGroup:
         """Hand rows in, and wait."""
         return self.begin_measure(name, rows, temperature).result()
 
-    def begin_measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+    def begin_measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> RemoteCall[Measures]:
         """Hand rows in for a forward pass, and go on."""
         plan, idle = self._plan(rows)
         cost, count = self._measure_cost(name, rows, plan), len(rows)
@@ -81,7 +81,7 @@ class LearnerGroup:
             refs = [
                 r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)
             ]
-        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost)
+        return RemoteCall("measuring", "learner", refs, finish, self.engine_time, self._lost)
 
     def measure_cost(self, name: ModelName, rows: Sequence[Row]) -> Cost:
         """What that would cost, but for seconds."""
@@ -95,7 +95,7 @@ class LearnerGroup:
         """Hand in optimizer steps, and wait."""
         return self.begin_steps(work, temperature).result()
 
-    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> RemoteCall[Means]:
         """Hand in optimizer steps, to be taken one after another in one call to the ranks, and go on."""
         planned = [self._plan(step.rows) for step in work]
         units = [step.units for step in work]
@@ -113,7 +113,7 @@ class LearnerGroup:
                 r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
                 for rank, r in enumerate(self.ranks)
             ]
-        return UnderWay("learning", "learner", refs, finish, self.engine_time, self._lost)
+        return RemoteCall("learning", "learner", refs, finish, self.engine_time, self._lost)
 
     def steps_cost(self, work: Sequence[Step]) -> Cost:
         """What these steps will cost, but for seconds: known before they are taken."""
@@ -141,7 +141,7 @@ class LearnerGroup:
                 r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)
                 for r, p in zip(self.ranks, plan, strict=True)
             ]
-        return UnderWay("measuring", "learner", refs, finish, self.engine_time, self._lost).result()
+        return RemoteCall("measuring", "learner", refs, finish, self.engine_time, self._lost).result()
 
     def side_gradients_cost(self, rows: Sequence[Row]) -> Cost:
         """One forward and two backward passes; known before they are made, but for seconds."""
@@ -173,7 +173,7 @@ class LearnerGroup:
         self.shapes.pop(name, None)
 
     def _get(self, activity: Activity, refs: Sequence[ray.ObjectRef]) -> list[Any]:
-        return self.engine_time.during(activity, answers, refs, self._lost)
+        return self.engine_time.during(activity, gather, refs, self._lost)
 
     def _lost(self, rank: int, error: Exception) -> ray.ObjectRef:
         """What a rank held cannot be handed to another: `StateLost`. An error of its own may come of a peer's end, which shows

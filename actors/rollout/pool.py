@@ -12,7 +12,7 @@ from actors.monitoring.ray_metrics import count_tokens, queue_depth
 from actors.rollout.feeding import CALLS_AHEAD, RETURNS_PER_BATCH, _Answer, _Engine, _numbers, _Probe, _tokens
 from actors.rollout.vllm_engine import Request
 from actors.supervision.failures import Replace, no_replacement
-from actors.supervision.remote_call import answers
+from actors.supervision.remote_call import gather
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
@@ -72,14 +72,14 @@ class RolloutPool:
         self, prompts: Sequence[Prompt], sampling: Sampling, indices: list[int], found: dict[int, _Answer], seconds: float
     ) -> Part:  # fmt: skip
         """Takes the part's answers out of `found`."""
-        answers = [[found.pop(n) for n in _numbers(i, sampling)] for i in indices]
+        gather = [[found.pop(n) for n in _numbers(i, sampling)] for i in indices]
         groups = [
             Group(prompts[i], tuple(_sample(prompts[i], k, *answer) for k, answer in enumerate(own)))
-            for i, own in zip(indices, answers, strict=True)
+            for i, own in zip(indices, gather, strict=True)
         ]
         counted = [
             (len(prompts[i].token_ids), out["cached"], len(out["ids"]))
-            for i, own in zip(indices, answers, strict=True)
+            for i, own in zip(indices, gather, strict=True)
             for _, out in own
         ]
         flops, tokens = generation_flops(self.shape, counted), sum(n for _, _, n in counted)
@@ -214,7 +214,7 @@ class RolloutPool:
 
         probe = _Probe(tuple(prompt_ids), tuple(response_ids), expected, tolerance, version)
         asked = [a.logprobs.remote(probe.prompt_ids, probe.response_ids) for a in self.actors]
-        found = self.engine_time.during("sync", answers, asked, again)
+        found = self.engine_time.during("sync", gather, asked, again)
         gap = max(probe.gap(logprobs) for logprobs, _ in found)
         if others := {held for _, held in found} - {version}:
             raise RunFailed(f"weight sync: after update {version} an engine holds the weights of update {others.pop()}")

@@ -14,13 +14,13 @@ from rlhf_bench.compute.engine_time import Activity, EngineTime
 
 T = TypeVar("T")
 
-Again = Callable[[int, Exception], ray.ObjectRef]
+Retry = Callable[[int, Exception], ray.ObjectRef]
 """An actor's number and what its call raised -> the same call, made to another actor in its place. Raises what it cannot
 mend."""
 
 
 @dataclass(frozen=True)
-class UnderWay(Generic[T]):
+class RemoteCall(Generic[T]):
     """`refs`: one per actor, each an answer and the seconds that the actor worked for it."""
 
     activity: Activity
@@ -28,7 +28,7 @@ class UnderWay(Generic[T]):
     refs: Sequence[ray.ObjectRef]
     finish: Callable[[list[Any], list[float]], T]  # answers and seconds of all actors -> what the caller wants of them
     engine_time: EngineTime
-    again: Again
+    retry: Retry
     began: float = field(default_factory=perf_counter)
 
     def result(self) -> T:
@@ -37,14 +37,14 @@ class UnderWay(Generic[T]):
 
     @cached_property
     def _result(self) -> T:
-        found = self.engine_time.during(self.activity, answers, self.refs, self.again)
+        found = self.engine_time.during(self.activity, gather, self.refs, self.retry)
         seconds = [spent for _, spent in found]
         for i, spent in enumerate(seconds):
             self.engine_time.aside(self.activity, f"{self.role} {i}", self.began, spent)
         return self.finish([answer for answer, _ in found], seconds)
 
 
-def answers(refs: Sequence[ray.ObjectRef], again: Again) -> list[Any]:
+def gather(refs: Sequence[ray.ObjectRef], retry: Retry) -> list[Any]:
     """Of a call to every actor of a role, as soon as one of them fails: the others may be waiting for it."""
     waiting = {ref: i for i, ref in enumerate(refs)}
     found: dict[int, Any] = {}
@@ -54,5 +54,5 @@ def answers(refs: Sequence[ray.ObjectRef], again: Again) -> list[Any]:
         try:
             found[i] = ray.get(ref)
         except Exception as error:
-            waiting[again(i, error)] = i
+            waiting[retry(i, error)] = i
     return [found[i] for i in range(len(refs))]
