@@ -25,7 +25,7 @@ _Answer = tuple[int, dict[str, Any]]
 
 
 @dataclass
-class _Engine:
+class EngineQueue:
     """What one engine has been handed and has not answered yet."""
 
     actor: Any

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.monitoring.ray_metrics import count_tokens, queue_depth
-from actors.rollout.feeding import CALLS_AHEAD, RETURNS_PER_BATCH, _Answer, _Engine, _numbers, _Probe, _tokens
+from actors.rollout.feeding import CALLS_AHEAD, RETURNS_PER_BATCH, EngineQueue, _Answer, _numbers, _Probe, _tokens
 from actors.rollout.vllm_engine import Request
 from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.remote_call import gather
@@ -115,7 +115,7 @@ class RolloutPool:
             for at in range(0, sampling.count, share)
         )
         most_in_part = max(len(part) for part in parts) * sampling.count if parts else 0
-        engines = [_Engine(actor, i) for i, actor in enumerate(self.actors)]
+        engines = [EngineQueue(actor, i) for i, actor in enumerate(self.actors)]
         try:
             self._hand_out(engines, waiting, prompts, sampling, most_in_part)
             while any(e.requests for e in engines):
@@ -134,7 +134,7 @@ class RolloutPool:
                     engine.actor.abandon.remote()
 
     def _hand_out(
-        self, engines: Sequence[_Engine], waiting: deque[tuple[int, range]], prompts: Sequence[Prompt], sampling: Sampling,
+        self, engines: Sequence[EngineQueue], waiting: deque[tuple[int, range]], prompts: Sequence[Prompt], sampling: Sampling,
         part: int,
     ) -> None:  # fmt: skip
         """Give requests of one prompt at a time to the engine with the fewest tokens to go; have every engine with work
@@ -159,7 +159,7 @@ class RolloutPool:
                 engine.advance(new, sampling, self.eos_id, until)
                 new = {}
 
-    def _answered(self, engines: Sequence[_Engine], sampling: Sampling) -> list[tuple[_Engine, Any]]:
+    def _answered(self, engines: Sequence[EngineQueue], sampling: Sampling) -> list[tuple[EngineQueue, Any]]:
         """What `advance` gave, of every engine whose oldest call is done; waits for one. An engine that is lost is replaced."""
         asked = {engine.calls[0][0]: engine for engine in engines if engine.calls}
         self.engine_time.during("rollout", ray.wait, list(asked))
