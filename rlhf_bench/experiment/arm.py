@@ -30,7 +30,7 @@ from rlhf_bench.training.state import Data
 from rlhf_bench.training.update import write_trouble
 
 
-class ArmSaver:
+class ArmCheckpointer:
     """Checkpoints of one arm and seed, with its records: see `loop.Saver`."""
 
     def __init__(
@@ -57,7 +57,7 @@ class ArmSaver:
 
 
 @dataclass(frozen=True)
-class Ended:
+class ArmOutcome:
     """An arm and seed whose budget is spent: its records, still in memory, what it cost and its result."""
 
     part: Part
@@ -66,7 +66,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Arms:
+class ArmRunner:
     """What all arms and seeds of a comparison have in common. Read by several threads at once, and changed by none."""
 
     recipe: Recipe
@@ -83,7 +83,7 @@ class Arms:
     tags: Mapping[str, str]
     first_update: Callable[[], None]  # called after the first update of each in this run
 
-    def run(self, arm: str, seed: int, team: Team, patience: Grace) -> Ended:
+    def run(self, arm: str, seed: int, team: Team, patience: Grace) -> ArmOutcome:
         """From the last checkpoint on. Raises ArmFailed where the others may go on, and Stopped once a checkpoint is written
         after a signal that `patience` has noted."""
         return team.surely(self._run, arm, seed, team, patience, patience=patience)
@@ -101,7 +101,7 @@ class Arms:
         )
         return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
 
-    def _run(self, arm: str, seed: int, team: Team, patience: Grace) -> Ended:
+    def _run(self, arm: str, seed: int, team: Team, patience: Grace) -> ArmOutcome:
         recipe, settings, part = self.recipe, self.settings[arm], self.part(arm, seed)
         ledger = Ledger(recipe.compute.column, recipe.compute.limit)
         if uses_reward_model(settings):
@@ -109,7 +109,7 @@ class Arms:
         self._announce(arm, seed, settings)
         team.begin_arm(arm, seed)
         began, looks = perf_counter(), list[Evaluation]()
-        saver = ArmSaver(
+        saver = ArmCheckpointer(
             self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.display.say
         )
         run = ArmRun(
@@ -139,7 +139,7 @@ class Arms:
         self.display.say(
             f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {run.seconds:.0f} s"
         )
-        return Ended(part, ledger.by_phase, result)
+        return ArmOutcome(part, ledger.by_phase, result)
 
     def _announce(self, arm: str, seed: int, settings: MethodSettings) -> None:
         """To MLflow."""

@@ -16,7 +16,7 @@ from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.errors import ArmFailed, RunFailed
 from rlhf_bench.core.files import write_json
 from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look
-from rlhf_bench.experiment.arm import Arms, Ended
+from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
 from rlhf_bench.experiment.scheduler import Team, share_out
 from rlhf_bench.experiment.shutdown import grace
 from rlhf_bench.experiment.stages.start import make_start
@@ -58,7 +58,7 @@ class Comparison:
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
     drawn_before: StartSamples = field(init=False)
-    arms: Arms = field(init=False)
+    arms: ArmRunner = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
     first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
     stretches: list[Stretch] = field(
@@ -95,8 +95,8 @@ class Comparison:
 
     def _arms(
         self, settings: Mapping[str, MethodSettings], start: Start, base: Evaluation, used: Mapping[str, Dataset]
-    ) -> Arms:
-        return Arms(
+    ) -> ArmRunner:
+        return ArmRunner(
             self.recipe, settings, self.directory, self.material, self.cache, start, base, used, self.drawn_before,
             self.tracker, self.display, self.tags,
             first_update=lambda: self.first_updates.append(perf_counter() - self.began),
@@ -264,7 +264,7 @@ class Comparison:
         self.say("base policy: " + ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items()))
         return evaluation
 
-    def _write(self, ended: Ended) -> None:
+    def _write(self, ended: ArmOutcome) -> None:
         """In the one thread that writes tables."""
         ended.part.finish(ended.by_phase, ended.result)
         arm, seed = ended.part.key["arm"], ended.part.key["seed"]
@@ -342,7 +342,7 @@ class Comparison:
 
 
 def _failed_before(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Arms and seeds that an earlier run into DIR could not end, as `results.json` has them."""
+    """ArmRunner and seeds that an earlier run into DIR could not end, as `results.json` has them."""
     path = directory / "results.json"
     arms = json.loads(path.read_text())["arms"] if path.exists() else {}
     return {(arm, s["seed"]): s for arm, found in arms.items() for s in found["seeds"] if s["status"] == "failed"}

@@ -1,4 +1,4 @@
-"""Arms side by side: every team, which has a fleet of engines to itself, takes the next piece of work when it is free.
+"""ArmRunner side by side: every team, which has a fleet of engines to itself, takes the next piece of work when it is free.
 
     todo ── take ──> a thread per team ── work(team, piece) ──┐
                                                               └──> the main thread, which waits: done, or the first error

@@ -1,4 +1,4 @@
-"""Arms on several teams at once: who works on what, that the numbers are those of one team, and how all of it ends."""
+"""ArmRunner on several teams at once: who works on what, that the numbers are those of one team, and how all of it ends."""
 
 import json
 import os
