@@ -20,7 +20,7 @@ from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
 from rlhf_bench.experiment.scheduler import Team, share_out
 from rlhf_bench.experiment.shutdown import grace
 from rlhf_bench.experiment.stages.start import make_start
-from rlhf_bench.experiment.timing import Stretch
+from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.experiment.tracking.metrics import datasets, finished_policies
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.experiment.tuning import tuned_arms
@@ -61,13 +61,13 @@ class Comparison:
     arms: ArmRunner = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
     first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
-    stretches: list[Stretch] = field(
+    stretches: list[Occupancy] = field(
         default_factory=list
     )  # of the first team, and of every team while it is at the arms
     failed: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # results of earlier runs into DIR, too
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
-        self.stretches = [Stretch(self.first.roles.engine_time, self.began)]
+        self.stretches = [Occupancy(self.first.roles.engine_time, self.began)]
         start = self.first.surely(make_start, self.recipe, self.material, self.first.roles, self.cache, self.say)
         self.drawn_before = StartSamples(
             self.directory / "state", f"{start.base.name} {self.material.fingerprint['model']}"
@@ -118,7 +118,7 @@ class Comparison:
 
         def work(team: Team, piece: tuple[int, tuple[str, int]]) -> None:
             number, (arm, seed) = piece
-            stretch = Stretch(team.roles.engine_time, perf_counter())
+            stretch = Occupancy(team.roles.engine_time, perf_counter())
             self.stretches.append(stretch)
             if piece is pieces[-1]:
                 begun.append(self.begin_report())
@@ -152,7 +152,7 @@ class Comparison:
             others = [functools.partial(self._joined_in, ready) for ready in self.others]
             with grace(self.recipe.reliability.grace_seconds) as patience:
                 share_out(pieces, [lambda: self.first, *others], work, patience, self.end_teams)
-            self.stretches.append(Stretch(self.first.roles.engine_time, perf_counter()))
+            self.stretches.append(Occupancy(self.first.roles.engine_time, perf_counter()))
             for one in written:
                 one.result()
         if not written:  # else it is there as the last one left it

@@ -9,7 +9,7 @@ from rlhf_bench.compute.engine_time import EngineTime
 
 
 @dataclass
-class Stretch:
+class Occupancy:
     """Time in which somebody counted on one fleet's engines: up to now, where it has not ended."""
 
     engine_time: EngineTime

@@ -17,7 +17,7 @@ from rlhf_bench.core.errors import RunFailed, Stopped
 from rlhf_bench.core.types import Prompt, Sampling
 from rlhf_bench.experiment.scheduler import share_out
 from rlhf_bench.experiment.shutdown import Grace, grace, raise_on_signals
-from rlhf_bench.experiment.timing import Stretch
+from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.rollouts import Judged, StartSamples
 from tests.chaos.compare import differences
@@ -311,5 +311,5 @@ def test_the_drivers_share_counts_a_fleet_only_while_it_has_an_arm():
     now = time.perf_counter()
     one.aside("learning", "learner 0", now - 9, 3.0)
     other.aside("learning", "learner 0", now - 8, 2.0)
-    stretches = [Stretch(one, now - 9, now - 5), Stretch(other, now - 8, now - 6)]
+    stretches = [Occupancy(one, now - 9, now - 5), Occupancy(other, now - 8, now - 6)]
     assert sum(s.seconds for s in stretches) == pytest.approx(6) and sum(s.idle for s in stretches) == pytest.approx(1)
