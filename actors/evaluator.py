@@ -195,7 +195,7 @@ class Evaluator:
     def begin(self, held_out: HeldOut, reference: str, charged: bool = True) -> tuple[str, ...]:
         """What a reader of the probe sets must know, a sentence each. `charged`: the next look is, with what this costs."""
         self.begun, self.charged = (held_out, reference), not charged
-        with self.engine_time.at_work("evaluation"):
+        with self.engine_time.busy("evaluation"):
             while True:
                 try:
                     return ray.get(self.actor.begin.remote(held_out, reference, charged))
@@ -222,7 +222,7 @@ class Evaluator:
                 self._begin_again(error)
                 continue
             self.charged = True
-            self.engine_time.aside("evaluation", "evaluator", submitted.at, evaluation.seconds)
+            self.engine_time.record_background("evaluation", "evaluator", submitted.at, evaluation.seconds)
             done.append((submitted.label, evaluation))
             self.pending.pop(0)
             queue_depth("evaluator", len(self.pending))

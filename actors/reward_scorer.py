@@ -117,7 +117,7 @@ class RewardScorer:
             by_row = {i: scores for part in found for i, scores in part.items()}
             return [by_row[i] for i in range(count)], cost + Cost(device_seconds=sum(seconds) * self.devices_each)
 
-        with self.engine_time.at_work("scoring"):
+        with self.engine_time.busy("scoring"):
             ref = ray.put(list(rows))
             refs = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
         retry = self._again("score", [(ref, p) for p in plan])

@@ -76,7 +76,7 @@ class LearnerGroup:
             by_row = {i: numbers for part in found for i, numbers in part.items()}
             return [by_row[i] for i in range(count)], cost + Cost(device_seconds=max(seconds) * self.devices)
 
-        with self.engine_time.at_work("measuring"):
+        with self.engine_time.busy("measuring"):
             ref = ray.put(list(rows))
             refs = [
                 r.measure.remote(name, ref, p, i, temperature) for r, p, i in zip(self.ranks, plan, idle, strict=True)
@@ -107,7 +107,7 @@ class LearnerGroup:
             return means, cost + Cost(device_seconds=max(seconds) * self.devices)
 
         self.first_step_began = self.first_step_began or perf_counter()
-        with self.engine_time.at_work("learning"):
+        with self.engine_time.busy("learning"):
             ref = ray.put(list(work))
             refs = [
                 r.steps.remote(ref, [p[rank] for p, _ in planned], [i[rank] for _, i in planned], units, temperature)
@@ -135,7 +135,7 @@ class LearnerGroup:
             sides = SideGradients(chosen**0.5 / pairs, rejected**0.5 / pairs, dot / pairs**2)
             return sides, cost + Cost(device_seconds=max(seconds) * self.devices)
 
-        with self.engine_time.at_work("measuring"):
+        with self.engine_time.busy("measuring"):
             ref = ray.put(list(rows))
             refs = [
                 r.side_gradients.remote(method.pair_weight, ref, p, settings, temperature)

@@ -174,7 +174,7 @@ class RolloutPool:
                 engine.do_again(self.actors[engine.number], sampling, self.eos_id)
                 continue
             _, began, _ = engine.calls.popleft()
-            self.engine_time.aside("rollout", f"rollout {engine.number}", began, seconds)
+            self.engine_time.record_background("rollout", f"rollout {engine.number}", began, seconds)
             new = {n: answer for n, answer in out.items() if n not in engine.answered}
             engine.answered |= new.keys()
             if new:  # else it was done before, and is charged already

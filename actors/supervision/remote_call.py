@@ -40,7 +40,7 @@ class RemoteCall(Generic[T]):
         found = self.engine_time.during(self.activity, gather, self.refs, self.retry)
         seconds = [spent for _, spent in found]
         for i, spent in enumerate(seconds):
-            self.engine_time.aside(self.activity, f"{self.role} {i}", self.began, spent)
+            self.engine_time.record_background(self.activity, f"{self.role} {i}", self.began, spent)
         return self.finish([answer for answer, _ in found], seconds)
 
 

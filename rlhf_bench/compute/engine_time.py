@@ -42,7 +42,7 @@ class EngineTime:
             yield Span(began, ended, ACTIVITIES[int(activity)])
 
     @contextmanager
-    def at_work(self, activity: Activity) -> Iterator[None]:
+    def busy(self, activity: Activity) -> Iterator[None]:
         """Around handing work to engines and waiting for it."""
         began = perf_counter()
         try:
@@ -52,10 +52,10 @@ class EngineTime:
 
     def during(self, activity: Activity, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call that lasts as long as engines work for it."""
-        with self.at_work(activity):
+        with self.busy(activity):
             return call(*args, **kwargs)
 
-    def aside(self, activity: Activity, engine: str, submitted: float, seconds: float) -> None:
+    def record_background(self, activity: Activity, engine: str, submitted: float, seconds: float) -> None:
         """`engine` worked `seconds` on something submitted then, after what was submitted to it before, while the
         driver went on."""
         began = max(submitted, self.aside_until.get(engine, 0.0))
@@ -67,7 +67,7 @@ class EngineTime:
         """Seconds between `began` and `ended` in which no engine was at work."""
         return ended - began - sum(self.by_activity(began, ended).values())
 
-    def divided(self, began: float, ended: float) -> dict[str, float]:
+    def breakdown(self, began: float, ended: float) -> dict[str, float]:
         """The same by what engines were at; `driver` where they were at nothing."""
         return {**self.by_activity(began, ended), "driver": self.idle(began, ended)}
 

@@ -133,7 +133,7 @@ class ArmRunner:
             "score": score,
             "kl": final.numbers.get("kl", math.nan),
             "updates": run.version,
-            "seconds": team.roles.engine_time.divided(began, perf_counter()),
+            "seconds": team.roles.engine_time.breakdown(began, perf_counter()),
         }
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
         self.display.say(

@@ -78,7 +78,7 @@ class Comparison:
         settings = self._tuned(start, arms)
         self.notes = [*self.material.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
         base = self.first.surely(self._look_at_base, start)
-        self.before_arms = self.first.roles.engine_time.divided(self.began, perf_counter())
+        self.before_arms = self.first.roles.engine_time.breakdown(self.began, perf_counter())
         self.arms = self._arms(settings, start, base, used)
         self.failed = _failed_before(self.directory)
         todo = [(arm, seed) for seed in seeds for arm in arms]  # seed by seed: an early end still compares all arms

@@ -64,15 +64,15 @@ def share_out(
     error of any team, and a signal that waits no longer, end all teams and are raised: `end_teams` must wake, by an error,
     whoever waits for an engine.
     """
-    waiting, at_work, lock = deque(todo), set[int](), threading.Lock()
+    waiting, busy, lock = deque(todo), set[int](), threading.Lock()
     told: SimpleQueue[BaseException | None] = SimpleQueue()  # which a signal's exception leaves whole
 
     def take(number: int) -> T | None:
         with lock:
-            at_work.discard(number)
+            busy.discard(number)
             if not waiting or patience.number is not None:
                 return None
-            at_work.add(number)
+            busy.add(number)
             return waiting.popleft()
 
     def shift(number: int, ready: Callable[[], Team | None]) -> None:
@@ -86,7 +86,7 @@ def share_out(
         except BaseException as raised:
             error = raised
         with lock:
-            at_work.discard(number)
+            busy.discard(number)
         told.put(error)
 
     # Daemons, so that a thread that does not end cannot keep the process from ending.
@@ -103,7 +103,7 @@ def share_out(
             if error is not None:
                 raise error
             with lock:
-                over = not at_work and (not waiting or patience.number is not None)
+                over = not busy and (not waiting or patience.number is not None)
     except BaseException:
         with lock:
             waiting.clear()

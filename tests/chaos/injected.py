@@ -117,9 +117,9 @@ def main() -> None:
 
     class Time(plain_time):
         @contextmanager
-        def at_work(self, activity: Any) -> Iterator[None]:
+        def busy(self, activity: Any) -> Iterator[None]:
             chaos.phase(activity)
-            with super().at_work(activity):
+            with super().busy(activity):
                 yield
 
     class Display(plain_display):

@@ -23,10 +23,10 @@ def main() -> None:
 
     class Time(plain_time):
         @contextmanager
-        def at_work(self, activity: Any) -> Iterator[None]:
+        def busy(self, activity: Any) -> Iterator[None]:
             if activity == when and len(updates) >= 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            with super().at_work(activity):
+            with super().busy(activity):
                 yield
 
     class Display(plain_display):

@@ -131,7 +131,7 @@ class Made:
 
     def _team(self, n):
         time_of_its_own = EngineTime()
-        with time_of_its_own.at_work("starting"):
+        with time_of_its_own.busy("starting"):
             pool = self.pools[n]
         scorer = LengthScorer() if any(arm.feedback != "judge" for arm in self.settings.arms.values()) else None
         evaluator = Evaluator(lambda weights: weights / 1e4, late=bool(n % 2))
