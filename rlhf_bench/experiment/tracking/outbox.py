@@ -148,7 +148,7 @@ KINDS: Mapping[str, type[Item]] = {
 }
 
 
-class Journal:
+class Outbox:
     """Any thread appends, one reads and marks. Only one process may work in a directory at a time."""
 
     def __init__(self, directory: Path):

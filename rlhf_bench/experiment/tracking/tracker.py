@@ -28,8 +28,8 @@ from rlhf_bench.experiment.tracking.outbox import (
     File,
     Input,
     Item,
-    Journal,
     Note,
+    Outbox,
     Points,
     Run,
     Start,
@@ -85,7 +85,7 @@ class Tracker:
         self._experiment = experiment
         self._directory = directory
         self._on_warning = on_warning
-        self._journal = Journal(directory)
+        self._journal = Outbox(directory)
         self._run_key = ""
         self._open: set[tuple[str, int]] = set()
         self._warned: set[str] = set()

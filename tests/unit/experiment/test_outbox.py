@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from rlhf_bench.core.errors import BadInput, RunFailed
-from rlhf_bench.experiment.tracking.outbox import End, File, Journal, Points, Run, Start
+from rlhf_bench.experiment.tracking.outbox import End, File, Outbox, Points, Run, Start
 from rlhf_bench.experiment.tracking.tracker import _lots, without_credentials
 
 ARM = Run("key-1", "dpo", 1)
@@ -21,12 +21,12 @@ ITEMS = (
 )
 
 
-def waiting(journal: Journal) -> list:
+def waiting(journal: Outbox) -> list:
     return [item for item, _ in journal.waiting()]
 
 
-def filled(directory) -> Journal:
-    journal = Journal(directory)
+def filled(directory) -> Outbox:
+    journal = Outbox(directory)
     for item in ITEMS:
         journal.append(item)
     return journal
@@ -34,22 +34,22 @@ def filled(directory) -> Journal:
 
 def test_what_was_appended_waits_until_it_is_marked_in_this_process_and_the_next(tmp_path):
     journal = filled(tmp_path)
-    assert waiting(journal) == waiting(Journal(tmp_path)) == list(ITEMS)
+    assert waiting(journal) == waiting(Outbox(tmp_path)) == list(ITEMS)
     ends = [end for _, end in journal.waiting()]
     journal.delivered(ends[1])
-    assert waiting(journal) == waiting(Journal(tmp_path)) == list(ITEMS[2:])
+    assert waiting(journal) == waiting(Outbox(tmp_path)) == list(ITEMS[2:])
     journal.append(ITEMS[2])
     journal.delivered(ends[-1])
-    assert waiting(journal) == waiting(Journal(tmp_path)) == [ITEMS[2]]
+    assert waiting(journal) == waiting(Outbox(tmp_path)) == [ITEMS[2]]
 
 
 def test_what_is_all_delivered_takes_no_room_in_the_next_process(tmp_path):
     journal = filled(tmp_path)
     journal.delivered([end for _, end in journal.waiting()][-1])
-    again = Journal(tmp_path)
+    again = Outbox(tmp_path)
     assert waiting(again) == [] and again.path.stat().st_size == 0
     again.append(ITEMS[0])
-    assert waiting(again) == waiting(Journal(tmp_path)) == [ITEMS[0]]
+    assert waiting(again) == waiting(Outbox(tmp_path)) == [ITEMS[0]]
 
 
 @pytest.mark.parametrize("kept", range(0, 40, 3))
@@ -57,17 +57,17 @@ def test_a_torn_last_line_is_dropped_and_the_next_stands_on_a_line_of_its_own(ke
     path = filled(tmp_path).path
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:-1]) + whole[-1][:kept])
-    journal = Journal(tmp_path)
+    journal = Outbox(tmp_path)
     assert waiting(journal) == list(ITEMS[:-1])
     journal.append(ITEMS[0])
-    assert waiting(Journal(tmp_path)) == [*ITEMS[:-1], ITEMS[0]]
+    assert waiting(Outbox(tmp_path)) == [*ITEMS[:-1], ITEMS[0]]
 
 
 def test_a_torn_mark_is_dropped_too(tmp_path):
     journal = filled(tmp_path)
     journal.delivered([end for _, end in journal.waiting()][0])
     os.truncate(journal.path, journal.path.stat().st_size - 3)
-    assert waiting(Journal(tmp_path)) == list(ITEMS)
+    assert waiting(Outbox(tmp_path)) == list(ITEMS)
 
 
 @pytest.mark.parametrize("line", ["?", '{"kind": "start"}', '{"kind": "song", "run": ["key-1"]}', "[1]"])
@@ -76,17 +76,17 @@ def test_a_line_in_the_middle_that_cannot_be_read_is_named(line, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], line + "\n", *lines[2:]]))
     with pytest.raises(BadInput, match=r"tracking\.jsonl: line 3 cannot be read; remove that line"):
-        Journal(tmp_path)
+        Outbox(tmp_path)
 
 
 FILL_UP = """
 import resource, sys
 from pathlib import Path
-from rlhf_bench.experiment.tracking.outbox import Journal, Points, Run
+from rlhf_bench.experiment.tracking.outbox import Outbox, Points, Run
 from rlhf_bench.core.types import RunFailed
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1000 bytes
-journal = Journal(Path(sys.argv[1]))
+journal = Outbox(Path(sys.argv[1]))
 try:
     for step in range(100):
         journal.append(Points(Run("key-1", "dpo", 1), 0, step, {"train/loss": 0.5}))
@@ -101,22 +101,22 @@ def test_a_full_disk_ends_the_run_with_the_files_name_and_harms_no_line_that_is_
     assert said.startswith(f"{tmp_path / 'tracking.jsonl'}: cannot be written: ") and "make room" in said
     assert "\n" not in said
     assert (tmp_path / "tracking.jsonl").read_bytes().endswith(b"}\n")
-    assert [item.step for item in waiting(Journal(tmp_path))] == list(range(int(steps)))
+    assert [item.step for item in waiting(Outbox(tmp_path))] == list(range(int(steps)))
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     with pytest.raises(RunFailed, match=r"absent/tracking\.jsonl: cannot be written: No such file or directory"):
-        Journal(tmp_path / "absent")
+        Outbox(tmp_path / "absent")
 
 
 def test_a_journal_of_days_is_read_line_by_line(tmp_path):
-    journal = Journal(tmp_path)
+    journal = Outbox(tmp_path)
     metrics = {f"train/{i}": i / 3 for i in range(60)}
     for step in range(3000):
         journal.append(Points(ARM, 0, step, metrics))
     assert journal.path.stat().st_size > 3e6
     tracemalloc.start()
-    assert sum(1 for _ in Journal(tmp_path).waiting()) == 3000
+    assert sum(1 for _ in Outbox(tmp_path).waiting()) == 3000
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 3e5
