@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlhf_bench.core.costs import METERED_APART, Column, Cost, Phase
+from rlhf_bench.core.costs import UNCHARGED_PHASES, Column, Cost, Phase
 
 
 class Ledger:
@@ -17,8 +17,8 @@ class Ledger:
     def __init__(self, column: Column, limit: float):
         self.column, self.limit = column, limit
         self.by_phase: dict[Phase, Cost] = {}
-        self.promised: list[tuple[Phase, Cost]] = []
-        self.dearest_update = 0.0
+        self.reserved: list[tuple[Phase, Cost]] = []
+        self.max_update_cost = 0.0
         self.update_began_at = 0.0
 
     def charge(self, phase: Phase, cost: Cost) -> None:
@@ -30,13 +30,13 @@ class Ledger:
             self.charge(phase, cost)
         other.by_phase.clear()
 
-    def promise(self, phase: Phase, cost: Cost) -> None:
-        """Work that is under way: it takes up room at once, and is charged by `settle` when it is done."""
-        self.promised.append((phase, cost))
+    def reserve(self, phase: Phase, cost: Cost) -> None:
+        """Work that is under way: it takes up room at once, and is charged by `commit` when it is done."""
+        self.reserved.append((phase, cost))
 
-    def settle(self, cost: Cost) -> None:
+    def commit(self, cost: Cost) -> None:
         """Charge what the oldest promise has come to."""
-        phase, _ = self.promised.pop(0)
+        phase, _ = self.reserved.pop(0)
         self.charge(phase, cost)
 
     def total(self) -> Cost:
@@ -58,22 +58,22 @@ class Ledger:
     def begin_update(self) -> bool:
         """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
         self.update_began_at = self._committed()
-        return self.update_began_at + self.dearest_update <= self.limit
+        return self.update_began_at + self.max_update_cost <= self.limit
 
     def has_room_for(self, cost: Cost) -> bool:
         """Would the rest of this update, at this cost, stay within the limit?"""
         return self._committed() + getattr(cost, self.column) <= self.limit
 
     def end_update(self) -> None:
-        self.dearest_update = max(self.dearest_update, self._committed() - self.update_began_at)
+        self.max_update_cost = max(self.max_update_cost, self._committed() - self.update_began_at)
 
     def _committed(self) -> float:
         # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.
         by_phase = dict(self.by_phase)
-        for phase, cost in self.promised:
+        for phase, cost in self.reserved:
             by_phase[phase] = by_phase.get(phase, Cost()) + cost
         return getattr(_total(by_phase), self.column)
 
 
 def _total(by_phase: Mapping[Phase, Cost]) -> Cost:
-    return sum((c for p, c in by_phase.items() if p not in METERED_APART), Cost())
+    return sum((c for p, c in by_phase.items() if p not in UNCHARGED_PHASES), Cost())

@@ -13,7 +13,7 @@ Phase = Literal[
     "reward_model", "rollout", "scoring", "judging", "measuring", "learning", "sync", "evaluation", "tuning", "shared"
 ]
 
-METERED_APART: tuple[Phase, ...] = ("evaluation", "tuning", "shared")
+UNCHARGED_PHASES: tuple[Phase, ...] = ("evaluation", "tuning", "shared")
 """Charged to nobody: looking at a policy is not part of making it, and all arms start from the same base."""
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_bench.core.costs import COLUMNS, METERED_APART
+from rlhf_bench.core.costs import COLUMNS, UNCHARGED_PHASES
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
@@ -226,4 +226,4 @@ def ledger_table(recorded: Recorded) -> list[Row]:
 
 def is_charged(arm: str, phase: str) -> bool:
     """False for what is metered apart (evaluation, trials), and for the stages that all arms share."""
-    return phase not in METERED_APART and arm != SHARED
+    return phase not in UNCHARGED_PHASES and arm != SHARED

@@ -284,7 +284,7 @@ class ArmRun:
         adapting = learner.side_gradients_cost(prepared.rows) if adapts else Cost()
         if not self.ledger.has_room_for(data.owed + adapting + learning):
             return None
-        self.ledger.promise("measuring", data.owed)
+        self.ledger.reserve("measuring", data.owed)
         self.paid_for |= {row.id for row in drawn.rows}
         self.state = prepared.state
         if adapts and self.method.adapt is not None:
@@ -297,7 +297,7 @@ class ArmRun:
         adapted = {f"state/{key}": value for key, value in self.state.items()}
         steps = self._steps(parts, settings)
         under_way = learner.begin_steps(steps, self.recipe.data.temperature)
-        self.ledger.promise("learning", learning)
+        self.ledger.reserve("learning", learning)
         self.version += 1
         metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
         return HandedIn(self.version, metrics, steps, data.owed, under_way, data)
@@ -309,8 +309,8 @@ class ArmRun:
             sums: dict[str, list[float]] = {}
             if update.under_way is not None:
                 found, cost = update.under_way.result()
-                self.ledger.settle(update.owed)
-                self.ledger.settle(cost)
+                self.ledger.commit(update.owed)
+                self.ledger.commit(cost)
                 for step, means in zip(update.steps, found, strict=True):
                     prefix = "" if step.objective.model == "policy" else "critic_"
                     for key, value in means.items():

@@ -35,7 +35,7 @@ class Known:
 
 def state_of(run: ArmRun) -> dict[str, Any]:
     """Between two updates: none may be under way."""
-    assert not run.handed_in and not run.ledger.promised
+    assert not run.handed_in and not run.ledger.reserved
     return {
         "rounds": run.rounds,
         "version": run.version,
@@ -90,15 +90,15 @@ def restore(run: ArmRun, state: Mapping[str, Any]) -> None:
 def _ledger(ledger: Ledger) -> dict[str, Any]:
     return {
         "by_phase": {phase: cost.as_dict() for phase, cost in ledger.by_phase.items()},
-        "dearest_update": ledger.dearest_update,
+        "max_update_cost": ledger.max_update_cost,
         "update_began_at": ledger.update_began_at,
     }
 
 
 def _fill(ledger: Ledger, state: Mapping[str, Any]) -> None:
     ledger.by_phase = {phase: Cost(**cost) for phase, cost in state["by_phase"].items()}
-    ledger.promised.clear()
-    ledger.dearest_update, ledger.update_began_at = state["dearest_update"], state["update_began_at"]
+    ledger.reserved.clear()
+    ledger.max_update_cost, ledger.update_began_at = state["max_update_cost"], state["update_began_at"]
 
 
 def _part(part: Any) -> dict[str, Any]:
