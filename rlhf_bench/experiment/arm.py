@@ -24,7 +24,7 @@ from rlhf_bench.results.store import Part, copy_checkpoint
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmRun, Progress
+from rlhf_bench.training.loop import ArmTrainer, Progress
 from rlhf_bench.training.rollouts import DrawnBefore
 from rlhf_bench.training.state import Data
 from rlhf_bench.training.update import write_trouble
@@ -112,7 +112,7 @@ class ArmRunner:
         saver = ArmCheckpointer(
             self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.display.say
         )
-        run = ArmRun(
+        run = ArmTrainer(
             recipe, METHODS[settings.method], settings, seed, self.material, self.start, team.roles, ledger,
             self._progress(arm, seed, part, looks, lambda: run.seconds), self.base, recipe.evaluation.marks,
             self.drawn_before, self.cache, saver=saver,

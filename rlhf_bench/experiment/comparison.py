@@ -31,7 +31,7 @@ from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLE
 from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmRun, Progress
+from rlhf_bench.training.loop import ArmTrainer, Progress
 from rlhf_bench.training.rollouts import StartSamples
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class Comparison:
             def looked(look: Look, evaluation: Evaluation) -> None:
                 scores.append(next(iter(evaluation.splits.values())).score)
 
-            run = ArmRun(
+            run = ArmTrainer(
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, team.roles, ledger,
                 Progress(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip

@@ -76,7 +76,7 @@ def _finite(numbers: Mapping[str, float], key: str) -> bool:
 
 
 @dataclass
-class ArmRun:
+class ArmTrainer:
     """One arm and one seed: everything that lives as long as it does."""
 
     recipe: Recipe

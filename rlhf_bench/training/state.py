@@ -20,7 +20,7 @@ from rlhf_bench.training.experience import Drawn, FixedPairs
 from rlhf_bench.training.roles import Means, Measures, Step, UnderWay
 
 if TYPE_CHECKING:
-    from rlhf_bench.training.loop import ArmRun
+    from rlhf_bench.training.loop import ArmTrainer
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Known:
         return self.value
 
 
-def state_of(run: ArmRun) -> dict[str, Any]:
+def state_of(run: ArmTrainer) -> dict[str, Any]:
     """Between two updates: none may be under way."""
     assert not run.handed_in and not run.ledger.reserved
     return {
@@ -61,7 +61,7 @@ def state_of(run: ArmRun) -> dict[str, Any]:
     }
 
 
-def restore(run: ArmRun, state: Mapping[str, Any]) -> None:
+def restore(run: ArmTrainer, state: Mapping[str, Any]) -> None:
     """Lay what `state_of` gave over an arm that has just begun."""
 
     run.rounds, run.version, run.synced = state["rounds"], state["version"], state["synced"]

@@ -19,7 +19,7 @@ from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmRun, Progress
+from rlhf_bench.training.loop import ArmTrainer, Progress
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
 from tests.support.scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
@@ -59,7 +59,7 @@ class Arm:
             lambda *what: self.skipped.append(what),
         )
         base = Evaluation({}, {}, {}, 0.0, self.evaluator.pairs)
-        run = ArmRun(
+        run = ArmTrainer(
             recipe,
             METHODS[settings.method],
             settings,

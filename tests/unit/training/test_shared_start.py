@@ -13,7 +13,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import prepare
-from rlhf_bench.training.loop import ArmRun
+from rlhf_bench.training.loop import ArmTrainer
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
 
@@ -85,6 +85,6 @@ def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
     arm, ledger, critics = with_judge.arms["ppo"], Ledger("flops", 1), set()
     for reward_model in (None, "reward"):
         start, roles = SimpleNamespace(base="base", reward_model=reward_model), SimpleNamespace(learner=Loaded())
-        ArmRun(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None, (), {}, None)._load()
+        ArmTrainer(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None, (), {}, None)._load()
         critics.add(roles.learner.paths["critic"])
     assert critics == {"base"}
