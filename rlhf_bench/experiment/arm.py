@@ -24,14 +24,14 @@ from rlhf_bench.results.store import Part, copy_checkpoint
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmTrainer, Progress
+from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import DrawnBefore
 from rlhf_bench.training.state import Data
 from rlhf_bench.training.update import write_trouble
 
 
 class ArmCheckpointer:
-    """Checkpoints of one arm and seed, with its records: see `loop.Saver`."""
+    """Checkpoints of one arm and seed, with its records: see `loop.Checkpointer`."""
 
     def __init__(
         self, checkpoints: Checkpoints, every_seconds: float, part: Part, grace: Grace, say: Callable[[str], None]
@@ -151,7 +151,7 @@ class ArmRunner:
 
     def _progress(
         self, arm: str, seed: int, part: Part, looks: list[Evaluation], seconds: Callable[[], float]
-    ) -> Progress:
+    ) -> ArmObserver:
         """What the loop tells goes to records, MLflow and the display. `looks` gets every look."""
         updates = 0
 
@@ -179,4 +179,4 @@ class ArmRunner:
             where = f"; its data are in {kept}" if kept else ""
             self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
 
-        return Progress(updated, looked, skipped)
+        return ArmObserver(updated, looked, skipped)

@@ -31,7 +31,7 @@ from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLE
 from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmTrainer, Progress
+from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import StartSamples
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Comparison:
 
             run = ArmTrainer(
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, team.roles, ledger,
-                Progress(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
+                ArmObserver(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             try:
                 status: str = run.run(None)

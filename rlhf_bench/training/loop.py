@@ -39,7 +39,7 @@ DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
-class Progress:
+class ArmObserver:
     """What the loop tells the outside after every update and every look."""
 
     update: Callable[[int, Mapping[str, float], Ledger], None]
@@ -47,7 +47,7 @@ class Progress:
     skipped: Callable[[int, str, Data], None] = lambda *_: None  # an update, why, and what it should have learnt from
 
 
-class Saver(Protocol):
+class Checkpointer(Protocol):
     """Keeps an arm's state where a later run finds it."""
 
     def due(self) -> bool:
@@ -87,7 +87,7 @@ class ArmTrainer:
     start: Start
     roles: Roles
     ledger: Ledger
-    progress: Progress
+    progress: ArmObserver
     base: Evaluation  # the look at the start policy, shared by all arms
     marks: tuple[float, ...]  # fractions of the budget at which to look
     drawn_before: DrawnBefore  # shared by the arms of a comparison
@@ -95,7 +95,7 @@ class ArmTrainer:
     version: int = 0
     status: Literal["done", "diverged"] = "done"
     handed_in: list[HandedIn] = field(default_factory=list)
-    saver: Saver | None = None  # None: nothing is kept of an arm that is cut short
+    saver: Checkpointer | None = None  # None: nothing is kept of an arm that is cut short
     state: dict[str, float] = field(default_factory=dict)
     references: ReferenceLogprobs | None = None  # of the rows of an arm whose data is fixed
     paid_for: set[str] = field(default_factory=set)  # ids of rows whose reference log-probs have been charged

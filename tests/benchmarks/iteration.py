@@ -61,7 +61,7 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.training.cache import Cache
     from rlhf_bench.training.experience import make_source
     from rlhf_bench.training.inputs import Material, Start
-    from rlhf_bench.training.loop import ArmTrainer, Progress
+    from rlhf_bench.training.loop import ArmObserver, ArmTrainer
     from rlhf_bench.training.rollouts import Sampler, StartSamples
 
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -93,7 +93,7 @@ def iteration(rollouts_ahead: int) -> Measured:
         settings, drawn_with, drawn_before = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
         run = ArmTrainer(
             recipe, METHODS["ppo"], settings, 1, material, start, roles, Ledger("flops", 1e18),
-            Progress(lambda *_: None, lambda *_: None), None, (), drawn_before, Cache(Path(aside) / "cache"),
+            ArmObserver(lambda *_: None, lambda *_: None), None, (), drawn_before, Cache(Path(aside) / "cache"),
         )  # fmt: skip
         run._load()
         run.sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, drawn_before)

@@ -19,7 +19,7 @@ from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Material, Start
-from rlhf_bench.training.loop import ArmTrainer, Progress
+from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
 from tests.support.scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
@@ -53,7 +53,7 @@ class Arm:
         start = Start(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, LengthScorer(scale), self.learner, self.evaluator, self.sync)
         self.updates, self.looks, self.skipped = [], [], []
-        progress = Progress(
+        progress = ArmObserver(
             lambda update, numbers, ledger: self.updates.append((update, dict(numbers), ledger.fraction)),
             lambda look, evaluation: self.looks.append((look, evaluation)),
             lambda *what: self.skipped.append(what),
@@ -207,7 +207,7 @@ def test_updates_whose_loss_is_no_number_are_counted_and_five_in_a_row_end_the_a
 
 @pytest.mark.parametrize("skips", [1, 2, 5])
 def test_an_arm_diverges_with_the_same_update_wherever_checkpoints_fall(skips):
-    class Saver:
+    class Checkpointer:
         def __init__(self, rounds):
             self.rounds, self.seen = rounds, 0
 
@@ -223,7 +223,7 @@ def test_an_arm_diverges_with_the_same_update_wherever_checkpoints_fall(skips):
 
     def updates(*rounds):
         learner = Learner(losses=[1.0, *[float("nan")] * skips])
-        arm = Arm(LIMIT, learner=learner, method="dpo", skips=skips, saver=Saver(rounds))
+        arm = Arm(LIMIT, learner=learner, method="dpo", skips=skips, saver=Checkpointer(rounds))
         assert arm.status == "diverged"
         return [str(update) for update in arm.updates]  # as text nan equals nan
 
