@@ -26,7 +26,7 @@ from rlhf_bench.training.checkpoints import Checkpoints
 from rlhf_bench.training.inputs import Material, Start
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import DrawnBefore
-from rlhf_bench.training.state import Data
+from rlhf_bench.training.state import UpdateData
 from rlhf_bench.training.update import write_trouble
 
 
@@ -174,7 +174,7 @@ class ArmRunner:
                 self.display.looked(arm, seed, look, evaluation)
             looks.append(evaluation)
 
-        def skipped(update: int, why: str, data: Data) -> None:
+        def skipped(update: int, why: str, data: UpdateData) -> None:
             kept = write_trouble(self.directory, f"{arm}-seed{seed}", update, why, data)
             where = f"; its data are in {kept}" if kept else ""
             self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")

@@ -19,7 +19,7 @@ from rlhf_bench.training.rollouts import Sampler, sample_metrics
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Batch:
     """An update's data, or a part of it. `rewards`: per row, one number per response."""
 
     rows: list[Row]
@@ -29,14 +29,14 @@ class Drawn:
 
 
 class Source(Protocol):
-    def draw(self, version: int) -> Iterator[Drawn]:
+    def draw(self, version: int) -> Iterator[Batch]:
         """One update's data, part by part as parts are there. Its numbers, `metrics`, come with the last one."""
 
 
-def joined(parts: Sequence[Drawn]) -> Drawn:
+def joined(parts: Sequence[Batch]) -> Batch:
     """All parts of an update as one."""
     rows, rewards = ([x for part in parts for x in getattr(part, name)] for name in ("rows", "rewards"))
-    return Drawn(rows, rewards, {k: v for part in parts for k, v in part.metrics.items()}, parts[-1].fixed)
+    return Batch(rows, rewards, {k: v for part in parts for k, v in part.metrics.items()}, parts[-1].fixed)
 
 
 class FixedPairs:
@@ -48,12 +48,12 @@ class FixedPairs:
         self.rng = np.random.default_rng([seed, 2])
         self.order: list[int] = []
 
-    def draw(self, version: int) -> Iterator[Drawn]:
+    def draw(self, version: int) -> Iterator[Batch]:
         while len(self.order) < self.size:
             self.order += self.rng.permutation(len(self.rows)).tolist()
         now, self.order = self.order[: self.size], self.order[self.size :]
         metrics = {"policy_version_lag": version - float(np.mean([self.versions[i] for i in now])), "pairs": len(now)}
-        yield Drawn([self.rows[i] for i in now], [self.rewards[i] for i in now], metrics | self.metrics, fixed=True)
+        yield Batch([self.rows[i] for i in now], [self.rewards[i] for i in now], metrics | self.metrics, fixed=True)
 
 
 class OnlinePairs:
@@ -62,13 +62,13 @@ class OnlinePairs:
     def __init__(self, sampler: Sampler, prompts: int, candidates: int):
         self.sampler, self.prompts, self.candidates = sampler, prompts, candidates
 
-    def draw(self, version: int) -> Iterator[Drawn]:
+    def draw(self, version: int) -> Iterator[Batch]:
         groups, pairs = list[Group](), 0
         for part in self.sampler.sample(self.prompts, self.candidates):
             made = best_and_worst(part)
             groups, pairs = groups + part, pairs + len(made)
-            yield Drawn(rows_of(made), _pair_rewards(made), {}, fixed=False)
-        yield Drawn([], [], sample_metrics(groups, version) | {"pairs": pairs}, fixed=False)
+            yield Batch(rows_of(made), _pair_rewards(made), {}, fixed=False)
+        yield Batch([], [], sample_metrics(groups, version) | {"pairs": pairs}, fixed=False)
 
 
 class OnlineSamples:
@@ -77,13 +77,13 @@ class OnlineSamples:
     def __init__(self, sampler: Sampler, prompts: int, samples: int):
         self.sampler, self.prompts, self.samples = sampler, prompts, samples
 
-    def draw(self, version: int) -> Iterator[Drawn]:
+    def draw(self, version: int) -> Iterator[Batch]:
         groups = list[Group]()
         for part in self.sampler.sample(self.prompts, self.samples):
             groups += part
             rewards = [tuple(s.reward for s in g.samples) for g in part]
-            yield Drawn([sampled_row(g) for g in part], rewards, {}, fixed=False)
-        yield Drawn([], [], sample_metrics(groups, version), fixed=False)
+            yield Batch([sampled_row(g) for g in part], rewards, {}, fixed=False)
+        yield Batch([], [], sample_metrics(groups, version), fixed=False)
 
 
 def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequence[Pair]) -> Source:

@@ -2,7 +2,7 @@
 
 draw data → measure (reference, old log-probs, values) → prepare → optimizer steps → sync → record → look, at marks
 
-Data comes in parts, and each is measured while the engines draw the next. An arm that asks for it draws a whole update's
+UpdateData comes in parts, and each is measured while the engines draw the next. An arm that asks for it draws a whole update's
 data while the learner is at the steps of the one before.
 """
 
@@ -25,12 +25,12 @@ from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.experience import Drawn, FixedPairs, Source, joined, make_source
+from rlhf_bench.training.experience import Batch, FixedPairs, Source, joined, make_source
 from rlhf_bench.training.inputs import Material, Start
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
 from rlhf_bench.training.rollouts import DrawnBefore, Sampler
-from rlhf_bench.training.state import Data, HandedIn, PartUnderWay, restore, state_of
+from rlhf_bench.training.state import PendingChunk, PendingUpdate, UpdateData, restore, state_of
 
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
     "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
@@ -44,7 +44,9 @@ class ArmObserver:
 
     update: Callable[[int, Mapping[str, float], Ledger], None]
     looked: Callable[[Look, Evaluation], None]
-    skipped: Callable[[int, str, Data], None] = lambda *_: None  # an update, why, and what it should have learnt from
+    skipped: Callable[[int, str, UpdateData], None] = lambda *_: (
+        None
+    )  # an update, why, and what it should have learnt from
 
 
 class Checkpointer(Protocol):
@@ -60,7 +62,7 @@ class Checkpointer(Protocol):
         """The arm's state, the learner's folder, and names of files in it; None to begin at the beginning."""
 
 
-def not_finite(data: Data) -> str | None:
+def not_finite(data: UpdateData) -> str | None:
     """What is wrong with an update's numbers before anything has learnt from them. A reward of nan, or of −∞ in a pair, marks
     a response that did not end."""
     if any(reward == math.inf for rewards in data.drawn.rewards for reward in rewards):
@@ -94,7 +96,7 @@ class ArmTrainer:
     cache: Cache
     version: int = 0
     status: Literal["done", "diverged"] = "done"
-    handed_in: list[HandedIn] = field(default_factory=list)
+    handed_in: list[PendingUpdate] = field(default_factory=list)
     saver: Checkpointer | None = None  # None: nothing is kept of an arm that is cut short
     state: dict[str, float] = field(default_factory=dict)
     references: ReferenceLogprobs | None = None  # of the rows of an arm whose data is fixed
@@ -104,7 +106,7 @@ class ArmTrainer:
     rounds: int = 0  # how often data was drawn
     synced: int = 0  # the version that the engines hold
     skipped_in_a_row: int = 0
-    ahead: list[PartUnderWay] | None = None  # drawn and not yet trained on
+    ahead: list[PendingChunk] | None = None  # drawn and not yet trained on
     rng: np.random.Generator = field(init=False)  # of minibatches
     sampler: Sampler = field(init=False)
     source: Source = field(init=False)
@@ -232,11 +234,11 @@ class ArmTrainer:
                 [self.recipe.model.dtype, placed],
             )  # fmt: skip
 
-    def _draw(self) -> list[PartUnderWay]:
+    def _draw(self) -> list[PendingChunk]:
         """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
-        return [PartUnderWay(drawn, self._begin_measuring(drawn)) for drawn in self.source.draw(self.version)]
+        return [PendingChunk(drawn, self._begin_measuring(drawn)) for drawn in self.source.draw(self.version)]
 
-    def _begin_measuring(self, drawn: Drawn) -> Mapping[str, UnderWay[Measures]]:
+    def _begin_measuring(self, drawn: Batch) -> Mapping[str, UnderWay[Measures]]:
         if drawn.fixed or not drawn.rows:
             return {}
         learner, temperature = self.roles.learner, self.recipe.data.temperature
@@ -246,34 +248,34 @@ class ArmTrainer:
             for name in self.method.needs(self.settings)
         }
 
-    def _all_of(self, parts: Sequence[PartUnderWay]) -> Data:
+    def _all_of(self, parts: Sequence[PendingChunk]) -> UpdateData:
         """All parts as one, with what was measured on them. Of fixed rows every forward pass is owed when the arm first
         uses the row."""
         drawn = joined([part.drawn for part in parts])
         if drawn.fixed:
             if self.references is None:
-                return Data(drawn, {})
+                return UpdateData(drawn, {})
             new = list({row.id: row for row in drawn.rows if row.id not in self.paid_for}.values())
             owed = self.references.cost(self.roles.learner, new) if new else Cost()
-            return Data(drawn, {"reference_logprobs": self.references.of(drawn.rows)}, owed)
+            return UpdateData(drawn, {"reference_logprobs": self.references.of(drawn.rows)}, owed)
         measured: dict[str, list[PerResponse]] = {name: [] for name in self.method.needs(self.settings)}
         for part in parts:
             for name, under_way in part.asked.items():
                 found, cost = under_way.result()
                 measured[name] += found
                 self.ledger.charge("measuring", cost)
-        return Data(drawn, measured)
+        return UpdateData(drawn, measured)
 
-    def _hand_in(self, data: Data, settings: Any) -> HandedIn | None:
+    def _hand_in(self, data: UpdateData, settings: Any) -> PendingUpdate | None:
         """One update on drawn data. None when it would pass the budget: then nothing is trained."""
         drawn, measured = data.drawn, data.measured
         if not drawn.rows:
-            return HandedIn(self.version, drawn.metrics)
+            return PendingUpdate(self.version, drawn.metrics)
         if (wrong := not_finite(data)) is not None:
             self._settle()
             self.version += 1
             self._skip(self.version, wrong, data)
-            return HandedIn(self.version, {**drawn.metrics, "skipped": 1.0})
+            return PendingUpdate(self.version, {**drawn.metrics, "skipped": 1.0})
         prepared = self.method.prepare(drawn.rows, drawn.rewards, measured, settings, self.state)
         parts = [
             [prepared.rows[i] for i in part] for part in self.method.minibatches(prepared.rows, settings, self.rng)
@@ -300,7 +302,7 @@ class ArmTrainer:
         self.ledger.reserve("learning", learning)
         self.version += 1
         metrics = {**drawn.metrics, **prepared.metrics, **adapted, **self._sample_logprob(measured)}
-        return HandedIn(self.version, metrics, steps, data.owed, under_way, data)
+        return PendingUpdate(self.version, metrics, steps, data.owed, under_way, data)
 
     def _settle(self) -> None:
         """Wait for the updates that the learner was handed, charge and report them."""
@@ -329,7 +331,7 @@ class ArmTrainer:
                     self.skipped_in_a_row = 0
             self.progress.update(update.version, {**learned, **update.metrics}, self.ledger)
 
-    def _skip(self, version: int, why: str, data: Data) -> None:
+    def _skip(self, version: int, why: str, data: UpdateData) -> None:
         """Count an update that has left no trace in the weights. Too many in a row, and there is no way on."""
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.recipe.compute.skips_in_a_row:

@@ -16,7 +16,7 @@ from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import Measured
-from rlhf_bench.training.experience import Drawn, FixedPairs
+from rlhf_bench.training.experience import Batch, FixedPairs
 from rlhf_bench.training.roles import Means, Measures, Step, UnderWay
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def restore(run: ArmTrainer, state: Mapping[str, Any]) -> None:
     run.ahead = None
     if state["ahead"] is not None:
         run.ahead = [
-            PartUnderWay(_drawn(part["drawn"]), {name: Known(_measures(m)) for name, m in part["measured"].items()})
+            PendingChunk(_drawn(part["drawn"]), {name: Known(_measures(m)) for name, m in part["measured"].items()})
             for part in state["ahead"]
         ]
 
@@ -114,7 +114,7 @@ def _part(part: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _drawn(data: Mapping[str, Any]) -> Drawn:
+def _drawn(data: Mapping[str, Any]) -> Batch:
     rows = [
         Row(
             r["id"],
@@ -124,7 +124,7 @@ def _drawn(data: Mapping[str, Any]) -> Drawn:
         )
         for r in data["rows"]
     ]
-    return Drawn(rows, [tuple(r) for r in data["rewards"]], data["metrics"], data["fixed"])
+    return Batch(rows, [tuple(r) for r in data["rewards"]], data["metrics"], data["fixed"])
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _back(arrays: Sequence[tuple[str, list[float]]]) -> tuple[np.ndarray, ...]:
 
 
 @dataclass(frozen=True)
-class HandedIn:
+class PendingUpdate:
     """An update whose optimizer steps the learner has been handed: its number, what is known of it, what is to come."""
 
     version: int
@@ -156,21 +156,21 @@ class HandedIn:
     steps: Sequence[Step] = ()
     owed: Cost = Cost()  # promised, for what was measured
     under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
-    data: Data | None = None
+    data: UpdateData | None = None
 
 
 @dataclass(frozen=True)
-class PartUnderWay:
+class PendingChunk:
     """A part of an update's data, and what the learner has been asked to measure on it."""
 
-    drawn: Drawn
+    drawn: Batch
     asked: Mapping[str, UnderWay[Measures]]
 
 
 @dataclass(frozen=True)
-class Data:
+class UpdateData:
     """All of an update's data, what was measured on it, and what is still to be charged for that."""
 
-    drawn: Drawn
+    drawn: Batch
     measured: Measured
     owed: Cost = Cost()

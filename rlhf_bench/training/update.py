@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlhf_bench.training.state import Data
+from rlhf_bench.training.state import UpdateData
 
 TROUBLES_KEPT = 10
 """Of one arm and seed: enough to see what is wrong, and no full disk."""
 
 
-def write_trouble(directory: Path, key: str, update: int, why: str, data: Data) -> Path | None:
+def write_trouble(directory: Path, key: str, update: int, why: str, data: UpdateData) -> Path | None:
     """Keep what an update was skipped for, to be looked into: rows, rewards and what was measured on them. None where there is
     enough of that arm's."""
     folder = directory / "trouble"

@@ -15,8 +15,8 @@ from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look, PairLook, Row, Sp
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
 from rlhf_bench.results.store import Part, merge_parts, open_directory, pair_rows, sample_rows, table
-from rlhf_bench.training.experience import Drawn
-from rlhf_bench.training.state import Data
+from rlhf_bench.training.experience import Batch
+from rlhf_bench.training.state import UpdateData
 from rlhf_bench.training.update import write_trouble
 
 SPLITS = ("in_distribution", "unseen")
@@ -187,7 +187,7 @@ def test_the_data_of_a_skipped_update_are_kept_as_they_were(tmp_path):
     rows = [Row("a", (1, 2), ((3, 4), (5,)))]
     rewards = [(np.float32("nan"), float("inf"))]  # as scorers and judges give them
     logprobs = [(np.array([-1.5, -np.inf], np.float32), np.array([np.nan], np.float32))]
-    data = Data(Drawn(rows, rewards, {}, False), {"logprobs": logprobs})
+    data = UpdateData(Batch(rows, rewards, {}, False), {"logprobs": logprobs})
     kept = write_trouble(tmp_path, "ppo-seed1", 7, "a reward is not finite", data)
     read = json.loads(kept.read_text())
     (row,) = read["rows"]
@@ -198,7 +198,7 @@ def test_the_data_of_a_skipped_update_are_kept_as_they_were(tmp_path):
 
 
 def test_no_more_is_kept_of_an_arm_that_is_in_trouble_all_the_time(tmp_path):
-    data = Data(Drawn([Row("a", (1,), ((2,),))], [(0.0,)], {}, False), {})
+    data = UpdateData(Batch([Row("a", (1,), ((2,),))], [(0.0,)], {}, False), {})
     kept = [write_trouble(tmp_path, "ppo-seed1", update, "why", data) for update in range(12)]
     assert [path is not None for path in kept] == [True] * 10 + [False] * 2
     assert write_trouble(tmp_path, "dpo-seed1", 1, "why", data) is not None  # another arm has its own
