@@ -40,12 +40,12 @@ from rlhf_bench.models.tokenizer import decode_response
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import MAY_DIFFER, is_done
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 
 
 def drive(
     recipe: Recipe,
-    material: Material,
+    inputs: Inputs,
     cache: Cache,
     directory: Path,
     arms: Sequence[str],
@@ -79,8 +79,8 @@ def drive(
 
     def start(number: int, ending: threading.Event) -> Fleet:
         say = display.warn if count == 1 else lambda line: display.warn(f"fleet {number}: {line}")
-        model = str(material.model)
-        fleet = start_fleet(recipe, model, material.shape, material.eos_id, scorer, EngineTime(), say, profile, ending)
+        model = str(inputs.model)
+        fleet = start_fleet(recipe, model, inputs.shape, inputs.eos_id, scorer, EngineTime(), say, profile, ending)
         fleet.supervisor.on_loads = functools.partial(_track_loads, tracker)
         return fleet
 
@@ -95,8 +95,8 @@ def drive(
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         comparison = Comparison(
-            recipe, directory, material, _team(first, recipe, material, charged=True),
-            [functools.partial(_other_team, other, recipe, material) for other in others], fleets.stop,
+            recipe, directory, inputs, _team(first, recipe, inputs, charged=True),
+            [functools.partial(_other_team, other, recipe, inputs) for other in others], fleets.stop,
             cache, tracker, display.say, display, tags, began, functools.partial(begin_report, display.say),
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
@@ -140,27 +140,27 @@ def drive(
     return "\n".join(ends)
 
 
-def _team(fleet: Fleet, recipe: Recipe, material: Material, charged: bool) -> Team:
+def _team(fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool) -> Team:
     """`charged`: what the evaluator's beginning costs is; once, however many fleets there are."""
-    begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, material, charged)
+    begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, inputs, charged)
     return Team(fleet.roles, begin_evaluation, meters.begin_arm, fleet.recover)
 
 
-def _other_team(starting: Future[Fleet | None], recipe: Recipe, material: Material) -> Team | None:
+def _other_team(starting: Future[Fleet | None], recipe: Recipe, inputs: Inputs) -> Team | None:
     fleet = starting.result()
-    return None if fleet is None else _team(fleet, recipe, material, charged=False)
+    return None if fleet is None else _team(fleet, recipe, inputs, charged=False)
 
 
 def _begin_evaluation(
-    fleet: Fleet, recipe: Recipe, material: Material, charged: bool, start: Start, tuning: bool
+    fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool, start: Start, tuning: bool
 ) -> Sequence[str]:
     """Tell the evaluator what to look at: everything, or for tuning trials their own prompts and nothing else."""
     main = recipe.evaluation.splits[0]
     held_out = HeldOut(
-        prompts={main: material.tuning} if tuning else material.held_out,
+        prompts={main: inputs.tuning} if tuning else inputs.held_out,
         pairs={} if tuning else start.held_out_pairs, training=start.pairs, settings=recipe.evaluation,
         max_response_tokens=recipe.data.max_response_tokens, tokens_per_micro_batch=recipe.compute.tokens_per_micro_batch,
-        eos_id=material.eos_id, judge=material.task.judge, decode=functools.partial(decode_response, material.tokenizer),
+        eos_id=inputs.eos_id, judge=inputs.task.judge, decode=functools.partial(decode_response, inputs.tokenizer),
     )  # fmt: skip
     return fleet.evaluator.begin(held_out, str(start.base), charged)
 

@@ -24,20 +24,20 @@ def check(
     """
     from rlhf_bench.cli.overview import as_data, lines
     from rlhf_bench.recipe import load_series
-    from rlhf_bench.training.inputs import prepare
+    from rlhf_bench.training.inputs import prepare_inputs
 
     found = {}
     for variant in load_series(recipe, overrides or [], fast):
         settings = variant.recipe
-        material = prepare(settings, open_cache())
-        check_room(settings, material)
+        inputs = prepare_inputs(settings, open_cache())
+        check_room(settings, inputs)
         if as_json:
-            found[variant.label] = as_data(settings, material)
+            found[variant.label] = as_data(settings, inputs)
         elif not quiet:
             if variant.label:
                 write_line(f"# {variant.label}")
             write_line(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
-            for line in lines(settings, material):
+            for line in lines(settings, inputs):
                 write_line(line)
     if as_json:
         write_line(json.dumps(found[""] if "" in found else {"comparisons": found}))

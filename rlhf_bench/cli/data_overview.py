@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from rlhf_bench.core.types import Prompt, Row
-from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.inputs import Inputs
 
 QUANTILES = (0, 0.5, 0.9, 0.99, 1)
 
 
-def data_check(material: Material) -> Iterator[str]:
+def data_check(inputs: Inputs) -> Iterator[str]:
     """Lines to print."""
-    pairs, held_out_pairs = material.pairs or [], material.held_out_pairs
-    prompts = {"train": material.train, **material.held_out, "tuning": material.tuning}
+    pairs, held_out_pairs = inputs.pairs or [], inputs.held_out_pairs
+    prompts = {"train": inputs.train, **inputs.held_out, "tuning": inputs.tuning}
     lengths = {f"{split} prompts": [len(p.token_ids) for p in found] for split, found in prompts.items()}
-    lengths["demonstrations' responses"] = [len(row.responses[0]) for row in material.demonstrations]
+    lengths["demonstrations' responses"] = [len(row.responses[0]) for row in inputs.demonstrations]
     for name, some in (("pairs", pairs), ("held-out pairs", held_out_pairs)):
         lengths[f"{name}' chosen"] = [len(p.chosen_ids) for p in some]
         lengths[f"{name}' rejected"] = [len(p.rejected_ids) for p in some]
@@ -26,12 +26,12 @@ def data_check(material: Material) -> Iterator[str]:
     for name, counts in lengths.items():
         if counts:
             yield f"  {name}: {len(counts)} of {_quantiles(counts)}"
-    if material.pairs is None:
+    if inputs.pairs is None:
         yield "  pairs: none with the data; a weaker policy makes them"
 
     def keys(found: Iterable[Prompt | Row]) -> list[str]:
         ids = [list(one.token_ids if isinstance(one, Prompt) else one.prompt_ids) for one in found]
-        return [_key(text) for text in material.tokenizer.backend_tokenizer.decode_batch(ids)]
+        return [_key(text) for text in inputs.tokenizer.backend_tokenizer.decode_batch(ids)]
 
     yield "data, repeats (case, white space and punctuation aside):"
     for split, found in prompts.items():
@@ -43,11 +43,11 @@ def data_check(material: Material) -> Iterator[str]:
 
     yield "data, leaks: held-out prompts whose words training shows too:"
     trained = {
-        "train prompts": set(keys(material.train)),
-        "demonstrations": set(keys(material.demonstrations)),
+        "train prompts": set(keys(inputs.train)),
+        "demonstrations": set(keys(inputs.demonstrations)),
         "pairs": set(keys(p.prompt for p in pairs)),
     }
-    looked_at = {**material.held_out, "tuning": material.tuning, "held-out pairs": [p.prompt for p in held_out_pairs]}
+    looked_at = {**inputs.held_out, "tuning": inputs.tuning, "held-out pairs": [p.prompt for p in held_out_pairs]}
     for split, found in looked_at.items():
         if found:
             yield f"  {split}: {_leaks(found, keys(found), trained)}"

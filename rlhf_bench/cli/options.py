@@ -47,13 +47,13 @@ def open_cache() -> Any:
     return Cache(Path(os.environ.get("RLHF_BENCH_CACHE", Path.home() / ".cache" / "rlhf-bench")))
 
 
-def check_room(settings: Any, material: Any) -> None:
+def check_room(settings: Any, inputs: Any) -> None:
     from rlhf_bench.compute.forecast import refuse_small_budget
     from rlhf_bench.compute.memory import refuse_small_gpus
     from rlhf_bench.training.inputs import lengths_of
 
-    refuse_small_gpus(settings, material.shape, material.reward_shape)
-    refuse_small_budget(settings, material.shape, lengths_of(settings, material), material.reward_shape)
+    refuse_small_gpus(settings, inputs.shape, inputs.reward_shape)
+    refuse_small_budget(settings, inputs.shape, lengths_of(settings, inputs), inputs.reward_shape)
 
 
 def write_line(text: str) -> None:

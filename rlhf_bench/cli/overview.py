@@ -12,31 +12,31 @@ from rlhf_bench.compute.resources import GIB, fleet_needs
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.training.inputs import Material, lengths_of
+from rlhf_bench.training.inputs import Inputs, lengths_of
 
 
-def lines(recipe: Recipe, material: Material) -> Iterator[str]:
-    n, shape = lengths_of(recipe, material), material.shape
+def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
+    n, shape = lengths_of(recipe, inputs), inputs.shape
     yield (
-        f"model: {shape.parameters:,} parameters, vocabulary of {len(material.tokenizer)}; a prompt has about {n.prompt} tokens"
+        f"model: {shape.parameters:,} parameters, vocabulary of {len(inputs.tokenizer)}; a prompt has about {n.prompt} tokens"
     )
     if shape.lora_rank:
         yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters learn in place of the model's"
-    reward = material.reward_shape
+    reward = inputs.reward_shape
     if reward is not None:
         yield f"reward model: {recipe.reward_model.name_or_path}, {reward.parameters:,} parameters"
-    for note in material.notes:
+    for note in inputs.notes:
         yield f"data: {note}"
-    yield from data_check(material)
+    yield from data_check(inputs)
     yield from _budget(recipe, shape, n, reward)
-    yield from _time(recipe, shape, n, reward, weaker=material.pairs is None)
+    yield from _time(recipe, shape, n, reward, weaker=inputs.pairs is None)
     yield from _memory(recipe, shape, reward)
     yield _fleet(recipe)
 
 
-def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
+def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The numbers among them, with the recipe in full, for scripts."""
-    n, shape, reward = lengths_of(recipe, material), material.shape, material.reward_shape
+    n, shape, reward = lengths_of(recipe, inputs), inputs.shape, inputs.reward_shape
     column, limit = recipe.compute.column, recipe.compute.limit
     arms = {}
     for name, arm in recipe.arms.items():
@@ -51,10 +51,10 @@ def as_data(recipe: Recipe, material: Material) -> dict[str, Any]:
         "model": {
             "parameters": shape.parameters,
             "trained": shape.trained,
-            "vocabulary": len(material.tokenizer),
+            "vocabulary": len(inputs.tokenizer),
             "prompt_tokens": n.prompt,
         },
-        "notes": list(material.notes),
+        "notes": list(inputs.notes),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,
         "memory_gib": memory_gib(recipe, shape, reward),

@@ -58,7 +58,7 @@ def run(
         from rlhf_bench.recipe import load_series
         from rlhf_bench.results.store import open_directory
         from rlhf_bench.training.checkpoints import refuse_unwritable
-        from rlhf_bench.training.inputs import prepare
+        from rlhf_bench.training.inputs import prepare_inputs
 
         variants, cache = load_series(recipe, overrides or [], fast), open_cache()
         chosen = [
@@ -68,18 +68,18 @@ def run(
         directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
         for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
             settings = variant.recipe
-            material = prepare(settings, cache)
-            check_room(settings, material)
-            open_directory(directory / variant.label, settings, material.fingerprint["data"])
+            inputs = prepare_inputs(settings, cache)
+            check_room(settings, inputs)
+            open_directory(directory / variant.label, settings, inputs.fingerprint["data"])
             if settings.reliability.checkpoint_place is not None:
                 refuse_unwritable(settings.reliability.checkpoint_place)
-            todo.append((settings, material, directory / variant.label, arms, seeds))
+            todo.append((settings, inputs, directory / variant.label, arms, seeds))
 
         from actors.driver import drive
 
         ready()
-        for settings, material, place, arms, seeds in todo:
-            ending = drive(settings, material, cache, place, arms, seeds, began, profile, quiet)
+        for settings, inputs, place, arms, seeds in todo:
+            ending = drive(settings, inputs, cache, place, arms, seeds, began, profile, quiet)
             if not as_json:
                 write_line(ending)
             began = perf_counter()

@@ -23,7 +23,7 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import Part, copy_checkpoint
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import DrawnBefore
 from rlhf_bench.training.state import UpdateData
@@ -72,7 +72,7 @@ class ArmRunner:
     recipe: Recipe
     settings: Mapping[str, MethodSettings]  # by arm, as tuned
     directory: Path
-    material: Material
+    inputs: Inputs
     cache: Cache
     start: Start
     base: Evaluation
@@ -113,7 +113,7 @@ class ArmRunner:
             self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.display.say
         )
         run = ArmTrainer(
-            recipe, METHODS[settings.method], settings, seed, self.material, self.start, team.roles, ledger,
+            recipe, METHODS[settings.method], settings, seed, self.inputs, self.start, team.roles, ledger,
             self._progress(arm, seed, part, looks, lambda: run.seconds), self.base, recipe.evaluation.marks,
             self.drawn_before, self.cache, saver=saver,
         )  # fmt: skip

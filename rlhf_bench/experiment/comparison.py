@@ -30,7 +30,7 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
 from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import StartSamples
 
@@ -45,7 +45,7 @@ class Comparison:
 
     recipe: Recipe
     directory: Path
-    material: Material
+    inputs: Inputs
     first: Team
     others: Sequence[Callable[[], Team | None]]  # which start meanwhile: wait for one; None where it found no room
     end_teams: Callable[[], None]  # wakes, by an error, whoever waits for an engine of any team
@@ -68,15 +68,15 @@ class Comparison:
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Occupancy(self.first.roles.engine_time, self.began)]
-        start = self.first.surely(make_start, self.recipe, self.material, self.first.roles, self.cache, self.say)
+        start = self.first.surely(make_start, self.recipe, self.inputs, self.first.roles, self.cache, self.say)
         self.drawn_before = StartSamples(
-            self.directory / "state", f"{start.base.name} {self.material.fingerprint['model']}"
+            self.directory / "state", f"{start.base.name} {self.inputs.fingerprint['model']}"
         )
-        used = datasets(self.recipe, self.material, start)
+        used = datasets(self.recipe, self.inputs, start)
         for dataset in used.values():
             self.tracker.uses(dataset)
         settings = self._tuned(start, arms)
-        self.notes = [*self.material.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
+        self.notes = [*self.inputs.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
         base = self.first.surely(self._look_at_base, start)
         self.before_arms = self.first.roles.engine_time.breakdown(self.began, perf_counter())
         self.arms = self._arms(settings, start, base, used)
@@ -97,7 +97,7 @@ class Comparison:
         self, settings: Mapping[str, MethodSettings], start: Start, base: Evaluation, used: Mapping[str, Dataset]
     ) -> ArmRunner:
         return ArmRunner(
-            self.recipe, settings, self.directory, self.material, self.cache, start, base, used, self.drawn_before,
+            self.recipe, settings, self.directory, self.inputs, self.cache, start, base, used, self.drawn_before,
             self.tracker, self.display, self.tags,
             first_update=lambda: self.first_updates.append(perf_counter() - self.began),
         )  # fmt: skip
@@ -240,7 +240,7 @@ class Comparison:
                 scores.append(next(iter(evaluation.splits.values())).score)
 
             run = ArmTrainer(
-                self.recipe, METHODS[settings.method], settings, tuning.seed, self.material, start, team.roles, ledger,
+                self.recipe, METHODS[settings.method], settings, tuning.seed, self.inputs, start, team.roles, ledger,
                 ArmObserver(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             try:

@@ -34,7 +34,7 @@ DATA_SEED = 0
 
 
 @dataclass(frozen=True)
-class Material:
+class Inputs:
     task: Task
     tokenizer: Any
     model: Path
@@ -54,7 +54,7 @@ class Material:
         return self.tokenizer.eos_token_id
 
 
-def prepare(recipe: Recipe, cache: Cache) -> Material:
+def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
     """Build and check all of it. Raises BadInput, naming key or row, before anything else has happened."""
     task = build_task(recipe.task)
     missing = [s for s in recipe.evaluation.splits if s not in task.splits]
@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, cache: Cache) -> Material:
         "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
         "data": hashlib.sha256(repr(data).encode()).hexdigest(),
     }
-    return Material(
+    return Inputs(
         task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint,
         tuple(notes), reward_shape,
     )  # fmt: skip
@@ -163,8 +163,8 @@ def _model(
     return path, fresh_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
 
 
-def lengths_of(recipe: Recipe, material: Material) -> Lengths:
-    return Lengths(round(float(np.mean([len(p.token_ids) for p in material.train]))), recipe.data.max_response_tokens)
+def lengths_of(recipe: Recipe, inputs: Inputs) -> Lengths:
+    return Lengths(round(float(np.mean([len(p.token_ids) for p in inputs.train]))), recipe.data.max_response_tokens)
 
 
 BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104

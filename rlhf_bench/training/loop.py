@@ -26,7 +26,7 @@ from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_m
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.experience import Batch, FixedPairs, Source, joined, make_source
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
 from rlhf_bench.training.rollouts import DrawnBefore, Sampler
@@ -85,7 +85,7 @@ class ArmTrainer:
     method: Method
     settings: Any  # of the method's own model
     seed: int
-    material: Material
+    inputs: Inputs
     start: Start
     roles: Roles
     ledger: Ledger
@@ -163,7 +163,7 @@ class ArmTrainer:
         self._collect(wait=True)
         if save_to is not None:
             self.roles.learner.save("policy", save_to)
-            self.material.tokenizer.save_pretrained(save_to)
+            self.inputs.tokenizer.save_pretrained(save_to)
         return self.status
 
     def _begin(self) -> None:
@@ -174,7 +174,7 @@ class ArmTrainer:
         if self.settings.data != "offline":
             self._sync()
         self.sampler = Sampler(
-            self.roles, self.material, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
+            self.roles, self.inputs, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
         )
         self.source = make_source(self.method, self.settings, self.sampler, self.start.pairs)
         self._measure_references()

@@ -18,7 +18,7 @@ from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Group, Pair, Prompt, Sample, Sampling
 from rlhf_bench.recipe import DataSettings
-from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, Rewarded, begin_rewards, with_rewards
 from rlhf_bench.training.pairs import rows_of
 from rlhf_bench.training.roles import Roles
@@ -93,7 +93,7 @@ class Sampler:
     def __init__(
         self,
         roles: Roles,
-        material: Material,
+        inputs: Inputs,
         data: DataSettings,
         settings: Any,
         ledger: Ledger,
@@ -102,8 +102,8 @@ class Sampler:
     ):
         self.drawn_before = drawn_before
         self.roles, self.data, self.settings, self.ledger, self.seed = roles, data, settings, ledger, seed
-        self.judge = Judge(material.task, material.tokenizer)
-        self.prompts, self.rng = material.train, np.random.default_rng([seed, 1])
+        self.judge = Judge(inputs.task, inputs.tokenizer)
+        self.prompts, self.rng = inputs.train, np.random.default_rng([seed, 1])
         self.queue: list[int] = []
         self.drawn = 0
 

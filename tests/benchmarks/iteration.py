@@ -60,7 +60,7 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.tasks import build_task
     from rlhf_bench.training.cache import Cache
     from rlhf_bench.training.experience import make_source
-    from rlhf_bench.training.inputs import Material, Start
+    from rlhf_bench.training.inputs import Inputs, Start
     from rlhf_bench.training.loop import ArmObserver, ArmTrainer
     from rlhf_bench.training.rollouts import Sampler, StartSamples
 
@@ -87,16 +87,16 @@ def iteration(rollouts_ahead: int) -> Measured:
         fleet.join()
         roles = fleet.roles
         fleet.scorer.load(folder, "float32")
-        material = Material(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
+        inputs = Inputs(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
         start = Start(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
         settings, drawn_with, drawn_before = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
         run = ArmTrainer(
-            recipe, METHODS["ppo"], settings, 1, material, start, roles, Ledger("flops", 1e18),
+            recipe, METHODS["ppo"], settings, 1, inputs, start, roles, Ledger("flops", 1e18),
             ArmObserver(lambda *_: None, lambda *_: None), None, (), drawn_before, Cache(Path(aside) / "cache"),
         )  # fmt: skip
         run._load()
-        run.sampler = Sampler(roles, material, recipe.data, settings, run.ledger, 1, drawn_before)
+        run.sampler = Sampler(roles, inputs, recipe.data, settings, run.ledger, 1, drawn_before)
         run.source, run.rng = make_source(METHODS["ppo"], settings, run.sampler, []), np.random.default_rng(0)
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand

@@ -28,7 +28,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.inputs import prepare_inputs
 from tests.support.running import ROOT, Run, run, with_cache
 
 VOCABULARY = 32  # more than the tokenizer has tokens, as with many a published model
@@ -118,7 +118,7 @@ def done(family, tmp_path_factory) -> Run:
 def pairs(done) -> list[Pair]:
     """The held-out pairs that the run has looked at, in its tokens."""
     recipe = parse_recipe(yaml.safe_load((done.directory / "recipe.yaml").read_text()))
-    return prepare(recipe, Cache(done.directory.parents[1] / "cache")).held_out_pairs
+    return prepare_inputs(recipe, Cache(done.directory.parents[1] / "cache")).held_out_pairs
 
 
 def policies(done: Run) -> dict[str, Path]:

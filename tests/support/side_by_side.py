@@ -23,7 +23,7 @@ from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.store import open_directory
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import fetch, put
-from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.inputs import prepare_inputs
 from rlhf_bench.training.roles import Roles
 from tests.support.scripted import Evaluator, Learner, LengthScorer, Pool, Sync, UnderWay
 
@@ -112,17 +112,17 @@ class Made:
         (directory / "out").mkdir(parents=True, exist_ok=True)
         settings = parse_recipe(RECIPE | recipe)
         self.directory, self.settings, self.cache = directory / "out", settings, Cache(directory / "cache")
-        material = prepare(settings, self.cache)
-        open_directory(self.directory, settings, material.fingerprint["data"])
+        inputs = prepare_inputs(settings, self.cache)
+        open_directory(self.directory, settings, inputs.fingerprint["data"])
         self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(teams)]
-        self.pools = [Pool(material.tokenizer) for _ in range(teams)]
+        self.pools = [Pool(inputs.tokenizer) for _ in range(teams)]
         self.recovered, self.shown, self.tracker = [], io.StringIO(), Tracker()
         self.never = threading.Event()
         made = [self._team(n) for n in range(teams)]
         others = [lambda team=team: team for team in made[1:]] + [self._wait for _ in range(never)]
         display = Display(self.directory, self.shown)
         self.comparison = Unreported(
-            settings, self.directory, material, made[0], others, self.never.set, self.cache, self.tracker, display.say,
+            settings, self.directory, inputs, made[0], others, self.never.set, self.cache, self.tracker, display.say,
             display, {"run_key": "k", "commit": "", "machine": ""}, time.perf_counter(), lambda: None,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from rlhf_bench.core.types import Pair, Prompt, Sampling
 from rlhf_bench.experiment.stages.sft import Say, _base
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import PAIR_SEED, WEAKER_SEED, Material
+from rlhf_bench.training.inputs import PAIR_SEED, WEAKER_SEED, Inputs
 from rlhf_bench.training.judging import Judge, with_rewards
 from rlhf_bench.training.pairs import best_and_worst
 from rlhf_bench.training.roles import Roles
@@ -24,17 +24,17 @@ Pairs = tuple[list[Pair], dict[str, list[Pair]], Cost]
 
 
 def _weaker_pairs(
-    recipe: Recipe, material: Material, roles: Roles, cache: Cache, given_up: threading.Event, say: Say
+    recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, given_up: threading.Event, say: Say
 ) -> Callable[[], Pairs]:
     """Train another policy (same shape, other seed, less training) and hand it to the engines. What is returned makes
     pairs, and held-out ones by split, among its answers, without the learner; it stops soon after `given_up` is set.
 
     Dataset cost: charged to nobody.
     """
-    weaker, meta = _base(recipe, material, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say)
+    weaker, meta = _base(recipe, inputs, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say)
     wanted, kept = recipe.data.off_policy_pairs, recipe.data.held_out_pairs
     key = [
-        material.fingerprint,
+        inputs.fingerprint,
         recipe.data.model_dump(mode="json"),
         weaker.name,
         recipe.evaluation.model_dump(mode="json"),
@@ -44,10 +44,10 @@ def _weaker_pairs(
         roles.sync.send(0)
 
     def make(folder: Path) -> dict[str, Any]:
-        train, cost = _pairs_from(recipe, material, roles, material.train, wanted, given_up)
+        train, cost = _pairs_from(recipe, inputs, roles, inputs.train, wanted, given_up)
         held: dict[str, list[Pair]] = {}
         for split in recipe.evaluation.splits:
-            held[split], more = _pairs_from(recipe, material, roles, material.held_out[split], kept, given_up)
+            held[split], more = _pairs_from(recipe, inputs, roles, inputs.held_out[split], kept, given_up)
             cost += more
         if len(train) < wanted:
             say(
@@ -79,7 +79,7 @@ def _weaker_pairs(
 
 
 def _pairs_from(
-    recipe: Recipe, material: Material, roles: Roles, prompts: Sequence[Prompt], wanted: int, given_up: threading.Event
+    recipe: Recipe, inputs: Inputs, roles: Roles, prompts: Sequence[Prompt], wanted: int, given_up: threading.Event
 ) -> tuple[list[Pair], Cost]:
     """Sample candidates prompt by prompt, in chunks, until there are enough pairs or no prompts are left."""
     pairs: list[Pair] = []
@@ -92,7 +92,7 @@ def _pairs_from(
             recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at
         )
         groups, cost = roles.pool.generate(some, sampling)
-        judged, judging = Judge(material.task, material.tokenizer)(groups)
+        judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
         total += cost + judging
         pairs += best_and_worst(with_rewards(judged, "judge", None)[0])
         at += len(some)

@@ -18,7 +18,7 @@ from rlhf_bench.models.loading import Reward
 from rlhf_bench.models.validation import identity
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import REWARD_SEED, Material
+from rlhf_bench.training.inputs import REWARD_SEED, Inputs
 from rlhf_bench.training.judging import Judge, row_of, with_rewards
 from rlhf_bench.training.pairs import preference_pairs, rows_of
 from rlhf_bench.training.roles import Roles
@@ -26,7 +26,7 @@ from rlhf_bench.training.roles import Roles
 
 def _reward_model(
     recipe: Recipe,
-    material: Material,
+    inputs: Inputs,
     roles: Roles,
     cache: Cache,
     base: Path,
@@ -41,7 +41,7 @@ def _reward_model(
     def make(folder: Path) -> dict[str, Any]:
         roles.learner.load("policy", base, REWARD_SEED)
         roles.sync.send(0)
-        prompts = material.train[-settings.start_policy_prompts :]
+        prompts = inputs.train[-settings.start_policy_prompts :]
         sampling = Sampling(
             recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, REWARD_SEED
         )
@@ -65,7 +65,7 @@ def _reward_model(
     def train(folder: Path, groups: Sequence[Group]) -> tuple[dict[str, Any], Cost]:
         training, total = list(pairs) if settings.pairs != "start_policy" else [], Cost()
         if settings.pairs != "off_policy":
-            judged, judging = Judge(material.task, material.tokenizer)(groups)
+            judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
             training += preference_pairs(with_rewards(judged, "judge", None)[0], settings.pairs_per_prompt)
             total = judging
         if not training:
@@ -73,11 +73,11 @@ def _reward_model(
         roles.learner.load("critic", base, REWARD_SEED, settings.learning_rate, settings.max_grad_norm)
         last, cost = _train(roles, REWARD_MODEL, rows_of(training), settings, REWARD_SEED, "reward model", say)
         roles.learner.save("critic", folder)
-        material.tokenizer.save_pretrained(folder)
+        inputs.tokenizer.save_pretrained(folder)
         return {"pairs": len(training), "train_accuracy": last["accuracy"]}, total + cost
 
     key = [
-        material.fingerprint,
+        inputs.fingerprint,
         settings.model_dump(mode="json"),
         recipe.data.model_dump(mode="json"),
         base.name,

@@ -17,27 +17,27 @@ from rlhf_bench.methods.base import Objective
 from rlhf_bench.methods.supervised import SFT
 from rlhf_bench.recipe import Recipe, StageSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.roles import Roles, Step
 
 Say = Callable[[str], None]
 
 
 def _base(
-    recipe: Recipe, material: Material, roles: Roles, cache: Cache, part: float, seed: int, name: str, say: Say
+    recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, part: float, seed: int, name: str, say: Say
 ) -> tuple[Path, dict[str, Any]]:
     """Supervised fine-tuning of the fresh (or given) model, for `part` of the recipe's steps."""
     assert recipe.sft is not None, "material.prepare refuses sft: null where a policy must be fine-tuned"
     settings = recipe.sft.model_copy(update={"steps": max(1, round(recipe.sft.steps * part))})
 
     def make(folder: Path) -> dict[str, Any]:
-        roles.learner.load("policy", material.model, seed, settings.learning_rate, settings.max_grad_norm)
-        last, cost = _train(roles, SFT, material.demonstrations, settings, seed, f"{name}: fine-tuning", say)
+        roles.learner.load("policy", inputs.model, seed, settings.learning_rate, settings.max_grad_norm)
+        last, cost = _train(roles, SFT, inputs.demonstrations, settings, seed, f"{name}: fine-tuning", say)
         roles.learner.save("policy", folder)
-        material.tokenizer.save_pretrained(folder)
+        inputs.tokenizer.save_pretrained(folder)
         return {"cost": asdict(cost), "loss": last["loss"]}
 
-    key = [material.fingerprint, settings.model_dump(mode="json"), seed]
+    key = [inputs.fingerprint, settings.model_dump(mode="json"), seed]
     path, meta, found = cache.get(name, key, make)
     say(f"{name} policy: {'from the cache' if found else 'trained'}, final loss {meta['loss']:.3f} ({path.name})")
     return path, meta

@@ -13,20 +13,20 @@ from rlhf_bench.experiment.stages.reward_model import _reward_model
 from rlhf_bench.experiment.stages.sft import Say, _base
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import BASE_SEED, Material, Start
+from rlhf_bench.training.inputs import BASE_SEED, Inputs, Start
 from rlhf_bench.training.pairs import rows_of
 from rlhf_bench.training.roles import Roles
 
 
-def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say) -> Start:
+def make_start(recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, say: Say) -> Start:
     """Train or fetch base policy, pairs and (where an arm needs it) reward model, unless that is given."""
-    base, base_cost, (pairs, held_out, pairs_cost) = _base_and_pairs(recipe, material, roles, cache, say)
+    base, base_cost, (pairs, held_out, pairs_cost) = _base_and_pairs(recipe, inputs, roles, cache, say)
     held_out = {split: found for split, found in held_out.items() if found}
     if not held_out:
         say("held-out pairs: none, so likelihoods are not looked at; raise data.held_out_pairs to see them")
     reward_path, reward_cost, margins = None, Cost(), {}
     if roles.scorer is not None:
-        reward_path, meta = _reward_model(recipe, material, roles, cache, base, pairs, say)
+        reward_path, meta = _reward_model(recipe, inputs, roles, cache, base, pairs, say)
         reward_cost = Cost(**meta["cost"])
         roles.scorer.load(reward_path, recipe.model.dtype)
         looked_at = [p for found in held_out.values() for p in found]
@@ -40,23 +40,21 @@ def make_start(recipe: Recipe, material: Material, roles: Roles, cache: Cache, s
     return start
 
 
-def _base_and_pairs(
-    recipe: Recipe, material: Material, roles: Roles, cache: Cache, say: Say
-) -> tuple[Path, Cost, Pairs]:
+def _base_and_pairs(recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, say: Say) -> tuple[Path, Cost, Pairs]:
     """The base policy and off-policy pairs, both at once where a weaker policy makes the pairs: the engines sample
     them while the learner trains the base."""
     given_up = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="pairs") as aside:
         try:
             making = None
-            if material.pairs is None:
-                making = aside.submit(_weaker_pairs(recipe, material, roles, cache, given_up, say))
-            base, meta = material.model, dict[str, Any](cost={})
+            if inputs.pairs is None:
+                making = aside.submit(_weaker_pairs(recipe, inputs, roles, cache, given_up, say))
+            base, meta = inputs.model, dict[str, Any](cost={})
             if recipe.sft:
-                base, meta = _base(recipe, material, roles, cache, 1.0, BASE_SEED, "base", say)
+                base, meta = _base(recipe, inputs, roles, cache, 1.0, BASE_SEED, "base", say)
             if making is not None:
                 return base, Cost(**meta["cost"]), making.result()
         finally:
             given_up.set()
-    assert material.pairs is not None
-    return base, Cost(**meta["cost"]), (material.pairs, {recipe.evaluation.splits[0]: material.held_out_pairs}, Cost())
+    assert inputs.pairs is not None
+    return base, Cost(**meta["cost"]), (inputs.pairs, {recipe.evaluation.splits[0]: inputs.held_out_pairs}, Cost())

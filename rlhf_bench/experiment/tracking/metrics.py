@@ -17,7 +17,7 @@ from rlhf_bench.experiment.tracking.tracker import Dataset
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import BEST, alias_of
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -59,16 +59,16 @@ def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"{group}/{key}": value for key, value in numbers.items()}
 
 
-def datasets(recipe: Recipe, material: Material, start: Start) -> dict[str, Dataset]:
+def datasets(recipe: Recipe, inputs: Inputs, start: Start) -> dict[str, Dataset]:
     """All data of a comparison, by name."""
     made_by = {"task": recipe.task.model_dump(mode="json")}
-    others = {**made_by, "pairs": "of the task's data" if material.pairs is not None else "of a weaker policy"}
+    others = {**made_by, "pairs": "of the task's data" if inputs.pairs is not None else "of a weaker policy"}
     found = [
-        _dataset("demonstrations", "training", material.demonstrations, _DEMONSTRATIONS, made_by),
-        _dataset("train_prompts", "training", material.train, _PROMPTS, made_by),
+        _dataset("demonstrations", "training", inputs.demonstrations, _DEMONSTRATIONS, made_by),
+        _dataset("train_prompts", "training", inputs.train, _PROMPTS, made_by),
         _dataset("off_policy_pairs", "training", start.pairs, _PAIRS, others),
     ]
-    for split, prompts in material.held_out.items():
+    for split, prompts in inputs.held_out.items():
         found.append(_dataset(f"held_out_prompts_{split}", "evaluation", prompts, _PROMPTS, made_by))
     for split, pairs in start.held_out_pairs.items():
         found.append(_dataset(f"held_out_pairs_{split}", "evaluation", pairs, _PAIRS, others))

@@ -17,7 +17,7 @@ from rlhf_bench.models.loading import Reward
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Start, prepare
+from rlhf_bench.training.inputs import Start, prepare_inputs
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.roles import Roles
 from tests.support.scripted import Learner, LengthScorer, Pool, Sync
@@ -45,30 +45,30 @@ class ByFirstToken:
 def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
     recipe = parse_recipe(SMALL | more)
     cache, said = Cache(folder / "cache"), []
-    material = prepare(recipe, cache)
-    pool = pool(material.tokenizer) if pool else Pool(material.tokenizer)
+    inputs = prepare_inputs(recipe, cache)
+    pool = pool(inputs.tokenizer) if pool else Pool(inputs.tokenizer)
     roles = Roles(pool, scorer, learner or Learner(), None, Sync())
     if given is not None:  # a name that nothing is at: the scripted scorer looks nowhere
         reward_model = RewardModelSettings(name_or_path=given, start_policy_prompts=4)
         recipe = recipe.model_copy(update={"reward_model": reward_model})
-    return make_start(recipe, material, roles, cache, said.append), material, said, roles
+    return make_start(recipe, inputs, roles, cache, said.append), inputs, said, roles
 
 
 def test_held_out_pairs_are_on_their_own_splits_prompts_and_no_arm_trains_on_one(tmp_path):
-    begun, material, said, _ = start(tmp_path)
+    begun, inputs, said, _ = start(tmp_path)
     assert list(begun.held_out_pairs) == list(SPLITS)
     for split, pairs in begun.held_out_pairs.items():
-        assert len(pairs) == 3 and {p.prompt.id for p in pairs} <= {p.id for p in material.held_out[split]}
+        assert len(pairs) == 3 and {p.prompt.id for p in pairs} <= {p.id for p in inputs.held_out[split]}
     trained = {p.prompt.text for p in begun.pairs}
-    assert len(begun.pairs) == len(trained) == 8 and trained <= {p.text for p in material.train}
+    assert len(begun.pairs) == len(trained) == 8 and trained <= {p.text for p in inputs.train}
     assert not trained & {p.prompt.text for pairs in begun.held_out_pairs.values() for p in pairs}
     assert any("8 to train on, 3 in_distribution, 3 out_of_distribution, 3 unseen to look at" in line for line in said)
 
 
 def test_a_side_is_chosen_for_its_score(tmp_path):
-    begun, material, _, _ = start(tmp_path)
+    begun, inputs, _, _ = start(tmp_path)
     for pair in [*begun.pairs, *(p for pairs in begun.held_out_pairs.values() for p in pairs)]:
-        text = material.tokenizer.backend_tokenizer.decode(list(pair.chosen_ids)).replace(" ", "")
+        text = inputs.tokenizer.backend_tokenizer.decode(list(pair.chosen_ids)).replace(" ", "")
         assert text == pair.prompt.reference and pair.chosen_score == 1.0 and pair.rejected_score < 1.0
 
 
@@ -243,10 +243,10 @@ def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_ba
             return super().generate(prompts, sampling)
 
     learner = Tells()
-    begun, material, _, roles = start(tmp_path, pool=WaitsForTheBase, learner=learner)
+    begun, inputs, _, roles = start(tmp_path, pool=WaitsForTheBase, learner=learner)
     assert len(begun.pairs) == 8
     fresh, weaker, base = learner.loaded
-    assert fresh[1] == base[1] == material.model and "weaker" in str(weaker[1])
+    assert fresh[1] == base[1] == inputs.model and "weaker" in str(weaker[1])
     assert roles.sync.versions == [0], "engines hold the weaker policy before they are asked"
 
 

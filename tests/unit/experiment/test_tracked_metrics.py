@@ -54,7 +54,7 @@ def test_a_look_stands_at_its_update_its_compute_and_its_tokens():
     assert points[0][1]["evaluation/margin"] == 2.0 and points[0][1]["score/unseen"] == 0.5
 
 
-def material(text="1+1="):
+def inputs(text="1+1="):
     prompt = Prompt("p0", text, "2", (1, 2, 3))
     held_out = {"in_distribution": [prompt], "unseen": [prompt, prompt]}
     pair = Pair("pair0", prompt, (4,), (5,))
@@ -66,13 +66,13 @@ def material(text="1+1="):
 
 def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
     recipe = parse_recipe(SMALL)
-    known, other = datasets(recipe, *material()), datasets(recipe, *material("1+2="))
+    known, other = datasets(recipe, *inputs()), datasets(recipe, *inputs("1+2="))
     assert {name: (one.context, one.rows) for name, one in known.items()} == {
         "demonstrations": ("training", 1), "train_prompts": ("training", 3), "off_policy_pairs": ("training", 1),
         "held_out_prompts_in_distribution": ("evaluation", 1), "held_out_prompts_unseen": ("evaluation", 2),
         "held_out_pairs_in_distribution": ("evaluation", 1),
     }  # fmt: skip
-    assert known == datasets(recipe, *material())
+    assert known == datasets(recipe, *inputs())
     assert known["train_prompts"].digest != other["train_prompts"].digest
     assert known["demonstrations"].digest == other["demonstrations"].digest
 
@@ -82,7 +82,7 @@ def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
     ("on_policy", ["train_prompts", "off_policy_pairs"]), ("chosen_on_policy", ["train_prompts", "off_policy_pairs"]),
 ])  # fmt: skip
 def test_an_arms_run_names_the_data_that_it_learns_from(data: DataMode, trains_on):
-    used = used_by(data, datasets(parse_recipe(SMALL), *material()))
+    used = used_by(data, datasets(parse_recipe(SMALL), *inputs()))
     assert [one.name for one in used if one.context == "training"] == trains_on
     assert len([one for one in used if one.context == "evaluation"]) == 3
 

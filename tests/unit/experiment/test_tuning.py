@@ -19,7 +19,7 @@ from rlhf_bench.results.trials import Trial, best_trial
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Material, Start, prepare
+from rlhf_bench.training.inputs import Inputs, Start, prepare_inputs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
 from tests.support.scripted import STEP, Evaluator, Learner, Pool, Sync
@@ -150,7 +150,7 @@ def prepared(request, tmp_path_factory):
     )
     cache = Cache(tmp_path_factory.mktemp("cache"))
     tuning = {"tuning": {"trials": TRIALS, "prompts": 7}}
-    return [prepare(parse_recipe(SMALL | task | more), cache) for more in (tuning, {})]
+    return [prepare_inputs(parse_recipe(SMALL | task | more), cache) for more in (tuning, {})]
 
 
 def test_trials_are_scored_on_prompts_that_nothing_else_uses(prepared):
@@ -176,13 +176,13 @@ def test_the_comparison_looks_at_the_same_prompts_whether_there_were_trials_or_n
 def comparison(directory, evaluator, learner, **tuning):
     task = build_task(ArithmeticSettings(digits=1))
     tokenizer = build_tokenizer(TokenizerSettings(kind="characters"), task.corpus())
-    material = Material(task, tokenizer, Path("model"), None, task.prompts("train", 8, 0), {}, [], [], None, [], {})
+    inputs = Inputs(task, tokenizer, Path("model"), None, task.prompts("train", 8, 0), {}, [], [], None, [], {})
     arms = {"dpo": {"method": "dpo", "pairs_per_update": 4}, "simpo": {"method": "simpo", "pairs_per_update": 4}}
     data = recipe(**tuning).resolved() | {"arms": arms}
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
     team = Team(roles, lambda start, tuning: begun.append(tuning) or [], lambda arm, seed: None, None)
     made = Comparison(
-        parse_recipe(data), directory, material, team, (), None, Cache(directory / "cache"), None, lambda line: None, None,
+        parse_recipe(data), directory, inputs, team, (), None, Cache(directory / "cache"), None, lambda line: None, None,
         {}, 0.0, None,
     )  # fmt: skip
     made.drawn_before = StartSamples(directory / "state", "base")

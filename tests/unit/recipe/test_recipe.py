@@ -10,7 +10,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import Recipe, load_recipe, load_series, merge, parse_recipe
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import lengths_of, prepare
+from rlhf_bench.training.inputs import lengths_of, prepare_inputs
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -44,8 +44,8 @@ def test_every_experiment_has_a_small_size_that_costs_less_and_is_enough_for_its
     cost = [sum(len(v.recipe.arms) * len(v.recipe.seeds) * v.recipe.compute.limit for v in vs) for vs in (full, fast)]
     assert cost[1] < cost[0]
     for variant in fast:
-        material = prepare(variant.recipe, Cache(tmp_path))
-        refuse_small_budget(variant.recipe, material.shape, lengths_of(variant.recipe, material))
+        inputs = prepare_inputs(variant.recipe, Cache(tmp_path))
+        refuse_small_budget(variant.recipe, inputs.shape, lengths_of(variant.recipe, inputs))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

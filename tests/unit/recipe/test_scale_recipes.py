@@ -17,7 +17,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import load_recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import lengths_of, prepare
+from rlhf_bench.training.inputs import lengths_of, prepare_inputs
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>{% endfor %}<|assistant|>"
@@ -105,16 +105,16 @@ def prepared(name, tmp_path, *overrides):
     data = DATA.get(name, ultrafeedback)(tmp_path / "data")
     over = [f"model.name_or_path={place}", f"model.tokenizer.name_or_path={place}", *data, *FEW, *overrides]
     recipe = load_recipe(RECIPES / f"{name}.yaml", over)
-    return recipe, prepare(recipe, Cache(tmp_path / "cache"))
+    return recipe, prepare_inputs(recipe, Cache(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_recipe_of_scale_fits_its_gpus_and_its_budget(name, tmp_path):
-    recipe, material = prepared(name, tmp_path)
-    assert material.shape.parameters == pytest.approx(QWEN[SIZES[name]][1] * 1e9, rel=0.01)
-    refuse_small_gpus(recipe, material.shape)
-    refuse_small_budget(recipe, material.shape, lengths_of(recipe, material))
-    said = list(lines(recipe, material))
+    recipe, inputs = prepared(name, tmp_path)
+    assert inputs.shape.parameters == pytest.approx(QWEN[SIZES[name]][1] * 1e9, rel=0.01)
+    refuse_small_gpus(recipe, inputs.shape)
+    refuse_small_budget(recipe, inputs.shape, lengths_of(recipe, inputs))
+    said = list(lines(recipe, inputs))
     assert not [line for line in said if "may not fit" in line], said
     assert [line for line in said if "a GPU with learner" in line and line.endswith("GiB: fits")]
     assert any(re.search(r"on \d+ GPUs? of \d+ TFLOP/s at a utilisation of 30%", line) for line in said)
@@ -138,62 +138,60 @@ def test_every_shipped_recipe_from_the_hub_is_in_these_tests():
     ("placement.rollout.gpu_memory_fraction=0.1", r"placement\.rollout\.gpu_memory_fraction: 0\.1 of a GPU is 8 GiB, too .*"),
 ])  # fmt: skip
 def test_a_placement_that_is_too_small_is_refused(override, line, tmp_path):
-    recipe, material = prepared("scale/7b_one_node", tmp_path, override)
+    recipe, inputs = prepared("scale/7b_one_node", tmp_path, override)
     with pytest.raises(BadInput) as refused:
-        refuse_small_gpus(recipe, material.shape)
+        refuse_small_gpus(recipe, inputs.shape)
     assert any(re.fullmatch(line, problem) for problem in refused.value.problems), refused.value.problems
 
 
 def test_on_one_gpu_adapters_of_a_larger_model_fit_where_its_weights_do_not(tmp_path):
-    recipe, material = prepared("scale/3b_lora_one_gpu", tmp_path)
+    recipe, inputs = prepared("scale/3b_lora_one_gpu", tmp_path)
     # 36 layers of 2048: q, o of 2048², k, v of 2048 × 256, three of 2048 × 11008; an adapter has 16 of each input and output.
     adapters = 16 * 36 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008))
-    assert material.shape.trained == adapters
-    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(
-        lines(recipe, material)
-    )
-    recipe, material = prepared("scale/3b_lora_one_gpu", tmp_path, "model.lora=null")
-    assert material.shape.trained == material.shape.parameters
+    assert inputs.shape.trained == adapters
+    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(lines(recipe, inputs))
+    recipe, inputs = prepared("scale/3b_lora_one_gpu", tmp_path, "model.lora=null")
+    assert inputs.shape.trained == inputs.shape.parameters
     with pytest.raises(
         BadInput, match=r"placement: learner and rollout and evaluator and scorer need 1\d\d GiB on one GPU"
     ):
-        refuse_small_gpus(recipe, material.shape)
+        refuse_small_gpus(recipe, inputs.shape)
 
 
 def test_activations_that_may_not_fit_are_said_and_not_refused(tmp_path):
-    recipe, material = prepared("scale/7b_one_node", tmp_path, "compute.tokens_per_micro_batch=16384")
-    refuse_small_gpus(recipe, material.shape)
-    assert any("a GPU with learner" in line and "may not fit" in line for line in lines(recipe, material))
+    recipe, inputs = prepared("scale/7b_one_node", tmp_path, "compute.tokens_per_micro_batch=16384")
+    refuse_small_gpus(recipe, inputs.shape)
+    assert any("a GPU with learner" in line and "may not fit" in line for line in lines(recipe, inputs))
 
 
 def test_roles_on_one_gpu_are_added_up(tmp_path):
-    recipe, material = prepared("scale/0.5b_one_gpu", tmp_path)
-    (gpu,) = gpu_forecasts(recipe, material.shape)
+    recipe, inputs = prepared("scale/0.5b_one_gpu", tmp_path)
+    (gpu,) = gpu_forecasts(recipe, inputs.shape)
     assert set(gpu.roles) == {"learner", "rollout", "scorer", "evaluator"}
-    gib = material.shape.parameters / 2**30
+    gib = inputs.shape.parameters / 2**30
     models = 2 * 16 * gib + 2 * gib + 2 * 2 * gib + 2 * gib  # trained, reference; the evaluator's two; the scorer's
     assert gpu.standing == pytest.approx(models + 79 * 0.3 + 4, rel=1e-6)
 
 
 def test_the_hubs_gsm8k_holds_out_all_test_questions_and_has_no_pairs(tmp_path):
-    _, material = prepared("scale/0.5b_one_gpu", tmp_path)
-    assert material.pairs is None and material.task.pairs is None
-    assert material.task.notes[2].startswith("held out: 20 in_distribution, 0 out_of_distribution, 0 unseen")
-    prompt = material.train[0]
-    text = material.tokenizer.backend_tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
+    _, inputs = prepared("scale/0.5b_one_gpu", tmp_path)
+    assert inputs.pairs is None and inputs.task.pairs is None
+    assert inputs.task.notes[2].startswith("held out: 20 in_distribution, 0 out_of_distribution, 0 unseen")
+    prompt = inputs.train[0]
+    text = inputs.tokenizer.backend_tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
     assert text == f"<|user|>{prompt.text}<eos><|assistant|>"
 
 
 def test_ultrafeedbacks_pairs_are_on_its_training_prompts(tmp_path):
-    _, material = prepared("ultrafeedback", tmp_path)
-    task = material.task
+    _, inputs = prepared("ultrafeedback", tmp_path)
+    task = inputs.task
     train = {p.text: p for p in task.prompts("train", 40, 0)}
     assert all(train[pair.prompt.text] == pair.prompt for pair in task.pairs(40, 0))
     assert {d.response for d in task.demonstrations(40, 0)} == {f"Gladly: {n}." for n in range(40)}
 
 
 def test_what_mathematics_leaves_out_is_counted(tmp_path):
-    _, material = prepared("scale/7b_one_node", tmp_path)
-    assert material.task.notes[1] == "rows left out: 3 with a prompt that came before"
-    prompt = material.task.prompts("in_distribution", 1, 0)[0]
-    assert material.task.judge(prompt, prompt.reference).score == 1
+    _, inputs = prepared("scale/7b_one_node", tmp_path)
+    assert inputs.task.notes[1] == "rows left out: 3 with a prompt that came before"
+    prompt = inputs.task.prompts("in_distribution", 1, 0)[0]
+    assert inputs.task.judge(prompt, prompt.reference).score == 1

@@ -25,7 +25,7 @@ from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
 from rlhf_bench.tasks.loading.rows import FileRow
 from rlhf_bench.tasks.loading.trl import Columns, asked, preference
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.inputs import prepare_inputs
 
 COLUMNS = Columns("prompt", "chosen", "rejected")
 datasets.disable_progress_bars()
@@ -200,7 +200,7 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-def material(folder, settings, model, template="own"):
+def inputs(folder, settings, model, template="own"):
     place = {"kind": "pretrained", "name_or_path": str(model), "chat_template": template}
     recipe = parse_recipe({
         "name": "own", "task": settings.model_dump(mode="json"), "compute": {"limit": 1e15},
@@ -209,13 +209,13 @@ def material(folder, settings, model, template="own"):
         "sft": {"demonstrations": 4}, "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
         "arms": {"b": {"method": "dpo"}},
     })  # fmt: skip
-    return prepare(recipe, Cache(folder / "cache"))
+    return prepare_inputs(recipe, Cache(folder / "cache"))
 
 
 def test_a_chat_template_stands_around_prompts_and_begins_the_answer(tmp_path, tokenizer_folder):
     turns = [user("q0?"), said("hm"), user("and?")]
     pairs = [{"prompt": turns, "chosen": [said("yes")], "rejected": [said("no")]}, *PAIRS]
-    found = material(tmp_path, files(tmp_path, ROWS, TEST, pairs), tokenizer_folder)
+    found = inputs(tmp_path, files(tmp_path, ROWS, TEST, pairs), tokenizer_folder)
 
     def text(ids):
         return found.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -233,9 +233,9 @@ def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, to
     with pytest.raises(
         BadInput, match=r"pairs\.jsonl:\d+: the prompt is a conversation, and .*chat_template is null; set"
     ):
-        material(tmp_path, settings, tokenizer_folder, template=None)
+        inputs(tmp_path, settings, tokenizer_folder, template=None)
     with pytest.raises(BadInput, match=r"pairs\.jsonl:\d+: the tokenizer's chat template .*no system messages"):
-        material(tmp_path, settings, tokenizer_folder)
+        inputs(tmp_path, settings, tokenizer_folder)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_a_text_of_which_the_tokenizer_leaves_nothing_or_the_other_side_is_refus
 ):
     settings = files(tmp_path, **({"train": ROWS, "test": TEST, "pairs": PAIRS} | changed))
     with pytest.raises(BadInput) as refused:
-        material(tmp_path, settings, dropping_tokenizer, template=None)
+        inputs(tmp_path, settings, dropping_tokenizer, template=None)
     assert re.fullmatch(line, str(refused.value))
 
 
@@ -270,14 +270,12 @@ def test_a_held_out_pair_without_tokens_is_refused_like_any_other(held_out, tmp_
     """Whichever of the five is the one: three are trained on, and two held out."""
     pairs = [{**pair, "chosen": "~"} if n == held_out else pair for n, pair in enumerate(PAIRS[:5])]
     with pytest.raises(BadInput, match=rf"pairs\.jsonl:{held_out + 1}: .* no tokens of chosen"):
-        material(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
+        inputs(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
 
 
 def test_where_a_text_stands_is_for_errors_alone(tmp_path, tokenizer_folder):
     """The same rows in another folder are the same material, to caches as well, and none of it knows a path."""
-    one, other = (
-        material(tmp_path, files(tmp_path / name, ROWS, TEST, PAIRS), tokenizer_folder) for name in ("a", "b")
-    )
+    one, other = (inputs(tmp_path, files(tmp_path / name, ROWS, TEST, PAIRS), tokenizer_folder) for name in ("a", "b"))
     assert one.fingerprint["data"] == other.fingerprint["data"] and one.train == other.train
     prompts = [*one.train, *one.held_out["in_distribution"], *(p.prompt for p in (*one.pairs, *one.held_out_pairs))]
     assert not any(prompt.where for prompt in prompts)
@@ -289,7 +287,7 @@ def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, t
     asked = ("no?", "no?", "yes?", "yes?", "no?")  # so shuffled that those of "yes?" are held out
     chosen = ("yes", "yes", "it", "is", "what")
     pairs = [{"prompt": p, "chosen": c, "rejected": "no"} for p, c in zip(asked, chosen, strict=True)]
-    found = material(tmp_path, files(tmp_path, train, test, pairs), tokenizer_folder, template=None)
+    found = inputs(tmp_path, files(tmp_path, train, test, pairs), tokenizer_folder, template=None)
     lines = list(data_check(found))
     assert "  train prompts: 1" in lines and "  in_distribution prompts: 0" in lines
     leak = next(line for line in lines if line.startswith("  in_distribution: "))
@@ -353,10 +351,10 @@ def test_overlap_is_a_share_and_whole_for_the_same_words(text):
 def test_no_pair_to_train_on_has_a_held_out_pairs_prompt(tmp_path, tokenizer_folder):
     pairs = [{"prompt": [user("one")], "chosen": [said(f"yes {n}")], "rejected": [said("no")]} for n in range(4)]
     apart = [{"prompt": [user(f"two {n}")], "chosen": [said("yes")], "rejected": [said("no")]} for n in range(1)]
-    found = material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, *apart]), tokenizer_folder)
+    found = inputs(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, *apart]), tokenizer_folder)
     held_out = {p.prompt.token_ids for p in found.held_out_pairs}
     assert found.pairs and not held_out & {p.prompt.token_ids for p in found.pairs}
     left_out = 3 - len(found.pairs)
     assert left_out and f"{left_out} of 3 pairs are left out, since held-out pairs have their prompts" in found.notes
     with pytest.raises(BadInput, match="data.held_out_pairs: 2 held-out pairs have the prompts of all others"):
-        material(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, pairs[0]]), tokenizer_folder)
+        inputs(tmp_path, files(tmp_path, ROWS, TEST, [*pairs, pairs[0]]), tokenizer_folder)

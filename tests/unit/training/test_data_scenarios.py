@@ -17,7 +17,7 @@ from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.experience import joined, make_source
-from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.pairs import crossed
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import Sampler
@@ -81,11 +81,11 @@ CORPUS = [
 def source_of(data, offline=CORPUS, pool=None, feedback="judge", edit=None, before=None, seed=0, **sizes):
     arm = DPO.settings(data=data, feedback=feedback, pairs_per_update=100, edit_distance=edit)
     pool = pool or Pool(TOKENIZER)
-    material = Material(TASK, TOKENIZER, None, None, TRAIN, {}, [], [], None, [], {})
+    inputs = Inputs(TASK, TOKENIZER, None, None, TRAIN, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
     sizes = {"candidates_per_prompt": 3, "on_policy_prompts": 6} | sizes
     sampler = Sampler(
-        roles, material, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, before or FreshStartSamples()
+        roles, inputs, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, before or FreshStartSamples()
     )
     return make_source(DPO, arm, sampler, offline), pool, sampler.ledger
 

@@ -16,7 +16,7 @@ from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.experience import FixedPairs, joined, make_source
-from rlhf_bench.training.inputs import Material
+from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, with_rewards
 from rlhf_bench.training.pairs import best_and_worst, preference_pairs
 from rlhf_bench.training.roles import Roles
@@ -178,9 +178,9 @@ def test_sample_metrics_are_means_over_samples():
 
 def sampler(settings, pool, seed=0, **data):
     train = TASK.prompts("train", 10, 0)
-    material = Material(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
+    inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
-    return Sampler(roles, material, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples())
+    return Sampler(roles, inputs, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples())
 
 
 def test_every_prompt_is_sampled_once_per_epoch():

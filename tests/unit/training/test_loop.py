@@ -18,7 +18,7 @@ from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Material, Start
+from rlhf_bench.training.inputs import Inputs, Start
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
@@ -44,7 +44,7 @@ class Arm:
         self.pool, self.ledger = Pool(TOKENIZER, part=pool_part, order=pool_order), Ledger("flops", limit)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
-        material = Material(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
+        inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
         self.aside = TemporaryDirectory()
         base_folder = Path(self.aside.name) / "base"
         base_folder.mkdir()
@@ -64,7 +64,7 @@ class Arm:
             METHODS[settings.method],
             settings,
             1,
-            material,
+            inputs,
             start,
             roles,
             self.ledger,

@@ -12,7 +12,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import prepare
+from rlhf_bench.training.inputs import prepare_inputs
 from rlhf_bench.training.loop import ArmTrainer
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
@@ -33,7 +33,7 @@ def test_another_judge_is_another_fingerprint(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     files = {"kind": "files", "prompts": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held_out.jsonl")}
     exact, number = (
-        prepare(recipe(task=files | {"judge": judge, "marker": "#"}), Cache(tmp_path / "cache")).fingerprint
+        prepare_inputs(recipe(task=files | {"judge": judge, "marker": "#"}), Cache(tmp_path / "cache")).fingerprint
         for judge in ("exact", "number")
     )
     assert exact != number
@@ -41,22 +41,22 @@ def test_another_judge_is_another_fingerprint(tmp_path):
 
 def test_no_fine_tuning_and_no_pairs_is_refused_beforehand(tmp_path):
     """Off-policy pairs would come from a policy that is fine-tuned for a part of sft.steps: without sft, from none."""
-    made = prepare(recipe(), Cache(tmp_path))
+    made = prepare_inputs(recipe(), Cache(tmp_path))
     pretrained = {"name_or_path": str(made.model), "max_length": 32,
                   "tokenizer": {"kind": "pretrained", "name_or_path": str(made.model)}}  # fmt: skip
     with pytest.raises(BadInput, match="sft"):
-        prepare(recipe(model=pretrained, sft=None), Cache(tmp_path))
+        prepare_inputs(recipe(model=pretrained, sft=None), Cache(tmp_path))
 
 
 def test_a_given_model_that_is_changed_in_place_is_another_fingerprint(tmp_path):
     """Cached stages were made from the weights as they were."""
     folder = tmp_path / "model"
-    shutil.copytree(prepare(recipe(), Cache(tmp_path / "cache")).model, folder)
+    shutil.copytree(prepare_inputs(recipe(), Cache(tmp_path / "cache")).model, folder)
     tokenizer = {"kind": "pretrained", "name_or_path": str(folder)}
     plain = {"name_or_path": str(folder), "max_length": 32, "tokenizer": tokenizer}
 
     def fingerprints():
-        return [prepare(recipe(model=model), Cache(tmp_path / "cache")).fingerprint
+        return [prepare_inputs(recipe(model=model), Cache(tmp_path / "cache")).fingerprint
                 for model in (plain, plain | {"lora": {"rank": 4, "alpha": 16}})]  # fmt: skip
 
     before = fingerprints()
