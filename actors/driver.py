@@ -40,7 +40,7 @@ from rlhf_bench.models.tokenizer import decode_response
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import MAY_DIFFER, is_done
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 
 
 def drive(
@@ -152,7 +152,7 @@ def _other_team(starting: Future[Fleet | None], recipe: Recipe, inputs: Inputs) 
 
 
 def _begin_evaluation(
-    fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool, start: Start, tuning: bool
+    fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool, start: StartingPoint, tuning: bool
 ) -> Sequence[str]:
     """Tell the evaluator what to look at: everything, or for tuning trials their own prompts and nothing else."""
     main = recipe.evaluation.splits[0]

@@ -23,7 +23,7 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import Part, copy_checkpoint
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import DrawnBefore
 from rlhf_bench.training.state import UpdateData
@@ -74,7 +74,7 @@ class ArmRunner:
     directory: Path
     inputs: Inputs
     cache: Cache
-    start: Start
+    start: StartingPoint
     base: Evaluation
     datasets: Mapping[str, Dataset]  # by name
     drawn_before: DrawnBefore

@@ -30,7 +30,7 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
 from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.rollouts import StartSamples
 
@@ -94,7 +94,11 @@ class Comparison:
         return summary
 
     def _arms(
-        self, settings: Mapping[str, MethodSettings], start: Start, base: Evaluation, used: Mapping[str, Dataset]
+        self,
+        settings: Mapping[str, MethodSettings],
+        start: StartingPoint,
+        base: Evaluation,
+        used: Mapping[str, Dataset],
     ) -> ArmRunner:
         return ArmRunner(
             self.recipe, settings, self.directory, self.inputs, self.cache, start, base, used, self.drawn_before,
@@ -221,7 +225,7 @@ class Comparison:
             for alias in aliases:
                 self.tracker.alias(model, alias, arm, seed)
 
-    def _tuned(self, start: Start, arms: Sequence[str]) -> dict[str, MethodSettings]:
+    def _tuned(self, start: StartingPoint, arms: Sequence[str]) -> dict[str, MethodSettings]:
         """The arms' settings, after each has had its trials where the recipe gives them any."""
         tuning = self.recipe.tuning
         if tuning is None:
@@ -255,7 +259,7 @@ class Comparison:
         self.drawn_before.clear(tuning.seed)
         return tuned
 
-    def _look_at_base(self, start: Start) -> Evaluation:
+    def _look_at_base(self, start: StartingPoint) -> Evaluation:
         """Every arm's curve begins with the base policy: looked at once."""
         roles = self.first.roles
         roles.learner.load("policy", start.base)

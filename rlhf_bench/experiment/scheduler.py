@@ -21,7 +21,7 @@ from rlhf_bench.experiment.shutdown import Grace
 from rlhf_bench.training.roles import Roles
 
 if TYPE_CHECKING:
-    from rlhf_bench.training.inputs import Start
+    from rlhf_bench.training.inputs import StartingPoint
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Team:
     """The roles that work on one arm and seed at a time, and what else is asked of whoever runs them."""
 
     roles: Roles
-    begin_evaluation: Callable[[Start, bool], Sequence[str]]  # the second: for tuning trials; returns notes
+    begin_evaluation: Callable[[StartingPoint, bool], Sequence[str]]  # the second: for tuning trials; returns notes
     begin_arm: Callable[[str, int], None]  # whose work the engines' meters count from now on, in this thread
     recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
 

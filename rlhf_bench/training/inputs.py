@@ -171,7 +171,7 @@ BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """Where every arm and seed starts from, and what it cost to get there."""
 
     base: Path

@@ -26,7 +26,7 @@ from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_m
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.experience import Batch, FixedPairs, Source, joined, make_source
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
 from rlhf_bench.training.rollouts import DrawnBefore, Sampler
@@ -86,7 +86,7 @@ class ArmTrainer:
     settings: Any  # of the method's own model
     seed: int
     inputs: Inputs
-    start: Start
+    start: StartingPoint
     roles: Roles
     ledger: Ledger
     progress: ArmObserver

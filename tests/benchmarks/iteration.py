@@ -60,7 +60,7 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.tasks import build_task
     from rlhf_bench.training.cache import Cache
     from rlhf_bench.training.experience import make_source
-    from rlhf_bench.training.inputs import Inputs, Start
+    from rlhf_bench.training.inputs import Inputs, StartingPoint
     from rlhf_bench.training.loop import ArmObserver, ArmTrainer
     from rlhf_bench.training.rollouts import Sampler, StartSamples
 
@@ -89,7 +89,7 @@ def iteration(rollouts_ahead: int) -> Measured:
         fleet.scorer.load(folder, "float32")
         inputs = Inputs(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
-        start = Start(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
+        start = StartingPoint(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
         settings, drawn_with, drawn_before = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
         run = ArmTrainer(
             recipe, METHODS["ppo"], settings, 1, inputs, start, roles, Ledger("flops", 1e18),

@@ -13,12 +13,12 @@ from rlhf_bench.experiment.stages.reward_model import _reward_model
 from rlhf_bench.experiment.stages.sft import Say, _base
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import BASE_SEED, Inputs, Start
+from rlhf_bench.training.inputs import BASE_SEED, Inputs, StartingPoint
 from rlhf_bench.training.pairs import rows_of
 from rlhf_bench.training.roles import Roles
 
 
-def make_start(recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, say: Say) -> Start:
+def make_start(recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, say: Say) -> StartingPoint:
     """Train or fetch base policy, pairs and (where an arm needs it) reward model, unless that is given."""
     base, base_cost, (pairs, held_out, pairs_cost) = _base_and_pairs(recipe, inputs, roles, cache, say)
     held_out = {split: found for split, found in held_out.items() if found}
@@ -33,7 +33,7 @@ def make_start(recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, say: 
         if looked_at:
             scores, _ = roles.scorer.score(rows_of(looked_at))
             margins = {p.id: up - down for p, (up, down) in zip(looked_at, scores, strict=True)}
-    start = Start(base, pairs, held_out, reward_path, base_cost, pairs_cost, reward_cost, margins)
+    start = StartingPoint(base, pairs, held_out, reward_path, base_cost, pairs_cost, reward_cost, margins)
     if accuracies := start.reward_model_accuracy:
         shown = ", ".join(f"{split} {share:.3f}" for split, share in accuracies.items())
         say(f"reward model: accuracy on held-out pairs {shown}")

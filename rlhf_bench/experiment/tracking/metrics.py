@@ -17,7 +17,7 @@ from rlhf_bench.experiment.tracking.tracker import Dataset
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import BEST, alias_of
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -59,7 +59,7 @@ def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
     return {f"{group}/{key}": value for key, value in numbers.items()}
 
 
-def datasets(recipe: Recipe, inputs: Inputs, start: Start) -> dict[str, Dataset]:
+def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, Dataset]:
     """All data of a comparison, by name."""
     made_by = {"task": recipe.task.model_dump(mode="json")}
     others = {**made_by, "pairs": "of the task's data" if inputs.pairs is not None else "of a weaker policy"}

@@ -17,7 +17,7 @@ from rlhf_bench.models.loading import Reward
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Start, prepare_inputs
+from rlhf_bench.training.inputs import StartingPoint, prepare_inputs
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.roles import Roles
 from tests.support.scripted import Learner, LengthScorer, Pool, Sync
@@ -216,7 +216,7 @@ def test_accuracy_counts_ties_as_wrong_and_only_pairs_that_were_scored():
         return Pair(name, Prompt(name, name, ""), (1,), (2,))
 
     held_out = {"in_distribution": [pair("a"), pair("b"), pair("c"), pair("d")], "unseen": [pair("e")], "out_of_distribution": [pair("f")]}  # fmt: skip
-    begun = Start(None, [], held_out, None, Cost(), Cost(), Cost(), {"a": 2.0, "b": 0.0, "c": -1.0, "e": 0.5})
+    begun = StartingPoint(None, [], held_out, None, Cost(), Cost(), Cost(), {"a": 2.0, "b": 0.0, "c": -1.0, "e": 0.5})
     assert begun.reward_model_accuracy == {"in_distribution": 1 / 3, "unseen": 1.0}
     assert replace(begun, reward_margins={}).reward_model_accuracy == {}
 

@@ -19,7 +19,7 @@ from rlhf_bench.results.trials import Trial, best_trial
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Inputs, Start, prepare_inputs
+from rlhf_bench.training.inputs import Inputs, StartingPoint, prepare_inputs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
 from tests.support.scripted import STEP, Evaluator, Learner, Pool, Sync
@@ -191,7 +191,7 @@ def comparison(directory, evaluator, learner, **tuning):
     base.mkdir()
     (base / "model.safetensors").write_bytes(b"weights")
     (base / "config.json").write_text("{}")
-    return made, Start(base, pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
+    return made, StartingPoint(base, pairs, {}, None, Cost(), Cost(flops=1e9), Cost(), {}), begun
 
 
 def test_every_trial_has_the_same_share_of_the_budget_the_tuning_seed_and_a_policy_of_its_own(tmp_path):

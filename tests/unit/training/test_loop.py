@@ -18,7 +18,7 @@ from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import Inputs, Start
+from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
@@ -50,7 +50,7 @@ class Arm:
         base_folder.mkdir()
         (base_folder / "model.safetensors").write_bytes(b"weights")
         (base_folder / "config.json").write_text("{}")
-        start = Start(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
+        start = StartingPoint(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, LengthScorer(scale), self.learner, self.evaluator, self.sync)
         self.updates, self.looks, self.skipped = [], [], []
         progress = ArmObserver(
