@@ -156,7 +156,7 @@ class SplitResult:
 
 
 @dataclass(frozen=True, slots=True)
-class PairLook:
+class PairEvaluation:
     """One held-out pair under one policy: log-probabilities and log-ratios in nats, summed over the response. The last
     three are the pair's own: CHES of the base policy's hidden states, also per token, and the sides' edit distance (0 to 1)."""
 
@@ -181,11 +181,11 @@ class Evaluation:
     numbers: Mapping[str, float]
     cost: Mapping[str, float]
     seconds: float
-    pairs: tuple[PairLook, ...] = ()
+    pairs: tuple[PairEvaluation, ...] = ()
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalPoint:
     """When a snapshot was taken: the nominal mark, the update, and what had been spent by then."""
 
     mark: float
@@ -195,5 +195,5 @@ class Look:
     wall_seconds: float
 
 
-BASE_LOOK = Look(0.0, 0, Cost().as_dict(), 0.0, 0.0)
+BASE_POINT = EvalPoint(0.0, 0, Cost().as_dict(), 0.0, 0.0)
 """Every arm's curve begins with the base policy, before anything is spent."""

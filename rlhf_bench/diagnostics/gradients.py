@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_bench.core.types import PairLook
+from rlhf_bench.core.types import PairEvaluation
 from rlhf_bench.methods.base import PairLogprobs, PairLoss, SideGradients, sum_by_response
 from rlhf_bench.methods.pairs import split_pairs
 from rlhf_bench.models.packing import MicroBatch
@@ -69,7 +69,7 @@ PROBED_AT = ((0.0, 0.0), (0.7, -0.4), (-0.9, 0.3), (-1.3, -1.9))
 """Points (Δ⁺, Δ⁻) at which `constant_ratio` looks. No loss is known to have a flat spot or kink exactly there."""
 
 
-def pair_logprobs_of(looks: Sequence[PairLook]) -> PairLogprobs:
+def pair_logprobs_of(looks: Sequence[PairEvaluation]) -> PairLogprobs:
     """Looks at held-out pairs as the tensors [P] that a method's `pair_loss` takes, in float64."""
 
     def column(values: Iterable[float]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bench.core.types import Pair, PairLook, Row
+from rlhf_bench.core.types import Pair, PairEvaluation, Row
 from rlhf_bench.diagnostics.distance import edit_distance
 from rlhf_bench.diagnostics.gradients import gradient_numbers
 from rlhf_bench.diagnostics.likelihood import pair_numbers, pairwise_accuracy, probe_numbers
@@ -25,7 +25,7 @@ class PanelLook:
     """One policy's numbers and held-out pairs, and what the diagnostics beyond the main split's pairs took."""
 
     numbers: dict[str, float]
-    pairs: tuple[PairLook, ...]
+    pairs: tuple[PairEvaluation, ...]
     seconds: float
     flops: float
 
@@ -92,10 +92,10 @@ class Panel:
         flat = self.scorer.score(model, self.probe_rows).logprobs
         return {name: flat[self.probe_sets == name] for name in self.probes.rows}
 
-    def _pair_looks(self, split: str, logprobs: np.ndarray) -> list[PairLook]:
+    def _pair_looks(self, split: str, logprobs: np.ndarray) -> list[PairEvaluation]:
         ratios = logprobs - self.reference[split]
         return [
-            PairLook(
+            PairEvaluation(
                 split=split, pair_id=pair.id,
                 chosen_logprob=float(logprobs[i, 0]), rejected_logprob=float(logprobs[i, 1]),
                 chosen_logratio=float(ratios[i, 0]), rejected_logratio=float(ratios[i, 1]),

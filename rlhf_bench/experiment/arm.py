@@ -12,10 +12,10 @@ from typing import Any
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost, Phase
 from rlhf_bench.core.errors import ArmFailed
-from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look
+from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
 from rlhf_bench.experiment.scheduler import Team
 from rlhf_bench.experiment.shutdown import Grace
-from rlhf_bench.experiment.tracking.metrics import look_points, update_points, used_by
+from rlhf_bench.experiment.tracking.metrics import evaluation_metrics, update_metrics, used_by
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
@@ -163,15 +163,15 @@ class ArmRunner:
             spent = ledger.total().as_dict()
             part.update(update, numbers, spent, ledger.fraction, seconds())
             self.display.update(arm, seed, update, numbers, ledger.fraction)
-            for step, metrics in update_points(update, numbers, spent, ledger.fraction):
+            for step, metrics in update_metrics(update, numbers, spent, ledger.fraction):
                 self.tracker.log(arm, seed, step, metrics)
 
-        def looked(look: Look, evaluation: Evaluation) -> None:
-            part.looked(look, evaluation, self.start.reward_margins)
-            for step, metrics in look_points(look, evaluation):
+        def evaluated(look: EvalPoint, evaluation: Evaluation) -> None:
+            part.evaluated(look, evaluation, self.start.reward_margins)
+            for step, metrics in evaluation_metrics(look, evaluation):
                 self.tracker.log(arm, seed, step, metrics)
-            if look is not BASE_LOOK:
-                self.display.looked(arm, seed, look, evaluation)
+            if look is not BASE_POINT:
+                self.display.evaluated(arm, seed, look, evaluation)
             looks.append(evaluation)
 
         def skipped(update: int, why: str, data: UpdateData) -> None:
@@ -179,4 +179,4 @@ class ArmRunner:
             where = f"; its data are in {kept}" if kept else ""
             self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
 
-        return ArmObserver(updated, looked, skipped)
+        return ArmObserver(updated, evaluated, skipped)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.errors import ArmFailed, RunFailed
 from rlhf_bench.core.files import write_json
-from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look
+from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
 from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
 from rlhf_bench.experiment.scheduler import Team, share_out
 from rlhf_bench.experiment.shutdown import grace
@@ -77,7 +77,7 @@ class Comparison:
             self.tracker.uses(dataset)
         settings = self._tuned(start, arms)
         self.notes = [*self.inputs.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
-        base = self.first.surely(self._look_at_base, start)
+        base = self.first.surely(self._evaluate_base, start)
         self.before_arms = self.first.roles.engine_time.breakdown(self.began, perf_counter())
         self.arms = self._arms(settings, start, base, used)
         self.failed = _failed_before(self.directory)
@@ -232,7 +232,7 @@ class Comparison:
             return dict(self.recipe.arms)
         team = self.first
         team.surely(team.begin_evaluation, start, True)
-        base = team.surely(self._look_at_base, start)
+        base = team.surely(self._evaluate_base, start)
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
             # The reward model is paid for in the comparison, once, not again in every trial.
@@ -240,12 +240,12 @@ class Comparison:
             ledger = Ledger(self.recipe.compute.column, self.recipe.compute.limit * tuning.fraction)
             scores: list[float] = []
 
-            def looked(look: Look, evaluation: Evaluation) -> None:
+            def evaluated(look: EvalPoint, evaluation: Evaluation) -> None:
                 scores.append(next(iter(evaluation.splits.values())).score)
 
             run = ArmTrainer(
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.inputs, start, team.roles, ledger,
-                ArmObserver(lambda *_: None, looked), base, (), self.drawn_before, self.cache,
+                ArmObserver(lambda *_: None, evaluated), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             try:
                 status: str = run.run(None)
@@ -259,11 +259,11 @@ class Comparison:
         self.drawn_before.clear(tuning.seed)
         return tuned
 
-    def _look_at_base(self, start: StartingPoint) -> Evaluation:
+    def _evaluate_base(self, start: StartingPoint) -> Evaluation:
         """Every arm's curve begins with the base policy: looked at once."""
         roles = self.first.roles
         roles.learner.load("policy", start.base)
-        roles.evaluator.submit(roles.learner.weights("policy"), 0, BASE_LOOK)
+        roles.evaluator.submit(roles.learner.weights("policy"), 0, BASE_POINT)
         ((_, evaluation),) = roles.evaluator.collect(wait=True)
         self.say("base policy: " + ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items()))
         return evaluation
@@ -323,7 +323,7 @@ class Comparison:
             table([], METRIC_KEYS),
             table(samples, SAMPLE_KEYS),
             table(shared, ()),
-            table(pair_rows("base", 0, BASE_LOOK, base, start.reward_margins), PAIR_KEYS),
+            table(pair_rows("base", 0, BASE_POINT, base, start.reward_margins), PAIR_KEYS),
         )
 
     def _timing(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rlhf_bench.core.text import one_line
-from rlhf_bench.core.types import Evaluation, Look
+from rlhf_bench.core.types import EvalPoint, Evaluation
 
 SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
 SECONDS_BETWEEN_LINES = 10.0
@@ -92,7 +92,7 @@ class Display:
             one.last_line = perf_counter()
             self.say(f"{one.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
 
-    def looked(self, arm: str, seed: int, look: Look, evaluation: Evaluation) -> None:
+    def evaluated(self, arm: str, seed: int, look: EvalPoint, evaluation: Evaluation) -> None:
         scores = ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items())
         self.say(
             f"{arm} · seed {seed}: at {look.mark:.0%}: {scores}, KL {evaluation.numbers.get('kl', float('nan')):.3f}"

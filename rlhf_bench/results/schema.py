@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from rlhf_bench.core.costs import COLUMNS
-from rlhf_bench.core.types import PairLook
+from rlhf_bench.core.types import PairEvaluation
 
 TABLES = ("metrics", "samples", "ledger", "pairs")
 
@@ -24,7 +24,7 @@ METRIC_KEYS = (
     "score",
 )
 
-PAIR_KEYS = ("arm", "seed", "mark", "update", *(f.name for f in fields(PairLook)), "reward_margin")
+PAIR_KEYS = ("arm", "seed", "mark", "update", *(f.name for f in fields(PairEvaluation)), "reward_margin")
 
 SAMPLE_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
 

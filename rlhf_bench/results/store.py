@@ -19,7 +19,7 @@ import yaml
 from rlhf_bench.core.costs import Cost, Phase
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.files import write_json
-from rlhf_bench.core.types import Evaluation, Look, PairLook
+from rlhf_bench.core.types import EvalPoint, Evaluation, PairEvaluation
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
@@ -62,7 +62,7 @@ class Part:
             }
         )
 
-    def looked(self, look: Look, evaluation: Evaluation, reward_margins: Mapping[str, float]) -> None:
+    def evaluated(self, look: EvalPoint, evaluation: Evaluation, reward_margins: Mapping[str, float]) -> None:
         for i, (split, result) in enumerate(evaluation.splits.items()):
             row = self.key | {
                 "phase": "evaluation",
@@ -129,10 +129,10 @@ def sample_rows(arm: str, seed: int, mark: float, evaluation: Evaluation) -> lis
 
 
 def pair_rows(
-    arm: str, seed: int, look: Look, evaluation: Evaluation, reward_margins: Mapping[str, float]
+    arm: str, seed: int, look: EvalPoint, evaluation: Evaluation, reward_margins: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     where = {"arm": arm, "seed": seed, "mark": look.mark, "update": look.update}
-    names = [f.name for f in fields(PairLook)]
+    names = [f.name for f in fields(PairEvaluation)]
     return [
         where | {n: getattr(p, n) for n in names} | {"reward_margin": reward_margins.get(p.pair_id, math.nan)}
         for p in evaluation.pairs

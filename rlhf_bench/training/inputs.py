@@ -69,13 +69,13 @@ def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
         reward_shape = replace(reward_shape, lora_rank=recipe.model.lora.rank)
     encode = _Encoder(recipe, tokenizer)
     train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
-    looked, tried = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
+    evaluated, tried = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
     main = recipe.evaluation.splits[0]  # trials look at further prompts of it
     held_out: dict[str, list[Prompt]] = {
-        s: [encode.prompt(p) for p in task.prompts(s, looked + (tried if s == main else 0), DATA_SEED)]
+        s: [encode.prompt(p) for p in task.prompts(s, evaluated + (tried if s == main else 0), DATA_SEED)]
         for s in recipe.evaluation.splits
     }
-    tuning, held_out[main] = held_out[main][looked:], held_out[main][:looked]
+    tuning, held_out[main] = held_out[main][evaluated:], held_out[main][:evaluated]
     demonstrations = []
     if recipe.sft:
         demonstrations = [encode.demonstration(d) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]

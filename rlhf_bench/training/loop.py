@@ -20,7 +20,7 @@ import numpy as np
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
-from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look, Row
+from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, Row
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.methods.base import Measured, Method, PerResponse, uses_reward_model
 from rlhf_bench.recipe import Recipe
@@ -43,7 +43,7 @@ class ArmObserver:
     """What the loop tells the outside after every update and every look."""
 
     update: Callable[[int, Mapping[str, float], Ledger], None]
-    looked: Callable[[Look, Evaluation], None]
+    evaluated: Callable[[EvalPoint, Evaluation], None]
     skipped: Callable[[int, str, UpdateData], None] = lambda *_: (
         None
     )  # an update, why, and what it should have learnt from
@@ -147,7 +147,7 @@ class ArmTrainer:
             if look or last or not data.drawn.fixed or self.ledger.column == "device_seconds":
                 self._settle()
             while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
-                self._look(self.marks_left.pop(0))
+                self._evaluate(self.marks_left.pop(0))
             self._collect(wait=False)
             self._save()
         self._settle()
@@ -159,7 +159,7 @@ class ArmTrainer:
             raise ArmFailed(
                 f"the budget ended before the first update: {self.ledger.spent:.3g} of {self.ledger.limit:.3g} {self.ledger.column} spent; raise compute.limit"
             )
-        self._look(1.0)
+        self._evaluate(1.0)
         self._collect(wait=True)
         if save_to is not None:
             self.roles.learner.save("policy", save_to)
@@ -169,7 +169,7 @@ class ArmTrainer:
     def _begin(self) -> None:
         """Models, data and the look at the start policy."""
         self._load()
-        self._looked(BASE_LOOK, self.base, self.settings.at(0.0, self.state))
+        self._evaluated(BASE_POINT, self.base, self.settings.at(0.0, self.state))
         self.rng = np.random.default_rng([self.seed, 3])
         if self.settings.data != "offline":
             self._sync()
@@ -181,7 +181,7 @@ class ArmTrainer:
         self.marks_left = [m for m in self.marks if m < 1]
         while self.marks_left and self.ledger.fraction >= self.marks_left[0]:
             # Spent before any update, on a reward model or candidates.
-            self._looked(self._now(self.marks_left.pop(0)), self.base, self._now_settings())
+            self._evaluated(self._now(self.marks_left.pop(0)), self.base, self._now_settings())
 
     def _go_on(self) -> None:
         """Lay the last checkpoint, if there is one, over what `_begin` has begun."""
@@ -371,22 +371,22 @@ class ArmTrainer:
         room = self.recipe.model.max_length - len(pair.prompt.token_ids) - 1
         return Row("probe", pair.prompt.token_ids, (pair.chosen_ids[:room],))
 
-    def _look(self, mark: float) -> None:
+    def _evaluate(self, mark: float) -> None:
         weights = self.roles.learner.weights("policy")
         self.roles.evaluator.submit(weights, self.version, (self._now(mark), self._now_settings()))
 
-    def _now(self, mark: float) -> Look:
-        return Look(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, self.seconds)
+    def _now(self, mark: float) -> EvalPoint:
+        return EvalPoint(mark, self.version, self.ledger.total().as_dict(), self.ledger.fraction, self.seconds)
 
     def _collect(self, wait: bool) -> None:
         for (look, settings), evaluation in self.roles.evaluator.collect(wait):
             self.ledger.charge("evaluation", Cost(**evaluation.cost))
-            self._looked(look, evaluation, settings)
+            self._evaluated(look, evaluation, settings)
 
-    def _looked(self, look: Look, evaluation: Evaluation, settings: Any) -> None:
+    def _evaluated(self, look: EvalPoint, evaluation: Evaluation, settings: Any) -> None:
         """Pass a look on, with the partial derivatives of the arm's own loss on the held-out pairs."""
         pairs = [p for p in evaluation.pairs if p.split == self.recipe.evaluation.splits[0]]
         if self.method.pair_loss is not None and pairs:
             numbers = partials(self.method.pair_loss, pair_logprobs_of(pairs), settings)
             evaluation = replace(evaluation, numbers={**evaluation.numbers, **numbers})
-        self.progress.looked(look, evaluation)
+        self.progress.evaluated(look, evaluation)

@@ -161,10 +161,10 @@ class Evaluator:
 
     def submit(self, weights, version, label):
         split = SplitResult(self.score(weights), {}, 1.0, (("p", "1+1=", "2", "2", 1.0),))
-        looked = Evaluation(
+        evaluated = Evaluation(
             {"in_distribution": split}, {"kl": float(version)}, Cost(flops=7.0).as_dict(), 0.1, self.pairs
         )
-        self.pending.append((label, looked))
+        self.pending.append((label, evaluated))
 
     def collect(self, wait=False):
         if self.late and not wait:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.core.types import Evaluation, Look
+from rlhf_bench.core.types import EvalPoint, Evaluation
 from rlhf_bench.experiment.tracking.tracker import Dataset
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
@@ -33,14 +33,14 @@ Steps = Iterator[tuple[int, dict[str, float]]]
 """Steps of MLflow, and the metrics that are logged at each."""
 
 
-def update_points(update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
+def update_metrics(update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
     """Of one update. `spent`: by ledger column, up to and with it; `fraction`: of the budget."""
     yield update, _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": fraction}
     compared = _grouped("train", {key: numbers[key] for key in COMPARED if key in numbers})
     yield from _against(compared, spent, fraction)
 
 
-def look_points(look: Look, evaluation: Evaluation) -> Steps:
+def evaluation_metrics(look: EvalPoint, evaluation: Evaluation) -> Steps:
     """Of one look at a policy."""
     scores = _grouped("score", {split: result.score for split, result in evaluation.splits.items()})
     own = {"evaluation/mark": look.mark, "budget/fraction": look.fraction}

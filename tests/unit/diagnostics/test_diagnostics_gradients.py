@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from rlhf_bench.core.types import PairLook, Row
+from rlhf_bench.core.types import PairEvaluation, Row
 from rlhf_bench.diagnostics.gradients import (
     constant_ratio,
     gradient_numbers,
@@ -313,7 +313,7 @@ def test_pairs_without_a_gradient_are_left_out_and_their_share_is_said():
 
 
 def test_looks_become_the_pairs_that_a_loss_takes():
-    look = PairLook("in_distribution", "a", -2.0, -5.0, 0.5, -1.5, 3, 7, 0.0, 0.0, 0.5)
+    look = PairEvaluation("in_distribution", "a", -2.0, -5.0, 0.5, -1.5, 3, 7, 0.0, 0.0, 0.5)
     pairs = pair_logprobs_of([look, replace(look, chosen_logprob=-3.0)])
     values = {f.name: getattr(pairs, f.name).tolist() for f in fields(pairs)}
     assert values == {

@@ -10,9 +10,15 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import table
-from rlhf_bench.core.types import Evaluation, Look, Pair, Prompt, Row, SplitResult
+from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row, SplitResult
 from rlhf_bench.experiment.tracking.descriptions import MOST, begun, found, found_by
-from rlhf_bench.experiment.tracking.metrics import datasets, finished_policies, look_points, update_points, used_by
+from rlhf_bench.experiment.tracking.metrics import (
+    datasets,
+    evaluation_metrics,
+    finished_policies,
+    update_metrics,
+    used_by,
+)
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.reader import read_recorded
@@ -33,20 +39,20 @@ def summary():
 
 
 def test_an_update_stands_at_its_number_and_what_is_compared_also_at_compute_and_tokens():
-    points = list(update_points(7, {"loss": 0.5, "reward": 0.25, "grad_norm": 2.0}, SPENT, 0.4567))
+    points = list(update_metrics(7, {"loss": 0.5, "reward": 0.25, "grad_norm": 2.0}, SPENT, 0.4567))
     assert [step for step, _ in points] == [7, 457, 42]
     at_update, at_compute, at_tokens = (metrics for _, metrics in points)
     assert at_update["train/loss"] == 0.5 and at_update["budget/fraction"] == 0.4567
     assert {f"budget/{column}": value for column, value in SPENT.items()}.items() <= at_update.items()
     assert at_compute == {"by_budget_permille/train/reward": 0.25}
     assert at_tokens == {"by_tokens/train/reward": 0.25}
-    assert [step for step, _ in update_points(7, {"loss": 0.5}, SPENT, 0.4567)] == [7]  # nothing that is compared
+    assert [step for step, _ in update_metrics(7, {"loss": 0.5}, SPENT, 0.4567)] == [7]  # nothing that is compared
 
 
 def test_a_look_stands_at_its_update_its_compute_and_its_tokens():
-    look = Look(0.5, 9, SPENT, 0.5012, 3.0)
+    look = EvalPoint(0.5, 9, SPENT, 0.5012, 3.0)
     splits = {"in_distribution": SplitResult(0.75, {}, 4.0, ()), "unseen": SplitResult(0.5, {}, 4.0, ())}
-    points = list(look_points(look, Evaluation(splits, {"kl": 0.1, "margin": 2.0}, {}, 1.0)))
+    points = list(evaluation_metrics(look, Evaluation(splits, {"kl": 0.1, "margin": 2.0}, {}, 1.0)))
     assert [step for step, _ in points] == [9, 501, 42]
     compared = {"score/in_distribution": 0.75, "score/unseen": 0.5, "kl": 0.1}
     assert points[1][1] == {f"by_budget_permille/{name}": value for name, value in compared.items()}

@@ -11,7 +11,7 @@ import yaml
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import BASE_LOOK, Evaluation, Look, PairLook, Row, SplitResult
+from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluation, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
 from rlhf_bench.results.store import Part, merge_parts, open_directory, pair_rows, sample_rows, table
@@ -27,16 +27,16 @@ def looked_at(mark):
     """An evaluation whose every number tells which it is: `mark`, and pairs 0 and 1 of two splits."""
     splits = {s: SplitResult(mark, {"answer": mark}, 2.0, ((f"{s}-p", "1+1=", "2", "2", mark),)) for s in SPLITS}
     pairs = tuple(
-        PairLook(s, f"{s}-{i}", -mark, -2.0, -mark, -1.0, 3, 4, 0.25, 0.125, 0.5) for s in SPLITS for i in (0, 1)
+        PairEvaluation(s, f"{s}-{i}", -mark, -2.0, -mark, -1.0, 3, 4, 0.25, 0.125, 0.5) for s in SPLITS for i in (0, 1)
     )
     return Evaluation(splits, {"kl": mark, "margin": 1.0 - mark}, {}, 0.1, pairs)
 
 
 def look(mark, update):
-    return Look(mark, update, Cost(flops=update).as_dict(), update / 4, float(update))
+    return EvalPoint(mark, update, Cost(flops=update).as_dict(), update / 4, float(update))
 
 
-LOOKS = [(BASE_LOOK, looked_at(0.0)), (look(0.5, 2), looked_at(0.5)), (look(0.75, 2), looked_at(0.75)), (look(1.0, 4), looked_at(1.0))]  # fmt: skip
+LOOKS = [(BASE_POINT, looked_at(0.0)), (look(0.5, 2), looked_at(0.5)), (look(0.75, 2), looked_at(0.75)), (look(1.0, 4), looked_at(1.0))]  # fmt: skip
 
 
 def part(directory, arrivals, arm="a", seed=1):
@@ -45,7 +45,7 @@ def part(directory, arrivals, arm="a", seed=1):
     for update in range(1, 6):
         for at, (when, evaluation) in zip(arrivals, LOOKS, strict=True):
             if at == update:
-                made.looked(when, evaluation, MARGINS)
+                made.evaluated(when, evaluation, MARGINS)
         if update < 5:
             made.update(update, {"loss": 1 / update}, Cost(flops=update).as_dict(), update / 4, float(update))
     made.finish({"learning": Cost(flops=4)}, {"score": 1.0})
@@ -76,7 +76,14 @@ def test_metrics_are_in_the_order_of_the_run(tmp_path):
 
 def test_a_row_per_mark_and_held_out_pair_with_all_that_is_known_of_it(tmp_path):
     rows = part(tmp_path, (1, 3, 3, 5), arm="x", seed=7)["pairs"]
-    assert list(rows.columns) == ["arm", "seed", "mark", "update", *(f.name for f in fields(PairLook)), "reward_margin"]
+    assert list(rows.columns) == [
+        "arm",
+        "seed",
+        "mark",
+        "update",
+        *(f.name for f in fields(PairEvaluation)),
+        "reward_margin",
+    ]
     assert len(rows) == 4 * 4 and set(rows["arm"]) == {"x"} and set(rows["seed"]) == {7}
     assert list(zip(rows["mark"], rows["pair_id"], strict=True)) == [
         (m, f"{s}-{i}") for m in (0.0, 0.5, 0.75, 1.0) for s in SPLITS for i in (0, 1)
@@ -89,7 +96,7 @@ def test_a_row_per_mark_and_held_out_pair_with_all_that_is_known_of_it(tmp_path)
 
 def test_a_run_without_held_out_pairs_has_a_table_without_rows(tmp_path):
     made = Part(tmp_path, "a", "dpo", "offline", 1)
-    made.looked(BASE_LOOK, replace(looked_at(0.0), pairs=()), {})
+    made.evaluated(BASE_POINT, replace(looked_at(0.0), pairs=()), {})
     made.finish({}, {})
     rows = pd.read_parquet(made.folder / "pairs.parquet")
     assert len(rows) == 0 and list(rows.columns) == list(PAIR_KEYS)
@@ -101,7 +108,7 @@ def merged(directory, arms):
               {"arm": "a", "seed": 5, "phase": "tuning", **Cost(flops=3).as_dict()}]  # fmt: skip
     merge_parts(
         directory, arms, table([], METRIC_KEYS), table(sample_rows("base", 0, 0.0, base), SAMPLE_KEYS), table(shared, ()),
-        table(pair_rows("base", 0, BASE_LOOK, base, MARGINS), PAIR_KEYS),
+        table(pair_rows("base", 0, BASE_POINT, base, MARGINS), PAIR_KEYS),
     )  # fmt: skip
     return {name: pd.read_parquet(directory / f"{name}.parquet") for name in ("metrics", "samples", "ledger", "pairs")}
 

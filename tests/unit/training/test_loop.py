@@ -10,7 +10,7 @@ import pytest
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
-from rlhf_bench.core.types import Evaluation, Pair, PairLook, Prompt
+from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
@@ -27,7 +27,7 @@ from tests.support.scripted import MEASURING, SIDES, STEP, Evaluator, Learner, L
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())
 PAIRS = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]
-LOOKED = [PairLook("in_distribution", "h", -3.0, -5.0, 0.5, -0.5, 2, 3, 0.0, 0.0, 1.0)]
+LOOKED = [PairEvaluation("in_distribution", "h", -3.0, -5.0, 0.5, -0.5, 2, 3, 0.0, 0.0, 1.0)]
 RISING = {"kind": "linear", "start": 0.1, "end": 0.3}
 
 
@@ -183,7 +183,7 @@ def test_a_look_is_judged_by_the_loss_that_was_in_force_when_it_was_taken(late):
 
 
 def test_pairs_of_other_splits_do_not_enter_the_partials():
-    far = PairLook("unseen", "u", -30.0, -50.0, -9.0, 9.0, 2, 3, 0.0, 0.0, 1.0)
+    far = PairEvaluation("unseen", "u", -30.0, -50.0, -9.0, 9.0, 2, 3, 0.0, 0.0, 1.0)
     alone, among = (Arm(LIMIT, evaluator=Evaluator(pairs=pairs), method="dpo") for pairs in (LOOKED, [*LOOKED, far]))
     key = "partial/log_chosen"
     assert among.looks[-1][1].numbers[key] == alone.looks[-1][1].numbers[key]
@@ -258,12 +258,12 @@ def test_the_next_update_of_fixed_pairs_is_handed_in_before_the_last_one_is_wait
     if data == "online":  # fresh samples need the weights that the last update makes
         assert learner.order == in_turn
     else:
-        looked = next(look.update for look, _ in arm.looks if look.mark == 0.5)
-        behind = [n for n in range(1, updates) if n != looked]  # a look sees all that came before it
+        evaluated = next(look.update for look, _ in arm.looks if look.mark == 0.5)
+        behind = [n for n in range(1, updates) if n != evaluated]  # a look sees all that came before it
         assert [
             n for n in behind if learner.order.index(("is waited for", n)) < learner.order.index(("begins", n + 1))
         ] == []
-        assert learner.order.index(("is waited for", looked)) < learner.order.index(("begins", looked + 1))
+        assert learner.order.index(("is waited for", evaluated)) < learner.order.index(("begins", evaluated + 1))
         assert sorted(learner.order) == sorted(in_turn) and updates == UPDATES
     assert [update for update, _, _ in arm.updates] == list(range(1, updates + 1))
 
