@@ -83,7 +83,7 @@ def change(recorded: Recorded, column: str) -> Of:
     """The last look's value less the first one's, which is the base policy's."""
 
     def of(arm: str) -> dict[int, float]:
-        looks = recorded.looks.get((arm, MAIN_SPLIT), {})
+        looks = recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {})
         seen = {seed: numbers(rows, column).dropna() for seed, rows in looks.items()}
         first = {seed: float(values.iloc[0]) for seed, values in seen.items() if len(values)}
         last = metric_values(recorded, arm, column)

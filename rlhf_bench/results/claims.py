@@ -133,7 +133,9 @@ def metric_values(recorded: Recorded, arm: str, metric: str) -> dict[int, float]
         split = next((s for s in SPLITS if metric == f"{SCORE}/{s}"), MAIN_SPLIT)
         column = SCORE if metric == f"{SCORE}/{split}" else metric
         values = {
-            seed: _of_curve(rows, column) for seed, rows in recorded.looks.get((arm, split), {}).items() if seed in done
+            seed: _of_curve(rows, column)
+            for seed, rows in recorded.evaluations_by_seed.get((arm, split), {}).items()
+            if seed in done
         }
     return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
 
@@ -142,7 +144,7 @@ def kl_curves(recorded: Recorded, arm: str) -> dict[int, Curve]:
     """Seed → KL and score at its looks, in time order, of the finished seeds of `arm` that recorded both."""
     done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
     curves = {}
-    for seed, rows in recorded.looks.get((arm, MAIN_SPLIT), {}).items():
+    for seed, rows in recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {}).items():
         both = pd.DataFrame({"kl": _column(rows, "kl"), "score": _column(rows, SCORE)})
         both = both[np.isfinite(both).all(axis=1)]
         if seed in done and not both.empty:

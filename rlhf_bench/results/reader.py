@@ -60,7 +60,7 @@ class Recorded:
         return self.evaluations[self.evaluations["split"] == MAIN_SPLIT]
 
     @cached_property
-    def looks(self) -> Mapping[tuple[str, str], Mapping[int, pd.DataFrame]]:
+    def evaluations_by_seed(self) -> Mapping[tuple[str, str], Mapping[int, pd.DataFrame]]:
         """(arm, split) → seed → its evaluations, in time order. Cut once: a table this wide is slow to filter."""
         found: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
         for (arm, split, seed), rows in self.evaluations.groupby(["arm", "split", "seed"], sort=True):
