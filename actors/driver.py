@@ -31,7 +31,7 @@ from rlhf_bench.compute.resources import fleets_at_once
 from rlhf_bench.core.errors import RunFailed, StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import Display
-from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.tracking.descriptions import begun
 from rlhf_bench.experiment.tracking.outbox import Status
 from rlhf_bench.experiment.tracking.tracker import Tracker
@@ -95,8 +95,8 @@ def drive(
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         comparison = Comparison(
-            recipe, directory, inputs, _team(first, recipe, inputs, charged=True),
-            [functools.partial(_other_team, other, recipe, inputs) for other in others], fleets.stop,
+            recipe, directory, inputs, _worker(first, recipe, inputs, charged=True),
+            [functools.partial(_other_worker, other, recipe, inputs) for other in others], fleets.stop,
             cache, tracker, display.say, display, tags, began, functools.partial(begin_report, display.say),
         )  # fmt: skip
         summary = comparison.run(arms, seeds)
@@ -140,15 +140,15 @@ def drive(
     return "\n".join(ends)
 
 
-def _team(fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool) -> Team:
+def _worker(fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool) -> Worker:
     """`charged`: what the evaluator's beginning costs is; once, however many fleets there are."""
     begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, inputs, charged)
-    return Team(fleet.roles, begin_evaluation, meters.begin_arm, fleet.recover)
+    return Worker(fleet.roles, begin_evaluation, meters.begin_arm, fleet.recover)
 
 
-def _other_team(starting: Future[Fleet | None], recipe: Recipe, inputs: Inputs) -> Team | None:
+def _other_worker(starting: Future[Fleet | None], recipe: Recipe, inputs: Inputs) -> Worker | None:
     fleet = starting.result()
-    return None if fleet is None else _team(fleet, recipe, inputs, charged=False)
+    return None if fleet is None else _worker(fleet, recipe, inputs, charged=False)
 
 
 def _begin_evaluation(

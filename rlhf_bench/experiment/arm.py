@@ -13,7 +13,7 @@ from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost, Phase
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
-from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import Grace
 from rlhf_bench.experiment.tracking.metrics import evaluation_metrics, update_metrics, used_by
 from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
@@ -83,10 +83,10 @@ class ArmRunner:
     tags: Mapping[str, str]
     first_update: Callable[[], None]  # called after the first update of each in this run
 
-    def run(self, arm: str, seed: int, team: Team, patience: Grace) -> ArmOutcome:
+    def run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
         """From the last checkpoint on. Raises ArmFailed where the others may go on, and Stopped once a checkpoint is written
         after a signal that `patience` has noted."""
-        return team.surely(self._run, arm, seed, team, patience, patience=patience)
+        return worker.with_recovery(self._run, arm, seed, worker, patience, patience=patience)
 
     def part(self, arm: str, seed: int) -> Part:
         settings = self.settings[arm]
@@ -101,19 +101,19 @@ class ArmRunner:
         )
         return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
 
-    def _run(self, arm: str, seed: int, team: Team, patience: Grace) -> ArmOutcome:
+    def _run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
         recipe, settings, part = self.recipe, self.settings[arm], self.part(arm, seed)
         ledger = Ledger(recipe.compute.column, recipe.compute.limit)
         if uses_reward_model(settings):
             ledger.charge("reward_model", self.start.reward_model_cost)
         self._announce(arm, seed, settings)
-        team.begin_arm(arm, seed)
+        worker.begin_arm(arm, seed)
         began, looks = perf_counter(), list[Evaluation]()
         saver = ArmCheckpointer(
             self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.display.say
         )
         run = ArmTrainer(
-            recipe, METHODS[settings.method], settings, seed, self.inputs, self.start, team.roles, ledger,
+            recipe, METHODS[settings.method], settings, seed, self.inputs, self.start, worker.roles, ledger,
             self._progress(arm, seed, part, looks, lambda: run.seconds), self.base, recipe.evaluation.marks,
             self.drawn_before, self.cache, saver=saver,
         )  # fmt: skip
@@ -133,7 +133,7 @@ class ArmRunner:
             "score": score,
             "kl": final.numbers.get("kl", math.nan),
             "updates": run.version,
-            "seconds": team.roles.engine_time.breakdown(began, perf_counter()),
+            "seconds": worker.roles.engine_time.breakdown(began, perf_counter()),
         }
         self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
         self.display.say(

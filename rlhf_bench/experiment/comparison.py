@@ -17,7 +17,7 @@ from rlhf_bench.core.errors import ArmFailed, RunFailed
 from rlhf_bench.core.files import write_json
 from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
 from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
-from rlhf_bench.experiment.scheduler import Team, share_out
+from rlhf_bench.experiment.scheduler import Worker, run_jobs
 from rlhf_bench.experiment.shutdown import grace
 from rlhf_bench.experiment.stages.start import make_start
 from rlhf_bench.experiment.timing import Occupancy
@@ -46,9 +46,9 @@ class Comparison:
     recipe: Recipe
     directory: Path
     inputs: Inputs
-    first: Team
-    others: Sequence[Callable[[], Team | None]]  # which start meanwhile: wait for one; None where it found no room
-    end_teams: Callable[[], None]  # wakes, by an error, whoever waits for an engine of any team
+    first: Worker
+    others: Sequence[Callable[[], Worker | None]]  # which start meanwhile: wait for one; None where it found no room
+    end_workers: Callable[[], None]  # wakes, by an error, whoever waits for an engine of any team
     cache: Cache
     tracker: Tracker
     say: Callable[[str], None]
@@ -68,7 +68,7 @@ class Comparison:
 
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Occupancy(self.first.roles.engine_time, self.began)]
-        start = self.first.surely(make_start, self.recipe, self.inputs, self.first.roles, self.cache, self.say)
+        start = self.first.with_recovery(make_start, self.recipe, self.inputs, self.first.roles, self.cache, self.say)
         self.drawn_before = StartSamples(
             self.directory / "state", f"{start.base.name} {self.inputs.fingerprint['model']}"
         )
@@ -76,8 +76,8 @@ class Comparison:
         for dataset in used.values():
             self.tracker.uses(dataset)
         settings = self._tuned(start, arms)
-        self.notes = [*self.inputs.notes, *self.first.surely(self.first.begin_evaluation, start, False)]
-        base = self.first.surely(self._evaluate_base, start)
+        self.notes = [*self.inputs.notes, *self.first.with_recovery(self.first.begin_evaluation, start, False)]
+        base = self.first.with_recovery(self._evaluate_base, start)
         self.before_arms = self.first.roles.engine_time.breakdown(self.began, perf_counter())
         self.arms = self._arms(settings, start, base, used)
         self.failed = _failed_before(self.directory)
@@ -120,16 +120,16 @@ class Comparison:
         failed, begun = list[tuple[str, int]](), list["Elsewhere"]()
         written: list[Future[None]] = []
 
-        def work(team: Team, piece: tuple[int, tuple[str, int]]) -> None:
+        def work(worker: Worker, piece: tuple[int, tuple[str, int]]) -> None:
             number, (arm, seed) = piece
-            stretch = Occupancy(team.roles.engine_time, perf_counter())
+            stretch = Occupancy(worker.roles.engine_time, perf_counter())
             self.stretches.append(stretch)
             if piece is pieces[-1]:
                 begun.append(self.begin_report())
             self.display.begin(arm, seed, number, len(todo))
             self.failed.pop((arm, seed), None)
             try:
-                ended = self.arms.run(arm, seed, team, patience)
+                ended = self.arms.run(arm, seed, worker, patience)
             except ArmFailed as failure:
                 self.failed[arm, seed] = {
                     "seed": seed,
@@ -155,7 +155,7 @@ class Comparison:
             self.stretches[0].ended = perf_counter()
             others = [functools.partial(self._joined_in, ready) for ready in self.others]
             with grace(self.recipe.reliability.grace_seconds) as patience:
-                share_out(pieces, [lambda: self.first, *others], work, patience, self.end_teams)
+                run_jobs(pieces, [lambda: self.first, *others], work, patience, self.end_workers)
             self.stretches.append(Occupancy(self.first.roles.engine_time, perf_counter()))
             for one in written:
                 one.result()
@@ -166,17 +166,17 @@ class Comparison:
         }
         return causes, begun[0]
 
-    def _joined_in(self, ready: Callable[[], Team | None]) -> Team | None:
+    def _joined_in(self, ready: Callable[[], Worker | None]) -> Worker | None:
         """Another team, once it is there and has what the first one has got from the stages before the arms. Charged to no
         arm: how many teams there are must change no number."""
-        team = ready()
-        if team is None:
+        worker = ready()
+        if worker is None:
             return None
-        start, scorer = self.arms.start, team.roles.scorer
+        start, scorer = self.arms.start, worker.roles.scorer
         if scorer is not None and start.reward_model is not None:
-            team.surely(scorer.load, start.reward_model, self.recipe.model.dtype)
-        team.surely(team.begin_evaluation, start, False)
-        return team
+            worker.with_recovery(scorer.load, start.reward_model, self.recipe.model.dtype)
+        worker.with_recovery(worker.begin_evaluation, start, False)
+        return worker
 
     def _report(self, elsewhere: Elsewhere) -> Summary:
         """Write it and the policies' cards, say where the time went, and hand MLflow the files."""
@@ -230,13 +230,13 @@ class Comparison:
         tuning = self.recipe.tuning
         if tuning is None:
             return dict(self.recipe.arms)
-        team = self.first
-        team.surely(team.begin_evaluation, start, True)
-        base = team.surely(self._evaluate_base, start)
+        worker = self.first
+        worker.with_recovery(worker.begin_evaluation, start, True)
+        base = worker.with_recovery(self._evaluate_base, start)
 
         def run_trial(arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
             # The reward model is paid for in the comparison, once, not again in every trial.
-            team.begin_arm(arm, tuning.seed)
+            worker.begin_arm(arm, tuning.seed)
             ledger = Ledger(self.recipe.compute.column, self.recipe.compute.limit * tuning.fraction)
             scores: list[float] = []
 
@@ -244,7 +244,7 @@ class Comparison:
                 scores.append(next(iter(evaluation.splits.values())).score)
 
             run = ArmTrainer(
-                self.recipe, METHODS[settings.method], settings, tuning.seed, self.inputs, start, team.roles, ledger,
+                self.recipe, METHODS[settings.method], settings, tuning.seed, self.inputs, start, worker.roles, ledger,
                 ArmObserver(lambda *_: None, evaluated), base, (), self.drawn_before, self.cache,
             )  # fmt: skip
             try:
@@ -254,7 +254,7 @@ class Comparison:
                 return math.nan, "failed", ledger.total().as_dict()
             return scores[-1], status, ledger.total().as_dict()
 
-        trial = functools.partial(team.surely, run_trial)
+        trial = functools.partial(worker.with_recovery, run_trial)
         tuned = tuned_arms(self.recipe, self.directory, arms, trial, self.say)
         self.drawn_before.clear(tuning.seed)
         return tuned

@@ -30,7 +30,7 @@ ENDING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Team:
+class Worker:
     """The roles that work on one arm and seed at a time, and what else is asked of whoever runs them."""
 
     roles: Roles
@@ -38,7 +38,7 @@ class Team:
     begin_arm: Callable[[str, int], None]  # whose work the engines' meters count from now on, in this thread
     recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
 
-    def surely(self, work: Callable[..., T], *arguments: Any, patience: Grace | None = None) -> T:
+    def with_recovery(self, work: Callable[..., T], *arguments: Any, patience: Grace | None = None) -> T:
         """A piece of work that may begin anew wherever it was cut short: it keeps what it has got on disk. Not where the
         run has been asked to end meanwhile."""
         while True:
@@ -50,18 +50,18 @@ class Team:
                 self.recover(lost)
 
 
-def share_out(
+def run_jobs(
     todo: Sequence[T],
-    teams: Sequence[Callable[[], Team | None]],
-    work: Callable[[Team, T], None],
+    workers: Sequence[Callable[[], Worker | None]],
+    work: Callable[[Worker, T], None],
     patience: Grace,
-    end_teams: Callable[[], None],
+    end_workers: Callable[[], None],
 ) -> None:
-    """Have all of `todo` worked on, in its order, by whichever team is free. `teams` wait for a team to be ready; None where
+    """Have all of `todo` worked on, in its order, by whichever team is free. `workers` wait for a team to be ready; None where
     there will be none, but never of the first.
 
     Returns when all is done, or when nobody is at work any more after a signal, which `patience` has noted. The first
-    error of any team, and a signal that waits no longer, end all teams and are raised: `end_teams` must wake, by an error,
+    error of any team, and a signal that waits no longer, end all teams and are raised: `end_workers` must wake, by an error,
     whoever waits for an engine.
     """
     waiting, busy, lock = deque(todo), set[int](), threading.Lock()
@@ -75,12 +75,12 @@ def share_out(
             busy.add(number)
             return waiting.popleft()
 
-    def shift(number: int, ready: Callable[[], Team | None]) -> None:
+    def shift(number: int, ready: Callable[[], Worker | None]) -> None:
         error: BaseException | None = None
         try:
-            team = ready()
-            while team is not None and (piece := take(number)) is not None:
-                work(team, piece)
+            worker = ready()
+            while worker is not None and (piece := take(number)) is not None:
+                work(worker, piece)
         except Stopped:
             pass  # `patience` knows; the other teams still write their checkpoints
         except BaseException as raised:
@@ -92,7 +92,7 @@ def share_out(
     # Daemons, so that a thread that does not end cannot keep the process from ending.
     threads = [
         threading.Thread(target=shift, args=(number, ready), name=f"team {number}", daemon=True)
-        for number, ready in enumerate(teams, 1)
+        for number, ready in enumerate(workers, 1)
     ]
     try:
         for thread in threads:
@@ -107,7 +107,7 @@ def share_out(
     except BaseException:
         with lock:
             waiting.clear()
-        end_teams()
+        end_workers()
         for thread in threads:
             if thread.ident is not None:
                 thread.join(ENDING_SECONDS)

@@ -17,7 +17,7 @@ from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.errors import StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import Display
-from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import raise_on_signals
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.store import open_directory
@@ -108,18 +108,18 @@ class Unreported(Comparison):
 class Made:
     """A comparison into `directory` by so many teams, and all that it leaves."""
 
-    def __init__(self, directory, teams=1, seconds=0.0, loses=(), never=0, **recipe):
+    def __init__(self, directory, workers=1, seconds=0.0, loses=(), never=0, **recipe):
         (directory / "out").mkdir(parents=True, exist_ok=True)
         settings = parse_recipe(RECIPE | recipe)
         self.directory, self.settings, self.cache = directory / "out", settings, Cache(directory / "cache")
         inputs = prepare_inputs(settings, self.cache)
         open_directory(self.directory, settings, inputs.fingerprint["data"])
-        self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(teams)]
-        self.pools = [Pool(inputs.tokenizer) for _ in range(teams)]
+        self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(workers)]
+        self.pools = [Pool(inputs.tokenizer) for _ in range(workers)]
         self.recovered, self.shown, self.tracker = [], io.StringIO(), Tracker()
         self.never = threading.Event()
-        made = [self._team(n) for n in range(teams)]
-        others = [lambda team=team: team for team in made[1:]] + [self._wait for _ in range(never)]
+        made = [self._worker(n) for n in range(workers)]
+        others = [lambda worker=worker: worker for worker in made[1:]] + [self._wait for _ in range(never)]
         display = Display(self.directory, self.shown)
         self.comparison = Unreported(
             settings, self.directory, inputs, made[0], others, self.never.set, self.cache, self.tracker, display.say,
@@ -129,14 +129,14 @@ class Made:
     def _wait(self):
         self.never.wait()
 
-    def _team(self, n):
+    def _worker(self, n):
         time_of_its_own = EngineTime()
         with time_of_its_own.busy("starting"):
             pool = self.pools[n]
         scorer = LengthScorer() if any(arm.feedback != "judge" for arm in self.settings.arms.values()) else None
         evaluator = Evaluator(lambda weights: weights / 1e4, late=bool(n % 2))
         roles = Roles(pool, scorer, self.learners[n], evaluator, Sync(pool), time_of_its_own)
-        return Team(roles, lambda start, tuning: (), lambda arm, seed: None, lambda lost: self.recovered.append(n))
+        return Worker(roles, lambda start, tuning: (), lambda arm, seed: None, lambda lost: self.recovered.append(n))
 
     def run(self):
         return self.comparison.run(list(self.settings.arms), list(self.settings.seeds))

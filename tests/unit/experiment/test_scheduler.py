@@ -15,7 +15,7 @@ from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed, Stopped
 from rlhf_bench.core.types import Prompt, Sampling
-from rlhf_bench.experiment.scheduler import share_out
+from rlhf_bench.experiment.scheduler import run_jobs
 from rlhf_bench.experiment.shutdown import Grace, grace, raise_on_signals
 from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.training.cache import Cache
@@ -48,19 +48,19 @@ def none_is_left():
 def test_two_teams_are_at_work_at_the_same_time_and_every_piece_is_done_once_in_order():
     together, taken = threading.Barrier(2, timeout=PATIENCE), []
 
-    def work(team, piece):
+    def work(worker, piece):
         taken.append(piece)
         together.wait()  # breaks where the other team is not at work meanwhile
 
-    share_out(range(10), ready("a", "b"), work, Grace(1), lambda: None)
+    run_jobs(range(10), ready("a", "b"), work, Grace(1), lambda: None)
     assert sorted(taken) == list(range(10)) and all(abs(piece - at) <= 1 for at, piece in enumerate(taken))
     none_is_left()
 
 
 def test_a_team_that_finds_no_room_or_never_comes_keeps_nobody_waiting():
     taken, never = [], threading.Event()
-    teams = [*ready("a"), lambda: None, lambda: never.wait() and None]
-    share_out("pieces", teams, lambda team, piece: taken.append((team, piece)), Grace(1), lambda: None)
+    workers = [*ready("a"), lambda: None, lambda: never.wait() and None]
+    run_jobs("pieces", workers, lambda worker, piece: taken.append((worker, piece)), Grace(1), lambda: None)
     assert taken == [("a", piece) for piece in "pieces"]
     never.set()
     none_is_left()
@@ -73,14 +73,14 @@ def test_a_team_that_comes_late_takes_its_share():
         assert begun.wait(PATIENCE)
         return "b"
 
-    def work(team, piece):
+    def work(worker, piece):
         begun.set()
         deadline = time.monotonic() + PATIENCE
-        while team == "a" and piece == 0 and ("b", 1) not in done and time.monotonic() < deadline:
+        while worker == "a" and piece == 0 and ("b", 1) not in done and time.monotonic() < deadline:
             time.sleep(0.01)
-        done.append((team, piece))
+        done.append((worker, piece))
 
-    share_out([0, 1], [*ready("a"), late], work, Grace(1), lambda: None)
+    run_jobs([0, 1], [*ready("a"), late], work, Grace(1), lambda: None)
     assert done == [("b", 1), ("a", 0)]
 
 
@@ -88,15 +88,15 @@ def test_a_team_that_comes_late_takes_its_share():
 def test_the_first_error_ends_all_teams_and_is_raised(error):
     ended, taken = threading.Event(), []
 
-    def work(team, piece):
+    def work(worker, piece):
         taken.append(piece)
-        if team == "b":
+        if worker == "b":
             raise error
         assert ended.wait(PATIENCE)  # as who waits for an engine
         raise RunFailed("the engine was ended")
 
     with pytest.raises(type(error)) as raised:
-        share_out(range(10), ready("a", "b"), work, Grace(1), ended.set)
+        run_jobs(range(10), ready("a", "b"), work, Grace(1), ended.set)
     assert raised.value is error and sorted(taken) == [0, 1] and threads_of_teams() == []
 
 
@@ -107,7 +107,7 @@ def test_a_team_that_cannot_be_started_ends_the_run():
         raise RunFailed("its engine does not start")
 
     with pytest.raises(RunFailed, match="does not start"):
-        share_out([0], [*ready("a"), broken], lambda *_: ended.wait(PATIENCE), Grace(1), ended.set)
+        run_jobs([0], [*ready("a"), broken], lambda *_: ended.wait(PATIENCE), Grace(1), ended.set)
     assert ended.is_set() and threads_of_teams() == []
 
 
@@ -126,19 +126,19 @@ def handlers():
 def test_after_a_signal_no_team_takes_another_piece_and_those_at_work_end_in_their_own_time(handlers):
     together, ended, saved = threading.Barrier(2, timeout=PATIENCE), threading.Event(), []
 
-    def work(team, piece):
+    def work(worker, piece):
         together.wait()
-        if team == "a":
+        if worker == "a":
             os.kill(os.getpid(), signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         while patience.number is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.3 if team == "b" else 0.0)
-        saved.append(team)
+        time.sleep(0.3 if worker == "b" else 0.0)
+        saved.append(worker)
         patience.obey()
 
     with pytest.raises(Stopped, match="SIGTERM"), grace(PATIENCE) as patience:
-        share_out(range(10), ready("a", "b"), work, patience, ended.set)
+        run_jobs(range(10), ready("a", "b"), work, patience, ended.set)
     assert saved == ["a", "b"] and not ended.is_set()
     none_is_left()
 
@@ -147,8 +147,8 @@ def test_after_a_signal_no_team_takes_another_piece_and_those_at_work_end_in_the
 def test_a_signal_that_waits_no_longer_ends_the_teams(handlers, how):
     ended = threading.Event()
 
-    def work(team, piece):
-        if team == "a":
+    def work(worker, piece):
+        if worker == "a":
             for _ in range(2 if how == "a second signal" else 1):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.2)
@@ -157,18 +157,18 @@ def test_a_signal_that_waits_no_longer_ends_the_teams(handlers, how):
 
     began = time.monotonic()
     with pytest.raises(Stopped), grace(PATIENCE if how == "a second signal" else 0.5) as patience:
-        share_out(range(10), ready("a", "b"), work, patience, ended.set)
+        run_jobs(range(10), ready("a", "b"), work, patience, ended.set)
     assert ended.is_set() and threads_of_teams() == [] and time.monotonic() - began < PATIENCE / 2
 
 
-def by_signal(directory, teams, number):
+def by_signal(directory, workers, number):
     """A comparison in a process of its own, which gets a signal while its first arms are under way."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.side_by_side", directory, str(teams)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.support.side_by_side", directory, str(workers)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
     deadline, log = time.monotonic() + 60, directory / "out" / "events.log"
-    while log.read_text().count(": begins") < teams or "at 50%" not in log.read_text():
+    while log.read_text().count(": begins") < workers or "at 50%" not in log.read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
@@ -196,8 +196,8 @@ def same(made, other):
 
 
 @pytest.mark.parametrize("teams", [2, 3])
-def test_tables_and_weights_are_those_of_one_team(alone, tmp_path, teams):
-    made = Made(tmp_path, teams, seconds=0.01, never=1)
+def test_tables_and_weights_are_those_of_one_team(alone, tmp_path, workers):
+    made = Made(tmp_path, workers, seconds=0.01, never=1)
     made.run()
     assert same(made, alone) and made.tracker.ended == alone.tracker.ended
     assert all(any(name == "policy" and seed for name, _, seed in learner.loaded) for learner in made.learners)

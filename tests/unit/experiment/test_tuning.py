@@ -10,7 +10,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.experiment.comparison import Comparison
-from rlhf_bench.experiment.scheduler import Team
+from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.tuning import tuned_arms
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
@@ -180,9 +180,9 @@ def comparison(directory, evaluator, learner, **tuning):
     arms = {"dpo": {"method": "dpo", "pairs_per_update": 4}, "simpo": {"method": "simpo", "pairs_per_update": 4}}
     data = recipe(**tuning).resolved() | {"arms": arms}
     roles, begun = Roles(Pool(tokenizer), None, learner, evaluator, Sync()), []
-    team = Team(roles, lambda start, tuning: begun.append(tuning) or [], lambda arm, seed: None, None)
+    worker = Worker(roles, lambda start, tuning: begun.append(tuning) or [], lambda arm, seed: None, None)
     made = Comparison(
-        parse_recipe(data), directory, inputs, team, (), None, Cache(directory / "cache"), None, lambda line: None, None,
+        parse_recipe(data), directory, inputs, worker, (), None, Cache(directory / "cache"), None, lambda line: None, None,
         {}, 0.0, None,
     )  # fmt: skip
     made.drawn_before = StartSamples(directory / "state", "base")
