@@ -25,7 +25,7 @@ from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
 from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.loop import ArmObserver, ArmTrainer
-from rlhf_bench.training.rollouts import DrawnBefore
+from rlhf_bench.training.rollouts import SampleCache
 from rlhf_bench.training.state import UpdateData
 from rlhf_bench.training.update import write_trouble
 
@@ -77,7 +77,7 @@ class ArmRunner:
     start: StartingPoint
     base: Evaluation
     datasets: Mapping[str, Dataset]  # by name
-    drawn_before: DrawnBefore
+    sample_cache: SampleCache
     tracker: Tracker
     display: Any  # progress.Display
     tags: Mapping[str, str]
@@ -115,7 +115,7 @@ class ArmRunner:
         run = ArmTrainer(
             recipe, METHODS[settings.method], settings, seed, self.inputs, self.start, worker.roles, ledger,
             self._progress(arm, seed, part, looks, lambda: run.seconds), self.base, recipe.evaluation.marks,
-            self.drawn_before, self.cache, saver=saver,
+            self.sample_cache, self.cache, saver=saver,
         )  # fmt: skip
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
         try:

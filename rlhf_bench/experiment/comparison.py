@@ -57,7 +57,7 @@ class Comparison:
     began: float
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before
     notes: list[str] = field(default_factory=list)  # what the data and the probes had to leave out
-    drawn_before: StartSamples = field(init=False)
+    sample_cache: StartSamples = field(init=False)
     arms: ArmRunner = field(init=False)
     before_arms: dict[str, float] = field(default_factory=dict)  # seconds, by what engines were at
     first_updates: list[float] = field(default_factory=list)  # seconds from the program's start to each arm's first one
@@ -69,7 +69,7 @@ class Comparison:
     def run(self, arms: Sequence[str], seeds: Sequence[int]) -> Summary:
         self.stretches = [Occupancy(self.first.roles.engine_time, self.began)]
         start = self.first.with_recovery(make_start, self.recipe, self.inputs, self.first.roles, self.cache, self.say)
-        self.drawn_before = StartSamples(
+        self.sample_cache = StartSamples(
             self.directory / "state", f"{start.base.name} {self.inputs.fingerprint['model']}"
         )
         used = datasets(self.recipe, self.inputs, start)
@@ -101,7 +101,7 @@ class Comparison:
         used: Mapping[str, Dataset],
     ) -> ArmRunner:
         return ArmRunner(
-            self.recipe, settings, self.directory, self.inputs, self.cache, start, base, used, self.drawn_before,
+            self.recipe, settings, self.directory, self.inputs, self.cache, start, base, used, self.sample_cache,
             self.tracker, self.display, self.tags,
             first_update=lambda: self.first_updates.append(perf_counter() - self.began),
         )  # fmt: skip
@@ -245,7 +245,7 @@ class Comparison:
 
             run = ArmTrainer(
                 self.recipe, METHODS[settings.method], settings, tuning.seed, self.inputs, start, worker.roles, ledger,
-                ArmObserver(lambda *_: None, evaluated), base, (), self.drawn_before, self.cache,
+                ArmObserver(lambda *_: None, evaluated), base, (), self.sample_cache, self.cache,
             )  # fmt: skip
             try:
                 status: str = run.run(None)
@@ -256,7 +256,7 @@ class Comparison:
 
         trial = functools.partial(worker.with_recovery, run_trial)
         tuned = tuned_arms(self.recipe, self.directory, arms, trial, self.say)
-        self.drawn_before.clear(tuning.seed)
+        self.sample_cache.clear(tuning.seed)
         return tuned
 
     def _evaluate_base(self, start: StartingPoint) -> Evaluation:
@@ -274,7 +274,7 @@ class Comparison:
         arm, seed = ended.part.key["arm"], ended.part.key["seed"]
         self.arms.checkpoints(arm, seed).clear()
         if all(is_done(self.directory, other, seed) for other in self.recipe.arms):
-            self.drawn_before.clear(seed)
+            self.sample_cache.clear(seed)
         self._record()
 
     def _record(self) -> None:

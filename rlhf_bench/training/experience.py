@@ -15,7 +15,7 @@ from rlhf_bench.diagnostics.distance import pairs_within
 from rlhf_bench.methods.base import DataMode, Method
 from rlhf_bench.training.judging import sampled_row
 from rlhf_bench.training.pairs import best_and_worst, crossed, rows_of, start_prompts
-from rlhf_bench.training.rollouts import Sampler, sample_metrics
+from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FixedPairs:
 class OnlinePairs:
     """Fresh candidates in every update; the best and the worst of each prompt make its pair."""
 
-    def __init__(self, sampler: Sampler, prompts: int, candidates: int):
+    def __init__(self, sampler: RolloutSampler, prompts: int, candidates: int):
         self.sampler, self.prompts, self.candidates = sampler, prompts, candidates
 
     def draw(self, version: int) -> Iterator[Batch]:
@@ -74,7 +74,7 @@ class OnlinePairs:
 class OnlineSamples:
     """Fresh samples in every update, all of them used."""
 
-    def __init__(self, sampler: Sampler, prompts: int, samples: int):
+    def __init__(self, sampler: RolloutSampler, prompts: int, samples: int):
         self.sampler, self.prompts, self.samples = sampler, prompts, samples
 
     def draw(self, version: int) -> Iterator[Batch]:
@@ -86,7 +86,7 @@ class OnlineSamples:
         yield Batch([], [], sample_metrics(groups, version), fixed=False)
 
 
-def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequence[Pair]) -> Source:
+def make_source(method: Method, settings: Any, sampler: RolloutSampler, offline: Sequence[Pair]) -> Source:
     """The source that a method's `consumes` and its arm's `data` call for. on_policy draws its candidates here, once."""
     data = sampler.data
     if method.consumes == "samples":
@@ -104,7 +104,9 @@ def make_source(method: Method, settings: Any, sampler: Sampler, offline: Sequen
     return FixedPairs(pairs, settings.pairs_per_update, sampler.seed, metrics)
 
 
-def _one_shot_pairs(sampler: Sampler, mode: DataMode, offline: Sequence[Pair]) -> tuple[list[Pair], dict[str, float]]:
+def _one_shot_pairs(
+    sampler: RolloutSampler, mode: DataMode, offline: Sequence[Pair]
+) -> tuple[list[Pair], dict[str, float]]:
     """Pairs with one or both sides from the start policy, drawn once (arXiv 2406.07327, section 4)."""
     data = sampler.data
     prompts = start_prompts(data, mode, offline, sampler.prompts)
@@ -116,7 +118,7 @@ def _one_shot_pairs(sampler: Sampler, mode: DataMode, offline: Sequence[Pair]) -
     pairs = best_and_worst(groups)
     if mode != "on_policy":
         drawn = {p.prompt.id for p in pairs}
-        pairs = crossed(pairs, sampler.on_own_scale([p for p in offline if p.prompt.id in drawn]), mode)
+        pairs = crossed(pairs, sampler.rescore([p for p in offline if p.prompt.id in drawn]), mode)
     if not pairs:
         raise ArmFailed(
             f"data: {mode}: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature"

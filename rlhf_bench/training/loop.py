@@ -29,7 +29,7 @@ from rlhf_bench.training.experience import Batch, FixedPairs, Source, joined, ma
 from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
-from rlhf_bench.training.rollouts import DrawnBefore, Sampler
+from rlhf_bench.training.rollouts import RolloutSampler, SampleCache
 from rlhf_bench.training.state import PendingChunk, PendingUpdate, UpdateData, restore, state_of
 
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
@@ -92,7 +92,7 @@ class ArmTrainer:
     progress: ArmObserver
     base: Evaluation  # the look at the start policy, shared by all arms
     marks: tuple[float, ...]  # fractions of the budget at which to look
-    drawn_before: DrawnBefore  # shared by the arms of a comparison
+    sample_cache: SampleCache  # shared by the arms of a comparison
     cache: Cache
     version: int = 0
     status: Literal["done", "diverged"] = "done"
@@ -108,7 +108,7 @@ class ArmTrainer:
     skipped_in_a_row: int = 0
     ahead: list[PendingChunk] | None = None  # drawn and not yet trained on
     rng: np.random.Generator = field(init=False)  # of minibatches
-    sampler: Sampler = field(init=False)
+    sampler: RolloutSampler = field(init=False)
     source: Source = field(init=False)
     marks_left: list[float] = field(init=False)
 
@@ -173,8 +173,8 @@ class ArmTrainer:
         self.rng = np.random.default_rng([self.seed, 3])
         if self.settings.data != "offline":
             self._sync()
-        self.sampler = Sampler(
-            self.roles, self.inputs, self.recipe.data, self.settings, self.ledger, self.seed, self.drawn_before
+        self.sampler = RolloutSampler(
+            self.roles, self.inputs, self.recipe.data, self.settings, self.ledger, self.seed, self.sample_cache
         )
         self.source = make_source(self.method, self.settings, self.sampler, self.start.pairs)
         self._measure_references()

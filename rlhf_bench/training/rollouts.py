@@ -80,14 +80,14 @@ StartKey = tuple[int, Sampling, tuple[str, ...]]
 """The arm's seed, how the start policy was sampled, and on which prompts."""
 
 
-class DrawnBefore(Protocol):
+class SampleCache(Protocol):
     """Samples of the start policy, for all arms: see `resume.StartSamples`."""
 
     def once(self, key: StartKey, draw: Callable[[], Judged]) -> Judged:
         """What was drawn for that key, or is drawn now."""
 
 
-class Sampler:
+class RolloutSampler:
     """Samples prompts with the current policy, has them judged and rewarded, and charges for it."""
 
     def __init__(
@@ -98,9 +98,9 @@ class Sampler:
         settings: Any,
         ledger: Ledger,
         seed: int,
-        drawn_before: DrawnBefore,
+        sample_cache: SampleCache,
     ):
-        self.drawn_before = drawn_before
+        self.sample_cache = sample_cache
         self.roles, self.data, self.settings, self.ledger, self.seed = roles, data, settings, ledger, seed
         self.judge = Judge(inputs.task, inputs.tokenizer)
         self.prompts, self.rng = inputs.train, np.random.default_rng([seed, 1])
@@ -126,7 +126,7 @@ class Sampler:
         every arm that uses them is charged for them."""
         sampling = self._sampling(samples)
         key = (self.seed, sampling, tuple(p.id for p in prompts))
-        return self._paid(self.drawn_before.once(key, lambda: self._draw(prompts, sampling)))
+        return self._paid(self.sample_cache.once(key, lambda: self._draw(prompts, sampling)))
 
     def _sampling(self, samples: int) -> Sampling:
         self.drawn += 1
@@ -152,7 +152,7 @@ class Sampler:
         self.ledger.charge("scoring", scoring)
         return groups
 
-    def on_own_scale(self, pairs: Sequence[Pair]) -> list[Pair]:
+    def rescore(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Others' pairs with the scores of whoever ranks this arm's samples: only then do sides of both kinds compare."""
         if self.settings.feedback == "judge":  # what they have already
             return list(pairs)

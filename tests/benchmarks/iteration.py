@@ -62,7 +62,7 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.training.experience import make_source
     from rlhf_bench.training.inputs import Inputs, StartingPoint
     from rlhf_bench.training.loop import ArmObserver, ArmTrainer
-    from rlhf_bench.training.rollouts import Sampler, StartSamples
+    from rlhf_bench.training.rollouts import RolloutSampler, StartSamples
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray = local_ray()
@@ -90,13 +90,13 @@ def iteration(rollouts_ahead: int) -> Measured:
         inputs = Inputs(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
         start = StartingPoint(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
-        settings, drawn_with, drawn_before = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
+        settings, drawn_with, sample_cache = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
         run = ArmTrainer(
             recipe, METHODS["ppo"], settings, 1, inputs, start, roles, Ledger("flops", 1e18),
-            ArmObserver(lambda *_: None, lambda *_: None), None, (), drawn_before, Cache(Path(aside) / "cache"),
+            ArmObserver(lambda *_: None, lambda *_: None), None, (), sample_cache, Cache(Path(aside) / "cache"),
         )  # fmt: skip
         run._load()
-        run.sampler = Sampler(roles, inputs, recipe.data, settings, run.ledger, 1, drawn_before)
+        run.sampler = RolloutSampler(roles, inputs, recipe.data, settings, run.ledger, 1, sample_cache)
         run.source, run.rng = make_source(METHODS["ppo"], settings, run.sampler, []), np.random.default_rng(0)
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand

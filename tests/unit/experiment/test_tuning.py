@@ -185,7 +185,7 @@ def comparison(directory, evaluator, learner, **tuning):
         parse_recipe(data), directory, inputs, worker, (), None, Cache(directory / "cache"), None, lambda line: None, None,
         {}, 0.0, None,
     )  # fmt: skip
-    made.drawn_before = StartSamples(directory / "state", "base")
+    made.sample_cache = StartSamples(directory / "state", "base")
     pairs = [Pair(f"pair{i}", Prompt(f"p{i}", "1+1=", "2", (1, 5)), (6, 2), (7, 8, 2)) for i in range(4)]
     base = directory / "base"
     base.mkdir()

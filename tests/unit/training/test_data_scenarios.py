@@ -20,7 +20,7 @@ from rlhf_bench.training.experience import joined, make_source
 from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.pairs import crossed
 from rlhf_bench.training.roles import Roles
-from rlhf_bench.training.rollouts import Sampler
+from rlhf_bench.training.rollouts import RolloutSampler
 from tests.support.scripted import FreshStartSamples, LengthScorer, Pool
 
 TASK = build_task(ArithmeticSettings(digits=1))
@@ -84,7 +84,7 @@ def source_of(data, offline=CORPUS, pool=None, feedback="judge", edit=None, befo
     inputs = Inputs(TASK, TOKENIZER, None, None, TRAIN, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
     sizes = {"candidates_per_prompt": 3, "on_policy_prompts": 6} | sizes
-    sampler = Sampler(
+    sampler = RolloutSampler(
         roles, inputs, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, before or FreshStartSamples()
     )
     return make_source(DPO, arm, sampler, offline), pool, sampler.ledger

@@ -20,7 +20,7 @@ from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, with_rewards
 from rlhf_bench.training.pairs import best_and_worst, preference_pairs
 from rlhf_bench.training.roles import Roles
-from rlhf_bench.training.rollouts import Sampler, sample_metrics
+from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
 from tests.support.scripted import FreshStartSamples, LengthScorer, Pool
 
 NAN = float("nan")
@@ -180,7 +180,9 @@ def sampler(settings, pool, seed=0, **data):
     train = TASK.prompts("train", 10, 0)
     inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
-    return Sampler(roles, inputs, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples())
+    return RolloutSampler(
+        roles, inputs, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples()
+    )
 
 
 def test_every_prompt_is_sampled_once_per_epoch():
