@@ -14,7 +14,7 @@ from rlhf_bench.core.types import Group, Pair, Row
 from rlhf_bench.diagnostics.distance import pairs_within
 from rlhf_bench.methods.base import DataMode, Method
 from rlhf_bench.training.judging import sampled_row
-from rlhf_bench.training.pairs import best_and_worst, crossed, rows_of, start_prompts
+from rlhf_bench.training.pairs import best_and_worst, mix_sides, rows_of, start_prompts
 from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
 
 
@@ -118,7 +118,7 @@ def _one_shot_pairs(
     pairs = best_and_worst(groups)
     if mode != "on_policy":
         drawn = {p.prompt.id for p in pairs}
-        pairs = crossed(pairs, sampler.rescore([p for p in offline if p.prompt.id in drawn]), mode)
+        pairs = mix_sides(pairs, sampler.rescore([p for p in offline if p.prompt.id in drawn]), mode)
     if not pairs:
         raise ArmFailed(
             f"data: {mode}: no prompt had candidates of different quality, so there are no pairs; raise data.on_policy_prompts or data.temperature"

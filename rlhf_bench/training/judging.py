@@ -45,12 +45,14 @@ Rewarded = tuple[list[Group], Cost]
 """Groups whose samples have their `reward`, and what it cost."""
 
 
-def with_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Rewarded:
+def reward_groups(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Rewarded:
     """Fill in `reward`: the judge's gold (already there), or the reward model's score. A response without EOS gets nan."""
-    return begin_rewards(groups, feedback, scorer)()
+    return reward_groups_async(groups, feedback, scorer)()
 
 
-def begin_rewards(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Callable[[], Rewarded]:
+def reward_groups_async(
+    groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None
+) -> Callable[[], Rewarded]:
     """The same without waiting: the reward model is at work, and what is returned waits for it."""
     if feedback == "judge":
         return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost())

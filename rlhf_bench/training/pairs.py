@@ -47,7 +47,7 @@ def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
     return preference_pairs(groups, most=1)
 
 
-def crossed(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:
+def mix_sides(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:
     """Pairs with one side from each set, prompt by prompt: `chosen_on_policy` takes the sampled pair's chosen response
     and the offline pair's rejected one, `rejected_on_policy` the other way round (the mixed scenarios of arXiv
     2406.07327, table 7). A prompt without a pair in both sets gives none, nor do sides that are the same text."""

@@ -19,7 +19,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Group, Pair, Prompt, Sample, Sampling
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.training.inputs import Inputs
-from rlhf_bench.training.judging import Judge, Rewarded, begin_rewards, with_rewards
+from rlhf_bench.training.judging import Judge, Rewarded, reward_groups, reward_groups_async
 from rlhf_bench.training.pairs import rows_of
 from rlhf_bench.training.roles import Roles
 
@@ -115,7 +115,7 @@ class RolloutSampler:
         for part in self.roles.pool.stream(self._next(prompts), self._sampling(samples)):
             judged, judging = self.judge(part.groups)
             self._pay(part.cost, judging)
-            scored.append(begin_rewards(judged, self.settings.feedback, self.roles.scorer))
+            scored.append(reward_groups_async(judged, self.settings.feedback, self.roles.scorer))
             while len(scored) > at_work:
                 yield self._paid_scoring(*scored.popleft()())
         while scored:
@@ -141,7 +141,7 @@ class RolloutSampler:
     def _paid(self, found: Judged) -> list[Group]:
         """Pay for the samples and their judge, have them rewarded, and pay for that."""
         self._pay(found.drawing, found.judging)
-        return self._paid_scoring(*with_rewards(found.groups, self.settings.feedback, self.roles.scorer))
+        return self._paid_scoring(*reward_groups(found.groups, self.settings.feedback, self.roles.scorer))
 
     def _pay(self, drawing: Cost, judging: Cost) -> None:
         self.ledger.charge("rollout", drawing)

@@ -15,7 +15,7 @@ from rlhf_bench.experiment.stages.sft import Say, _base
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import PAIR_SEED, WEAKER_SEED, Inputs
-from rlhf_bench.training.judging import Judge, with_rewards
+from rlhf_bench.training.judging import Judge, reward_groups
 from rlhf_bench.training.pairs import best_and_worst
 from rlhf_bench.training.roles import Roles
 
@@ -94,7 +94,7 @@ def _pairs_from(
         groups, cost = roles.pool.generate(some, sampling)
         judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
         total += cost + judging
-        pairs += best_and_worst(with_rewards(judged, "judge", None)[0])
+        pairs += best_and_worst(reward_groups(judged, "judge", None)[0])
         at += len(some)
     return pairs[:wanted], total
 

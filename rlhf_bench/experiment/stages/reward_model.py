@@ -19,7 +19,7 @@ from rlhf_bench.models.validation import identity
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import REWARD_SEED, Inputs
-from rlhf_bench.training.judging import Judge, row_of, with_rewards
+from rlhf_bench.training.judging import Judge, reward_groups, row_of
 from rlhf_bench.training.pairs import preference_pairs, rows_of
 from rlhf_bench.training.roles import Roles
 
@@ -66,7 +66,7 @@ def _reward_model(
         training, total = list(pairs) if settings.pairs != "start_policy" else [], Cost()
         if settings.pairs != "off_policy":
             judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
-            training += preference_pairs(with_rewards(judged, "judge", None)[0], settings.pairs_per_prompt)
+            training += preference_pairs(reward_groups(judged, "judge", None)[0], settings.pairs_per_prompt)
             total = judging
         if not training:
             raise RunFailed("reward model: no pairs to train on; use reward_model.pairs: both")

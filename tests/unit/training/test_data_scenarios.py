@@ -18,7 +18,7 @@ from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.experience import joined, make_source
 from rlhf_bench.training.inputs import Inputs
-from rlhf_bench.training.pairs import crossed
+from rlhf_bench.training.pairs import mix_sides
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler
 from tests.support.scripted import FreshStartSamples, LengthScorer, Pool
@@ -39,7 +39,7 @@ def pair(name, chosen, rejected, scores=(1.0, 0.0), version=0, id=None):
 
 def test_each_side_comes_from_the_set_that_the_mode_names():
     own, others = pair("a", (10,), (11,), (0.9, 0.2), version=3), pair("a", (20,), (21,), (0.8, 0.1))
-    (good,), (bad,) = crossed([own], [others], "chosen_on_policy"), crossed([own], [others], "rejected_on_policy")
+    (good,), (bad,) = mix_sides([own], [others], "chosen_on_policy"), mix_sides([own], [others], "rejected_on_policy")
     assert (good.chosen_ids, good.rejected_ids, good.chosen_score, good.rejected_score) == ((10,), (21,), 0.9, 0.1)
     assert (bad.chosen_ids, bad.rejected_ids, bad.chosen_score, bad.rejected_score) == ((20,), (11,), 0.8, 0.2)
     assert good.prompt == bad.prompt == own.prompt and good.policy_version == bad.policy_version == 3
@@ -50,8 +50,8 @@ def test_each_side_comes_from_the_set_that_the_mode_names():
 def test_only_prompts_with_a_pair_of_both_kinds_give_one_and_in_the_samples_order(mode):
     own = [pair(name, (10,), (11,)) for name in "cab"]
     others = [pair(name, (20,), (21,)) for name in "xbyc"]
-    assert [p.prompt.id for p in crossed(own, others, mode)] == ["c", "b"]
-    assert crossed(own, [], mode) == crossed([], others, mode) == []
+    assert [p.prompt.id for p in mix_sides(own, others, mode)] == ["c", "b"]
+    assert mix_sides(own, [], mode) == mix_sides([], others, mode) == []
 
 
 @pytest.mark.parametrize("mode", ["chosen_on_policy", "rejected_on_policy"])
@@ -61,7 +61,7 @@ def test_sides_that_contradict_their_scores_or_are_the_same_text_make_no_pair(mo
         chosen_side = pair("a", (10,), (99,), (good, -math.inf))
         rejected_side = pair("a", (98,), (10,) if same else (21,), (math.inf, bad))
         own, others = (chosen_side, rejected_side) if mode == "chosen_on_policy" else (rejected_side, chosen_side)
-        assert len(crossed([own], [others], mode)) == (not same and good > bad)
+        assert len(mix_sides([own], [others], mode)) == (not same and good > bad)
 
 
 # A task's prompts, and what the weaker policy said to four of them, in an order of their own.

@@ -17,7 +17,7 @@ from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.experience import FixedPairs, joined, make_source
 from rlhf_bench.training.inputs import Inputs
-from rlhf_bench.training.judging import Judge, with_rewards
+from rlhf_bench.training.judging import Judge, reward_groups
 from rlhf_bench.training.pairs import best_and_worst, preference_pairs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
@@ -106,8 +106,8 @@ def test_the_judge_reads_text_and_gives_nothing_to_a_response_that_did_not_end()
 
 def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_have_none():
     (judged,), _ = Judge(TASK, TOKENIZER)([Group(PROMPT, (answered("3"), answered("41"), answered("3", False)))])
-    (by_judge,), free = with_rewards([judged], "judge", None)
-    (by_model,), cost = with_rewards([judged], "reward_model", LengthScorer(0.5))
+    (by_judge,), free = reward_groups([judged], "judge", None)
+    (by_model,), cost = reward_groups([judged], "reward_model", LengthScorer(0.5))
     np.testing.assert_array_equal([s.reward for s in by_judge.samples], [1, 0, NAN])
     np.testing.assert_array_equal([s.reward for s in by_model.samples], [1, 1.5, NAN])
     assert (free, cost) == (Cost(), Cost(flops=3))
@@ -115,7 +115,7 @@ def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_hav
 
 @pytest.mark.parametrize("scale", [math.inf, -math.inf, NAN])
 def test_a_score_that_is_no_number_is_told_from_a_response_that_did_not_end(scale):
-    (found,), _ = with_rewards([group((0.0, True), (0.0, False))], "reward_model", LengthScorer(scale))
+    (found,), _ = reward_groups([group((0.0, True), (0.0, False))], "reward_model", LengthScorer(scale))
     assert found.samples[0].reward == math.inf and math.isnan(found.samples[1].reward)
 
 
