@@ -48,12 +48,12 @@ def open_cache() -> Any:
 
 
 def check_room(settings: Any, inputs: Any) -> None:
-    from rlhf_bench.compute.forecast import refuse_small_budget
-    from rlhf_bench.compute.memory import refuse_small_gpus
+    from rlhf_bench.compute.forecast import check_budget
+    from rlhf_bench.compute.memory import check_gpu_memory
     from rlhf_bench.training.inputs import lengths_of
 
-    refuse_small_gpus(settings, inputs.shape, inputs.reward_shape)
-    refuse_small_budget(settings, inputs.shape, lengths_of(settings, inputs), inputs.reward_shape)
+    check_gpu_memory(settings, inputs.shape, inputs.reward_shape)
+    check_budget(settings, inputs.shape, lengths_of(settings, inputs), inputs.reward_shape)
 
 
 def write_line(text: str) -> None:

@@ -57,7 +57,7 @@ def run(
     with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and what follows here too
         from rlhf_bench.recipe import load_series
         from rlhf_bench.results.store import open_directory
-        from rlhf_bench.training.checkpoints import refuse_unwritable
+        from rlhf_bench.training.checkpoints import check_writable
         from rlhf_bench.training.inputs import prepare_inputs
 
         variants, cache = load_series(recipe, overrides or [], fast), open_cache()
@@ -72,7 +72,7 @@ def run(
             check_room(settings, inputs)
             open_directory(directory / variant.label, settings, inputs.fingerprint["data"])
             if settings.reliability.checkpoint_place is not None:
-                refuse_unwritable(settings.reliability.checkpoint_place)
+                check_writable(settings.reliability.checkpoint_place)
             todo.append((settings, inputs, directory / variant.label, arms, seeds))
 
         from actors.driver import drive

@@ -110,7 +110,7 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward:
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
 
 
-def refuse_small_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> None:
+def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> None:
     """BadInput, one line per arm whose first update does not fit into compute.limit, or into a tuning trial's part of it."""
     column, limit, problems = recipe.compute.column, recipe.compute.limit, []
     for name, arm in recipe.arms.items():

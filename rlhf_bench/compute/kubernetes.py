@@ -105,7 +105,7 @@ def rayjob(
         raise BadInput(
             "vary: a job has one cluster, and this series varies the placement; render one job for each value"
         )
-    _refuse_local_paths(data, paths.shared)
+    _check_paths(data, paths.shared)
     text = as_yaml(data)
     if len(text.encode()) > LARGEST_RECIPE:
         raise BadInput(
@@ -241,7 +241,7 @@ def _command(*words: str) -> Document:
     return {"exec": {"command": list(words)}}
 
 
-def _refuse_local_paths(data: Mapping[str, Any], shared: str) -> None:
+def _check_paths(data: Mapping[str, Any], shared: str) -> None:
     problems = [
         f"{key}: {path} is a path of this machine, and pods see the volume at {shared}; copy it there and give {key}={shared}/…"
         for key, path in _absolute_paths(data, ())

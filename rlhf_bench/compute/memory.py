@@ -107,7 +107,7 @@ def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None =
     ]
 
 
-def refuse_small_gpus(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> None:
+def check_gpu_memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> None:
     """BadInput, one line for each kind of GPU whose memory cannot hold even what stays there."""
     device, problems = recipe.placement.device, []
     for gpu in gpu_forecasts(recipe, shape, reward):

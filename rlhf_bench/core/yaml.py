@@ -57,12 +57,12 @@ def _extent(
         )
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        _refuse_strange_keys(node)
+        _check_keys(node)
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
     else:
-        _refuse_strange_scalar(loader, node)
+        _check_scalar(loader, node)
     extents = [_extent(loader, part, [*above, node], known) for part in parts]
     size, depth = 1 + sum(s for s, _ in extents), 1 + max((d for _, d in extents), default=0)
     if size > MOST_VALUES:
@@ -73,7 +73,7 @@ def _extent(
     return size, depth
 
 
-def _refuse_strange_keys(node: yaml.MappingNode) -> None:
+def _check_keys(node: yaml.MappingNode) -> None:
     seen = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -83,7 +83,7 @@ def _refuse_strange_keys(node: yaml.MappingNode) -> None:
         seen.add((key.tag, key.value))
 
 
-def _refuse_strange_scalar(loader: Any, node: yaml.Node) -> None:
+def _check_scalar(loader: Any, node: yaml.Node) -> None:
     kind = node.tag.rpartition(":")[2]
     if _UNFIT.search(node.value):
         _refuse(node, "has a character that no text has", "remove it")

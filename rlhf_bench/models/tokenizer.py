@@ -196,7 +196,7 @@ def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     key = "model.tokenizer.name_or_path"
-    refuse_missing_folder(key, name_or_path)
+    check_folder(key, name_or_path)
     folder = Path(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
@@ -223,7 +223,7 @@ def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
     return tokenizer
 
 
-def refuse_missing_folder(key: str, name_or_path: str) -> None:
+def check_folder(key: str, name_or_path: str) -> None:
     """BadInput where the name can only be a folder's, and none is there: the Hub need not be asked for it."""
     if os.path.isfile(name_or_path):  # unlike Path's, these answer whatever the name
         raise BadInput(f"{key}: {name_or_path} is a file; give the folder it is in")

@@ -18,7 +18,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models import attention
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import FRESH
-from rlhf_bench.models.tokenizer import TextTokenizer, first_line, refuse_missing_folder
+from rlhf_bench.models.tokenizer import TextTokenizer, check_folder, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -79,7 +79,7 @@ def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer
         raise BadInput(
             f"{given.key}: {name} has {positions} positions, fewer than model.max_length {max_length}; lower that, or give another one"
         )
-    _refuse_unknown_tokens(given, model, tokenizer)
+    _check_token_ids(given, model, tokenizer)
     return shape
 
 
@@ -94,7 +94,7 @@ def identity(name: str) -> str:
     return f"{name} {hashlib.sha256(repr(seen).encode()).hexdigest()}"
 
 
-def _refuse_unknown_tokens(given: _Given, model: Any, tokenizer: TextTokenizer) -> None:
+def _check_token_ids(given: _Given, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where an id of the policy's is beyond the model's vocabulary, or its tokenizer knows it as another token.
     More tokens are no mistake: many a reward model has one for padding."""
     from transformers.utils import cached_file
@@ -129,7 +129,7 @@ def _too_few_positions(config: Any, max_length: int) -> int | None:
     return positions if isinstance(positions, int) and 0 < positions < max_length else None
 
 
-def refuse_other_tokenizer(name: str, model: Any, tokenizer: TextTokenizer) -> None:
+def check_tokenizer(name: str, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where the tokenizer has tokens that the model does not know. Fewer are no mistake: models are padded."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     highest = max(_ids(tokenizer.backend_tokenizer).values())
@@ -143,7 +143,7 @@ def _config(given: _Given) -> Any:
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    refuse_missing_folder(given.key, given.name)
+    check_folder(given.key, given.name)
     if find_adapter_config_file(given.name):  # which transformers would load, from a pickle if need be
         given.refuse("it holds an adapter (adapter_config.json)", "merge the adapter into its model and save that")
     if given.folder is not None and not (given.folder / "config.json").is_file():
@@ -181,7 +181,7 @@ def _built(given: _Given, config: Any, kind: Any, weights: Mapping[str, _Weight]
     if not model.is_backend_compatible():
         given.refuse(f"{config.model_type} has an attention of its own, which cannot take rows of several responses")
     if weights:
-        _refuse_other_weights(given, weights, model)
+        _check_weights(given, weights, model)
     return model, shape
 
 
@@ -234,7 +234,7 @@ def _files(key: str, folder: Path) -> list[Path]:
     raise BadInput(f"{key}: {folder} has no weights; put {WEIGHTS} there, or shards and {INDEX}")
 
 
-def _refuse_other_weights(given: _Given, weights: Mapping[str, _Weight], model: Any) -> None:
+def _check_weights(given: _Given, weights: Mapping[str, _Weight], model: Any) -> None:
     """BadInput where transformers would draw weights at random or leave some out: names and shapes must be the model's.
 
     The names are those that transformers itself gives to a checkpoint's tensors as it loads them."""

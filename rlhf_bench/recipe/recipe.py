@@ -148,12 +148,12 @@ class Recipe(Section):
                 f"arms.{ahead[0]}.rollouts_ahead: 1 draws before the seconds of the update under way are known, so a budget of device_seconds could be passed; use another compute.column"
             )
         if self.tracking.register_as is not None:
-            self._refuse_aliases()
+            self._check_aliases()
         if self.tuning and self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed: {self.tuning.seed} is one of seeds; trials need a seed of their own")
         return self
 
-    def _refuse_aliases(self) -> None:
+    def _check_aliases(self) -> None:
         """Names that MLflow's registry, or this project, has given to other things."""
         seen: dict[str, str] = {}
         for arm in self.arms:

@@ -43,7 +43,7 @@ def put(url: str, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def refuse_unwritable(place: str) -> None:
+def check_writable(place: str) -> None:
     """Raises BadInput where no checkpoint can be written: said before anything starts, not after the first hours."""
     try:
         files, root = fsspec.core.url_to_fs(place)

@@ -39,10 +39,10 @@ class _Encoder:
 
     def prompt(self, prompt: Prompt) -> Prompt:
         encoded = self._prompt(prompt)
-        self._refuse_full(encoded)
+        self._check_room(encoded)
         return encoded
 
-    def _refuse_full(self, prompt: Prompt, who: str = "") -> None:
+    def _check_room(self, prompt: Prompt, who: str = "") -> None:
         if len(prompt.token_ids) + self.room > self.longest:
             drawn = f", which {who} draws," if who else ""
             raise BadInput(
@@ -68,7 +68,7 @@ class _Encoder:
             sides.append(ids)
         row = Row(prompt.id, encoded.token_ids, tuple(sides))
         *first, last = "prompt", *responses
-        self._refuse_wide(f"{prompt.place}: {', '.join(first)} and {last} make", row.tokens, "or leave the row out")
+        self._check_width(f"{prompt.place}: {', '.join(first)} and {last} make", row.tokens, "or leave the row out")
         return encoded, row
 
     def demonstration(self, demonstration: Demonstration) -> Row:
@@ -82,7 +82,7 @@ class _Encoder:
             raise BadInput(f"{prompt.place}: chosen and rejected are the same tokens; leave the row out")
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
-    def refuse_draws(self, draws: Iterable[_Draw]) -> None:
+    def check_draws(self, draws: Iterable[_Draw]) -> None:
         """BadInput where a prompt leaves no room for a response, or the widest row that can come of them does not fit."""
 
         def tokens(draw: _Draw) -> int:
@@ -90,17 +90,17 @@ class _Encoder:
 
         draws = list(draws)
         for draw in draws:  # of prompts that only pairs have, nothing was asked so far
-            self._refuse_full(draw.prompt, draw.who)
+            self._check_room(draw.prompt, draw.who)
         if (widest := max(draws, key=tokens, default=None)) is None:
             return
         what = f"with {widest.responses} response{'s' * (widest.responses > 1)} of data.max_response_tokens {self.room}"
         other = " and the pair's other side" if widest.other_side else ""
         where, remedy = self.places[widest.prompt.id], "draw fewer or shorter ones, or leave the row out"
-        self._refuse_wide(
+        self._check_width(
             f"{where}: the prompt {what}, as {widest.who} draws them,{other} makes", tokens(widest), remedy
         )
 
-    def _refuse_wide(self, what: str, tokens: int, remedy: str) -> None:
+    def _check_width(self, what: str, tokens: int, remedy: str) -> None:
         """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
         if tokens > self.most:
             raise BadInput(

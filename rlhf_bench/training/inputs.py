@@ -23,7 +23,7 @@ from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import fresh_shape, write_fresh_model
 from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.models.validation import identity, pretrained_model, pretrained_reward_model, refuse_other_tokenizer
+from rlhf_bench.models.validation import check_tokenizer, identity, pretrained_model, pretrained_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.training.cache import Cache
@@ -93,7 +93,7 @@ def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
             notes.append(
                 f"{len(offered) - len(pairs)} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
             )
-    encode.refuse_draws(_draws(recipe, train, held_out, pairs))
+    encode.check_draws(_draws(recipe, train, held_out, pairs))
     model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
@@ -131,7 +131,7 @@ def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:
     scalar = any(_makes_scalar(recipe, arm) for arm in recipe.arms.values())
     model, shape = pretrained_model(name, recipe.model.max_length, scalar)
     tokenizer = build_tokenizer(settings, task.corpus())
-    refuse_other_tokenizer(name, model, tokenizer)
+    check_tokenizer(name, model, tokenizer)
     return tokenizer, shape
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_bench.compute.forecast import Lengths, arm_forecast, refuse_small_budget, reward_model_forecast, time_forecast
+from rlhf_bench.compute.forecast import Lengths, arm_forecast, check_budget, reward_model_forecast, time_forecast
 from rlhf_bench.compute.memory import memory_gib, passing_gib
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
@@ -141,7 +141,7 @@ def test_candidates_that_the_reward_model_ranks_are_scored_before_the_first_upda
 def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
     arms = {name: ARMS[name] for name in ("ppo", "online")}
     with pytest.raises(BadInput) as refused:
-        refuse_small_budget(recipe(arms, limit=1, column=column), SHAPE, N)
+        check_budget(recipe(arms, limit=1, column=column), SHAPE, N)
     problems = refused.value.problems
     assert [re.match(rf"compute\.limit: 1 {column} is less than arm (\S+) needs", p)[1] for p in problems] == list(arms)
     assert all("raise it to" in p for p in problems)
@@ -151,14 +151,14 @@ def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
 def test_the_limit_that_the_refusal_names_is_accepted(prompts):
     arms = {"a": {"method": "ppo", "prompts_per_update": prompts}}
     with pytest.raises(BadInput) as refused:
-        refuse_small_budget(recipe(arms, limit=10), SHAPE, N)
+        check_budget(recipe(arms, limit=10), SHAPE, N)
     (named,) = re.findall(r"raise it to (\S+) at the very least", str(refused.value))
-    refuse_small_budget(recipe(arms, limit=float(named)), SHAPE, N)
+    check_budget(recipe(arms, limit=float(named)), SHAPE, N)
 
 
 def test_a_budget_of_exactly_one_update_is_enough():
     f = forecast("ppo")
-    refuse_small_budget(recipe(limit=f.before.flops + f.update.flops, arms={"ppo": ARMS["ppo"]}), SHAPE, N)
+    check_budget(recipe(limit=f.before.flops + f.update.flops, arms={"ppo": ARMS["ppo"]}), SHAPE, N)
 
 
 @pytest.mark.parametrize("name", ["ppo", "offline", "on-policy"])
@@ -169,9 +169,9 @@ def test_a_trial_that_no_update_fits_into_is_refused_too(name):
         first -= reward_model_forecast(recipe(), SHAPE, N).flops
     trials = {"trials": [{"learning_rate": 1e-5}, {"learning_rate": 1e-4}], "seed": 7}
     limit = 4 * (f.before.flops + f.update.flops)
-    refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / limit}), SHAPE, N)
+    check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / limit}), SHAPE, N)
     with pytest.raises(BadInput, match=f"tuning.fraction: .* less than a trial of arm {name} needs"):
-        refuse_small_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / limit}), SHAPE, N)
+        check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / limit}), SHAPE, N)
 
 
 def test_memory_falls_with_sharding_and_counts_every_trained_model():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_bench.compute.forecast import refuse_small_budget
+from rlhf_bench.compute.forecast import check_budget
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import Recipe, load_recipe, load_series, merge, parse_recipe
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
@@ -45,7 +45,7 @@ def test_every_experiment_has_a_small_size_that_costs_less_and_is_enough_for_its
     assert cost[1] < cost[0]
     for variant in fast:
         inputs = prepare_inputs(variant.recipe, Cache(tmp_path))
-        refuse_small_budget(variant.recipe, inputs.shape, lengths_of(variant.recipe, inputs))
+        check_budget(variant.recipe, inputs.shape, lengths_of(variant.recipe, inputs))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

@@ -11,8 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_bench.cli.overview import lines
-from rlhf_bench.compute.forecast import refuse_small_budget
-from rlhf_bench.compute.memory import gpu_forecasts, refuse_small_gpus
+from rlhf_bench.compute.forecast import check_budget
+from rlhf_bench.compute.memory import check_gpu_memory, gpu_forecasts
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import load_recipe
@@ -112,8 +112,8 @@ def prepared(name, tmp_path, *overrides):
 def test_a_recipe_of_scale_fits_its_gpus_and_its_budget(name, tmp_path):
     recipe, inputs = prepared(name, tmp_path)
     assert inputs.shape.parameters == pytest.approx(QWEN[SIZES[name]][1] * 1e9, rel=0.01)
-    refuse_small_gpus(recipe, inputs.shape)
-    refuse_small_budget(recipe, inputs.shape, lengths_of(recipe, inputs))
+    check_gpu_memory(recipe, inputs.shape)
+    check_budget(recipe, inputs.shape, lengths_of(recipe, inputs))
     said = list(lines(recipe, inputs))
     assert not [line for line in said if "may not fit" in line], said
     assert [line for line in said if "a GPU with learner" in line and line.endswith("GiB: fits")]
@@ -140,7 +140,7 @@ def test_every_shipped_recipe_from_the_hub_is_in_these_tests():
 def test_a_placement_that_is_too_small_is_refused(override, line, tmp_path):
     recipe, inputs = prepared("scale/7b_one_node", tmp_path, override)
     with pytest.raises(BadInput) as refused:
-        refuse_small_gpus(recipe, inputs.shape)
+        check_gpu_memory(recipe, inputs.shape)
     assert any(re.fullmatch(line, problem) for problem in refused.value.problems), refused.value.problems
 
 
@@ -155,12 +155,12 @@ def test_on_one_gpu_adapters_of_a_larger_model_fit_where_its_weights_do_not(tmp_
     with pytest.raises(
         BadInput, match=r"placement: learner and rollout and evaluator and scorer need 1\d\d GiB on one GPU"
     ):
-        refuse_small_gpus(recipe, inputs.shape)
+        check_gpu_memory(recipe, inputs.shape)
 
 
 def test_activations_that_may_not_fit_are_said_and_not_refused(tmp_path):
     recipe, inputs = prepared("scale/7b_one_node", tmp_path, "compute.tokens_per_micro_batch=16384")
-    refuse_small_gpus(recipe, inputs.shape)
+    check_gpu_memory(recipe, inputs.shape)
     assert any("a GPU with learner" in line and "may not fit" in line for line in lines(recipe, inputs))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_bench.core.errors import BadInput, RunFailed
-from rlhf_bench.training.checkpoints import Checkpoints, fetch, put, refuse_unwritable
+from rlhf_bench.training.checkpoints import Checkpoints, check_writable, fetch, put
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -86,7 +86,7 @@ def test_one_of_another_format_is_neither_used_nor_removed(checkpoints, place, s
 @pytest.mark.parametrize("place", ["memory://checkpoints", "{tmp_path}/new/folder"])
 def test_a_place_for_checkpoints_that_can_be_written_is_left_as_it_was(place, tmp_path):
     place = place.format(tmp_path=tmp_path)
-    refuse_unwritable(place)
+    check_writable(place)
     files, root = fsspec.core.url_to_fs(place)
     assert files.ls(root) == []
 
@@ -96,7 +96,7 @@ def test_a_place_for_checkpoints_that_cannot_be_written_is_refused_in_one_line(p
     (tmp_path / "file").write_text("")
     place = place.format(tmp_path=tmp_path)
     with pytest.raises(BadInput) as refused:
-        refuse_unwritable(place)
+        check_writable(place)
     assert str(refused.value).startswith(f"reliability.checkpoint_place {place}: cannot be written to (")
     assert "\n" not in str(refused.value)
 
