@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_bench.cli.data_overview import data_check
 from rlhf_bench.compute.forecast import Lengths, arm_forecast, shared_flops, time_forecast
-from rlhf_bench.compute.memory import gpu_forecasts, memory_gib, passing_gib
+from rlhf_bench.compute.memory import gpu_forecasts, memory_gib, transient_gib
 from rlhf_bench.compute.resources import GIB, fleet_needs
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.flops import ModelShape
@@ -117,18 +117,18 @@ def _duration(seconds: float) -> str:
 
 
 def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Iterator[str]:
-    standing, passing = memory_gib(recipe, shape, reward), passing_gib(recipe, shape, reward)
+    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
     device = recipe.placement.device
     yield "memory of each process, GiB: what stays (weights, gradients, optimizer, cache), and what comes and goes (activations, loading):"
-    for role, gib in standing.items():
+    for role, gib in resident.items():
         place = getattr(recipe.placement, role)
-        yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {passing[role]:.2f}"
+        yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {transient[role]:.2f}"
     for gpu in gpu_forecasts(recipe, shape, reward):
-        need = gpu.standing + gpu.passing
+        need = gpu.resident + gpu.transient
         room = (
             "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"
         )
         yield (
-            f"  a GPU with {' and '.join(gpu.roles)}: {gpu.standing:.1f} and up to {gpu.passing:.1f}, together {need:.1f} of "
+            f"  a GPU with {' and '.join(gpu.roles)}: {gpu.resident:.1f} and up to {gpu.transient:.1f}, together {need:.1f} of "
             f"{device.memory_gib:g} GiB: {room}"
         )

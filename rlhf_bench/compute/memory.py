@@ -19,7 +19,7 @@ def critic_shape(arm: Any, shape: ModelShape, reward: ModelShape | None) -> Mode
     return reward if reward is not None and uses_reward_model(arm) else shape
 
 
-KEPT = {"float32": 1.25, "bfloat16": 1.4}
+ACTIVATION_FACTOR = {"float32": 1.25, "bfloat16": 1.4}
 """Numbers that a forward pass keeps for the backward one, for every input and output of a linear layer: norms, products
 and activations keep some too, and in 16 bits norms keep theirs in 32. Measured in tests/unit/compute/test_forecast.py."""
 
@@ -56,14 +56,14 @@ def _trained(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> li
     return [shape, *critics[-1:]]
 
 
-def passing_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
+def transient_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
     """GiB by role and process that come and go: activations of a micro-batch, gradients of held-out pairs, a whole model
     while it is loaded and not yet sharded."""
     number, tokens = BYTES[recipe.model.dtype], recipe.compute.tokens_per_micro_batch
     size = shape.parameters * number
 
     def kept(model: ModelShape) -> float:
-        return KEPT[recipe.model.dtype] * model.linear_width * number * tokens
+        return ACTIVATION_FACTOR[recipe.model.dtype] * model.linear_width * number * tokens
 
     def one_layer(model: ModelShape) -> float:
         return 2 * kept(model) / model.layers  # a forward pass alone keeps nothing but the layer it is in
@@ -71,8 +71,8 @@ def passing_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = N
     trained, whole = _trained(recipe, shape, reward), recipe.placement.learner.zero_stage == 3
     learning = max(max(kept(model), model.parameters * number * whole) for model in trained)
     looking = max(one_layer(shape), 2 * size + kept(shape) if recipe.evaluation.gradient_pairs else 0)
-    passing = {"learner": learning, "rollout": 0.0, "evaluator": looking, "scorer": one_layer(reward or shape)}
-    return {role: b / 2**30 for role, b in passing.items()}
+    transient = {"learner": learning, "rollout": 0.0, "evaluator": looking, "scorer": one_layer(reward or shape)}
+    return {role: b / 2**30 for role, b in transient.items()}
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class GpuForecast:
     """What shares one GPU: the roles' processes, GiB that stay, and GiB that come and go."""
 
     roles: tuple[str, ...]
-    standing: float
-    passing: float
+    resident: float
+    transient: float
 
 
 def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> list[GpuForecast]:
     """Every kind of GPU there is: with `colocated`, actor i of every role shares one. Roles take turns, so of what comes
     and goes only the largest is there at a time, and the evaluator's beside it, which does not wait for its turn."""
-    standing, passing = memory_gib(recipe, shape, reward), passing_gib(recipe, shape, reward)
+    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
     placement = recipe.placement
-    needed = [role for role in standing if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
+    needed = [role for role in resident if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
     places = {role: getattr(placement, role) for role in needed if getattr(placement, role).gpus}
     if placement.colocated:
         most = max((place.actors for place in places.values()), default=0)
@@ -99,9 +99,9 @@ def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None =
     return [
         GpuForecast(
             roles,
-            sum(standing[role] + LIBRARIES_GIB for role in roles),
-            max((passing[role] for role in roles if role != "evaluator"), default=0.0)
-            + (passing["evaluator"] if "evaluator" in roles else 0.0),
+            sum(resident[role] + LIBRARIES_GIB for role in roles),
+            max((transient[role] for role in roles if role != "evaluator"), default=0.0)
+            + (transient["evaluator"] if "evaluator" in roles else 0.0),
         )
         for roles in dict.fromkeys(groups)
     ]
@@ -111,9 +111,9 @@ def check_gpu_memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | Non
     """BadInput, one line for each kind of GPU whose memory cannot hold even what stays there."""
     device, problems = recipe.placement.device, []
     for gpu in gpu_forecasts(recipe, shape, reward):
-        if gpu.standing > device.memory_gib:
+        if gpu.resident > device.memory_gib:
             problems.append(
-                f"placement: {' and '.join(gpu.roles)} need{'s' * (len(gpu.roles) == 1)} {gpu.standing:.0f} GiB on one GPU before any activation, and "
+                f"placement: {' and '.join(gpu.roles)} need{'s' * (len(gpu.roles) == 1)} {gpu.resident:.0f} GiB on one GPU before any activation, and "
                 f"placement.device.memory_gib is {device.memory_gib:g}; give them GPUs of their own (colocated: false), "
                 "shard over more ranks (learner.actors, zero_stage: 3), or name a larger GPU"
             )

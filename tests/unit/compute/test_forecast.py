@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_bench.compute.forecast import Lengths, arm_forecast, check_budget, reward_model_forecast, time_forecast
-from rlhf_bench.compute.memory import memory_gib, passing_gib
+from rlhf_bench.compute.memory import memory_gib, transient_gib
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import Row
@@ -125,7 +125,7 @@ def test_a_given_reward_models_memory_is_its_own():
     assert found["scorer"] == pytest.approx(4 * more)
     assert found["learner"] == pytest.approx(16 * (gib + more) + 4 * gib)  # policy and critic; the reference
     assert memory_gib(recipe(judged), SHAPE, LARGER)["learner"] == pytest.approx(2 * 16 * gib + 4 * gib)
-    passing = passing_gib(recipe(ppo), SHAPE, LARGER), passing_gib(recipe(ppo), SHAPE)
+    passing = transient_gib(recipe(ppo), SHAPE, LARGER), transient_gib(recipe(ppo), SHAPE)
     assert passing[0]["scorer"] / passing[1]["scorer"] == pytest.approx(900 / 600)
 
 
@@ -230,7 +230,7 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
     )
-    expected = passing_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
+    expected = transient_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
     assert kept_bytes(model, rows) == pytest.approx(expected, rel=0.1)
 
 

@@ -170,7 +170,7 @@ def test_roles_on_one_gpu_are_added_up(tmp_path):
     assert set(gpu.roles) == {"learner", "rollout", "scorer", "evaluator"}
     gib = inputs.shape.parameters / 2**30
     models = 2 * 16 * gib + 2 * gib + 2 * 2 * gib + 2 * gib  # trained, reference; the evaluator's two; the scorer's
-    assert gpu.standing == pytest.approx(models + 79 * 0.3 + 4, rel=1e-6)
+    assert gpu.resident == pytest.approx(models + 79 * 0.3 + 4, rel=1e-6)
 
 
 def test_the_hubs_gsm8k_holds_out_all_test_questions_and_has_no_pairs(tmp_path):
