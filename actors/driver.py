@@ -27,7 +27,7 @@ from actors.monitoring.trace import write_profile
 from actors.ray_cluster import machine
 from actors.report_worker import begin_report
 from rlhf_bench.compute.engine_time import EngineTime
-from rlhf_bench.compute.resources import fleets_at_once
+from rlhf_bench.compute.resources import fleet_count
 from rlhf_bench.core.errors import RunFailed, StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import Display
@@ -75,7 +75,7 @@ def drive(
     status: Status = "failed"
     scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)
     left = sum(not is_done(directory, arm, seed) for arm in arms for seed in seeds)
-    count = fleets_at_once(recipe, scorer, ray.cluster_resources(), left)
+    count = fleet_count(recipe, scorer, ray.cluster_resources(), left)
 
     def start(number: int, ending: threading.Event) -> Fleet:
         say = display.warn if count == 1 else lambda line: display.warn(f"fleet {number}: {line}")

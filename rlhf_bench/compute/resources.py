@@ -46,7 +46,7 @@ def fleet_needs(placement: Placement, scorer: bool) -> Bundle:
     return needs | {"memory": gib * GIB}
 
 
-def fleets_at_once(recipe: Recipe, scorer: bool, cluster: Mapping[str, float], todo: int) -> int:
+def fleet_count(recipe: Recipe, scorer: bool, cluster: Mapping[str, float], todo: int) -> int:
     """How many fleets to start for `todo` arms and seeds, on a cluster with these resources: one at least, and never more
     than there is work for.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_bench.compute.resources import GIB, fleet_needs, fleets_at_once
+from rlhf_bench.compute.resources import GIB, fleet_count, fleet_needs
 from rlhf_bench.recipe import Placement, parse_recipe
 
 PLACED = {
@@ -42,33 +42,33 @@ def test_a_fleet_needs_what_its_bundles_ask_for_and_the_memory_of_all_its_roles(
     ],
 )
 def test_the_scarcest_resource_bounds_the_fleets(cluster, expected):
-    assert fleets_at_once(recipe(**PLACED), True, cluster, todo=100) == expected
+    assert fleet_count(recipe(**PLACED), True, cluster, todo=100) == expected
 
 
 def test_pinned_roles_need_nodes_that_offer_them():
     placement, cluster = {"colocated": False, "pinned": True}, {"CPU": 60.0, "memory": 1000 * GIB}
     offered = {role: 1.0 for role in ("learner", "rollout", "evaluator", "scorer")}
-    assert fleets_at_once(recipe(**placement), True, cluster, 100) == 1
-    assert fleets_at_once(recipe(**placement), True, cluster | offered, 100) == 15
+    assert fleet_count(recipe(**placement), True, cluster, 100) == 1
+    assert fleet_count(recipe(**placement), True, cluster | offered, 100) == 15
 
 
 def test_never_more_fleets_than_arms_and_seeds_to_do():
     large = {"CPU": 600.0, "GPU": 200.0, "memory": 4000 * GIB}
-    assert [fleets_at_once(recipe(**PLACED), True, large, todo) for todo in (0, 1, 3)] == [1, 1, 3]
-    assert fleets_at_once(recipe(fleets=4), True, LAPTOP, todo=3) == 3
+    assert [fleet_count(recipe(**PLACED), True, large, todo) for todo in (0, 1, 3)] == [1, 1, 3]
+    assert fleet_count(recipe(fleets=4), True, LAPTOP, todo=3) == 3
 
 
 def test_a_number_that_is_named_is_the_number():
-    assert [fleets_at_once(recipe(fleets=n), True, LAPTOP, 9) for n in (None, 1, 2)] == [1, 1, 2]
+    assert [fleet_count(recipe(fleets=n), True, LAPTOP, 9) for n in (None, 1, 2)] == [1, 1, 2]
     large = {"CPU": 600.0, "memory": 4000 * GIB}
-    assert fleets_at_once(recipe(fleets=2), True, large, 9) == 2
+    assert fleet_count(recipe(fleets=2), True, large, 9) == 2
 
 
 def test_a_budget_in_seconds_has_one_fleet_unless_the_recipe_wants_more():
     """ArmRunner beside each other on one machine take each other's memory bandwidth, and seconds are what they pay in."""
     large, seconds = {"CPU": 600.0, "memory": 4000 * GIB}, {"column": "device_seconds", "limit": 60}
-    assert fleets_at_once(recipe(), False, large, 9) == 9
+    assert fleet_count(recipe(), False, large, 9) == 9
     assert (
-        fleets_at_once(recipe(seconds), False, large, 9) == 1
-        and fleets_at_once(recipe(seconds, fleets=3), False, large, 9) == 3
+        fleet_count(recipe(seconds), False, large, 9) == 1
+        and fleet_count(recipe(seconds, fleets=3), False, large, 9) == 3
     )
