@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bench.experiment.tracking.outbox import (
-    Alias,
-    End,
-    File,
-    Input,
+    AliasSet,
+    ArtifactAdded,
+    DatasetUsed,
+    DescriptionSet,
     Item,
-    Note,
-    Points,
+    MetricsLogged,
+    ModelRegistered,
     Run,
-    Start,
+    RunEnded,
+    RunStarted,
     Status,
-    Version,
 )
 
 MLFLOW_STATUS: Mapping[Status, str] = {
@@ -73,24 +73,24 @@ class Store:
         self._steps: dict[Run, dict[str, set[int]]] = {}
 
     def send(self, batch: Sequence[Item]) -> None:
-        """Send one item, or several `Points` of one run. Raises whatever MLflow, its store or the network raises, and
+        """Send one item, or several `MetricsLogged` of one run. Raises whatever MLflow, its store or the network raises, and
         LookupError where the run of an item never began here."""
         match batch[0]:
-            case Start():
+            case RunStarted():
                 self._start(batch[0])
-            case Points():
-                self._log([points for points in batch if isinstance(points, Points)])
-            case End():
+            case MetricsLogged():
+                self._log([points for points in batch if isinstance(points, MetricsLogged)])
+            case RunEnded():
                 self._end(batch[0])
-            case File():
+            case ArtifactAdded():
                 self._client.log_artifact(self._id(batch[0].run), str(self._directory / batch[0].path))
-            case Note():
+            case DescriptionSet():
                 self._describe(batch[0].run, {}, {NOTE: self._linked(batch[0])})
-            case Input():
+            case DatasetUsed():
                 self._input(batch[0])
-            case Version():
+            case ModelRegistered():
                 self._version(batch[0])
-            case Alias():
+            case AliasSet():
                 self._alias(batch[0])
 
     def forget(self) -> None:
@@ -98,7 +98,7 @@ class Store:
         self._made_here.clear()
         self._steps.clear()
 
-    def _start(self, start: Start) -> None:
+    def _start(self, start: RunStarted) -> None:
         run = start.run
         found = self._search(run)
         if found:
@@ -115,7 +115,7 @@ class Store:
             self._made_here.add(run)
         self._describe(run, start.params, start.tags)
 
-    def _log(self, batch: Sequence[Points]) -> None:
+    def _log(self, batch: Sequence[MetricsLogged]) -> None:
         """A step of a metric that is there already, from an earlier attempt or an earlier call, is not logged again."""
         from mlflow.entities import Metric
 
@@ -131,7 +131,7 @@ class Store:
         for name, step in new:
             self._logged(run, name).add(step)
 
-    def _end(self, end: End) -> None:
+    def _end(self, end: RunEnded) -> None:
         own = self._id(end.run)
         self._describe(end.run, {}, {**end.tags, STATUS: end.status})
         self._client.set_terminated(own, MLFLOW_STATUS[end.status], end.milliseconds)
@@ -141,12 +141,12 @@ class Store:
         self._made_here.discard(end.run)
         self._steps.pop(end.run, None)
 
-    def _linked(self, note: Note) -> str:
+    def _linked(self, note: DescriptionSet) -> str:
         """Its text, with the addresses of files as MLflow's pages have them."""
         files = f"#/experiments/{self._experiment}/runs/{self._id(note.run.parent)}/artifacts/"
         return note.text.replace(ARTIFACT_LINK, f"]({files}")
 
-    def _input(self, item: Input) -> None:
+    def _input(self, item: DatasetUsed) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         columns = [{"name": name, "type": kind} for name, kind in item.columns.items()]
@@ -157,7 +157,7 @@ class Store:
         tags = [InputTag("mlflow.data.context", item.context)]
         self._client.log_inputs(self._id(item.run), [DatasetInput(dataset, tags)])
 
-    def _version(self, item: Version) -> None:
+    def _version(self, item: ModelRegistered) -> None:
         """Files first: a version is there once all it consists of is."""
         folder, own = self._directory / item.path, self._id(item.run)
         if not folder.is_dir():
@@ -168,13 +168,13 @@ class Store:
         if not self._versions(item):
             self._client.create_model_version(item.model, f"runs:/{own}/{POLICY}", own, tags=dict(item.tags))
 
-    def _alias(self, item: Alias) -> None:
+    def _alias(self, item: AliasSet) -> None:
         versions = self._versions(item)
         if not versions:
             raise LookupError(f"{item.run} has no version of {item.model}")
         self._client.set_registered_model_alias(item.model, item.alias, versions[0].version)
 
-    def _versions(self, item: Version | Alias) -> list[Any]:
+    def _versions(self, item: ModelRegistered | AliasSet) -> list[Any]:
         """Of the registered model, those that the item's run has made: none or one."""
         found = self._client.search_model_versions(f"name = '{item.model}'")
         return [version for version in found if version.run_id == self._id(item.run)]

@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStarted:
     """A run begins, or is carried on with. `milliseconds` here and below: since 1970, when it happened."""
 
     run: Run
@@ -53,7 +53,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Points:
+class MetricsLogged:
     """The metrics of one step of a run."""
 
     run: Run
@@ -66,7 +66,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class End:
+class RunEnded:
     """A run ends."""
 
     run: Run
@@ -79,7 +79,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class File:
+class ArtifactAdded:
     """A file to attach to a run; `path` is relative to DIR."""
 
     run: Run
@@ -90,7 +90,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Note:
+class DescriptionSet:
     """A run's description in Markdown, in place of the one before. A link to `artifact:NAME` leads to that file of the
     comparison's run."""
 
@@ -102,7 +102,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Input:
+class DatasetUsed:
     """Data that a run uses. `context`: training or evaluation; `source`: what it is made of, as JSON."""
 
     run: Run
@@ -118,7 +118,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelRegistered:
     """The folder of an arm's finished policy, for the registered model `model`; `path` is relative to DIR."""
 
     run: Run
@@ -131,7 +131,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Alias:
+class AliasSet:
     """A name for the version that `run` has made of the registered model `model`."""
 
     run: Run
@@ -142,9 +142,19 @@ class Alias:
         return f"the alias {self.alias} of {self.model}"
 
 
-Item = Start | Points | End | File | Note | Input | Version | Alias
+Item = RunStarted | MetricsLogged | RunEnded | ArtifactAdded | DescriptionSet | DatasetUsed | ModelRegistered | AliasSet
 KINDS: Mapping[str, type[Item]] = {
-    kind.__name__.lower(): kind for kind in (Start, Points, End, File, Note, Input, Version, Alias)
+    kind.__name__.lower(): kind
+    for kind in (
+        RunStarted,
+        MetricsLogged,
+        RunEnded,
+        ArtifactAdded,
+        DescriptionSet,
+        DatasetUsed,
+        ModelRegistered,
+        AliasSet,
+    )
 }
 
 
@@ -179,7 +189,7 @@ class Outbox:
         self._delivered = end
 
     def remove(self) -> None:
-        """End the journal, once all is delivered."""
+        """RunEnded the journal, once all is delivered."""
         self._file.close()
         self.path.unlink()
 

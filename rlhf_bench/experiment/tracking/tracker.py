@@ -23,18 +23,18 @@ from typing import Any, Literal
 
 from rlhf_bench.experiment.tracking.mlflow_store import MOST_METRICS, Store, refused
 from rlhf_bench.experiment.tracking.outbox import (
-    Alias,
-    End,
-    File,
-    Input,
+    AliasSet,
+    ArtifactAdded,
+    DatasetUsed,
+    DescriptionSet,
     Item,
-    Note,
+    MetricsLogged,
+    ModelRegistered,
     Outbox,
-    Points,
     Run,
-    Start,
+    RunEnded,
+    RunStarted,
     Status,
-    Version,
 )
 
 NOT_FINITE = "numbers/not_finite"
@@ -99,12 +99,12 @@ class Tracker:
     def start_comparison(self, run_key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Begin the parent run, or carry on with the one that has this `run_key`. Comes before all else."""
         self._run_key = run_key
-        self._journal.append(Start(Run(run_key), _now(), _text(params), _text(tags)))
+        self._journal.append(RunStarted(Run(run_key), _now(), _text(params), _text(tags)))
 
     def start_arm(self, name: str, seed: int, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Begin the nested run of one arm and seed, or carry on with the one the comparison already has."""
         self._open.add((name, seed))
-        self._journal.append(Start(self._run(name, seed), _now(), _text(params), _text(tags)))
+        self._journal.append(RunStarted(self._run(name, seed), _now(), _text(params), _text(tags)))
 
     def log(self, arm: str | None, seed: int | None, step: int, metrics: Mapping[str, float]) -> None:
         """Log one step of an arm, or of the comparison where no arm is named. Values that are not finite are left out; their number is logged as numbers/not_finite.
@@ -114,35 +114,35 @@ class Tracker:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         if len(finite) < len(metrics):
             finite[NOT_FINITE] = float(len(metrics) - len(finite))
-        self._journal.append(Points(self._run(arm, seed), _now(), step, finite))
+        self._journal.append(MetricsLogged(self._run(arm, seed), _now(), step, finite))
 
     def end_arm(self, arm: str, seed: int, status: Status, tags: Mapping[str, Any]) -> None:
         """Close an arm's run as finished, failed (also where it diverged) or killed; the tag keeps the exact word."""
         self._open.discard((arm, seed))
-        self._journal.append(End(self._run(arm, seed), _now(), status, _text(tags)))
+        self._journal.append(RunEnded(self._run(arm, seed), _now(), status, _text(tags)))
 
     def artifact(self, path: Path, arm: str | None = None, seed: int | None = None) -> None:
         """Attach a file to an arm's run, or to the comparison's where no arm is named. Read when its turn comes."""
-        self._journal.append(File(self._run(arm, seed), os.path.relpath(path, self._directory)))
+        self._journal.append(ArtifactAdded(self._run(arm, seed), os.path.relpath(path, self._directory)))
 
     def describe(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
         """Set the description of an arm's run, or of the comparison's: Markdown, in which a link to `artifact:NAME` leads
         to a file that is attached to the comparison."""
-        self._journal.append(Note(self._run(arm, seed), text))
+        self._journal.append(DescriptionSet(self._run(arm, seed), text))
 
     def uses(self, dataset: Dataset, arm: str | None = None, seed: int | None = None) -> None:
         """Say what data a run uses."""
-        self._journal.append(Input(self._run(arm, seed), **vars(dataset)))
+        self._journal.append(DatasetUsed(self._run(arm, seed), **vars(dataset)))
 
     def register(self, model: str, policy: Path, arm: str, seed: int, tags: Mapping[str, Any]) -> None:
         """Attach a finished policy's folder to its arm's run, and make it a version of the registered model `model`: one
         per run, however often this is called. Read when its turn comes."""
         path = os.path.relpath(policy, self._directory)
-        self._journal.append(Version(self._run(arm, seed), model, path, _text(tags)))
+        self._journal.append(ModelRegistered(self._run(arm, seed), model, path, _text(tags)))
 
     def alias(self, model: str, alias: str, arm: str, seed: int) -> None:
         """Name the version that was registered for an arm and seed. Takes the name from the version that had it."""
-        self._journal.append(Alias(self._run(arm, seed), model, alias))
+        self._journal.append(AliasSet(self._run(arm, seed), model, alias))
 
     def finish(self, status: Status) -> list[str]:
         """Close every run that is open, wait until MLflow has it all, and say what it has not got, a line each.
@@ -151,7 +151,7 @@ class Tracker:
         """
         for arm, seed in sorted(self._open):
             self.end_arm(arm, seed, "interrupted" if status == "done" else status, {})
-        self._journal.append(End(Run(self._run_key), _now(), status, {}))
+        self._journal.append(RunEnded(Run(self._run_key), _now(), status, {}))
         self._patience_ends = time.monotonic() + PATIENCE_SECONDS
         self._finishing.set()
         self._thread.join(FINISH_SECONDS)
@@ -232,11 +232,11 @@ def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]],
     metrics: Counter[Run] = Counter()
     end = 0
     for item, after in items:
-        own = len(item.metrics) if isinstance(item, Points) else MOST_METRICS + 1
+        own = len(item.metrics) if isinstance(item, MetricsLogged) else MOST_METRICS + 1
         if lot and metrics[item.run] + own > MOST_METRICS:
             yield list(lot.values()), end
             lot, metrics = {}, Counter()
-        if not isinstance(item, Points):
+        if not isinstance(item, MetricsLogged):
             yield [[item]], after
             continue
         lot.setdefault(item.run, []).append(item)

@@ -8,16 +8,16 @@ import tracemalloc
 import pytest
 
 from rlhf_bench.core.errors import BadInput, RunFailed
-from rlhf_bench.experiment.tracking.outbox import End, File, Outbox, Points, Run, Start
+from rlhf_bench.experiment.tracking.outbox import ArtifactAdded, MetricsLogged, Outbox, Run, RunEnded, RunStarted
 from rlhf_bench.experiment.tracking.tracker import _lots, without_credentials
 
 ARM = Run("key-1", "dpo", 1)
 ITEMS = (
-    Start(Run("key-1"), 1, {"task.name": "verse ü"}, {"commit": "abc"}),
-    Start(ARM, 2, {"learning_rate": "0.1"}, {}),
-    Points(ARM, 3, 0, {"train/loss": 0.1, "train/kl": 1e-300}),
-    File(ARM, "../report.html"),
-    End(ARM, 4, "diverged", {"data": "online"}),
+    RunStarted(Run("key-1"), 1, {"task.name": "verse ü"}, {"commit": "abc"}),
+    RunStarted(ARM, 2, {"learning_rate": "0.1"}, {}),
+    MetricsLogged(ARM, 3, 0, {"train/loss": 0.1, "train/kl": 1e-300}),
+    ArtifactAdded(ARM, "../report.html"),
+    RunEnded(ARM, 4, "diverged", {"data": "online"}),
 )
 
 
@@ -82,14 +82,14 @@ def test_a_line_in_the_middle_that_cannot_be_read_is_named(line, tmp_path):
 FILL_UP = """
 import resource, sys
 from pathlib import Path
-from rlhf_bench.experiment.tracking.outbox import Outbox, Points, Run
+from rlhf_bench.experiment.tracking.outbox import Outbox, MetricsLogged, Run
 from rlhf_bench.core.types import RunFailed
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1000 bytes
 journal = Outbox(Path(sys.argv[1]))
 try:
     for step in range(100):
-        journal.append(Points(Run("key-1", "dpo", 1), 0, step, {"train/loss": 0.5}))
+        journal.append(MetricsLogged(Run("key-1", "dpo", 1), 0, step, {"train/loss": 0.5}))
 except RunFailed as error:
     print(step, error)
 """
@@ -113,7 +113,7 @@ def test_a_journal_of_days_is_read_line_by_line(tmp_path):
     journal = Outbox(tmp_path)
     metrics = {f"train/{i}": i / 3 for i in range(60)}
     for step in range(3000):
-        journal.append(Points(ARM, 0, step, metrics))
+        journal.append(MetricsLogged(ARM, 0, step, metrics))
     assert journal.path.stat().st_size > 3e6
     tracemalloc.start()
     assert sum(1 for _ in Outbox(tmp_path).waiting()) == 3000
@@ -140,8 +140,8 @@ def test_no_line_shows_credentials(address, shown):
 def test_points_of_arms_beside_each_other_share_requests_and_nothing_is_overtaken():
     """Two arms' steps in turn: a request for each arm, up to what else there is in between."""
     one, other = Run("k", "a", 1), Run("k", "b", 1)
-    steps = [Points(run, 0, step, {"loss": 0.5}) for step in range(5) for run in (one, other)]
-    many = [Points(one, 0, step, {f"m{i}": 0.0 for i in range(600)}) for step in (6, 7)]
-    items = [*steps, End(one, 0, "done", {}), *many]
+    steps = [MetricsLogged(run, 0, step, {"loss": 0.5}) for step in range(5) for run in (one, other)]
+    many = [MetricsLogged(one, 0, step, {f"m{i}": 0.0 for i in range(600)}) for step in (6, 7)]
+    items = [*steps, RunEnded(one, 0, "done", {}), *many]
     lots = list(_lots((item, at) for at, item in enumerate(items, 1)))
     assert lots == [([steps[::2], steps[1::2]], 10), ([[items[10]]], 11), ([[many[0]]], 12), ([[many[1]]], 13)]
