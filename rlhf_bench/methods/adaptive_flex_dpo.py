@@ -23,12 +23,12 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_bench.methods.base import PairLogprobs, SideGradients
 from rlhf_bench.methods.pairs import PairSettings, pair_method
-from rlhf_bench.methods.schedules import Strength, number
+from rlhf_bench.methods.schedules import Scheduled, resolved
 
 
 class AdaptiveFlexDPOSettings(PairSettings):
     method: Literal["adaptive_flex_dpo"] = "adaptive_flex_dpo"
-    beta_chosen: Strength = Field(0.1, description="β⁺ > 0, on the chosen response's log-ratio")
+    beta_chosen: Scheduled = Field(0.1, description="β⁺ > 0, on the chosen response's log-ratio")
     beta_rejected_min: float = Field(0.01, gt=0, description="the smallest β⁻ that the rule may choose")
     beta_rejected_max: float = Field(
         0.1,
@@ -62,7 +62,7 @@ class AdaptiveFlexDPOSettings(PairSettings):
 
 
 def pair_loss(pairs: PairLogprobs, settings: AdaptiveFlexDPOSettings) -> Tensor:
-    beta_chosen, beta_rejected = number(settings.beta_chosen), settings.beta_rejected
+    beta_chosen, beta_rejected = resolved(settings.beta_chosen), settings.beta_rejected
     return -logsigmoid(beta_chosen * pairs.chosen_logratio - beta_rejected * pairs.rejected_logratio)
 
 
@@ -82,7 +82,7 @@ def adapt(gradients: SideGradients, settings: AdaptiveFlexDPOSettings, state: Ma
     """β⁻ after a measurement. One that is not finite says nothing about β⁻; the loss is not finite then either."""
     if not all(map(math.isfinite, (gradients.chosen_norm, gradients.rejected_norm, gradients.dot))):
         return dict(state)
-    bound = settings.safety * largest_beta_rejected(gradients, number(settings.beta_chosen))
+    bound = settings.safety * largest_beta_rejected(gradients, resolved(settings.beta_chosen))
     found = min(max(bound, settings.beta_rejected_min), settings.beta_rejected_max)
     before = state.get("beta_rejected", found)
     share = settings.smoothing

@@ -15,7 +15,7 @@ from pydantic import (
 from torch import Tensor
 
 from rlhf_bench.core.types import Row
-from rlhf_bench.methods.schedules import Schedule, number
+from rlhf_bench.methods.schedules import Schedule, resolved
 
 DataMode = Literal["offline", "on_policy", "chosen_on_policy", "rejected_on_policy", "online"]
 Feedback = Literal["reward_model", "judge"]
@@ -52,10 +52,10 @@ class MethodSettings(BaseModel):
         values = {name: value.at(fraction) for name, value in fields.items() if isinstance(value, Schedule)}
         return self.model_copy(update=values) if values else self
 
-    def strengths(self) -> dict[str, float]:
+    def scheduled_values(self) -> dict[str, float]:
         """The numbers that may follow a schedule, to be logged with every update; of settings that `at` gave."""
         names = [name for name, f in type(self).model_fields.items() if Schedule in get_args(f.annotation)]
-        return {name: number(getattr(self, name)) for name in names}
+        return {name: resolved(getattr(self, name)) for name in names}
 
 
 def uses_reward_model(arm: MethodSettings) -> bool:

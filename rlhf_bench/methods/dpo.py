@@ -13,12 +13,12 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_bench.methods.base import PairLogprobs
 from rlhf_bench.methods.pairs import PairSettings, pair_method
-from rlhf_bench.methods.schedules import Strength, number
+from rlhf_bench.methods.schedules import Scheduled, resolved
 
 
 class DPOSettings(PairSettings):
     method: Literal["dpo"] = "dpo"
-    beta: Strength = Field(0.1, description="β > 0, strength of the tie to the reference policy")
+    beta: Scheduled = Field(0.1, description="β > 0, strength of the tie to the reference policy")
 
 
 def dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) -> Tensor:
@@ -27,7 +27,7 @@ def dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, beta: float) ->
 
 
 def pair_loss(pairs: PairLogprobs, settings: DPOSettings) -> Tensor:
-    return dpo_loss(pairs.chosen_logratio, pairs.rejected_logratio, number(settings.beta))
+    return dpo_loss(pairs.chosen_logratio, pairs.rejected_logratio, resolved(settings.beta))
 
 
 METHOD = pair_method("dpo", DPOSettings, pair_loss)

@@ -15,13 +15,13 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_bench.methods.base import PairLogprobs
 from rlhf_bench.methods.pairs import PairSettings, pair_method
-from rlhf_bench.methods.schedules import Strength, number
+from rlhf_bench.methods.schedules import Scheduled, resolved
 
 
 class FlexDPOSettings(PairSettings):
     method: Literal["flex_dpo"] = "flex_dpo"
-    beta_chosen: Strength = Field(0.1, description="β⁺ > 0, on the chosen response's log-ratio")
-    beta_rejected: Strength = Field(0.08, description="β⁻ > 0, on the rejected response's log-ratio")
+    beta_chosen: Scheduled = Field(0.1, description="β⁺ > 0, on the chosen response's log-ratio")
+    beta_rejected: Scheduled = Field(0.08, description="β⁻ > 0, on the rejected response's log-ratio")
 
 
 def flex_dpo_loss(
@@ -33,7 +33,7 @@ def flex_dpo_loss(
 
 def pair_loss(pairs: PairLogprobs, settings: FlexDPOSettings) -> Tensor:
     up, down = pairs.chosen_logratio, pairs.rejected_logratio
-    return flex_dpo_loss(up, down, number(settings.beta_chosen), number(settings.beta_rejected))
+    return flex_dpo_loss(up, down, resolved(settings.beta_chosen), resolved(settings.beta_rejected))
 
 
 METHOD = pair_method("flex_dpo", FlexDPOSettings, pair_loss)

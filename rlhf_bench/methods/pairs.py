@@ -96,12 +96,12 @@ def with_reference(
 ) -> Prepared:
     """Attach each response's log-probability under the reference (summed over its tokens), where the loss has one."""
     if settings.reference_free:
-        return Prepared(list(rows), dict(state), settings.strengths())
+        return Prepared(list(rows), dict(state), settings.scheduled_values())
     out = [
         Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": tuple(a.sum(keepdims=True) for a in logprobs)})
         for r, logprobs in zip(rows, measured["reference_logprobs"], strict=True)
     ]
-    return Prepared(out, dict(state), settings.strengths())
+    return Prepared(out, dict(state), settings.scheduled_values())
 
 
 def one_step(rows: Sequence[object], settings: MethodSettings, rng: np.random.Generator) -> list[list[int]]:

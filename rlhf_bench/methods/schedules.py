@@ -51,11 +51,11 @@ def _number_or_schedule(value: Any) -> float | Schedule:
     return _POSITIVE.validate_python(value)
 
 
-Strength = Annotated[float | Schedule, BeforeValidator(_number_or_schedule)]
+Scheduled = Annotated[float | Schedule, BeforeValidator(_number_or_schedule)]
 """A setting above 0 that may follow a schedule."""
 
 
-def number(strength: float | Schedule) -> float:
+def resolved(strength: float | Schedule) -> float:
     """A strength as the plain number that it is after `MethodSettings.at`; TypeError for a schedule."""
     if isinstance(strength, Schedule):
         raise TypeError("a schedule has no value of its own: call settings.at(fraction, state) first")
