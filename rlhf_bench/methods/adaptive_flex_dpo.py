@@ -41,7 +41,7 @@ class AdaptiveFlexDPOSettings(PairSettings):
     smoothing: float = Field(
         0.5, ge=0, lt=1, description="weight of what was before in the average; 0 takes the latest"
     )
-    _beta_rejected: float | None = PrivateAttr(None)  # set by `at`
+    _beta_rejected: float | None = PrivateAttr(None)  # set by `resolve_at`
 
     @field_validator("beta_rejected_max")
     @classmethod
@@ -52,11 +52,11 @@ class AdaptiveFlexDPOSettings(PairSettings):
 
     @property
     def beta_rejected(self) -> float:
-        """β⁻ now: what `at` was told, and the maximum before anything was measured."""
+        """β⁻ now: what `resolve_at` was told, and the maximum before anything was measured."""
         return self.beta_rejected_max if self._beta_rejected is None else self._beta_rejected
 
-    def at(self, fraction: float, state: Mapping[str, float]) -> Self:
-        now = super().at(fraction, state).model_copy()
+    def resolve_at(self, fraction: float, state: Mapping[str, float]) -> Self:
+        now = super().resolve_at(fraction, state).model_copy()
         now._beta_rejected = state.get("beta_rejected")
         return now
 

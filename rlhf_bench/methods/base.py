@@ -43,17 +43,17 @@ class MethodSettings(BaseModel):
         """Whether the loss leaves the reference out; its log-probabilities are then neither measured nor charged."""
         return False
 
-    def at(self, fraction: float, state: Mapping[str, float]) -> Self:
+    def resolve_at(self, fraction: float, state: Mapping[str, float]) -> Self:
         """The settings at this fraction (0 to 1) of the budget: every schedule replaced by its value.
 
         `state` is what the method carries from update to update; a method that sets a number by it overrides this.
         """
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        values = {name: value.at(fraction) for name, value in fields.items() if isinstance(value, Schedule)}
+        values = {name: value.resolve_at(fraction) for name, value in fields.items() if isinstance(value, Schedule)}
         return self.model_copy(update=values) if values else self
 
     def scheduled_values(self) -> dict[str, float]:
-        """The numbers that may follow a schedule, to be logged with every update; of settings that `at` gave."""
+        """The numbers that may follow a schedule, to be logged with every update; of settings that `resolve_at` gave."""
         names = [name for name, f in type(self).model_fields.items() if Schedule in get_args(f.annotation)]
         return {name: resolved(getattr(self, name)) for name in names}
 
@@ -118,7 +118,7 @@ class PairLogprobs:
 
 
 PairLoss = Callable[[PairLogprobs, Any], Tensor]
-"""Pairs and the settings that `at` gave -> loss per pair [P]. Pure, and differentiable in every log-probability."""
+"""Pairs and the settings that `resolve_at` gave -> loss per pair [P]. Pure, and differentiable in every log-probability."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Schedule(BaseModel):
             raise ValueError("a constant schedule has one value: leave out end, or use kind: linear or cosine")
         return self
 
-    def at(self, fraction: float) -> float:
+    def resolve_at(self, fraction: float) -> float:
         """The value at this fraction of the budget; past its end (the last update may overshoot) the end's value."""
         done = min(max(fraction, 0.0), 1.0)
         if self.kind == "cosine":
@@ -56,7 +56,7 @@ Scheduled = Annotated[float | Schedule, BeforeValidator(_number_or_schedule)]
 
 
 def resolved(strength: float | Schedule) -> float:
-    """A strength as the plain number that it is after `MethodSettings.at`; TypeError for a schedule."""
+    """A strength as the plain number that it is after `MethodSettings.resolve_at`; TypeError for a schedule."""
     if isinstance(strength, Schedule):
         raise TypeError("a schedule has no value of its own: call settings.at(fraction, state) first")
     return strength

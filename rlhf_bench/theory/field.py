@@ -111,7 +111,7 @@ def default_fields(names: Sequence[str]) -> list[FieldOf]:
 
 def at_start(name: str, settings: MethodSettings, loss: PairLoss | None) -> FieldOf:
     """A field with every schedule at the value that the budget's start gives it."""
-    return FieldOf(name, settings.at(0.0, {}), loss)
+    return FieldOf(name, settings.resolve_at(0.0, {}), loss)
 
 
 def gradients(loss: PairLoss, settings: Any, start: Start, log_x1: np.ndarray, log_x2: np.ndarray) -> Gradients:

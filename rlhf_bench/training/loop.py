@@ -169,7 +169,7 @@ class ArmTrainer:
     def _begin(self) -> None:
         """Models, data and the look at the start policy."""
         self._load()
-        self._evaluated(BASE_POINT, self.base, self.settings.at(0.0, self.state))
+        self._evaluated(BASE_POINT, self.base, self.settings.resolve_at(0.0, self.state))
         self.rng = np.random.default_rng([self.seed, 3])
         if self.settings.data != "offline":
             self._sync()
@@ -209,7 +209,7 @@ class ArmTrainer:
 
     def _now_settings(self) -> Any:
         """The arm's settings as numbers: schedules at the budget spent so far, and what the method has adapted."""
-        return self.settings.at(min(self.ledger.committed, 1.0), self.state)
+        return self.settings.resolve_at(min(self.ledger.committed, 1.0), self.state)
 
     def _load(self) -> None:
         learner, settings = self.roles.learner, self.settings

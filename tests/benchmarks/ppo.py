@@ -109,7 +109,7 @@ def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]]
     from rlhf_bench.training.roles import Step
 
     ppo = METHODS["ppo"]
-    settings = ppo.settings(epochs_per_update=epochs).at(0.0, {})
+    settings = ppo.settings(epochs_per_update=epochs).resolve_at(0.0, {})
     began = perf_counter()
     prepared = ppo.prepare(rows, rewards, side.measure(rows), settings, {})
     parts = ppo.minibatches(prepared.rows, settings, np.random.default_rng(0))

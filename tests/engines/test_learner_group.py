@@ -25,7 +25,7 @@ PAIRS = [
 # Few tokens to a micro-batch: several of them, and not as many on one rank as on the other. In the second update one
 # of two ranks has nothing at all.
 BETA_CHOSEN, BETA_REJECTED, TEMPERATURE = 0.5, 0.2, 0.8
-WEIGHTED = ADAPTIVE.settings(beta_chosen=BETA_CHOSEN).at(0.0, {"beta_rejected": BETA_REJECTED})
+WEIGHTED = ADAPTIVE.settings(beta_chosen=BETA_CHOSEN).resolve_at(0.0, {"beta_rejected": BETA_REJECTED})
 TOKENS_PER_MICRO_BATCH = 16
 UPDATES = [PAIRS, PAIRS[3:4], PAIRS[:3]]
 

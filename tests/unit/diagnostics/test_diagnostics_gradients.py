@@ -102,7 +102,7 @@ FLEX = METHODS["flex_dpo"]
 
 
 def flex(beta_chosen, beta_rejected):
-    return FLEX.settings(beta_chosen=beta_chosen, beta_rejected=beta_rejected).at(0.0, {})
+    return FLEX.settings(beta_chosen=beta_chosen, beta_rejected=beta_rejected).resolve_at(0.0, {})
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def some_pairs(n=40, seed=0, spread=1.0) -> PairLogprobs:
 
 
 def settings_of(name):
-    return PAIR_METHODS[name].settings().at(0.0, {})
+    return PAIR_METHODS[name].settings().resolve_at(0.0, {})
 
 
 def difference_in_pi(loss, pairs, settings, side):
@@ -227,7 +227,7 @@ def test_where_theory_has_a_ratio_it_is_the_measured_one(name):
 
 def ratio_of(name, pairs, **settings):
     method = PAIR_METHODS[name]
-    return constant_ratio(method.pair_loss, pairs, method.settings(**settings).at(0.0, {}))
+    return constant_ratio(method.pair_loss, pairs, method.settings(**settings).resolve_at(0.0, {}))
 
 
 def test_which_losses_have_a_constant_ratio():
@@ -245,7 +245,7 @@ def test_which_losses_have_a_constant_ratio():
 def test_dpos_partials_are_the_papers_closed_forms():
     """arXiv 2406.07327: with α = (π0⁺/π0⁻)^β and z = π⁻/π⁺, ∂ℓ/∂π± = ∓ αβz^β / ((1 + αz^β) π±), of ratio π⁺/π⁻."""
     beta, pairs = 0.3, some_pairs()
-    settings = METHODS["dpo"].settings(beta=beta).at(0.0, {})
+    settings = METHODS["dpo"].settings(beta=beta).resolve_at(0.0, {})
     up, down = log_partials(METHODS["dpo"].pair_loss, pairs, settings)
     pi_chosen, pi_rejected = pairs.chosen.exp(), pairs.rejected.exp()
     alpha = (pairs.reference_chosen.exp() / pairs.reference_rejected.exp()) ** beta
@@ -258,7 +258,7 @@ def test_dpos_partials_are_the_papers_closed_forms():
 
 def test_as_the_rejected_response_vanishes_its_gradient_in_pi_explodes():
     """arXiv 2406.07327: for β < 1, as π⁻ → 0, ∂ℓ/∂π⁺ → 0 and ∂ℓ/∂π⁻ → ∞. In log-probability both go to 0 alike."""
-    loss, settings = METHODS["dpo"].pair_loss, METHODS["dpo"].settings(beta=0.1).at(0.0, {})
+    loss, settings = METHODS["dpo"].pair_loss, METHODS["dpo"].settings(beta=0.1).resolve_at(0.0, {})
     looks = []
     for fall in (0.0, 20.0, 60.0):
         pairs = some_pairs()
@@ -272,7 +272,7 @@ def test_as_the_rejected_response_vanishes_its_gradient_in_pi_explodes():
 def test_the_field_forms_ratio_turns_on_mis_ranked_pairs():
     """arXiv 2404.04626, with x = π/π0: |∂L/∂x₁| / |∂L/∂x₂| = x₂/x₁. Derived: 1 at the start, and the chosen gradient is
     the larger one where the pair is mis-ranked."""
-    pairs, settings = some_pairs(), METHODS["dpo"].settings(beta=0.2).at(0.0, {})
+    pairs, settings = some_pairs(), METHODS["dpo"].settings(beta=0.2).resolve_at(0.0, {})
     up, down = log_partials(METHODS["dpo"].pair_loss, pairs, settings)
     x1, x2 = pairs.chosen_logratio.exp(), pairs.rejected_logratio.exp()
     by_x1, by_x2 = (up / x1).abs(), (down / x2).abs()

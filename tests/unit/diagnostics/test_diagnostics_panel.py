@@ -253,7 +253,7 @@ def test_the_page_names_every_number_and_no_other(models):
     look = panel(models).look(models[1])
     main = pair_logprobs_of([p for p in look.pairs if p.split == "in_distribution"])
     method = METHODS["dpo"]
-    produced = set(look.numbers) | set(partials(method.pair_loss, main, method.settings().at(0.0, {})))
+    produced = set(look.numbers) | set(partials(method.pair_loss, main, method.settings().resolve_at(0.0, {})))
     assert documented() == produced | BY_THE_EVALUATOR
 
 

@@ -63,7 +63,7 @@ def pairs_under(table, reference):
 
 
 def settings_with(beta_rejected):
-    return AdaptiveFlexDPOSettings(beta_chosen=BETA_CHOSEN).at(0.0, {"beta_rejected": beta_rejected})
+    return AdaptiveFlexDPOSettings(beta_chosen=BETA_CHOSEN).resolve_at(0.0, {"beta_rejected": beta_rejected})
 
 
 def flat_gradient(scalar, model):
@@ -170,7 +170,7 @@ def test_the_rule(dot, expected):
 
 
 def test_beta_chosens_schedule_moves_the_bound():
-    settings = settings_of(beta_chosen={"kind": "linear", "start": 0.2, "end": 0.1}).at(1.0, {})
+    settings = settings_of(beta_chosen={"kind": "linear", "start": 0.2, "end": 0.1}).resolve_at(1.0, {})
     assert adapt(gradients_of(4.0), settings, {})["beta_rejected"] == pytest.approx(0.8 * 0.1 * 9 / 4)
 
 
@@ -194,8 +194,8 @@ def test_a_measurement_that_is_not_finite_changes_nothing(broken):
 
 def test_before_any_measurement_beta_rejected_is_the_maximum_and_then_the_states():
     settings = settings_of()
-    assert settings.beta_rejected == settings.at(0.0, {}).beta_rejected == 0.5
-    now = settings.at(0.3, {"beta_rejected": 0.07})
+    assert settings.beta_rejected == settings.resolve_at(0.0, {}).beta_rejected == 0.5
+    now = settings.resolve_at(0.3, {"beta_rejected": 0.07})
     assert now.beta_rejected == pickle.loads(pickle.dumps(now)).beta_rejected == 0.07
     assert settings.beta_rejected == 0.5  # the arm's own settings stay
     assert now.model_dump() == settings.model_dump()

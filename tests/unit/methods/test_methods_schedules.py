@@ -30,17 +30,17 @@ def arm_of(arm):
 ])  # fmt: skip
 def test_the_values_on_the_way(kind, values):
     schedule = Schedule(kind=kind, start=0.2, end=0.2 if kind == "constant" else 0.04)
-    assert [schedule.at(f) for f in (0, 0.25, 0.5, 1)] == pytest.approx(values, rel=1e-12)
+    assert [schedule.resolve_at(f) for f in (0, 0.25, 0.5, 1)] == pytest.approx(values, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 @pytest.mark.parametrize(("start", "end"), [(0.1, 0.01), (0.01, 0.1)])
 def test_a_schedule_goes_one_way_and_stays_where_it_ends(kind, start, end):
     schedule = Schedule(kind=kind, start=start, end=end)
-    values = [schedule.at(i / 50) for i in range(51)]
+    values = [schedule.resolve_at(i / 50) for i in range(51)]
     assert values in (sorted(values), sorted(values, reverse=True))
     assert (values[0], values[-1]) == pytest.approx((start, end))
-    assert schedule.at(1.3) == values[-1]
+    assert schedule.resolve_at(1.3) == values[-1]
 
 
 def test_a_constant_needs_no_end():
@@ -51,8 +51,8 @@ def test_a_constant_needs_no_end():
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_a_scheduled_strength_acts_like_the_number_it_stands_for(method, key, fraction):
     schedule = {"kind": "linear", "start": 0.3, "end": 0.1}
-    moving = arm_of({"method": method, key: schedule}).at(fraction, {})
-    fixed = METHODS[method].settings(**{key: 0.3 - 0.2 * fraction}).at(fraction, {})
+    moving = arm_of({"method": method, key: schedule}).resolve_at(fraction, {})
+    fixed = METHODS[method].settings(**{key: 0.3 - 0.2 * fraction}).resolve_at(fraction, {})
     assert getattr(moving, key) == pytest.approx(getattr(fixed, key))
     loss = METHODS[method].pair_loss
     torch.testing.assert_close(loss(PAIRS, moving), loss(PAIRS, fixed))
@@ -64,7 +64,7 @@ def test_a_scheduled_strength_acts_like_the_number_it_stands_for(method, key, fr
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_without_a_schedule_stay_as_they_are(method):
     settings = METHODS[method].settings()
-    assert settings.at(0.4, {}) == settings
+    assert settings.resolve_at(0.4, {}) == settings
 
 
 @pytest.mark.parametrize(("method", "key"), SCHEDULED)
@@ -75,7 +75,7 @@ def test_a_schedule_cannot_be_taken_for_a_number(method, key):
 
 
 def test_a_schedule_does_not_reach_the_state_or_the_rows():
-    settings = METHODS["dpo"].settings(beta={"kind": "linear", "start": 0.3, "end": 0.1}).at(0.5, {})
+    settings = METHODS["dpo"].settings(beta={"kind": "linear", "start": 0.3, "end": 0.1}).resolve_at(0.5, {})
     row = Row("r", (1,), ((2, 3), (4,)))
     measured = {"reference_logprobs": [(torch.tensor([-1.0, -0.5]).numpy(), torch.tensor([-2.0]).numpy())]}
     prepared = METHODS["dpo"].prepare([row], [(1.0, 0.0)], measured, settings, {"kept": 2.0})

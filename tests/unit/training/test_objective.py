@@ -24,7 +24,7 @@ ROWS = [
     )
 ]
 METHOD = METHODS["adaptive_flex_dpo"]
-SETTINGS = METHOD.settings(beta_chosen=0.2).at(0.0, {"beta_rejected": 0.05})
+SETTINGS = METHOD.settings(beta_chosen=0.2).resolve_at(0.0, {"beta_rejected": 0.05})
 
 
 @pytest.fixture(scope="module")
