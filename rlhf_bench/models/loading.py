@@ -24,7 +24,7 @@ from rlhf_bench.models.settings import ModelSettings
 FRESH = "fresh.json"
 """Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
 REWARD = "reward.json"
-"""In the folder of a reward model that a run has made or was given: a `Reward`."""
+"""In the folder of a reward model that a run has made or was given: a `RewardScaling`."""
 
 
 def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
@@ -61,7 +61,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     folder holds a reward model, the head is multiplied by its scale, and what it answers is less its offset."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    reward = Reward.read(path)
+    reward = RewardScaling.read(path)
     path = reward.model or path
     attention.register()
     torch.manual_seed(seed)
@@ -101,7 +101,7 @@ def _made_fast(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardScaling:
     """How a reward model's scores are read, as `reward.json` in its folder says: scale × its head's answer − offset."""
 
     model: str | None = None  # a folder or id where the weights are; None: in the folder itself
@@ -112,7 +112,7 @@ class Reward:
         (folder / REWARD).write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, path: str) -> Reward:
+    def read(cls, path: str) -> RewardScaling:
         """Of a folder or id that is no reward model of a run: as it is."""
         file = Path(path) / REWARD
         return cls(**json.loads(file.read_text())) if file.exists() else cls()

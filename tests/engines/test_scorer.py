@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.types import Row
-from rlhf_bench.models.loading import Reward
+from rlhf_bench.models.loading import RewardScaling
 
 ROWS = [
     Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1))))
@@ -69,7 +69,7 @@ def test_a_prompt_is_paid_for_once_whatever_its_responses(score):
 
 
 def test_scale_and_offset_beside_the_model_are_applied(score, model, expected):
-    Reward(scale=SCALE, offset=OFFSET).write(model)
+    RewardScaling(scale=SCALE, offset=OFFSET).write(model)
     try:
         by_hand = [[SCALE * score - OFFSET for score in scores] for scores in expected]
         close(score(ROWS)[0], by_hand)
@@ -80,7 +80,7 @@ def test_scale_and_offset_beside_the_model_are_applied(score, model, expected):
 
 def test_a_given_model_is_read_where_it_is_with_scale_and_offset_from_elsewhere(score, model, expected, tmp_path):
     before = {file.name: file.read_bytes() for file in model.iterdir()}
-    Reward(str(model), SCALE, OFFSET).write(tmp_path)
+    RewardScaling(str(model), SCALE, OFFSET).write(tmp_path)
     close(score(ROWS, path=tmp_path)[0], [[SCALE * s - OFFSET for s in scores] for scores in expected])
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["reward.json"]

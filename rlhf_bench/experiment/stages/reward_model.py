@@ -14,7 +14,7 @@ from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Group, Pair, Sampling
 from rlhf_bench.experiment.stages.sft import Say, _train
 from rlhf_bench.methods.supervised import REWARD_MODEL
-from rlhf_bench.models.loading import Reward
+from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.models.validation import identity
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.cache import Cache
@@ -50,7 +50,7 @@ def _reward_model(
         if given is None:
             made, cost = train(folder, groups)
             total += cost
-        Reward(given).write(folder)
+        RewardScaling(given).write(folder)
         scorer.load(folder, recipe.model.dtype)
         scores, scoring = scorer.score([row_of(g) for g in groups])
         flat = np.array([s for row in scores for s in row])
@@ -59,7 +59,7 @@ def _reward_model(
                 "reward model: a score of the start policy's samples is no finite number; use another model"
             )
         deviation = float(flat.std()) or 1.0
-        Reward(given, scale=1 / deviation, offset=float(flat.mean()) / deviation).write(folder)
+        RewardScaling(given, scale=1 / deviation, offset=float(flat.mean()) / deviation).write(folder)
         return {"cost": asdict(total + scoring), **made}
 
     def train(folder: Path, groups: Sequence[Group]) -> tuple[dict[str, Any], Cost]:

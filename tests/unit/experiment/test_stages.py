@@ -13,7 +13,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Pair, Prompt
 from rlhf_bench.experiment.stages.start import make_start
-from rlhf_bench.models.loading import Reward
+from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.training.cache import Cache
@@ -147,7 +147,7 @@ class ByItsFolder(LengthScorer):
     """Reads its folder as a scorer does; the model itself likes long responses, on a scale of its own."""
 
     def load(self, path, dtype):
-        self.reward = Reward.read(str(path))
+        self.reward = RewardScaling.read(str(path))
         self.loaded = [*getattr(self, "loaded", []), self.reward]
 
     def score(self, rows):
@@ -171,7 +171,7 @@ def test_a_reward_models_scores_have_mean_0_and_deviation_1_on_the_start_policys
     scores, _ = scorer.score([row_of(g) for g in roles.pool.groups])
     flat = np.array([s for row in scores for s in row])
     assert len(set(flat)) > 1 and (flat.mean(), flat.std()) == pytest.approx((0, 1))
-    assert scorer.loaded[0] == Reward(name) and Reward.read(str(begun.reward_model)) == scorer.loaded[-1]
+    assert scorer.loaded[0] == RewardScaling(name) and RewardScaling.read(str(begun.reward_model)) == scorer.loaded[-1]
     assert scorer.loaded[-1].model == name and scorer.loaded[-1].scale > 0
 
 
@@ -191,7 +191,7 @@ def test_another_given_reward_model_gets_a_scale_of_its_own(tmp_path):
         start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given=name)[0].reward_model
         for name in ("some/reward-model", "another/reward-model")
     ]
-    assert folders[0] != folders[1] and Reward.read(str(folders[1])).model == "another/reward-model"
+    assert folders[0] != folders[1] and RewardScaling.read(str(folders[1])).model == "another/reward-model"
 
 
 def test_a_given_reward_model_that_is_changed_in_place_gets_another_scale(tmp_path):

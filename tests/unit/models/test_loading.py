@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_bench.core.types import Row
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import Reward, fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models.loading import RewardScaling, fresh_shape, load_model, write_fresh_model
 from rlhf_bench.models.packing import micro_batch
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
@@ -46,8 +46,8 @@ def test_a_critic_that_starts_from_a_given_reward_model_has_its_weights_scale_an
     given, made = tmp_path / "given", tmp_path / "made"
     made.mkdir()
     load_model(str(fresh[0]), "scalar", "float32", 3).lm.save_pretrained(given)
-    Reward(scale=9.0, offset=9.0).write(given)  # another run's: what counts are the weights
-    Reward(str(given), scale=0.25, offset=2.0).write(made)
+    RewardScaling(scale=9.0, offset=9.0).write(given)  # another run's: what counts are the weights
+    RewardScaling(str(given), scale=0.25, offset=2.0).write(made)
     own = AutoModelForSequenceClassification.from_pretrained(given).state_dict()
     begun, plain = (load_model(str(made), "scalar", "float32", 0), load_model(str(fresh[0]), "scalar", "float32", 3))
     critic = begun.lm.state_dict()
