@@ -21,13 +21,13 @@ from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.settings import ModelSettings
 
-FRESH = "fresh.json"
+RANDOM_INIT = "fresh.json"
 """Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
 REWARD = "reward.json"
 """In the folder of a reward model that a run has made or was given: a `RewardScaling`."""
 
 
-def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
+def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
     """A Llama without weights, and its tokenizer, as a Hugging Face folder that `load_model` draws the weights of.
 
     The configuration is written as the JSON that it is: transformers' class of it takes the driver seconds to import.
@@ -41,12 +41,12 @@ def write_fresh_model(settings: ModelSettings, tokenizer: Any, seed: int, folder
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / FRESH).write_text(json.dumps({"seed": seed}))
+    (folder / RANDOM_INIT).write_text(json.dumps({"seed": seed}))
     tokenizer.save_pretrained(folder)
 
 
-def fresh_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
-    """The shape of the Llama that `write_fresh_model` describes: four attention and three feed-forward products a
+def random_init_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
+    """The shape of the Llama that `write_random_model` describes: four attention and three feed-forward products a
     layer, a head tied to the embedding, two norms a layer and one at the end."""
     hidden = settings.hidden_size
     linear = settings.layers * hidden * (4 * hidden + 3 * settings.intermediate_size)
@@ -80,7 +80,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         "attn_implementation": attention.PACKED_ROWS,
         "trust_remote_code": False,
     }
-    if (fresh := Path(path) / FRESH).exists():
+    if (fresh := Path(path) / RANDOM_INIT).exists():
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
         causal = AutoModelForCausalLM.from_config(**kwargs)
         if kind == "causal":

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models import attention
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import FRESH
+from rlhf_bench.models.loading import RANDOM_INIT
 from rlhf_bench.models.tokenizer import TextTokenizer, check_folder, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,7 +50,7 @@ def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, Mod
 
     given = _Given("model.name_or_path", name, "causal language model")
     config = _config(given)
-    fresh = given.folder is not None and (given.folder / FRESH).exists()
+    fresh = given.folder is not None and (given.folder / RANDOM_INIT).exists()
     model, shape = _built(given, config, AutoModelForCausalLM, {} if fresh else _weights(given))
     if scalar and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         given.refuse(f"transformers makes no reward model or critic of {config.model_type}", "give one of another kind")

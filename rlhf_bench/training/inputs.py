@@ -21,7 +21,7 @@ from rlhf_bench.core.types import Pair, Prompt, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import fresh_shape, write_fresh_model
+from rlhf_bench.models.loading import random_init_shape, write_random_model
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.models.validation import check_tokenizer, identity, pretrained_model, pretrained_reward_model
 from rlhf_bench.recipe import Recipe
@@ -156,11 +156,11 @@ def _model(
     key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}
 
     def make(folder: Path) -> dict[str, Any]:
-        write_fresh_model(settings, tokenizer, DATA_SEED, folder)
+        write_random_model(settings, tokenizer, DATA_SEED, folder)
         return {}
 
     path, _, _ = cache.get("fresh", key, make)
-    return path, fresh_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
+    return path, random_init_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
 
 
 def lengths_of(recipe: Recipe, inputs: Inputs) -> Lengths:

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, write_random_model
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
@@ -20,7 +20,7 @@ def given(tmp_path_factory):
     sizes = ModelSettings(hidden_size=16, layers=1, heads=1, intermediate_size=16, max_length=16)
     corpus = build(ArithmeticSettings(digits=1, terms=2, noise=0.1)).corpus()
     tokenizer = build_tokenizer(sizes.tokenizer, corpus)
-    write_fresh_model(sizes, tokenizer, 3, fresh)
+    write_random_model(sizes, tokenizer, 3, fresh)
     model = load_model(str(fresh), "scalar", "float32", 3).lm
     with torch.no_grad():
         model.score.weight.mul_(40)

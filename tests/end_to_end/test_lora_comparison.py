@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, write_random_model
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import load_recipe
 from rlhf_bench.tasks import build_task
@@ -21,7 +21,7 @@ def pretrained(tiny, tmp_path_factory):
     """A Llama of random weights, saved as anyone's would be."""
     folder, recipe = tmp_path_factory.mktemp("pretrained"), load_recipe(tiny)
     tokenizer = build_tokenizer(recipe.model.tokenizer, build_task(recipe.task).corpus())
-    write_fresh_model(recipe.model, tokenizer, 0, folder)
+    write_random_model(recipe.model, tokenizer, 0, folder)
     load_model(str(folder), "causal", "float32", 0).lm.save_pretrained(folder)
     (folder / "fresh.json").unlink()
     return folder

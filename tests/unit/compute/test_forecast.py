@@ -14,7 +14,7 @@ from rlhf_bench.core.types import Row
 from rlhf_bench.models import cpu_kernels as bfloat16
 from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
-from rlhf_bench.models.loading import fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, random_init_shape, write_random_model
 from rlhf_bench.models.lora import add_adapters
 from rlhf_bench.models.packing import micro_batch
 from rlhf_bench.models.settings import LoraSettings, ModelSettings
@@ -193,7 +193,7 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
 @pytest.mark.parametrize("rank", [4, 64])
 def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
     sizes = ModelSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, max_length=256)
-    write_fresh_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
+    write_random_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
     plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
     add_adapters(model, LoraSettings(rank=rank), 0)
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
@@ -224,13 +224,13 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
         hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
     )
     tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
-    write_fresh_model(sizes, tokenizer, 0, tmp_path)
+    write_random_model(sizes, tokenizer, 0, tmp_path)
     model = load_model(str(tmp_path), "causal", dtype, 0)
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
     )
-    expected = transient_gib(r, fresh_shape(sizes, len(tokenizer)))["learner"] * 2**30
+    expected = transient_gib(r, random_init_shape(sizes, len(tokenizer)))["learner"] * 2**30
     assert kept_bytes(model, rows) == pytest.approx(expected, rel=0.1)
 
 

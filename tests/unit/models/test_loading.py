@@ -6,7 +6,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_bench.core.types import Row
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import RewardScaling, fresh_shape, load_model, write_fresh_model
+from rlhf_bench.models.loading import RewardScaling, load_model, random_init_shape, write_random_model
 from rlhf_bench.models.packing import micro_batch
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
@@ -17,7 +17,7 @@ SETTINGS = ModelSettings(hidden_size=32, layers=3, heads=2, intermediate_size=48
 @pytest.fixture
 def fresh(tmp_path):
     tokenizer = build_tokenizer(SETTINGS.tokenizer, ["1+2=3"])
-    write_fresh_model(SETTINGS, tokenizer, 7, tmp_path)
+    write_random_model(SETTINGS, tokenizer, 7, tmp_path)
     return tmp_path, len(tokenizer)
 
 
@@ -32,7 +32,7 @@ def test_a_fresh_models_weights_are_the_same_every_time_and_hang_on_its_own_seed
 
 def test_a_fresh_models_shape_is_known_without_its_weights(fresh):
     folder, vocabulary = fresh
-    assert fresh_shape(SETTINGS, vocabulary) == ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
+    assert random_init_shape(SETTINGS, vocabulary) == ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
 
 
 def test_a_critic_begins_with_the_fresh_policys_backbone(fresh):

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_bench.cli import main as cli
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.models.loading import load_model, write_fresh_model
+from rlhf_bench.models.loading import load_model, write_random_model
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.models.tokenizer import build_tokenizer
 from rlhf_bench.recipe import merge, parse_recipe, recipe_data
@@ -587,7 +587,7 @@ def sound_model(tmp_path_factory):
     """A folder as save_pretrained writes it: a small Llama and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     sizes = ModelSettings(hidden_size=16, layers=2, heads=2, intermediate_size=16, max_length=32)
-    write_fresh_model(sizes, build_tokenizer(sizes.tokenizer, SUMS), 0, folder)
+    write_random_model(sizes, build_tokenizer(sizes.tokenizer, SUMS), 0, folder)
     load_model(str(folder), "causal", "float32", 0).lm.save_pretrained(folder)
     (folder / "fresh.json").unlink()
     return folder
