@@ -25,7 +25,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
-class _Given:
+class ModelSource:
     """A folder or Hugging Face id, the recipe's key that names it, and what it must be."""
 
     key: str
@@ -48,7 +48,7 @@ def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, Mod
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    given = _Given("model.name_or_path", name, "causal language model")
+    given = ModelSource("model.name_or_path", name, "causal language model")
     config = _config(given)
     fresh = given.folder is not None and (given.folder / RANDOM_INIT).exists()
     model, shape = _built(given, config, AutoModelForCausalLM, {} if fresh else _weights(given))
@@ -64,7 +64,7 @@ def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer
     not answer with one number or does not know the policy's token ids, which are what it is given."""
     from transformers import AutoModelForSequenceClassification
 
-    given = _Given("reward_model.name_or_path", name, "reward model")
+    given = ModelSource("reward_model.name_or_path", name, "reward model")
     config = _config(given)
     classifier = "save one with AutoModelForSequenceClassification and num_labels=1"
     architecture = str((getattr(config, "architectures", None) or [""])[0])
@@ -94,7 +94,7 @@ def identity(name: str) -> str:
     return f"{name} {hashlib.sha256(repr(seen).encode()).hexdigest()}"
 
 
-def _check_token_ids(given: _Given, model: Any, tokenizer: TextTokenizer) -> None:
+def _check_token_ids(given: ModelSource, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where an id of the policy's is beyond the model's vocabulary, or its tokenizer knows it as another token.
     More tokens are no mistake: many a reward model has one for padding."""
     from transformers.utils import cached_file
@@ -139,7 +139,7 @@ def check_tokenizer(name: str, model: Any, tokenizer: TextTokenizer) -> None:
         )
 
 
-def _config(given: _Given) -> Any:
+def _config(given: ModelSource) -> Any:
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -154,7 +154,7 @@ def _config(given: _Given) -> Any:
         given.refuse(first_line(error))
 
 
-def _built(given: _Given, config: Any, kind: Any, weights: Mapping[str, _Weight]) -> tuple[Any, ModelShape]:
+def _built(given: ModelSource, config: Any, kind: Any, weights: Mapping[str, _Weight]) -> tuple[Any, ModelShape]:
     """The model without its weights, built as the roles build it, and its shape. BadInput where the weights that there
     are to be seen do not fit it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -194,7 +194,7 @@ class _Weight:
     dtype: str  # as safetensors names it: F32, BF16, I8
 
 
-def _weights(given: _Given) -> dict[str, _Weight]:
+def _weights(given: ModelSource) -> dict[str, _Weight]:
     """Every tensor of a folder's weights, by name; none of an id's."""
     from safetensors import SafetensorError, safe_open
 
@@ -234,7 +234,7 @@ def _files(key: str, folder: Path) -> list[Path]:
     raise BadInput(f"{key}: {folder} has no weights; put {WEIGHTS} there, or shards and {INDEX}")
 
 
-def _check_weights(given: _Given, weights: Mapping[str, _Weight], model: Any) -> None:
+def _check_weights(given: ModelSource, weights: Mapping[str, _Weight], model: Any) -> None:
     """BadInput where transformers would draw weights at random or leave some out: names and shapes must be the model's.
 
     The names are those that transformers itself gives to a checkpoint's tensors as it loads them."""
