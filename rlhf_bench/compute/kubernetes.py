@@ -32,8 +32,8 @@ SECRET = "rlhf-bench-env"
 LABELS = {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME}
 RECIPE = "rlhf-bench/recipe"
 """The annotation that holds the recipe."""
-LONGEST_NAME = 47  # of a RayJob: the operator makes names of pods and services out of it
-LARGEST_RECIPE = 200 * 1024  # all annotations of an object together: 256 KiB
+MAX_NAME_LENGTH = 47  # of a RayJob: the operator makes names of pods and services out of it
+MAX_RECIPE_BYTES = 200 * 1024  # all annotations of an object together: 256 KiB
 RETRIES = 3
 FINISHED_SECONDS = 600  # so long the pods of an ended job stay, for a look at their logs
 DRIVER_SECONDS = 40  # beyond reliability.grace_seconds: actors end, MLflow gets its last lines
@@ -107,9 +107,9 @@ def rayjob(
         )
     _check_paths(data, paths.shared)
     text = as_yaml(data)
-    if len(text.encode()) > LARGEST_RECIPE:
+    if len(text.encode()) > MAX_RECIPE_BYTES:
         raise BadInput(
-            f"the recipe is {len(text.encode())} bytes long, and a manifest carries {LARGEST_RECIPE} at most; shorten it"
+            f"the recipe is {len(text.encode())} bytes long, and a manifest carries {MAX_RECIPE_BYTES} at most; shorten it"
         )
     scorer = any(uses_reward_model(arm) for one in recipes for arm in one.arms.values())
     pieces = max(len(one.arms) * len(one.seeds) for one in recipes)
@@ -164,10 +164,10 @@ def as_yaml(document: Mapping[str, Any]) -> str:
 def job_name(name: str) -> str:
     """A recipe's name as the name of a RayJob, or BadInput."""
     found = name.lower().replace("_", "-")
-    if len(found) > LONGEST_NAME or not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", found):
+    if len(found) > MAX_NAME_LENGTH or not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", found):
         raise BadInput(
             f"name: {name} cannot name a RayJob, which begins with a letter, ends with a letter or digit and has at most "
-            f"{LONGEST_NAME} characters; choose another, for example name=my-comparison"
+            f"{MAX_NAME_LENGTH} characters; choose another, for example name=my-comparison"
         )
     return found
 

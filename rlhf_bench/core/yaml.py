@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 import yaml
 
-LONGEST = 256_000  # characters; the longest shipped recipe has some thousands
-MOST_VALUES = 50_000  # with every alias written out
-DEEPEST = 20
-BIGGEST = 2**63 - 1
-MOST_DIGITS = 100
+MAX_CHARACTERS = 256_000  # characters; the longest shipped recipe has some thousands
+MAX_VALUES = 50_000  # with every alias written out
+MAX_DEPTH = 20
+MAX_INTEGER = 2**63 - 1
+MAX_DIGITS = 100
 
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 _UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # other controls are text, and are shown as codes
@@ -24,8 +24,10 @@ class Unreadable(yaml.YAMLError):
 
 def read_yaml(text: str) -> Any:
     """Mappings, lists, texts, numbers, true, false and null. Raises Unreadable."""
-    if len(text) > LONGEST:
-        raise Unreadable(f"has {len(text)} characters; a recipe has at most {LONGEST}: keep data in files of its own")
+    if len(text) > MAX_CHARACTERS:
+        raise Unreadable(
+            f"has {len(text)} characters; a recipe has at most {MAX_CHARACTERS}: keep data in files of its own"
+        )
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -34,7 +36,7 @@ def read_yaml(text: str) -> Any:
         _extent(loader, node, [], {})
         return loader.construct_document(node)
     except RecursionError:
-        raise Unreadable(f"is nested more than {DEEPEST} deep; make it flatter") from None
+        raise Unreadable(f"is nested more than {MAX_DEPTH} deep; make it flatter") from None
     except Unreadable:
         raise
     except (yaml.YAMLError, ValueError, LookupError) as error:  # the last two: `!!int x`, `!!bool x`
@@ -65,10 +67,10 @@ def _extent(
         _check_scalar(loader, node)
     extents = [_extent(loader, part, [*above, node], known) for part in parts]
     size, depth = 1 + sum(s for s, _ in extents), 1 + max((d for _, d in extents), default=0)
-    if size > MOST_VALUES:
-        _refuse(node, f"stands for more than {MOST_VALUES} values", "repeat less by aliases")
-    if depth > DEEPEST:
-        _refuse(node, f"is nested more than {DEEPEST} deep", "make it flatter")
+    if size > MAX_VALUES:
+        _refuse(node, f"stands for more than {MAX_VALUES} values", "repeat less by aliases")
+    if depth > MAX_DEPTH:
+        _refuse(node, f"is nested more than {MAX_DEPTH} deep", "make it flatter")
     known[node] = size, depth
     return size, depth
 
@@ -87,10 +89,10 @@ def _check_scalar(loader: Any, node: yaml.Node) -> None:
     kind = node.tag.rpartition(":")[2]
     if _UNFIT.search(node.value):
         _refuse(node, "has a character that no text has", "remove it")
-    if kind in ("int", "float") and len(node.value) > MOST_DIGITS:
-        _refuse(node, f"a number of {len(node.value)} digits", f"give at most {MOST_DIGITS}, or quote it")
-    if kind == "int" and abs(loader.construct_yaml_int(node)) > BIGGEST:
-        _refuse(node, f"{node.value} is too large a whole number", f"give at most {BIGGEST}")
+    if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+        _refuse(node, f"a number of {len(node.value)} digits", f"give at most {MAX_DIGITS}, or quote it")
+    if kind == "int" and abs(loader.construct_yaml_int(node)) > MAX_INTEGER:
+        _refuse(node, f"{node.value} is too large a whole number", f"give at most {MAX_INTEGER}")
 
 
 def _refuse(node: yaml.Node, problem: str, remedy: str) -> NoReturn:

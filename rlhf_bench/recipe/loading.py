@@ -15,7 +15,7 @@ from rlhf_bench.core.yaml import Unreadable, read_yaml
 from rlhf_bench.recipe.parsing import parse_recipe
 from rlhf_bench.recipe.recipe import Recipe
 
-LONGEST_NAME = 255  # bytes of a file's name
+MAX_NAME_LENGTH = 255  # bytes of a file's name
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> Recipe:
@@ -54,7 +54,7 @@ def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
         label = f"{vary['key']}={value}"
         if not is_label(label):
             raise BadInput(f"vary: {label!r} cannot name a folder within the output; use values without .. in them")
-        if len(label.encode()) > LONGEST_NAME or not label.isprintable():
+        if len(label.encode()) > MAX_NAME_LENGTH or not label.isprintable():
             raise BadInput(f"vary.values: {label[:40]!r}… cannot name a directory; give values of a short line each")
         variants.append(Variant(label, parse_recipe(one)))
     return variants

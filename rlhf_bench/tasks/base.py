@@ -18,7 +18,7 @@ Item = TypeVar("Item", bound=Hashable)
 ALL_SPLITS: tuple[Split, ...] = ("train", "in_distribution", "out_of_distribution", "unseen")
 HELD_OUT_FRACTION = 0.1
 """The share of the training distribution that is kept for `in_distribution`."""
-MOST_DRAWN = 1_000_000
+MAX_DRAWN = 1_000_000
 """Most prompts of a split: drawing them takes half a minute, and they are all kept in memory."""
 _PATIENCE = 100_000
 """Draws in a row without anything new after which a space counts as used up."""
@@ -74,8 +74,8 @@ def is_held_out(text: str) -> bool:
 
 def distinct(draw: Callable[[], Item | None], count: int, what: str) -> list[Item]:
     """The first `count` different items that `draw` gives; None is a draw to skip. BadInput once nothing new comes."""
-    if count > MOST_DRAWN:
-        raise BadInput(f"task {what}: {count} prompts are asked for, and at most {MOST_DRAWN} are drawn; ask for fewer")
+    if count > MAX_DRAWN:
+        raise BadInput(f"task {what}: {count} prompts are asked for, and at most {MAX_DRAWN} are drawn; ask for fewer")
     found: dict[Item, None] = {}
     misses = 0
     while len(found) < count:

@@ -15,7 +15,7 @@ from rlhf_bench.report.tables import Row
 from rlhf_bench.report.verdict import verdict
 from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 
-MOST = 7500
+MAX_CHARACTERS = 7500
 """Characters; MLflow takes 8000 in a tag, and addresses grow when they are filled in."""
 
 FILES = "[The recipe](artifact:recipe.yaml) · [the report](artifact:report.html) · [the numbers](artifact:summary.json)"
@@ -26,7 +26,7 @@ def found(summary: Summary) -> str:
     about = [escaped(str(summary.recipe["description"]))] if summary.recipe.get("description") else []
     head = [*about, f"**{escaped(verdict(summary))}**"]
     rows = tables.without_empty(tables.comparison_table(summary))
-    return "\n\n".join([*head, _fitting(rows, MOST - len("\n\n".join(head)) - len(FILES)), FILES])
+    return "\n\n".join([*head, _fitting(rows, MAX_CHARACTERS - len("\n\n".join(head)) - len(FILES)), FILES])
 
 
 def found_by(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:

@@ -38,7 +38,7 @@ RUN_KEY, ARM, SEED, STATUS = "rlhf_bench.run_key", "rlhf_bench.arm", "rlhf_bench
 NOTE = "mlflow.note.content"  # the tag that MLflow's pages show as a run's description
 ARTIFACT_LINK = "](artifact:"
 POLICY = "policy"  # folder of a finished policy among its run's artifacts
-MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100  # of one log_batch request: MLflow's limits
+MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # of one log_batch request: MLflow's limits
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -126,8 +126,8 @@ class Store:
                 if points.step not in self._logged(run, name):
                     new.setdefault((name, points.step), Metric(name, value, points.milliseconds, points.step))
         metrics = list(new.values())
-        for start in range(0, len(metrics), MOST_METRICS):
-            self._client.log_batch(self._id(run), metrics=metrics[start : start + MOST_METRICS])
+        for start in range(0, len(metrics), MAX_METRICS):
+            self._client.log_batch(self._id(run), metrics=metrics[start : start + MAX_METRICS])
         for name, step in new:
             self._logged(run, name).add(step)
 
@@ -209,10 +209,10 @@ class Store:
 
         all_params = [Param(name, value) for name, value in params.items()]
         all_tags = [RunTag(name, value) for name, value in tags.items()]
-        for start in range(0, len(all_params), MOST_PARAMS):
-            self._client.log_batch(self._id(run), params=all_params[start : start + MOST_PARAMS])
-        for start in range(0, len(all_tags), MOST_TAGS):
-            self._client.log_batch(self._id(run), tags=all_tags[start : start + MOST_TAGS])
+        for start in range(0, len(all_params), MAX_PARAMS):
+            self._client.log_batch(self._id(run), params=all_params[start : start + MAX_PARAMS])
+        for start in range(0, len(all_tags), MAX_TAGS):
+            self._client.log_batch(self._id(run), tags=all_tags[start : start + MAX_TAGS])
 
 
 def refused(error: Exception) -> bool:

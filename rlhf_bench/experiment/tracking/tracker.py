@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_bench.experiment.tracking.mlflow_store import MOST_METRICS, Store, refused
+from rlhf_bench.experiment.tracking.mlflow_store import MAX_METRICS, Store, refused
 from rlhf_bench.experiment.tracking.outbox import (
     AliasSet,
     ArtifactAdded,
@@ -232,8 +232,8 @@ def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]],
     metrics: Counter[Run] = Counter()
     end = 0
     for item, after in items:
-        own = len(item.metrics) if isinstance(item, MetricsLogged) else MOST_METRICS + 1
-        if lot and metrics[item.run] + own > MOST_METRICS:
+        own = len(item.metrics) if isinstance(item, MetricsLogged) else MAX_METRICS + 1
+        if lot and metrics[item.run] + own > MAX_METRICS:
             yield list(lot.values()), end
             lot, metrics = {}, Counter()
         if not isinstance(item, MetricsLogged):

@@ -18,7 +18,7 @@ from rlhf_bench.results.summary import Summary
 from rlhf_bench.theory.field_figures import draw_fields
 from rlhf_bench.theory.trajectories import Run, Trajectory, read_run
 
-MOST_FIELDS = 12
+MAX_FIELDS = 12
 """A field is a large drawing; beyond so many arms the page would grow too large to read."""
 
 
@@ -34,8 +34,8 @@ def field_section(recorded: Recorded, summary: Summary) -> Section:
     if run is None:
         return Section("field", "Gradient field", about, tuple(seen))
     seen = [_ends(run.trajectories[field.name], field.name) for field in run.fields]
-    if len(run.fields) > MOST_FIELDS:
-        seen.append(f"Drawn are the first {MOST_FIELDS} arms of {len(run.fields)}.")
+    if len(run.fields) > MAX_FIELDS:
+        seen.append(f"Drawn are the first {MAX_FIELDS} arms of {len(run.fields)}.")
     return Section("field", "Gradient field", about, tuple(seen), lambda: _plots(run))
 
 
@@ -47,7 +47,7 @@ def _plots(run: Run) -> tuple[Plot, ...]:
             drawn(_alone(draw_fields([field], run.start, "log", run.trajectories)), f"field-{number}"),
             on_white=True,
         )
-        for number, field in enumerate(run.fields[:MOST_FIELDS])
+        for number, field in enumerate(run.fields[:MAX_FIELDS])
     )
 
 

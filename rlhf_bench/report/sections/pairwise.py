@@ -13,7 +13,7 @@ from rlhf_bench.results.claims import SCORE, Comparison, compare
 from rlhf_bench.results.reader import Recorded
 from rlhf_bench.results.summary import Summary
 
-MOST_ARMS = 12
+MAX_ARMS = 12
 """Twelve arms are 66 comparisons: corrected for more, no difference that few seeds can show would be left."""
 
 
@@ -43,7 +43,7 @@ class Matrix:
 def pairwise(recorded: Recorded, summary: Summary) -> Matrix:
     """All pairs of finished arms as one family, corrected by Holm; without the copies that a sweep made."""
     able = [arm.name for arm in plotted(recorded, summary).arms if arm.finished]
-    arms = able[:MOST_ARMS]
+    arms = able[:MAX_ARMS]
     wanted = [(one, other, SCORE) for i, one in enumerate(arms) for other in arms[i + 1 :]]
     found = compare(recorded, wanted)
     both = {(c.more, c.less): _cell(c, False) for c in found} | {(c.less, c.more): _cell(c, True) for c in found}
@@ -51,8 +51,8 @@ def pairwise(recorded: Recorded, summary: Summary) -> Matrix:
     out = []
     if swept := len(summary.arms) - len(plotted(recorded, summary).arms):
         out.append(f"the {swept} copies of arms that the sweep made")
-    if len(able) > MOST_ARMS:
-        out.append(f"{listed(able[MOST_ARMS:])} ({MOST_ARMS} arms at most)")
+    if len(able) > MAX_ARMS:
+        out.append(f"{listed(able[MAX_ARMS:])} ({MAX_ARMS} arms at most)")
     if unfinished := [arm.name for arm in plotted(recorded, summary).arms if not arm.finished]:
         out.append(f"{listed(unfinished)} (no finished seed)")
     return Matrix(tuple(arms), cells, _seen(found, arms), f"Not in this table: {listed(out)}." if out else "")

@@ -16,7 +16,7 @@ from typing import IO
 from rlhf_bench.core.types import Judgement
 
 _BOX = "\\boxed{"
-LONGEST = 300
+MAX_CHARACTERS = 300
 """Characters of an answer that is looked at. Right ones are short; reading LaTeX takes time that grows with them."""
 CPU_SECONDS = 3
 """What one answer may take of a processor: a few milliseconds are usual."""
@@ -54,7 +54,7 @@ class _Helper:
 
     def equal(self, right: str, given: str) -> bool:
         """Whether math-verify takes both for the same. False where it cannot tell within its limits."""
-        if not given or max(len(right), len(given)) > LONGEST:
+        if not given or max(len(right), len(given)) > MAX_CHARACTERS:
             return False
         with self.lock:
             return self._ask(right, given)
