@@ -30,7 +30,7 @@ from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.compute.resources import fleet_count
 from rlhf_bench.core.errors import RunFailed, StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
-from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.tracking.descriptions import begun
 from rlhf_bench.experiment.tracking.outbox import Status
@@ -57,7 +57,7 @@ def drive(
     """Run the comparison; returns the text that ends it: table, verdict, where to look."""
     # MLflow's thread would otherwise hold this one up for 5 ms at a time, while an engine waits for its next call.
     sys.setswitchinterval(0.0005)
-    display = Display(directory, quiet=quiet)
+    display = ProgressDisplay(directory, quiet=quiet)
     run_key, commit = _run_key(directory), _commit()
     tracker = Tracker(recipe.tracking.uri, recipe.name, directory, on_warning=display.warn)
     tags = {

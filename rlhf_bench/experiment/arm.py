@@ -79,7 +79,7 @@ class ArmRunner:
     datasets: Mapping[str, Dataset]  # by name
     sample_cache: SampleCache
     tracker: Tracker
-    display: Any  # progress.Display
+    display: Any  # progress.ProgressDisplay
     tags: Mapping[str, str]
     first_update: Callable[[], None]  # called after the first update of each in this run
 

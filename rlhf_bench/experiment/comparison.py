@@ -52,7 +52,7 @@ class Comparison:
     cache: Cache
     tracker: Tracker
     say: Callable[[str], None]
-    display: Any  # progress.Display
+    display: Any  # progress.ProgressDisplay
     tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe, machine: on every run in MLflow
     began: float
     begin_report: Callable[[], Elsewhere]  # starts a process that will draw with this one; called a while before

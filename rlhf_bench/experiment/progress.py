@@ -30,7 +30,7 @@ class _UnderWay:
     task: TaskID | None = None
 
 
-class Display:
+class ProgressDisplay:
     """Progress on standard error; every line also goes to DIR/events.log, with its time.
 
     `quiet` shows warnings only; the log has everything. Colours are rich's affair, which leaves them out for NO_COLOR."""

@@ -113,7 +113,7 @@ def main() -> None:
     from actors import driver
     from rlhf_bench.cli import main as cli
 
-    plain_time, plain_display, plain_start = driver.EngineTime, driver.Display, driver.start_fleet
+    plain_time, plain_display, plain_start = driver.EngineTime, driver.ProgressDisplay, driver.start_fleet
 
     class Time(plain_time):
         @contextmanager
@@ -122,7 +122,7 @@ def main() -> None:
             with super().busy(activity):
                 yield
 
-    class Display(plain_display):
+    class ProgressDisplay(plain_display):
         def update(self, *args: Any) -> None:
             super().update(*args)
             chaos.went_ahead()
@@ -135,7 +135,7 @@ def main() -> None:
         chaos.fleet = plain_start(*args, **kwargs)
         return chaos.fleet
 
-    driver.EngineTime, driver.Display, driver.start_fleet = Time, Display, start  # type: ignore[misc]
+    driver.EngineTime, driver.ProgressDisplay, driver.start_fleet = Time, ProgressDisplay, start  # type: ignore[misc]
     cli.main()
 
 

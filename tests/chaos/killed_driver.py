@@ -19,7 +19,7 @@ def main() -> None:
     from rlhf_bench.cli import main as cli
 
     updates = []
-    plain_time, plain_display = driver.EngineTime, driver.Display
+    plain_time, plain_display = driver.EngineTime, driver.ProgressDisplay
 
     class Time(plain_time):
         @contextmanager
@@ -29,12 +29,12 @@ def main() -> None:
             with super().busy(activity):
                 yield
 
-    class Display(plain_display):
+    class ProgressDisplay(plain_display):
         def update(self, *args: Any) -> None:
             super().update(*args)
             updates.append(args)
 
-    driver.EngineTime, driver.Display = Time, Display  # type: ignore[misc]
+    driver.EngineTime, driver.ProgressDisplay = Time, ProgressDisplay  # type: ignore[misc]
     cli.main()
 
 

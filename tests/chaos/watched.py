@@ -38,9 +38,9 @@ def main() -> None:
 
     fleets: list[Any] = []
     pids: dict[str, int] = {}
-    plain_display, plain_start = driver.Display, driver.start_fleet
+    plain_display, plain_start = driver.ProgressDisplay, driver.start_fleet
 
-    class Display(plain_display):
+    class ProgressDisplay(plain_display):
         def update(self, arm: str, seed: int, update: int, *args: Any) -> None:
             super().update(arm, seed, update, *args)
             if update % EVERY == 0 or update == 1:
@@ -51,7 +51,7 @@ def main() -> None:
         fleets.append(plain_start(*args, **kwargs))
         return fleets[-1]
 
-    driver.Display, driver.start_fleet = Display, start  # type: ignore[misc]
+    driver.ProgressDisplay, driver.start_fleet = ProgressDisplay, start  # type: ignore[misc]
     cli.main()
 
 

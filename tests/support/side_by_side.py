@@ -16,7 +16,7 @@ from pathlib import Path
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.errors import StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
-from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import raise_on_signals
 from rlhf_bench.recipe import parse_recipe
@@ -120,7 +120,7 @@ class Made:
         self.never = threading.Event()
         made = [self._worker(n) for n in range(workers)]
         others = [lambda worker=worker: worker for worker in made[1:]] + [self._wait for _ in range(never)]
-        display = Display(self.directory, self.shown)
+        display = ProgressDisplay(self.directory, self.shown)
         self.comparison = Unreported(
             settings, self.directory, inputs, made[0], others, self.never.set, self.cache, self.tracker, display.say,
             display, {"run_key": "k", "commit": "", "machine": ""}, time.perf_counter(), lambda: None,

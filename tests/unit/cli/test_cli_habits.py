@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 import rlhf_bench
 from rlhf_bench.cli import main as cli
 from rlhf_bench.core.yaml import read_yaml
-from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.json_schema import json_schema
@@ -150,7 +150,7 @@ def test_report_ends_with_one_line_of_json_that_is_the_summary(monkeypatch, caps
 
 def test_quiet_shows_warnings_only_and_the_log_has_everything(tmp_path):
     shown = io.StringIO()
-    display = Display(tmp_path, shown, quiet=True)
+    display = ProgressDisplay(tmp_path, shown, quiet=True)
     display.begin("arm", 1, 0, 1)
     display.say("base policy: 0.5")
     display.warn("learner 0: has died; started again")
@@ -188,8 +188,8 @@ def on_a_terminal(*arguments, **environment):
 SHOWN = """
 import sys
 from pathlib import Path
-from rlhf_bench.experiment.progress import Display
-display = Display(Path(sys.argv[1]))
+from rlhf_bench.experiment.progress import ProgressDisplay
+display = ProgressDisplay(Path(sys.argv[1]))
 display.begin("arm", 1, 0, 1)
 display.update("arm", 1, 1, {"loss": 0.5}, 0.5)
 display.say("a line")

@@ -24,7 +24,7 @@ from rlhf_bench.core.errors import BadInput, RunFailed
 from rlhf_bench.core.text import in_codes, one_line, printable, without_passwords
 from rlhf_bench.core.types import Row
 from rlhf_bench.core.yaml import read_yaml
-from rlhf_bench.experiment.progress import Display
+from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.models.loading import load_model
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.models.validation import pretrained_model
@@ -456,7 +456,7 @@ class Terminal(io.StringIO):
 def test_progress_and_its_log_hold_no_control_characters_of_data(stream, tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     shown = stream()
-    display = Display(tmp_path, shown)
+    display = ProgressDisplay(tmp_path, shown)
     display.begin("arm", 1, 0, 1)
     display.say(f"{HOSTILE}\n2024-01-01T00:00:00 a line of its own; train.jsonl:100: [bold]a[/bold]")
     display.update("arm", 1, 1, {"loss": 0.5}, 0.1)
@@ -512,7 +512,7 @@ def test_a_password_in_the_environments_address_is_never_shown(tmp_path, monkeyp
     shown = capsys.readouterr().out
     assert "MLflow:  http://…@mlflow.example:5000" in shown and SECRET not in shown
     stream = io.StringIO()
-    display = Display(tmp_path, stream)
+    display = ProgressDisplay(tmp_path, stream)
     display.say(f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} is not to be had; the run goes on")
     display.close()
     assert SECRET not in stream.getvalue() + (tmp_path / "events.log").read_text()
