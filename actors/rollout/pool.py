@@ -19,7 +19,7 @@ from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Group, Prompt, Sample, Sampling
 from rlhf_bench.models.flops import ModelShape, generation_flops
 from rlhf_bench.recipe import RolloutPlacement
-from rlhf_bench.training.roles import Part
+from rlhf_bench.training.roles import RolloutChunk
 
 
 class RolloutPool:
@@ -52,7 +52,7 @@ class RolloutPool:
             total += part.cost
         return [found[i] for i in range(len(prompts))], total
 
-    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Part]:
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutChunk]:
         """The same part by part, as parts are done: whoever takes them works on one while the engines draw the next.
 
         A part is as many prompts as one micro-batch of the learner holds, longest prompts first. Seeds hang on prompt
@@ -70,7 +70,7 @@ class RolloutPool:
 
     def _part(
         self, prompts: Sequence[Prompt], sampling: Sampling, indices: list[int], found: dict[int, _Answer], seconds: float
-    ) -> Part:  # fmt: skip
+    ) -> RolloutChunk:  # fmt: skip
         """Takes the part's answers out of `found`."""
         gather = [[found.pop(n) for n in _numbers(i, sampling)] for i in indices]
         groups = [
@@ -84,7 +84,7 @@ class RolloutPool:
         ]
         flops, tokens = generation_flops(self.shape, counted), sum(n for _, _, n in counted)
         count_tokens("rollout", tokens)
-        return Part(indices, groups, Cost(flops=flops, generated_tokens=tokens, device_seconds=seconds))
+        return RolloutChunk(indices, groups, Cost(flops=flops, generated_tokens=tokens, device_seconds=seconds))
 
     def _parts(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[int]]:
         """Indices of prompts, longest first, cut where a part would pass `tokens_per_part` or an engine's fair share."""

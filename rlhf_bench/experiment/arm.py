@@ -20,7 +20,7 @@ from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.results.store import Part, copy_checkpoint
+from rlhf_bench.results.store import ArmRecords, copy_checkpoint
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import Checkpoints
 from rlhf_bench.training.inputs import Inputs, StartingPoint
@@ -34,7 +34,7 @@ class ArmCheckpointer:
     """Checkpoints of one arm and seed, with its records: see `loop.Checkpointer`."""
 
     def __init__(
-        self, checkpoints: Checkpoints, every_seconds: float, part: Part, grace: Grace, say: Callable[[str], None]
+        self, checkpoints: Checkpoints, every_seconds: float, part: ArmRecords, grace: Grace, say: Callable[[str], None]
     ):
         self.checkpoints, self.every_seconds, self.part = checkpoints, every_seconds, part
         self.grace, self.say, self.last = grace, say, perf_counter()
@@ -60,7 +60,7 @@ class ArmCheckpointer:
 class ArmOutcome:
     """An arm and seed whose budget is spent: its records, still in memory, what it cost and its result."""
 
-    part: Part
+    part: ArmRecords
     by_phase: Mapping[Phase, Cost]
     result: dict[str, Any]
 
@@ -88,9 +88,9 @@ class ArmRunner:
         after a signal that `patience` has noted."""
         return worker.with_recovery(self._run, arm, seed, worker, patience, patience=patience)
 
-    def part(self, arm: str, seed: int) -> Part:
+    def part(self, arm: str, seed: int) -> ArmRecords:
         settings = self.settings[arm]
-        return Part(self.directory, arm, settings.method, settings.data, seed)
+        return ArmRecords(self.directory, arm, settings.method, settings.data, seed)
 
     def checkpoints(self, arm: str, seed: int) -> Checkpoints:
         settings = self.recipe.reliability
@@ -150,7 +150,7 @@ class ArmRunner:
             self.tracker.uses(dataset, arm, seed)
 
     def _progress(
-        self, arm: str, seed: int, part: Part, looks: list[Evaluation], seconds: Callable[[], float]
+        self, arm: str, seed: int, part: ArmRecords, looks: list[Evaluation], seconds: Callable[[], float]
     ) -> ArmObserver:
         """What the loop tells goes to records, MLflow and the display. `looks` gets every look."""
         updates = 0

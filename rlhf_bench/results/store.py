@@ -25,7 +25,7 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS, TABLES
 
 
-class Part:
+class ArmRecords:
     """The records of one arm and seed, kept in memory while it runs and written when it ends."""
 
     def __init__(self, directory: Path, arm: str, method: str, data: str, seed: int):

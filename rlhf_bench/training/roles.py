@@ -52,7 +52,7 @@ Means = tuple[list[dict[str, float]], Cost]
 
 
 @dataclass(frozen=True)
-class Part:
+class RolloutChunk:
     """Some of the prompts that were asked for, all of whose samples are there."""
 
     indices: Sequence[int]  # of the prompts, among those asked for
@@ -61,7 +61,7 @@ class Part:
 
 
 class RolloutPool(Protocol):
-    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Part]:
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutChunk]:
         """`sampling.count` samples for each prompt, part by part: the engines go on while one is looked at."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:

@@ -14,7 +14,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluation, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
-from rlhf_bench.results.store import Part, merge_parts, open_directory, pair_rows, sample_rows, table
+from rlhf_bench.results.store import ArmRecords, merge_parts, open_directory, pair_rows, sample_rows, table
 from rlhf_bench.training.experience import Batch
 from rlhf_bench.training.state import UpdateData
 from rlhf_bench.training.update import write_trouble
@@ -41,7 +41,7 @@ LOOKS = [(BASE_POINT, looked_at(0.0)), (look(0.5, 2), looked_at(0.5)), (look(0.7
 
 def part(directory, arrivals, arm="a", seed=1):
     """Four updates; `arrivals` says before which update (5: after the last) each look is told of."""
-    made = Part(directory, arm, "dpo", "offline", seed)
+    made = ArmRecords(directory, arm, "dpo", "offline", seed)
     for update in range(1, 6):
         for at, (when, evaluation) in zip(arrivals, LOOKS, strict=True):
             if at == update:
@@ -95,7 +95,7 @@ def test_a_row_per_mark_and_held_out_pair_with_all_that_is_known_of_it(tmp_path)
 
 
 def test_a_run_without_held_out_pairs_has_a_table_without_rows(tmp_path):
-    made = Part(tmp_path, "a", "dpo", "offline", 1)
+    made = ArmRecords(tmp_path, "a", "dpo", "offline", 1)
     made.evaluated(BASE_POINT, replace(looked_at(0.0), pairs=()), {})
     made.finish({}, {})
     rows = pd.read_parquet(made.folder / "pairs.parquet")
@@ -131,13 +131,13 @@ def test_the_base_policy_comes_first_then_every_finished_arm_and_seed_in_the_rec
 
 
 def test_a_part_is_done_once_its_result_is_written(tmp_path):
-    assert Part(tmp_path, "a", "dpo", "offline", 1).result is None
+    assert ArmRecords(tmp_path, "a", "dpo", "offline", 1).result is None
     part(tmp_path, (1, 3, 3, 5))
-    assert Part(tmp_path, "a", "dpo", "offline", 1).result == {"score": 1.0}
+    assert ArmRecords(tmp_path, "a", "dpo", "offline", 1).result == {"score": 1.0}
 
 
 def test_what_is_not_a_number_is_null_in_json(tmp_path):
-    made = Part(tmp_path, "a", "dpo", "offline", 1)
+    made = ArmRecords(tmp_path, "a", "dpo", "offline", 1)
     made.finish({}, {"score": math.nan, "spent": {"flops": math.inf}, "marks": [0.5, -math.inf]})
     assert json.loads((made.folder / "result.json").read_text()) == {"score": None, "spent": {"flops": None}, "marks": [0.5, None]}  # fmt: skip
 
