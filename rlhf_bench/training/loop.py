@@ -28,7 +28,7 @@ from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.experience import Batch, FixedPairs, Source, joined, make_source
 from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
-from rlhf_bench.training.roles import Measures, Roles, Step, UnderWay
+from rlhf_bench.training.roles import Measures, Pending, Roles, Step
 from rlhf_bench.training.rollouts import RolloutSampler, SampleCache
 from rlhf_bench.training.state import PendingChunk, PendingUpdate, UpdateData, restore, state_of
 
@@ -238,7 +238,7 @@ class ArmTrainer:
         """An update's data. The learner is handed every part for its forward passes as soon as the part is there."""
         return [PendingChunk(drawn, self._begin_measuring(drawn)) for drawn in self.source.draw(self.version)]
 
-    def _begin_measuring(self, drawn: Batch) -> Mapping[str, UnderWay[Measures]]:
+    def _begin_measuring(self, drawn: Batch) -> Mapping[str, Pending[Measures]]:
         if drawn.fixed or not drawn.rows:
             return {}
         learner, temperature = self.roles.learner, self.recipe.data.temperature

@@ -36,7 +36,7 @@ class Step:
 T = TypeVar("T", covariant=True)
 
 
-class UnderWay(Protocol[T]):
+class Pending(Protocol[T]):
     """Work that a role has been handed, while the driver goes on."""
 
     def result(self) -> T:
@@ -81,7 +81,7 @@ class RolloutPool(Protocol):
 class RewardScorer(Protocol):
     def load(self, path: Path, dtype: str) -> None: ...
 
-    def begin_score(self, rows: Sequence[Row]) -> UnderWay[Scores]:
+    def begin_score(self, rows: Sequence[Row]) -> Pending[Scores]:
         """Hand rows in, and go on."""
 
     def score(self, rows: Sequence[Row]) -> Scores:
@@ -97,7 +97,7 @@ class LearnerGroup(Protocol):
     ) -> None:
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 
-    def begin_measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> UnderWay[Measures]:
+    def begin_measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Pending[Measures]:
         """Hand rows in for a forward pass, and go on."""
 
     def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
@@ -106,7 +106,7 @@ class LearnerGroup(Protocol):
     def measure_cost(self, name: Any, rows: Sequence[Row]) -> Cost:
         """What that would cost, but for seconds."""
 
-    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> UnderWay[Means]:
+    def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> Pending[Means]:
         """Hand in optimizer steps, to be taken one after another, and go on. Whatever is asked of the learner afterwards
         waits for them."""
 

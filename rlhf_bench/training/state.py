@@ -17,7 +17,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import Measured
 from rlhf_bench.training.experience import Batch, FixedPairs
-from rlhf_bench.training.roles import Means, Measures, Step, UnderWay
+from rlhf_bench.training.roles import Means, Measures, Pending, Step
 
 if TYPE_CHECKING:
     from rlhf_bench.training.loop import ArmTrainer
@@ -155,7 +155,7 @@ class PendingUpdate:
     metrics: Mapping[str, float]
     steps: Sequence[Step] = ()
     owed: Cost = Cost()  # promised, for what was measured
-    under_way: UnderWay[Means] | None = None  # None: there was nothing to learn from
+    under_way: Pending[Means] | None = None  # None: there was nothing to learn from
     data: UpdateData | None = None
 
 
@@ -164,7 +164,7 @@ class PendingChunk:
     """A part of an update's data, and what the learner has been asked to measure on it."""
 
     drawn: Batch
-    asked: Mapping[str, UnderWay[Measures]]
+    asked: Mapping[str, Pending[Measures]]
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,11 @@ class LengthScorer:
         return self.begin_score(rows).result()
 
     def begin_score(self, rows):
-        return UnderWay(([[self.scale * len(r) for r in row.responses] for row in rows], Cost(flops=3)), [], 0)
+        return Pending(([[self.scale * len(r) for r in row.responses] for row in rows], Cost(flops=3)), [], 0)
 
 
 @dataclass
-class UnderWay:
+class Pending:
     found: tuple
     order: list
     call: int
@@ -112,7 +112,7 @@ class Learner:
     def begin_measure(self, name, rows, temperature=1.0):
         self.measured.append((name, list(rows)))
         found = [tuple(np.full(len(a), -1.0) for a in row.responses) for row in rows]
-        return UnderWay((found, MEASURING), [], 0)
+        return Pending((found, MEASURING), [], 0)
 
     def measure_cost(self, name, rows):
         return MEASURING
@@ -130,7 +130,7 @@ class Learner:
             self.stepped.append((list(step.rows), step.settings, step.learning_rate))
             loss = self.losses.pop(0) if self.losses else 1.0
             found.append({"loss": loss, "accuracy": 0.5, "grad_norm": 1.0})
-        return UnderWay((found, self.steps_cost(work)), self.order, call)
+        return Pending((found, self.steps_cost(work)), self.order, call)
 
     def side_gradients_cost(self, rows):
         return SIDES

@@ -25,7 +25,7 @@ from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import fetch, put
 from rlhf_bench.training.inputs import prepare_inputs
 from rlhf_bench.training.roles import Roles
-from tests.support.scripted import Evaluator, Learner, LengthScorer, Pool, Sync, UnderWay
+from tests.support.scripted import Evaluator, Learner, LengthScorer, Pending, Pool, Sync
 
 PAIRS = {"method": "dpo", "pairs_per_update": 4}
 ARMS = {
@@ -65,7 +65,7 @@ class Trained(Learner):
             self.stepped.append((step.rows, step.settings, step.learning_rate))
             tokens = sum(sum(response) for row in step.rows for response in row.responses)
             found.append({"loss": tokens / (self.seed + len(self.stepped)), "accuracy": 0.5, "grad_norm": 1.0})
-        return UnderWay((found, self.steps_cost(work)), [], 0)
+        return Pending((found, self.steps_cost(work)), [], 0)
 
     def weights(self, name):
         return self.seed * 1000 + len(self.stepped)
