@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_bench.models.cpu_kernels import slow_products
-from rlhf_bench.models.packing import Answers, MicroBatch
+from rlhf_bench.models.packing import MicroBatch, ResponseSlice
 
 LOGITS_IN_CHUNK = 2**24
 """Numbers of a chunk of logits: 64 MiB of float32."""
@@ -25,7 +25,7 @@ SMALLEST_PROBABILITY = 1e-30
 
 Sums = tuple[Tensor, dict[str, Tensor]]
 """A loss and named numbers, each summed over the units of some rows."""
-LossOfRows = Callable[[Answers, Tensor, Tensor], Sums]
+LossOfRows = Callable[[ResponseSlice, Tensor, Tensor], Sums]
 """Responses of some rows, log-probabilities [t] and entropies [t] of their tokens -> sums."""
 
 
@@ -243,7 +243,7 @@ class _Loss(torch.autograd.Function):
         return *scaled, None, None, None, None, None
 
 
-def _whole_rows(batch: MicroBatch, tokens: int) -> list[Answers]:
+def _whole_rows(batch: MicroBatch, tokens: int) -> list[ResponseSlice]:
     """The batch in parts of whole rows with at most so many response tokens, or one row."""
     cuts, room = [0], tokens
     for i, row in enumerate(batch.layout.rows):

@@ -40,7 +40,7 @@ class MicroBatch:
     def responses(self) -> int:
         return int(self.last.shape[0])
 
-    def answers(self, first: int = 0, last: int | None = None) -> Answers:
+    def answers(self, first: int = 0, last: int | None = None) -> ResponseSlice:
         """The responses of rows `first` up to, not including, `last`."""
         before, rows = self.layout.rows[:first], self.layout.rows[first:last]
         token, response = (sum(count(row.responses) for row in before) for count in (sum, len))
@@ -48,7 +48,7 @@ class MicroBatch:
         of_tokens, of_responses = slice(token, token + tokens), slice(response, response + responses)
         whole = len(self.targets)  # an extra has a number per token, or per response
         extras = {n: e[of_tokens] if len(e) == whole else e[of_responses] for n, e in self.extras.items()}
-        return Answers(of_tokens, self.response_index[of_tokens] - response, responses, extras)
+        return ResponseSlice(of_tokens, self.response_index[of_tokens] - response, responses, extras)
 
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -56,7 +56,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ResponseSlice:
     """The responses of some rows of a batch, as a loss sees them: t tokens, r responses."""
 
     tokens: slice  # their place among the batch's response tokens

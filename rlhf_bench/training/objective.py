@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlhf_bench.methods.base import Objective, Outputs, PairLoss, PerUnit
 from rlhf_bench.methods.pairs import pair_logprobs
 from rlhf_bench.models.heads import Sums
-from rlhf_bench.models.packing import Answers, MicroBatch
+from rlhf_bench.models.packing import MicroBatch, ResponseSlice
 
 
 def loss_sums(
@@ -19,7 +19,7 @@ def loss_sums(
     """The loss, and the method's numbers, summed over the pairs or tokens of this micro-batch."""
     if objective.model == "policy":
 
-        def of_rows(rows: Answers, logprobs: Tensor, entropy: Tensor) -> Sums:
+        def of_rows(rows: ResponseSlice, logprobs: Tensor, entropy: Tensor) -> Sums:
             outputs = Outputs(rows.response_index, rows.responses, rows.extras, logprobs=logprobs, entropy=entropy)
             return _summed(objective.loss(outputs, settings))
 
