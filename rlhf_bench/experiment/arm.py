@@ -45,7 +45,7 @@ class ArmCheckpointer:
     def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
         self.checkpoints.save(number, {"arm": state, "records": self.part.rows()}, write)
         self.last = perf_counter()
-        self.grace.obey()
+        self.grace.raise_if_stopped()
 
     def latest(self) -> tuple[Mapping[str, Any], str, Sequence[str]] | None:
         found = self.checkpoints.latest()

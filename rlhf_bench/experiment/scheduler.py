@@ -46,7 +46,7 @@ class Worker:
                 return work(*arguments)
             except StateLost as lost:
                 if patience is not None:
-                    patience.obey()
+                    patience.raise_if_stopped()
                 self.recover(lost)
 
 

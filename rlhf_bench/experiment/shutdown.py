@@ -21,7 +21,7 @@ class Grace:
         self.seconds = seconds
         self.number: int | None = None  # of the signal that came
 
-    def obey(self) -> None:
+    def raise_if_stopped(self) -> None:
         """Raise `Stopped` where there was a signal."""
         if self.number is not None:
             raise Stopped(self.number)
@@ -44,12 +44,12 @@ def grace(seconds: float) -> Iterator[Grace]:
     try:
         yield mine
     except Exception:
-        mine.obey()  # the error might be survived, and the signal forgotten
+        mine.raise_if_stopped()  # the error might be survived, and the signal forgotten
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _grace = None
-    mine.obey()
+    mine.raise_if_stopped()
 
 
 def _stop(number: int, frame: object) -> None:
@@ -65,4 +65,4 @@ def _stop(number: int, frame: object) -> None:
 
 def _too_late(number: int, frame: object) -> None:
     if _grace is not None:
-        _grace.obey()
+        _grace.raise_if_stopped()

@@ -135,7 +135,7 @@ def test_after_a_signal_no_team_takes_another_piece_and_those_at_work_end_in_the
             time.sleep(0.01)
         time.sleep(0.3 if worker == "b" else 0.0)
         saved.append(worker)
-        patience.obey()
+        patience.raise_if_stopped()
 
     with pytest.raises(Stopped, match="SIGTERM"), grace(PATIENCE) as patience:
         run_jobs(range(10), ready("a", "b"), work, patience, ended.set)
