@@ -15,7 +15,7 @@ from rlhf_bench.core.costs import COLUMNS, UNCHARGED_PHASES
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
-from rlhf_bench.results.claims import Comparison
+from rlhf_bench.results.claims import PairedComparison
 from rlhf_bench.results.reader import Recorded, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT, SHARED, SPLITS
 from rlhf_bench.results.summary import ArmResult, Summary
@@ -63,7 +63,7 @@ def render_text_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def paired_table(comparisons: Sequence[Comparison]) -> list[Row]:
+def paired_table(comparisons: Sequence[PairedComparison]) -> list[Row]:
     """One row per comparison, in order; intervals and p (Holm) are corrected for the whole family."""
     return [
         {
@@ -125,7 +125,7 @@ def stability_table(summary: Summary) -> list[Row]:
     ]
 
 
-def _improvement_cell(comparison: Comparison) -> str:
+def _improvement_cell(comparison: PairedComparison) -> str:
     found = comparison.improvement
     return estimate_cell(found.probability, found.interval, 2) if found else ABSENT
 

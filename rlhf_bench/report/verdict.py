@@ -9,7 +9,7 @@ from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.report.format import ABSENT, decimal, quantity
-from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, Comparison
+from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, PairedComparison
 from rlhf_bench.results.summary import ArmResult, Summary
 
 FEW_SEEDS = 5
@@ -85,7 +85,7 @@ def claim_lines(summary: Summary) -> list[str]:
     return ["Claims:", *lines] if lines else []
 
 
-def difference_cell(comparison: Comparison) -> str:
+def difference_cell(comparison: PairedComparison) -> str:
     """The difference with the interval that is corrected for the family, where there is one."""
     interval = comparison.adjusted.interval if comparison.adjusted else None
     middle = _signed(comparison.difference, comparison.metric)
@@ -101,7 +101,7 @@ def p_cell(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
-def seeds_cell(comparison: Comparison) -> str:
+def seeds_cell(comparison: PairedComparison) -> str:
     """How many common seeds there are, and which seeds of either arm are not among them."""
     without = [str(seed) for seed in comparison.left_out]
     return f"{len(comparison.seeds)}{f', without {listed(without)}' if without else ''}"
@@ -113,13 +113,13 @@ def estimate_cell(value: float, interval: Interval | None, digits: int = 3) -> s
     return f"{decimal(value, digits)}{ends}"
 
 
-def _about(comparison: Comparison) -> str:
+def _about(comparison: PairedComparison) -> str:
     if comparison.paired is None:
         return ""
     return f"{comparison.metric} of {comparison.more} minus {comparison.less} "
 
 
-def _numbers(comparison: Comparison) -> str:
+def _numbers(comparison: PairedComparison) -> str:
     """Difference, interval, p and seeds; what stands in the way of them, where they are missing."""
     if comparison.paired is None:
         return comparison.why.removesuffix(".")
@@ -175,7 +175,7 @@ def _is_flat(interval: Interval | None) -> bool:
     return interval is not None and interval.method == "degenerate"
 
 
-def _tested(family: Iterable[Comparison]) -> list[Comparison]:
+def _tested(family: Iterable[PairedComparison]) -> list[PairedComparison]:
     return [one for one in family if one.adjusted]
 
 

@@ -37,7 +37,7 @@ Wanted = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairedComparison:
     """Arm `more` minus arm `less` in one metric, over `seeds`, which both finished with that metric recorded.
 
     `left_out` are the other seeds of either arm. `paired` and `improvement` are None where there is nothing to
@@ -76,7 +76,7 @@ class Claim:
     """A statement of the recipe, and the comparison that decides it."""
 
     statement: str
-    comparison: Comparison
+    comparison: PairedComparison
 
     @property
     def verdict(self) -> Verdict:
@@ -94,13 +94,13 @@ def evaluate_claims(recorded: Recorded) -> tuple[Claim, ...]:
     compared = iter(compare(recorded, wanted))
     claims = []
     for entry, problem in zip(entries, problems, strict=True):
-        comparison = Comparison("", "", "", why=problem) if problem else next(compared)
+        comparison = PairedComparison("", "", "", why=problem) if problem else next(compared)
         statement = entry.get("statement") if isinstance(entry, Mapping) else None
         claims.append(Claim(str(statement or entry), comparison))
     return tuple(claims)
 
 
-def against_baseline(recorded: Recorded) -> tuple[Comparison, ...]:
+def against_baseline(recorded: Recorded) -> tuple[PairedComparison, ...]:
     """Every other arm against the recipe's baseline arm in final score, one family; empty without a baseline."""
     baseline = recorded.recipe.get("baseline")
     if baseline is None:
@@ -108,7 +108,7 @@ def against_baseline(recorded: Recorded) -> tuple[Comparison, ...]:
     return compare(recorded, [(arm, str(baseline), SCORE) for arm in _arms(recorded) if arm != baseline])
 
 
-def compare(recorded: Recorded, wanted: Sequence[Wanted]) -> tuple[Comparison, ...]:
+def compare(recorded: Recorded, wanted: Sequence[Wanted]) -> tuple[PairedComparison, ...]:
     """One comparison for each of `wanted`, in order, with Holm's correction over all of them that can be tested."""
     compared = [_compare(recorded, *one) for one in wanted]
     family = [one.paired for one in compared if one.paired and one.paired.tested]
@@ -157,8 +157,8 @@ def scores_at_equal_kl(recorded: Recorded, arms: Sequence[str]) -> AtEqualKL:
     return at_equal_kl({arm: kl_curves(recorded, arm) for arm in arms})
 
 
-def _compare(recorded: Recorded, more: str, less: str, metric: str) -> Comparison:
-    bare = Comparison(more, less, metric)
+def _compare(recorded: Recorded, more: str, less: str, metric: str) -> PairedComparison:
+    bare = PairedComparison(more, less, metric)
     arms = _arms(recorded)
     if unknown := [name for name in dict.fromkeys((more, less)) if name not in arms]:
         there = f"the arms are {listed(list(arms))}" if arms else "there are none"

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval
-from rlhf_bench.results.claims import Claim, Comparison, against_baseline, evaluate_claims, scores_at_equal_kl
+from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.reader import Recorded, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT
 
@@ -110,7 +110,7 @@ class Summary:
     limit: float
     base_scores: Mapping[str, float]
     arms: tuple[ArmResult, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairedComparison, ...]
     claims: tuple[Claim, ...]
     equal_kl: AtEqualKL
     timing: Mapping[str, Any]
@@ -242,7 +242,7 @@ def _arm_json(arm: ArmResult) -> dict[str, Any]:
     }
 
 
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+def _comparison_json(comparison: PairedComparison) -> dict[str, Any]:
     """`ci95` and `p` stand alone; `ci95_holm` and `p_holm` are corrected for the family, and decide the verdict."""
     paired, adjusted, improvement = comparison.paired, comparison.adjusted, comparison.improvement
     return {

@@ -9,7 +9,7 @@ from rlhf_bench.core.text import listed
 from rlhf_bench.report.format import ABSENT, decimal
 from rlhf_bench.report.plots.style import plotted
 from rlhf_bench.report.verdict import difference_cell, p_cell
-from rlhf_bench.results.claims import SCORE, Comparison, compare
+from rlhf_bench.results.claims import SCORE, PairedComparison, compare
 from rlhf_bench.results.reader import Recorded
 from rlhf_bench.results.summary import Summary
 
@@ -58,7 +58,7 @@ def pairwise(recorded: Recorded, summary: Summary) -> Matrix:
     return Matrix(tuple(arms), cells, _seen(found, arms), f"Not in this table: {listed(out)}." if out else "")
 
 
-def _seen(found: Sequence[Comparison], arms: Sequence[str]) -> str:
+def _seen(found: Sequence[PairedComparison], arms: Sequence[str]) -> str:
     if len(arms) < 2:
         return "Fewer than two arms finished a seed, so there is nothing to compare."
     settled = [one for one in found if one.verdict in ("yes", "no")]
@@ -76,7 +76,7 @@ def _seen(found: Sequence[Comparison], arms: Sequence[str]) -> str:
     return f"{len(settled)} of {len(found)} differences are settled: {listed(named)}."
 
 
-def _cell(one: Comparison, turned: bool) -> Cell:
+def _cell(one: PairedComparison, turned: bool) -> Cell:
     """The comparison as seen from either arm."""
     if one.paired is None:
         return Cell(ABSENT, kind="open")
