@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import quantity
-from rlhf_bench.report.plots.svg import Drawing, axis_titles, named, points_of
+from rlhf_bench.report.plots.svg import SvgFigure, axis_titles, named, points_of
 from rlhf_bench.report.sweeps import swept
 from rlhf_bench.results.reader import Recorded, numbers
 from rlhf_bench.results.schema import BASE
@@ -68,7 +68,7 @@ class Plot:
 
     title: str
     how_to_read: str
-    drawing: Drawing | None
+    drawing: SvgFigure | None
     absent: str = ""
     on_white: bool = False
 
@@ -198,7 +198,7 @@ def absent(summary: Summary, recorded_arms: Sequence[bool], what: str) -> str:
     return f"Not recorded: {what} of {listed(missing)}." if missing else ""
 
 
-def drawn(figure: Figure, name: str) -> Drawing:
+def drawn(figure: Figure, name: str) -> SvgFigure:
     """The figure as an SVG element to stand inside a page, and its data: same input, same text; ids are unique to `name`."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -214,4 +214,4 @@ def drawn(figure: Figure, name: str) -> Drawing:
     # Hundredths of a point cannot be seen, and are a third of the text.
     svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), svg)
     svg = svg.replace(INK, "currentColor").strip()
-    return Drawing(name, svg, *axis_titles(figure), points_of(figure))
+    return SvgFigure(name, svg, *axis_titles(figure), points_of(figure))

@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class SvgFigure:
     """A plot as an SVG element, what its axes say, and its points. `name` is unique on a page."""
 
     name: str
