@@ -23,14 +23,14 @@ def report(
     Example: rlhf-bench report outputs/data_scenarios --page docs/results/data_scenarios.md
     """
     from rlhf_bench.report import render_text_table, write_report
-    from rlhf_bench.report.archive import keep
+    from rlhf_bench.report.archive import archive
     from rlhf_bench.report.docs_page import write_page
     from rlhf_bench.report.series import series_labels, write_series
 
     if page is not None:
         kept = page.parent / "data" / page.stem
         if kept.resolve() != directory.resolve():
-            keep(directory, kept)
+            archive(directory, kept)
         write_page(kept, page)  # from what was kept: whoever has that can write the page again
         write_line(f"page: {page.resolve()}")
         return

@@ -24,7 +24,7 @@ _UPDATE_COLUMNS = (
 _TEXTS = ("recipe.yaml", "base.json", "results.json", "tuning.json")
 
 
-def keep(directory: Path, target: Path) -> None:
+def archive(directory: Path, target: Path) -> None:
     """Copy the comparison in `directory`, or the series of them, to `target`, which is made anew.
 
     Raises BadInput where a record is missing, before anything is written.

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from rlhf_bench.core.text import escaped, table
 from rlhf_bench.report import tables
-from rlhf_bench.report.archive import keep
 from rlhf_bench.report.format import duration, quantity
 from rlhf_bench.report.page import sections
 from rlhf_bench.report.plots.overview import overview
@@ -24,8 +23,6 @@ from rlhf_bench.report.series import series_cells, series_figure, series_labels,
 from rlhf_bench.report.verdict import notes, verdict
 from rlhf_bench.results.reader import Recorded, read_recorded
 from rlhf_bench.results.summary import Summary, summarize
-
-__all__ = ["keep", "write_page"]
 
 DOTS_PER_INCH = 110
 

@@ -139,10 +139,10 @@ def test_check_ends_with_one_line_of_json(monkeypatch, capsys, tmp_path):
 
 
 def test_report_ends_with_one_line_of_json_that_is_the_summary(monkeypatch, capsys, tmp_path):
-    from rlhf_bench.report.archive import keep
+    from rlhf_bench.report.archive import archive
 
     directory = tmp_path / "run"
-    keep(ROOT / "docs" / "results" / "data" / "gsm8k", directory)
+    archive(ROOT / "docs" / "results" / "data" / "gsm8k", directory)
     assert main(monkeypatch, "report", directory, "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {"output": str(directory)} | json.loads((directory / "summary.json").read_text())

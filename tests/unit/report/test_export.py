@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import write_report
-from rlhf_bench.report.archive import keep
+from rlhf_bench.report.archive import archive
 from rlhf_bench.report.export import write_export
 from rlhf_bench.report.latex import escaped, latex_table
 
@@ -21,7 +21,7 @@ RECORDED = Path(__file__).parents[3] / "docs" / "results" / "data" / "rejected_s
 def exported(tmp_path_factory):
     """(folder of the export, summary.json) of a comparison with a sweep, claims and a baseline, made of its recorded data."""
     directory, output = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("paper") / "figures"
-    keep(RECORDED, directory / "kept")
+    archive(RECORDED, directory / "kept")
     write_report(directory / "kept")
     write_export(RECORDED, output)
     return output, json.loads((directory / "kept" / "summary.json").read_text())

@@ -12,7 +12,7 @@ from scipy import stats
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import write_report
-from rlhf_bench.report.archive import keep
+from rlhf_bench.report.archive import archive
 from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.measures import Measure
 from rlhf_bench.report.page import sections
@@ -413,7 +413,7 @@ def test_a_docs_page_is_made_again_byte_for_byte(tmp_path):
 
 
 def test_kept_data_are_small_and_give_the_same_page(whole, tmp_path):
-    keep(whole[0], tmp_path / "kept")
+    archive(whole[0], tmp_path / "kept")
     names = {path.name for path in (tmp_path / "kept").iterdir()}
     assert names == {"recipe.yaml", "base.json", "results.json", "tuning.json", "metrics.parquet", "ledger.parquet",
                      "samples.parquet", "pairs.parquet"}  # fmt: skip
@@ -425,7 +425,7 @@ def test_kept_data_are_small_and_give_the_same_page(whole, tmp_path):
         write_page(source, tmp_path / name / "tiny.md")
     assert (tmp_path / "a" / "tiny.md").read_bytes() == (tmp_path / "b" / "tiny.md").read_bytes()
     assert "No sample generations were recorded." in page_of(tmp_path / "kept")
-    keep(tmp_path / "kept", tmp_path / "again")
+    archive(tmp_path / "kept", tmp_path / "again")
     assert (tmp_path / "again" / "pairs.parquet").read_bytes() == (tmp_path / "kept" / "pairs.parquet").read_bytes()
 
 
@@ -433,7 +433,7 @@ def test_nothing_is_kept_or_written_of_what_cannot_be_read(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "here").write_text("kept")
     for attempt in (
-        lambda: keep(tmp_path / "none", tmp_path / "old"),
+        lambda: archive(tmp_path / "none", tmp_path / "old"),
         lambda: write_page(tmp_path / "none", tmp_path / "p.md"),
     ):
         with pytest.raises(BadInput, match="no such file"):
@@ -448,7 +448,7 @@ def test_a_series_has_its_table_its_page_and_its_kept_data(tmp_path):
     text = write_series(tmp_path / "run", labels)
     assert series_labels(tmp_path / "run") == labels and (tmp_path / "run" / "series.png").exists()
     assert re.search(r"sft\.steps=20 +flex +0\.500 +0\.600 \[[\d., ]+\] +\+0\.100 +2\.00 +3", text)
-    keep(tmp_path / "run", tmp_path / "kept")
+    archive(tmp_path / "run", tmp_path / "kept")
     for name, source in (("a", "run"), ("b", "kept")):
         (tmp_path / name).mkdir()
         write_page(tmp_path / source, tmp_path / name / "tiny.md")
