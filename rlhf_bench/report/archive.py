@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from rlhf_bench.report.series import SERIES, series_labels
-from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.schema import MAIN_SPLIT, PAIRS_KEYS
 
 _UPDATE_COLUMNS = (
@@ -39,7 +39,7 @@ def archive(directory: Path, target: Path) -> None:
         _keep_one(recorded, target / label)
 
 
-def _keep_one(recorded: Recorded, target: Path) -> None:
+def _keep_one(recorded: RecordedComparison, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in _TEXTS:
         if (recorded.directory / name).exists():
@@ -51,7 +51,7 @@ def _keep_one(recorded: Recorded, target: Path) -> None:
         _write(_pairs(recorded), target / "pairs.parquet", single=("chosen_logratio", "rejected_logratio"))
 
 
-def _metrics(recorded: Recorded) -> pd.DataFrame:
+def _metrics(recorded: RecordedComparison) -> pd.DataFrame:
     """Every evaluation, in full; of the updates the columns that the report reads."""
     updates = recorded.updates
     updates = updates[[column for column in updates.columns if column in _UPDATE_COLUMNS]]
@@ -59,7 +59,7 @@ def _metrics(recorded: Recorded) -> pd.DataFrame:
     return both.reindex(columns=[column for column in recorded.metrics.columns if column in both.columns])
 
 
-def _pairs(recorded: Recorded) -> pd.DataFrame:
+def _pairs(recorded: RecordedComparison) -> pd.DataFrame:
     """The pairs of the main split at every mark, and the base policy's of every split.
 
     What does not change from look to look (CHES, lengths, the reference's log-probabilities) is the base's, and stands

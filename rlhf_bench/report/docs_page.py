@@ -21,7 +21,7 @@ from rlhf_bench.report.sections.base import Section
 from rlhf_bench.report.sections.properties import properties
 from rlhf_bench.report.series import series_cells, series_figure, series_labels, series_rows
 from rlhf_bench.report.verdict import notes, verdict
-from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.summary import Summary, summarize
 
 DOTS_PER_INCH = 110
@@ -44,7 +44,7 @@ def write_page(directory: Path, target: Path) -> None:
     target.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
-def _blocks(recorded: Recorded, summary: Summary, target: Path) -> Iterator[str]:
+def _blocks(recorded: RecordedComparison, summary: Summary, target: Path) -> Iterator[str]:
     yield from _head(recorded, [summary], target)
     yield "## Claims"
     yield from _claims(summary)
@@ -67,7 +67,9 @@ def _blocks(recorded: Recorded, summary: Summary, target: Path) -> Iterator[str]
         yield _bullets(f"{section.title}: {escaped(' '.join(section.seen))}" for section in bare)
 
 
-def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summary], target: Path) -> Iterator[str]:
+def _series_blocks(
+    found: Mapping[str, RecordedComparison], summaries: Mapping[str, Summary], target: Path
+) -> Iterator[str]:
     labels = list(summaries)
     first = found[labels[0]]
     yield from _head(first, list(summaries.values()), target)
@@ -89,7 +91,7 @@ def _series_blocks(found: Mapping[str, Recorded], summaries: Mapping[str, Summar
                 yield from _section(section)
 
 
-def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Iterator[str]:
+def _head(recorded: RecordedComparison, summaries: Sequence[Summary], target: Path) -> Iterator[str]:
     """What was run, on what, and how to run and to render it again."""
     summary = summaries[0]
     yield f"# {escaped(summary.name)}"
@@ -116,7 +118,7 @@ def _head(recorded: Recorded, summaries: Sequence[Summary], target: Path) -> Ite
     if (target.parent / "data" / target.stem).is_dir():
         data = f"data/{target.stem}"
         facts.append(
-            f"Recorded data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`"
+            f"RecordedComparison data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`"
         )
     yield _bullets(facts)
     for one in [str(note) for note in (recorded.base.get("setup") or {}).get("notes") or []]:

@@ -14,7 +14,7 @@ from rlhf_bench.report.page import sections
 from rlhf_bench.report.plots import overview as figures
 from rlhf_bench.report.plots.style import Plot, style
 from rlhf_bench.report.series import series_labels
-from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.summary import Summary, summarize
 
 INDEX = "plots.csv"
@@ -41,7 +41,7 @@ def write_export(directory: Path, output: Path) -> list[Path]:
     return [output / name for name in texts]
 
 
-def all_plots(recorded: Recorded, summary: Summary) -> list[Plot]:
+def all_plots(recorded: RecordedComparison, summary: Summary) -> list[Plot]:
     """Every plot of the report, in its order but for those under "During training", which come with the first ones."""
     with style():
         own = figures.draw(recorded, summary)
@@ -49,7 +49,7 @@ def all_plots(recorded: Recorded, summary: Summary) -> list[Plot]:
     return [*own.comparison, *own.training, own.compute, own.time, *further]
 
 
-def _texts(recorded: Recorded, summary: Summary) -> Iterator[tuple[str, str]]:
+def _texts(recorded: RecordedComparison, summary: Summary) -> Iterator[tuple[str, str]]:
     index = io.StringIO()
     listing = csv.writer(index, lineterminator="\n")
     listing.writerow(["name", "title", "x", "y", "how_to_read"])

@@ -1,4 +1,4 @@
-"""Recorded numbers of the arms over seeds, and the sentences that say which way they went.
+"""RecordedComparison numbers of the arms over seeds, and the sentences that say which way they went.
 
 A direction is given by Student's interval over the finished seeds, as all verdicts are. Below three seeds there is
 none: then the sentence is about these seeds, and says so.
@@ -16,7 +16,7 @@ from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.report.format import ABSENT
 from rlhf_bench.results.claims import metric_values
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT
 from rlhf_bench.results.summary import Summary
 
@@ -74,12 +74,12 @@ def measures(summary: Summary, of: Of) -> list[Measure]:
     return [Measure(arm, values) for arm, values in found if values]
 
 
-def metric(recorded: Recorded, name: str) -> Of:
+def metric(recorded: RecordedComparison, name: str) -> Of:
     """A metric as `rlhf_bench.results.claims.metric_values` defines it."""
     return lambda arm: metric_values(recorded, arm, name)
 
 
-def change(recorded: Recorded, column: str) -> Of:
+def change(recorded: RecordedComparison, column: str) -> Of:
     """The last look's value less the first one's, which is the base policy's."""
 
     def of(arm: str) -> dict[int, float]:
@@ -92,7 +92,7 @@ def change(recorded: Recorded, column: str) -> Of:
     return of
 
 
-def was_recorded(recorded: Recorded, *columns: str) -> bool:
+def was_recorded(recorded: RecordedComparison, *columns: str) -> bool:
     """True where any of the columns holds a number at any look."""
     return any(numbers(recorded.evaluations, column).notna().any() for column in columns)
 

@@ -26,13 +26,13 @@ from rlhf_bench.report.sections.properties import properties
 from rlhf_bench.report.sections.samples import shown_seed, side_by_side
 from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.verdict import notes, verdict
-from rlhf_bench.results.reader import Recorded, read_recorded
+from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.summary import Summary, summarize
 
 TEMPLATE = "report.html.j2"
 
 Properties = list[tuple[Plot, ...]]
-Elsewhere = Callable[[Recorded, Summary], Callable[[], Properties]]
+Elsewhere = Callable[[RecordedComparison, Summary], Callable[[], Properties]]
 """Begins `draw_properties` in another process; gives a function that waits for its result."""
 
 
@@ -54,18 +54,18 @@ def write_report(directory: Path, elsewhere: Elsewhere | None = None) -> Summary
     return summary
 
 
-def draw_properties(recorded: Recorded, summary: Summary) -> Properties:
+def draw_properties(recorded: RecordedComparison, summary: Summary) -> Properties:
     """The plots of the sections on each property, in their order."""
     with style():
         return [section.draw() for section in properties(recorded, summary)]
 
 
-def sections(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
+def sections(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     """What the page says beyond the comparison itself, in its order."""
     return (*properties(recorded, summary), *_further(recorded, summary))
 
 
-def _further(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
+def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     return (
         field_section(recorded, summary),
         ranking(recorded, summary),
@@ -74,7 +74,7 @@ def _further(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
     )
 
 
-def render_page(recorded: Recorded, summary: Summary, property_plots: Callable[[], Properties]) -> str:
+def render_page(recorded: RecordedComparison, summary: Summary, property_plots: Callable[[], Properties]) -> str:
     """The HTML page, one file that loads nothing and runs nothing; to be called within `plotting.style()`.
 
     `property_plots` gives what `draw_properties` would; it is asked last.
@@ -126,7 +126,7 @@ def _in_codes(value: Any) -> Any:
     return in_codes(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def run_details(recorded: Recorded, summary: Summary) -> dict[str, str]:
+def run_details(recorded: RecordedComparison, summary: Summary) -> dict[str, str]:
     """What a reader needs to repeat or to trust the run: label → value, `ABSENT` where it was not recorded."""
     timing, reward_model = summary.timing, recorded.base.get("reward_model") or {}
     seeds = sorted({seed.seed for arm in summary.arms for seed in arm.seeds})

@@ -15,7 +15,7 @@ from rlhf_bench.diagnostics.stability import Sensitivity
 from rlhf_bench.report.format import ABSENT, decimal, quantity
 from rlhf_bench.report.measures import short
 from rlhf_bench.results.claims import metric_values
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 from rlhf_bench.results.trials import Trial, best_trial
 
@@ -38,7 +38,7 @@ def swept(arm: str, recipe: Mapping[str, Any]) -> tuple[str, str, float] | None:
     return None
 
 
-def sweeps(recorded: Recorded) -> list[Swept]:
+def sweeps(recorded: RecordedComparison) -> list[Swept]:
     """Every arm and setting that was swept, the arm's own value among them where the sweep does not name it already."""
     values: dict[tuple[str, str], dict[float, str]] = {}
     for arm in recorded.results["arms"]:
@@ -51,7 +51,7 @@ def sweeps(recorded: Recorded) -> list[Swept]:
     return [Swept(arm, setting, dict(sorted(at.items()))) for (arm, setting), at in values.items()]
 
 
-def sensitivity_of(recorded: Recorded, one: Swept, metric: str) -> Sensitivity | None:
+def sensitivity_of(recorded: RecordedComparison, one: Swept, metric: str) -> Sensitivity | None:
     """The sweep reduced to its numbers; None where fewer than two values have any."""
     found = [metric_values(recorded, arm, metric) for arm in one.arms.values()]
     seeds = sorted({seed for values in found for seed in values})
@@ -61,7 +61,7 @@ def sensitivity_of(recorded: Recorded, one: Swept, metric: str) -> Sensitivity |
     return stability.sensitivity(list(one.arms), table)
 
 
-def sensitivity_table(recorded: Recorded) -> list[dict[str, str]]:
+def sensitivity_table(recorded: RecordedComparison) -> list[dict[str, str]]:
     """One row per swept arm and setting."""
     rows = []
     for one in sweeps(recorded):
@@ -85,7 +85,7 @@ def sensitivity_table(recorded: Recorded) -> list[dict[str, str]]:
     return rows
 
 
-def sensitivity_sentences(recorded: Recorded) -> list[str]:
+def sensitivity_sentences(recorded: RecordedComparison) -> list[str]:
     """What each sweep shows, and where its range is no larger than noise would make it."""
     told = []
     for one in sweeps(recorded):
@@ -109,7 +109,7 @@ def range_of_noise(count: int) -> float:
     return float(np.trapezoid(1 - below**count - (1 - below) ** count, x))
 
 
-def tuning_table(recorded: Recorded, summary: Summary) -> list[dict[str, str]]:
+def tuning_table(recorded: RecordedComparison, summary: Summary) -> list[dict[str, str]]:
     """One row per arm and trial; no rows where no arm was tuned."""
     return [row for arm, trials in recorded.tuning.items() for row in _trial_rows(arm, trials, summary.unit)]
 
@@ -129,7 +129,7 @@ def _trial_rows(arm: str, recorded: list[dict[str, Any]], unit: str) -> Iterable
         }
 
 
-def tuning_sentence(recorded: Recorded, summary: Summary) -> str:
+def tuning_sentence(recorded: RecordedComparison, summary: Summary) -> str:
     """Whether the arms were tuned alike."""
     if not recorded.tuning:
         return "No arm was tuned in this comparison: every setting is the recipe's."

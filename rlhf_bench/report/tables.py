@@ -16,7 +16,7 @@ from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
 from rlhf_bench.results.claims import PairedComparison
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT, SHARED, SPLITS
 from rlhf_bench.results.summary import ArmResult, Summary
 
@@ -165,7 +165,7 @@ def _budget_cell(arm: ArmResult, summary: Summary) -> str:
     return ABSENT if math.isnan(spent) else f"{spent / summary.limit:.1%} = {quantity(spent, summary.unit)}"
 
 
-def final_evaluations(recorded: Recorded, summary: Summary) -> pd.DataFrame:
+def final_evaluations(recorded: RecordedComparison, summary: Summary) -> pd.DataFrame:
     """The last evaluation rows of every finished seed, one per arm, seed and split."""
     finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
     evaluations = recorded.evaluations
@@ -173,7 +173,7 @@ def final_evaluations(recorded: Recorded, summary: Summary) -> pd.DataFrame:
     return evaluations[own].groupby(["arm", "seed", "split"], sort=False).tail(1)
 
 
-def split_table(recorded: Recorded, summary: Summary) -> list[Row]:
+def split_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
     """Final score of each arm on every held-out split, with intervals, and the base model's."""
     final = final_evaluations(recorded, summary)
     rows = []
@@ -184,7 +184,7 @@ def split_table(recorded: Recorded, summary: Summary) -> list[Row]:
     return [*rows, {"Arm": "base", **base}]
 
 
-def part_table(recorded: Recorded, summary: Summary) -> list[Row]:
+def part_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
     """The named parts of the judge's score on the in-distribution split; no rows where the judge has no parts."""
     final = final_evaluations(recorded, summary)
     parts = [c for c in final.columns if c.startswith("part/") and numbers(final, c).notna().any()]
@@ -203,7 +203,7 @@ def _over_seeds(final: pd.DataFrame, arm: str, split: str, column: str) -> str:
     return estimate_cell(statistics.mean(values), statistics.confidence_interval(values))
 
 
-def phase_means(recorded: Recorded) -> pd.DataFrame:
+def phase_means(recorded: RecordedComparison) -> pd.DataFrame:
     """The ledger, mean per seed: one row per arm and phase, the columns of the ledger; first seen, first listed."""
     per_seed = recorded.ledger.groupby(["arm", "seed", "phase"], sort=False, dropna=False)[list(COLUMNS)].sum()
     seeds = recorded.ledger.groupby("arm", sort=False)["seed"].nunique(dropna=False)
@@ -211,7 +211,7 @@ def phase_means(recorded: Recorded) -> pd.DataFrame:
     return totals.div(seeds.reindex(totals.index.get_level_values("arm")).to_numpy(), axis=0).reset_index()
 
 
-def ledger_table(recorded: Recorded) -> list[Row]:
+def ledger_table(recorded: RecordedComparison) -> list[Row]:
     """What each phase of each arm cost, mean per seed, and whether the arm's budget paid for it."""
     return [
         {

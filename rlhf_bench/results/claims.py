@@ -18,7 +18,7 @@ from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL, Curve, at_equal_kl
 from rlhf_bench.diagnostics.statistics import Adjusted, Improvement, Paired
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 
 Verdict = Literal["yes", "no", "not resolved at this budget", "not evaluated"]
@@ -83,7 +83,7 @@ class Claim:
         return self.comparison.verdict
 
 
-def evaluate_claims(recorded: Recorded) -> tuple[Claim, ...]:
+def evaluate_claims(recorded: RecordedComparison) -> tuple[Claim, ...]:
     """The recipe's claims with their verdicts, corrected as one family; empty where the recipe makes none."""
     entries = recorded.recipe.get("claims") or []
     if not isinstance(entries, list):
@@ -100,7 +100,7 @@ def evaluate_claims(recorded: Recorded) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def against_baseline(recorded: Recorded) -> tuple[PairedComparison, ...]:
+def against_baseline(recorded: RecordedComparison) -> tuple[PairedComparison, ...]:
     """Every other arm against the recipe's baseline arm in final score, one family; empty without a baseline."""
     baseline = recorded.recipe.get("baseline")
     if baseline is None:
@@ -108,7 +108,7 @@ def against_baseline(recorded: Recorded) -> tuple[PairedComparison, ...]:
     return compare(recorded, [(arm, str(baseline), SCORE) for arm in _arms(recorded) if arm != baseline])
 
 
-def compare(recorded: Recorded, wanted: Sequence[Wanted]) -> tuple[PairedComparison, ...]:
+def compare(recorded: RecordedComparison, wanted: Sequence[Wanted]) -> tuple[PairedComparison, ...]:
     """One comparison for each of `wanted`, in order, with Holm's correction over all of them that can be tested."""
     compared = [_compare(recorded, *one) for one in wanted]
     family = [one.paired for one in compared if one.paired and one.paired.tested]
@@ -116,7 +116,7 @@ def compare(recorded: Recorded, wanted: Sequence[Wanted]) -> tuple[PairedCompari
     return tuple(replace(one, adjusted=next(adjusted)) if one.paired and one.paired.tested else one for one in compared)
 
 
-def metric_values(recorded: Recorded, arm: str, metric: str) -> dict[int, float]:
+def metric_values(recorded: RecordedComparison, arm: str, metric: str) -> dict[int, float]:
     """Seed → the metric, of the finished seeds of `arm` that recorded it. Metrics of a single arm:
 
     - `score`: the final held-out score; `score/SPLIT`: that of another held-out split;
@@ -140,7 +140,7 @@ def metric_values(recorded: Recorded, arm: str, metric: str) -> dict[int, float]
     return {seed: values[seed] for seed in sorted(values) if math.isfinite(values[seed])}
 
 
-def kl_curves(recorded: Recorded, arm: str) -> dict[int, Curve]:
+def kl_curves(recorded: RecordedComparison, arm: str) -> dict[int, Curve]:
     """Seed → KL and score at its looks, in time order, of the finished seeds of `arm` that recorded both."""
     done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
     curves = {}
@@ -152,12 +152,12 @@ def kl_curves(recorded: Recorded, arm: str) -> dict[int, Curve]:
     return curves
 
 
-def scores_at_equal_kl(recorded: Recorded, arms: Sequence[str]) -> AtEqualKL:
+def scores_at_equal_kl(recorded: RecordedComparison, arms: Sequence[str]) -> AtEqualKL:
     """Every finished seed's score at the largest KL that all of `arms` reach; arms that recorded no KL take no part."""
     return at_equal_kl({arm: kl_curves(recorded, arm) for arm in arms})
 
 
-def _compare(recorded: Recorded, more: str, less: str, metric: str) -> PairedComparison:
+def _compare(recorded: RecordedComparison, more: str, less: str, metric: str) -> PairedComparison:
     bare = PairedComparison(more, less, metric)
     arms = _arms(recorded)
     if unknown := [name for name in dict.fromkeys((more, less)) if name not in arms]:
@@ -195,7 +195,7 @@ def _too_few(common: int) -> str:
     return f"The two arms share {have}: an interval and a test take {statistics.MINIMUM_SEEDS}."
 
 
-def _hint(recorded: Recorded, metric: str) -> str:
+def _hint(recorded: RecordedComparison, metric: str) -> str:
     """A name that was recorded and looks like `metric`, as the end of a sentence; empty where none does."""
     prefix = next((p for p in (SLOPE, PER_MARGIN) if metric.startswith(p)), "")
     evaluations = recorded.evaluations
@@ -214,7 +214,7 @@ def _malformed(entry: Any) -> str:
     return f"The claim has no key {listed(missing)}." if missing else ""
 
 
-def _arms(recorded: Recorded) -> Mapping[str, Any]:
+def _arms(recorded: RecordedComparison) -> Mapping[str, Any]:
     return recorded.results["arms"]
 
 

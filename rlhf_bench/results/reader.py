@@ -30,7 +30,7 @@ from rlhf_bench.results.schema import (
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedComparison:
     """Everything in a comparison's directory that the report draws on.
 
     `metrics`, `samples`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
@@ -73,7 +73,7 @@ class Recorded:
         return self.metrics[self.metrics["phase"] == "train"].sort_values("update", kind="stable")
 
 
-def read_recorded(directory: Path) -> Recorded:
+def read_recorded(directory: Path) -> RecordedComparison:
     """Read the comparison in `directory`. Raises BadInput with one line per file that is missing or unreadable.
 
     `pairs.parquet` and `tuning.json` may be missing: older runs, and those without trials, have none.
@@ -100,7 +100,7 @@ def read_recorded(directory: Path) -> Recorded:
             problems.append(f"{path}: no column {', '.join(missing)}: carry on with `rlhf-bench run` to record it")
     if problems:
         raise BadInput(*problems)
-    recorded = Recorded(
+    recorded = RecordedComparison(
         directory=directory,
         recipe=_mapping(directory / "recipe.yaml", texts["recipe.yaml"], read_yaml),
         recipe_text=texts["recipe.yaml"],
@@ -142,7 +142,7 @@ def _mapping(path: Path, text: str, parse: Any) -> Mapping[str, Any]:
     return value
 
 
-def _contradictions(recorded: Recorded) -> Iterable[str]:
+def _contradictions(recorded: RecordedComparison) -> Iterable[str]:
     """What would make the tables wrong, one line each, starting with the file's name."""
     compute = recorded.recipe.get("compute", {})
     if compute.get("column") not in COLUMNS:

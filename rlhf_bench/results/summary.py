@@ -11,7 +11,7 @@ from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT
 
 
@@ -149,7 +149,7 @@ class Summary:
         )
 
 
-def summarize(recorded: Recorded) -> Summary:
+def summarize(recorded: RecordedComparison) -> Summary:
     """Reduce the recorded rows to the numbers of the comparison."""
     compute, results = recorded.recipe["compute"], recorded.results
     arms = tuple(_arm(name, result, recorded) for name, result in results["arms"].items())
@@ -168,7 +168,7 @@ def summarize(recorded: Recorded) -> Summary:
     )
 
 
-def _arm(name: str, result: Mapping[str, Any], recorded: Recorded) -> ArmResult:
+def _arm(name: str, result: Mapping[str, Any], recorded: RecordedComparison) -> ArmResult:
     seeds = tuple(_seed(name, seed, recorded) for seed in result["seeds"])
     scores = [seed.score for seed in seeds if seed.done]
     return ArmResult(
@@ -183,7 +183,7 @@ def _arm(name: str, result: Mapping[str, Any], recorded: Recorded) -> ArmResult:
     )
 
 
-def _seed(arm: str, result: Mapping[str, Any], recorded: Recorded) -> SeedResult:
+def _seed(arm: str, result: Mapping[str, Any], recorded: RecordedComparison) -> SeedResult:
     def own(rows):
         return rows[(rows["arm"] == arm) & (rows["seed"] == result["seed"])]
 

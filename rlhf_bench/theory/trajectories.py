@@ -38,7 +38,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RecordedRun:
     """What `theory field --run` needs of a comparison: its arms' losses, their ways, and where they started."""
 
     fields: list[FieldOf]
@@ -46,7 +46,7 @@ class Run:
     start: Start
 
 
-def read_run(directory: Path, methods: Sequence[str] = ()) -> Run:
+def read_run(directory: Path, methods: Sequence[str] = ()) -> RecordedRun:
     """Read the arms of a comparison, those of `methods` only where any are given.
 
     Raises BadInput, one line, for a directory that holds no comparison, or one without recorded pairs.
@@ -58,7 +58,7 @@ def read_run(directory: Path, methods: Sequence[str] = ()) -> Run:
     if not fields:
         wanted = f" of {', '.join(methods)}" if methods else ""
         raise BadInput(f"--run {directory}: no recorded arm{wanted}; carry on with `rlhf-bench run`, or drop --method")
-    return Run(fields, {f.name: _trajectory(pairs[pairs["arm"] == f.name]) for f in fields}, _start(pairs))
+    return RecordedRun(fields, {f.name: _trajectory(pairs[pairs["arm"] == f.name]) for f in fields}, _start(pairs))
 
 
 def _pairs(directory: Path) -> pd.DataFrame:

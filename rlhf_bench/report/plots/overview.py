@@ -34,7 +34,7 @@ from rlhf_bench.report.plots.style import (
 )
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.tables import is_charged, phase_means
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import Summary
 
@@ -86,7 +86,7 @@ class Plots:
     time: Plot
 
 
-def draw(recorded: Recorded, summary: Summary) -> Plots:
+def draw(recorded: RecordedComparison, summary: Summary) -> Plots:
     """Draw every plot of the comparison, within `style()`; a sweep's copies of an arm are left out."""
     summary = plotted(recorded, summary)
     return Plots(
@@ -113,7 +113,7 @@ def draw(recorded: Recorded, summary: Summary) -> Plots:
     )  # fmt: skip
 
 
-def score_against_compute(recorded: Recorded, summary: Summary) -> Plot:
+def score_against_compute(recorded: RecordedComparison, summary: Summary) -> Plot:
     """Held-out score at each fixed fraction of the budget."""
     figure, axes = new_figure()
     recorded_arms = _score_curves(axes, recorded, summary)
@@ -127,7 +127,7 @@ def score_against_compute(recorded: Recorded, summary: Summary) -> Plot:
     )
 
 
-def score_against_kl(recorded: Recorded, summary: Summary) -> Plot:
+def score_against_kl(recorded: RecordedComparison, summary: Summary) -> Plot:
     """Held-out score against the KL to the reference, one point per evaluation."""
     figure, axes = new_figure()
     recorded_arms = _score_by_kl(axes, recorded, summary)
@@ -141,7 +141,7 @@ def score_against_kl(recorded: Recorded, summary: Summary) -> Plot:
     )
 
 
-def likelihoods(recorded: Recorded, summary: Summary) -> Plot:
+def likelihoods(recorded: RecordedComparison, summary: Summary) -> Plot:
     """Log-probabilities of held-out chosen, rejected and unseen responses on one axis, one panel per arm."""
     return _likelihood_plot(
         recorded, summary, LEVELS, "Chosen, rejected and unseen responses",
@@ -150,7 +150,7 @@ def likelihoods(recorded: Recorded, summary: Summary) -> Plot:
     )  # fmt: skip
 
 
-def changes(recorded: Recorded, summary: Summary) -> Plot:
+def changes(recorded: RecordedComparison, summary: Summary) -> Plot:
     """The same as differences from the base policy: small moves of large numbers can be seen."""
     return _likelihood_plot(
         recorded, summary, CHANGES, "The same, as change since the base policy",
@@ -158,7 +158,7 @@ def changes(recorded: Recorded, summary: Summary) -> Plot:
     )  # fmt: skip
 
 
-def _likelihood_plot(recorded: Recorded, summary: Summary, kind: Kind, title: str, how_to_read: str) -> Plot:
+def _likelihood_plot(recorded: RecordedComparison, summary: Summary, kind: Kind, title: str, how_to_read: str) -> Plot:
     figure, panels = panel_grid(len(summary.arms), sharey=True)
     recorded_arms, probes = _likelihood_panels(panels, recorded, summary, kind)
     figure.supxlabel(budget_label(summary), color=INK, fontsize=9)
@@ -172,7 +172,7 @@ def _likelihood_plot(recorded: Recorded, summary: Summary, kind: Kind, title: st
     return Plot(title, how_to_read, drawing, missing)
 
 
-def training_curve(recorded: Recorded, summary: Summary, column: str, title: str, how_to_read: str) -> Plot:
+def training_curve(recorded: RecordedComparison, summary: Summary, column: str, title: str, how_to_read: str) -> Plot:
     """A number of the training updates, such as the reward, averaged per twentieth of the budget."""
     figure, axes = new_figure()
     updates = recorded.updates
@@ -190,7 +190,7 @@ def training_curve(recorded: Recorded, summary: Summary, column: str, title: str
     )
 
 
-def compute_by_phase(recorded: Recorded, summary: Summary) -> Plot:
+def compute_by_phase(recorded: RecordedComparison, summary: Summary) -> Plot:
     """Where each arm's budget went: one stacked bar per arm, in the budget's unit, charged phases only."""
     means = phase_means(recorded)
     charged = means[[is_charged(arm, phase) for arm, phase in zip(means["arm"], means["phase"], strict=True)]]
@@ -207,7 +207,7 @@ def compute_by_phase(recorded: Recorded, summary: Summary) -> Plot:
     )
 
 
-def time_by_activity(recorded: Recorded, summary: Summary) -> Plot:
+def time_by_activity(recorded: RecordedComparison, summary: Summary) -> Plot:
     """Where wall time went: what comes before the arms, then each arm's mean per seed."""
     spent = {"before the arms": pd.Series(recorded.results.get("timing", {}).get("before_arms") or {}, dtype="float64")}
     for arm in summary.arms:
@@ -246,7 +246,7 @@ def _stacked(values: pd.DataFrame) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def overview(recorded: Recorded, summary: Summary) -> Figure:
+def overview(recorded: RecordedComparison, summary: Summary) -> Figure:
     """The comparison as one figure for a docs page: score against compute and KL, and the change of every arm's likelihoods.
 
     To be called, and saved, within `style()`."""
@@ -272,7 +272,7 @@ def overview(recorded: Recorded, summary: Summary) -> Figure:
     return figure
 
 
-def _score_curves(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]:
+def _score_curves(axes: Axes, recorded: RecordedComparison, summary: Summary) -> list[bool]:
     rows = recorded.main_split
     recorded_arms = [curve(axes, arm, look, rows, "score") for arm, look in styled(summary)]
     axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
@@ -280,7 +280,7 @@ def _score_curves(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool
     return recorded_arms
 
 
-def _score_by_kl(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]:
+def _score_by_kl(axes: Axes, recorded: RecordedComparison, summary: Summary) -> list[bool]:
     recorded_arms = []
     for arm, look in styled(summary):
         rows = own_rows(recorded.main_split, arm).dropna(subset=["score"])
@@ -296,7 +296,7 @@ def _score_by_kl(axes: Axes, recorded: Recorded, summary: Summary) -> list[bool]
 
 
 def _likelihood_panels(
-    panels: Sequence[Axes], recorded: Recorded, summary: Summary, kind: Kind
+    panels: Sequence[Axes], recorded: RecordedComparison, summary: Summary, kind: Kind
 ) -> tuple[list[bool], list[str]]:
     """Fill one panel per arm; which arms recorded likelihoods, and which probe sets any of them recorded."""
     rows, recorded_arms, probes = recorded.main_split, [], []

@@ -27,7 +27,7 @@ from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.svg import SvgFigure, axis_titles, named, points_of
 from rlhf_bench.report.sweeps import swept
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import ArmResult, Summary
 
@@ -84,7 +84,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def plotted(recorded: Recorded, summary: Summary) -> Summary:
+def plotted(recorded: RecordedComparison, summary: Summary) -> Summary:
     """The summary with the arms that are drawn: a sweep's copies are too many, and have plots of their own."""
     return replace(summary, arms=tuple(arm for arm in summary.arms if swept(arm.name, recorded.recipe) is None))
 

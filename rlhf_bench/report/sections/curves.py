@@ -20,7 +20,7 @@ from rlhf_bench.report.plots.style import (
     plotted,
     styled,
 )
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
 MEANS = "Mean over finished seeds, with Student's 95% interval from three seeds on."
@@ -29,7 +29,7 @@ NO_PAIRS = "no held-out pair was looked at, or the run is older than these numbe
 
 
 def _lines(
-    recorded: Recorded, summary: Summary, column: str, title: str, how_to_read: str, vertical: str,
+    recorded: RecordedComparison, summary: Summary, column: str, title: str, how_to_read: str, vertical: str,
     across: str = "mark", zero: bool = False,
 ) -> Plot:  # fmt: skip
     """One curve per arm of one column of the evaluations; without a picture where no arm recorded it."""
@@ -48,7 +48,7 @@ def _lines(
 
 
 def _two_lines(
-    recorded: Recorded, summary: Summary, solid: str, dashed: str, names: tuple[str, str], title: str, how: str,
+    recorded: RecordedComparison, summary: Summary, solid: str, dashed: str, names: tuple[str, str], title: str, how: str,
     vertical: str, what: str,
 ) -> Plot:  # fmt: skip
     """Two columns of every arm in one colour, the second one dashed and hollow."""

@@ -12,17 +12,17 @@ from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.style import Plot, drawn, plotted
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.sections.base import Section
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.schema import MAIN_SPLIT
 from rlhf_bench.results.summary import Summary
 from rlhf_bench.theory.field_figures import draw_fields
-from rlhf_bench.theory.trajectories import Run, Trajectory, read_run
+from rlhf_bench.theory.trajectories import RecordedRun, Trajectory, read_run
 
 MAX_FIELDS = 12
 """A field is a large drawing; beyond so many arms the page would grow too large to read."""
 
 
-def field_section(recorded: Recorded, summary: Summary) -> Section:
+def field_section(recorded: RecordedComparison, summary: Summary) -> Section:
     """One field per arm in log-probability space, all with the same axes."""
     about = (
         "Where each loss pushes a pair, by its log-ratios of chosen (across) and rejected (up): arrows show the direction "
@@ -39,7 +39,7 @@ def field_section(recorded: Recorded, summary: Summary) -> Section:
     return Section("field", "Gradient field", about, tuple(seen), lambda: _plots(run))
 
 
-def _plots(run: Run) -> tuple[Plot, ...]:
+def _plots(run: RecordedRun) -> tuple[Plot, ...]:
     return tuple(
         Plot(
             f"Gradient field: {field.name}",
@@ -51,7 +51,7 @@ def _plots(run: Run) -> tuple[Plot, ...]:
     )
 
 
-def _read(recorded: Recorded, arms: set[str]) -> tuple[Run | None, list[str]]:
+def _read(recorded: RecordedComparison, arms: set[str]) -> tuple[RecordedRun | None, list[str]]:
     """The run's fields and ways, without the sweep's copies; or what stands in the way, as a sentence."""
     pairs = recorded.pairs
     if not ((pairs["split"] == MAIN_SPLIT) & (pairs["arm"].isin(list(arms))) & (pairs["mark"] > 0)).any():
@@ -60,7 +60,7 @@ def _read(recorded: Recorded, arms: set[str]) -> tuple[Run | None, list[str]]:
         run = read_run(recorded.directory)
     except BadInput as error:
         return None, [f"No field can be drawn: {_without(recorded.directory, error)}."]
-    return Run([field for field in run.fields if field.name in arms], run.trajectories, run.start), []
+    return RecordedRun([field for field in run.fields if field.name in arms], run.trajectories, run.start), []
 
 
 def _without(directory: Path, error: BadInput) -> str:

@@ -7,14 +7,14 @@ from rlhf_bench.report.measures import Measure, Of, change, directions, few, lar
 from rlhf_bench.report.plots.style import Plot, plotted
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, _lines, _two_lines
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
 AGREEMENT = 0.01
 """Nats within which a measured ratio of gradients is said to agree with the theoretical one."""
 
 
-def gradients(recorded: Recorded, summary: Summary) -> Section:
+def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
     """Norms and angle of both sides' gradients, and the loss's own ratio against theory."""
     told = plotted(recorded, summary)
     measured, predicted = (metric(recorded, f"partial/pi_log_ratio{end}") for end in ("", "_theory"))
@@ -93,7 +93,7 @@ def _gap(measured: Of, predicted: Of) -> Of:
     return of
 
 
-def _norms(recorded: Recorded, summary: Summary) -> Plot:
+def _norms(recorded: RecordedComparison, summary: Summary) -> Plot:
     return _two_lines(
         recorded, summary, "gradient/chosen_norm", "gradient/rejected_norm", ("chosen", "rejected"),
         "Gradient norms against compute", "Solid: chosen side, dashed: rejected side. A dashed line that grows means a "
@@ -101,7 +101,7 @@ def _norms(recorded: Recorded, summary: Summary) -> Plot:
     )  # fmt: skip
 
 
-def _ratios(recorded: Recorded, summary: Summary) -> Plot:
+def _ratios(recorded: RecordedComparison, summary: Summary) -> Plot:
     return _two_lines(
         recorded, summary, "partial/pi_log_ratio", "partial/pi_log_ratio_theory", ("measured", "theory"),
         "Rejected over chosen gradient in probability space", "Above 0 the rejected side has the larger derivative. "

@@ -18,7 +18,7 @@ from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS
 from rlhf_bench.report.tables import SPLIT_NAMES
-from rlhf_bench.results.reader import Recorded, numbers
+from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 from rlhf_bench.results.summary import Summary
 
@@ -34,7 +34,7 @@ GROUPS = 5
 """Groups of pairs with as many pairs each, by a predictor that takes more values than that."""
 
 
-def ranking(recorded: Recorded, summary: Summary) -> Section:
+def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
     """Pairwise accuracy of the arms' implicit rewards against the reward model's explicit one, by split."""
     told = plotted(recorded, summary)
     implicit = {split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in SPLITS}
@@ -72,7 +72,7 @@ def ranking(recorded: Recorded, summary: Summary) -> Section:
     )  # fmt: skip
 
 
-def displacement(recorded: Recorded, summary: Summary) -> Section:
+def displacement(recorded: RecordedComparison, summary: Summary) -> Section:
     """How the change of a pair's chosen response hangs on what the pair was like under the base policy."""
     told = plotted(recorded, summary)
     last = _last_looks(recorded, summary)
@@ -128,7 +128,7 @@ def against(right: Right, own: Sequence[Measure]) -> str:
     return "; ".join(f"the implicit reward of {listed(arms)} {words}" for words, arms in groups.items() if arms)
 
 
-def _explicit(recorded: Recorded, split: str) -> Right | None:
+def _explicit(recorded: RecordedComparison, split: str) -> Right | None:
     """From the pairs' reward margins, which are the same at every look."""
     own = _pair_properties(recorded, "reward_margin", split)
     if own.empty:
@@ -138,19 +138,19 @@ def _explicit(recorded: Recorded, split: str) -> Right | None:
     return Right(float(right.statistic), len(own), float(limits.low), float(limits.high))
 
 
-def _pair_properties(recorded: Recorded, column: str, split: str) -> pd.Series:
+def _pair_properties(recorded: RecordedComparison, column: str, split: str) -> pd.Series:
     """pair_id → the value of a column that every look repeats, of the pairs that have it."""
     own = recorded.pairs[recorded.pairs["split"] == split]
     return own.assign(value=numbers(own, column)).groupby("pair_id")["value"].first().dropna()
 
 
-def _heading(recorded: Recorded, split: str) -> str:
+def _heading(recorded: RecordedComparison, split: str) -> str:
     pairs = recorded.pairs.loc[recorded.pairs["split"] == split, "pair_id"].nunique()
     return f"{SPLIT_NAMES[split]} ({pairs} pairs)" if pairs else SPLIT_NAMES[split]
 
 
 def _accuracy_plot(
-    summary: Summary, recorded: Recorded, found: Mapping[str, list[Measure]], explicit: Mapping[str, Right]
+    summary: Summary, recorded: RecordedComparison, found: Mapping[str, list[Measure]], explicit: Mapping[str, Right]
 ) -> Plot:
     """One place per split, in it one point per arm and the reward model's."""
     summary = plotted(recorded, summary)
@@ -185,7 +185,7 @@ def _accuracy_plot(
     )
 
 
-def _last_looks(recorded: Recorded, summary: Summary) -> pd.DataFrame:
+def _last_looks(recorded: RecordedComparison, summary: Summary) -> pd.DataFrame:
     """The pairs of the main split at the last mark of every finished seed, with the properties of the pair beside."""
     pairs = recorded.pairs[(recorded.pairs["split"] == MAIN_SPLIT) & (recorded.pairs["mark"] > 0)]
     finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
@@ -210,7 +210,7 @@ def _correlation(last: pd.DataFrame, column: str) -> Of:
     return of
 
 
-def _by_predictor(recorded: Recorded, summary: Summary, last: pd.DataFrame, column: str) -> Plot:
+def _by_predictor(recorded: RecordedComparison, summary: Summary, last: pd.DataFrame, column: str) -> Plot:
     """Δ⁺ at the last look against a predictor: each point is the mean over a group of pairs."""
     summary = plotted(recorded, summary)
     values = last.drop_duplicates("pair_id").set_index("pair_id")[column].dropna()

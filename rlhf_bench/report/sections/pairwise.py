@@ -10,7 +10,7 @@ from rlhf_bench.report.format import ABSENT, decimal
 from rlhf_bench.report.plots.style import plotted
 from rlhf_bench.report.verdict import difference_cell, p_cell
 from rlhf_bench.results.claims import SCORE, PairedComparison, compare
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
 MAX_ARMS = 12
@@ -40,7 +40,7 @@ class Matrix:
     left_out: str
 
 
-def pairwise(recorded: Recorded, summary: Summary) -> Matrix:
+def pairwise(recorded: RecordedComparison, summary: Summary) -> Matrix:
     """All pairs of finished arms as one family, corrected by Holm; without the copies that a sweep made."""
     able = [arm.name for arm in plotted(recorded, summary).arms if arm.finished]
     arms = able[:MAX_ARMS]

@@ -34,11 +34,11 @@ from rlhf_bench.report.plots.style import (
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS, _lines
 from rlhf_bench.report.sections.gradients import gradients
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
 
-def properties(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
+def properties(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     """The sections, each with a sentence in place of what was not recorded. Sentences and plots are of the recipe's own
     arms, tables also of the copies that its sweep made."""
     return (
@@ -49,7 +49,7 @@ def properties(recorded: Recorded, summary: Summary) -> tuple[Section, ...]:
     )
 
 
-def rejected_drop(recorded: Recorded, summary: Summary) -> Section:
+def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
     """How fast the rejected response loses probability: against updates, and against the margin."""
     told = plotted(recorded, summary)
     by_update, by_margin = (metric(recorded, f"{over}rejected_logprob") for over in ("slope:", "per_margin:"))
@@ -104,7 +104,7 @@ def rejected_drop(recorded: Recorded, summary: Summary) -> Section:
     )  # fmt: skip
 
 
-def suppression(recorded: Recorded, summary: Summary) -> Section:
+def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
     """Whether the chosen response lost probability as well."""
     told = plotted(recorded, summary)
     seen = [f"Not recorded: log-ratios of held-out pairs; {NO_PAIRS}"]
@@ -147,7 +147,7 @@ def suppression(recorded: Recorded, summary: Summary) -> Section:
     )  # fmt: skip
 
 
-def dispersion(recorded: Recorded, summary: Summary) -> Section:
+def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
     """Where probability went that left the pairs."""
     told = plotted(recorded, summary)
     seen, all_found = [], []
@@ -189,7 +189,7 @@ def dispersion(recorded: Recorded, summary: Summary) -> Section:
     )  # fmt: skip
 
 
-def _probe_panels(recorded: Recorded, summary: Summary) -> Plot:
+def _probe_panels(recorded: RecordedComparison, summary: Summary) -> Plot:
     """The change of each probe set's log-probability, one panel per set."""
     summary = plotted(recorded, summary)
     title = "Responses outside the pairs, against compute"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rlhf_bench.report.format import visible
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.schema import BASE, SPLITS
 from rlhf_bench.results.summary import ArmResult, Summary
 
@@ -34,7 +34,7 @@ class Question:
     answers: tuple[Answer, ...]
 
 
-def side_by_side(recorded: Recorded, summary: Summary) -> tuple[Question, ...]:
+def side_by_side(recorded: RecordedComparison, summary: Summary) -> tuple[Question, ...]:
     """The first recorded prompts of each split, in the order of the file: nothing is picked for its outcome.
 
     Arms answer with their last evaluation of the seed that `shown_seed` names.

@@ -17,7 +17,7 @@ from rlhf_bench.report.sweeps import (
     tuning_table,
 )
 from rlhf_bench.results.claims import metric_values
-from rlhf_bench.results.reader import Recorded
+from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
 METRICS = {
@@ -28,7 +28,7 @@ METRICS = {
 """What is drawn against a swept setting → the axis."""
 
 
-def sensitivity(recorded: Recorded, summary: Summary) -> Section:
+def sensitivity(recorded: RecordedComparison, summary: Summary) -> Section:
     """The sweep and the trials, or that there were none."""
     found = sweeps(recorded)
     seen = sensitivity_sentences(recorded)
@@ -54,7 +54,7 @@ def sensitivity(recorded: Recorded, summary: Summary) -> Section:
     )
 
 
-def _plot(found: list[Swept], recorded: Recorded, metric: str, words: str) -> Plot:
+def _plot(found: list[Swept], recorded: RecordedComparison, metric: str, words: str) -> Plot:
     """A metric against one setting, a line per arm: means over finished seeds, with Student's interval."""
     setting = found[0].setting
     title = f"{words[0].upper()}{words[1:]} against {setting}"
