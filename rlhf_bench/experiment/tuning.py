@@ -36,7 +36,7 @@ def tuned_arms(
         for number, values in enumerate(recipe.tuning.trials):
             if number < len(trials):
                 continue
-            score, status, spent = run_trial(arm, with_values(recipe.arms[arm], values))
+            score, status, spent = run_trial(arm, with_settings(recipe.arms[arm], values))
             trials.append(Trial(dict(values), score, status, spent))
             known[arm] = [asdict(t) for t in trials]
             aside = path.with_suffix(".tmp")
@@ -52,12 +52,12 @@ def tuned_arms(
                 f"tuning: no trial of arm {arm} finished ({ended}); where they diverged, try smaller settings in "
                 "tuning.trials; why one failed is said above"
             )
-        tuned[arm] = with_values(recipe.arms[arm], best.settings)
+        tuned[arm] = with_settings(recipe.arms[arm], best.settings)
         say(f"{arm}: goes on with {_shown(best.settings)}")
     return tuned
 
 
-def with_values(settings: MethodSettings, values: dict[str, float]) -> MethodSettings:
+def with_settings(settings: MethodSettings, values: dict[str, float]) -> MethodSettings:
     """The same method with other values, checked like any recipe's."""
     return type(settings).model_validate(settings.model_dump() | values)
 
