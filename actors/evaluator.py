@@ -160,7 +160,7 @@ class EvaluatorActor(Profiled, Heartbeat):
         return SplitResult(
             score=float(np.mean([j.score for j in judged])), parts=parts,
             response_length=float(np.mean([len(f["ids"]) for f in found])),
-            samples=tuple((p.id, p.text, p.reference, t, j.score) for p, t, j in firsts),
+            samples=tuple((p.id, p.text, p.answer, t, j.score) for p, t, j in firsts),
         )  # fmt: skip
 
     def _kl(self) -> dict[str, float]:

@@ -27,14 +27,14 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `reference` is whatever the
+    """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `answer` is whatever the
     task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it. `turns` are the messages of a prompt
     that is a conversation, for a chat template; `text` then shows them. `where` is the row of the user's that it was read
     from, "prompts.jsonl:17", and "" for one that its task made: for errors alone, so it tells no prompt from another."""
 
     id: str
     text: str
-    reference: str
+    answer: str
     token_ids: tuple[int, ...] = ()
     turns: tuple[Turn, ...] = ()
     where: str = field(default="", compare=False, repr=False)

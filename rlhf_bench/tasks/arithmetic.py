@@ -98,9 +98,7 @@ def _demonstrations(settings: ArithmeticSettings, count: int, seed: int) -> list
         prompt = _prompt(settings, "train", index, operands)
         wrong = rng.random() < settings.noise
         response = (
-            _response(operands, settings.working, *_slip(operands, settings.working, rng))
-            if wrong
-            else prompt.reference
+            _response(operands, settings.working, *_slip(operands, settings.working, rng)) if wrong else prompt.answer
         )
         demonstrations.append(Demonstration(prompt, response))
     return demonstrations
@@ -131,7 +129,7 @@ def _pairs(settings: ArithmeticSettings, count: int, seed: int) -> list[TextPair
     """Right against wrong at every distance. The scores are 1 and 0 whatever the distance, so that it alone varies."""
     rng = generator("arithmetic", "pairs", seed)
     prompts = _prompts(settings, "train", count, seed)
-    return [TextPair(p, p.reference, _changed(p.reference, rng), "changed digits") for p in prompts]
+    return [TextPair(p, p.answer, _changed(p.answer, rng), "changed digits") for p in prompts]
 
 
 def _changed(text: str, rng: random.Random) -> str:
@@ -144,11 +142,11 @@ def _changed(text: str, rng: random.Random) -> str:
 
 
 def _judge(working: bool, prompt: Prompt, response: str) -> Judgement:
-    """`prompt.reference` is the whole right response. Parts: `answer`, and `working` where it is asked for."""
+    """`prompt.answer` is the whole right response. Parts: `answer`, and `working` where it is asked for."""
     given = response.strip()
-    score = float(given == prompt.reference)
+    score = float(given == prompt.answer)
     if not working:
         return Judgement(score, {"answer": score})
     steps, _, answer = given.rpartition(";")
-    right_steps, _, right_answer = prompt.reference.rpartition(";")
+    right_steps, _, right_answer = prompt.answer.rpartition(";")
     return Judgement(score, {"answer": float(answer == right_answer), "working": float(steps == right_steps)})

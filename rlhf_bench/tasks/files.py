@@ -235,14 +235,14 @@ def _judge_of(settings: FilesSettings) -> Callable[[Prompt, str], Judgement]:
 
 
 def _judge_number(marker: str, prompt: Prompt, response: str) -> Judgement:
-    return judge_number(response, prompt.reference, marker)
+    return judge_number(response, prompt.answer, marker)
 
 
 def _judge_text(judge: Callable[[str, str], Judgement], prompt: Prompt, response: str) -> Judgement:
-    return judge(response, prompt.reference)
+    return judge(response, prompt.answer)
 
 
 def _corpus(splits: dict[Split, list[Prompt]], responses: dict[str, str], pairs: list[TextPair]) -> list[str]:
-    prompts = [text for split in splits.values() for prompt in split for text in (prompt.text, prompt.reference)]
+    prompts = [text for split in splits.values() for prompt in split for text in (prompt.text, prompt.answer)]
     pair_texts = [text for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected)]
     return list(dict.fromkeys([*prompts, *responses.values(), *pair_texts]))

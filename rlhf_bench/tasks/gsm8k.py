@@ -263,11 +263,11 @@ def _pairs(pairs: list[TextPair], count: int, seed: int) -> list[TextPair]:
 
 
 def _judge(prompt: Prompt, response: str) -> Judgement:
-    return judge_number(response, prompt.reference, MARKER)
+    return judge_number(response, prompt.answer, MARKER)
 
 
 def _corpus(splits: dict[Split, list[Prompt]], solutions: dict[str, str], pairs: list[TextPair]) -> list[str]:
     prompts = [prompt.text for split in splits.values() for prompt in split]
     pair_texts = [text for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected)]
-    answers = [f"{MARKER} {prompt.reference}" for split in splits.values() for prompt in split]
+    answers = [f"{MARKER} {prompt.answer}" for split in splits.values() for prompt in split]
     return list(dict.fromkeys([*prompts, *solutions.values(), *pair_texts, *answers]))

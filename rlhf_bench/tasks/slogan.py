@@ -67,12 +67,12 @@ class Brief:
         return f"slogan of {self.words} words for {self.product} with {self.promise} :"
 
     @property
-    def reference(self) -> str:
+    def answer(self) -> str:
         return f"{self.words} {self.product} {self.promise}"
 
     @classmethod
     def of(cls, prompt: Prompt) -> Brief:
-        words, product, promise = prompt.reference.split()
+        words, product, promise = prompt.answer.split()
         return cls(int(words), product, promise)
 
 
@@ -109,7 +109,7 @@ def _draw(settings: SloganSettings, split: Split, rng: random.Random) -> Brief |
 def _prompts(settings: SloganSettings, split: Split, count: int, seed: int) -> list[Prompt]:
     rng = generator("slogan", split, seed)
     briefs = distinct(lambda: _draw(settings, split, rng), count, f"slogan, {split}")
-    return [Prompt(f"slogan/{split}/{index:06d}", b.text, b.reference) for index, b in enumerate(briefs)]
+    return [Prompt(f"slogan/{split}/{index:06d}", b.text, b.answer) for index, b in enumerate(briefs)]
 
 
 def _demonstrations(settings: SloganSettings, count: int, seed: int) -> list[Demonstration]:

@@ -66,12 +66,12 @@ class Brief:
         return f"write {self.lines} lines of {self.words} words on {self.topic} rhyming with {self.rhyme} :"
 
     @property
-    def reference(self) -> str:
+    def answer(self) -> str:
         return f"{self.lines} {self.words} {self.topic} {self.rhyme}"
 
     @classmethod
     def of(cls, prompt: Prompt) -> Brief:
-        lines, words, topic, rhyme = prompt.reference.split()
+        lines, words, topic, rhyme = prompt.answer.split()
         return cls(int(lines), int(words), topic, rhyme)
 
 
@@ -121,7 +121,7 @@ def _draw(settings: VerseSettings, split: Split, rng: random.Random) -> Brief | 
 def _prompts(settings: VerseSettings, split: Split, count: int, seed: int) -> list[Prompt]:
     rng = generator("verse", split, seed)
     briefs = distinct(lambda: _draw(settings, split, rng), count, f"verse, {split}")
-    return [Prompt(f"verse/{split}/{index:06d}", b.text, b.reference) for index, b in enumerate(briefs)]
+    return [Prompt(f"verse/{split}/{index:06d}", b.text, b.answer) for index, b in enumerate(briefs)]
 
 
 # Demonstrations: a small template grammar, and one defect where noise strikes

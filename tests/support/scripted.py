@@ -52,7 +52,7 @@ class Pool:
             yield ArmRecords(range(at, at + len(some)), some, Cost(generated_tokens=tokens))
 
     def _sample(self, prompt, k, kind):
-        text = {"right": prompt.reference, "unfinished": prompt.reference, "wrong": "77"}.get(kind, kind)
+        text = {"right": prompt.answer, "unfinished": prompt.answer, "wrong": "77"}.get(kind, kind)
         ids = encode_response(self.tokenizer, text)
         ids = ids[:-1] if kind == "unfinished" else ids
         return Sample(f"{prompt.id}#{k}", ids, (-1.0,) * len(ids), kind != "unfinished", self.version)

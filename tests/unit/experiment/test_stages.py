@@ -69,7 +69,7 @@ def test_a_side_is_chosen_for_its_score(tmp_path):
     begun, inputs, _, _ = start(tmp_path)
     for pair in [*begun.pairs, *(p for pairs in begun.held_out_pairs.values() for p in pairs)]:
         text = inputs.tokenizer.backend_tokenizer.decode(list(pair.chosen_ids)).replace(" ", "")
-        assert text == pair.prompt.reference and pair.chosen_score == 1.0 and pair.rejected_score < 1.0
+        assert text == pair.prompt.answer and pair.chosen_score == 1.0 and pair.rejected_score < 1.0
 
 
 def test_pairs_out_of_the_cache_are_the_same_pairs(tmp_path):

@@ -194,4 +194,4 @@ def test_what_mathematics_leaves_out_is_counted(tmp_path):
     _, inputs = prepared("scale/7b_one_node", tmp_path)
     assert inputs.task.notes[1] == "rows left out: 3 with a prompt that came before"
     prompt = inputs.task.prompts("in_distribution", 1, 0)[0]
-    assert inputs.task.judge(prompt, prompt.reference).score == 1
+    assert inputs.task.judge(prompt, prompt.answer).score == 1

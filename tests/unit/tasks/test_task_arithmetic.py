@@ -86,7 +86,7 @@ def test_judge_takes_any_text(response, working):
     task = build_task(ArithmeticSettings(working=working))
     prompt = task.prompts("train", 1, 0)[0]
     judgement = task.judge(prompt, response)
-    assert judgement.score == float(response.strip() == prompt.reference)
+    assert judgement.score == float(response.strip() == prompt.answer)
 
 
 @pytest.mark.parametrize("shape", [ArithmeticSettings(), ArithmeticSettings(digits=3, terms=3, working=True)])
@@ -135,7 +135,7 @@ def test_asking_for_more_than_there_is_names_the_task_and_split():
 @pytest.mark.parametrize("working", [False, True])
 def test_corpus_has_every_character(working):
     task = build_task(ArithmeticSettings(terms=3, working=working, noise=0.5))
-    needed = {c for split in task.splits for p in task.prompts(split, 200, 0) for c in p.text + p.reference}
+    needed = {c for split in task.splits for p in task.prompts(split, 200, 0) for c in p.text + p.answer}
     assert needed <= set("".join(task.corpus()))
 
 
@@ -143,7 +143,7 @@ def test_bpe_keeps_every_digit_a_token():
     task = build_task(ArithmeticSettings(terms=3, working=True))
     tokenizer = build_tokenizer(TokenizerSettings(kind="bpe", vocab_size=400), task.corpus())
     for prompt in task.prompts("train", 100, 0):
-        text = prompt.text + prompt.reference
+        text = prompt.text + prompt.answer
         assert len(tokenizer.backend_tokenizer.encode(text)) == len(text)
 
 

@@ -45,14 +45,14 @@ def build(folder, **changes):
 def test_prompts_demonstrations_and_pairs(folder):
     task = build(folder)
     assert task.splits == ("train", "in_distribution")
-    assert {p.text: p.reference for p in task.prompts("train", 6, 0)} == {r["prompt"]: r["reference"] for r in TRAIN}
+    assert {p.text: p.answer for p in task.prompts("train", 6, 0)} == {r["prompt"]: r["reference"] for r in TRAIN}
     held_out = {p.id for p in task.prompts("in_distribution", 4, 0)}
     assert held_out == {f"files/in_distribution/{n:06d}" for n in range(1, 5)}
-    assert all(d.response == d.prompt.reference for d in task.demonstrations(6, 0))
+    assert all(d.response == d.prompt.answer for d in task.demonstrations(6, 0))
     assert [d.prompt for d in task.demonstrations(4, 7)] == task.prompts("train", 4, 7)
     pairs = {pair.rejected: pair for pair in task.pairs(4, 0)}
     assert pairs["never"].prompt == next(p for p in task.prompts("train", 6, 0) if p.text == "q1?")
-    assert {pair.prompt.text: pair.prompt.reference for pair in task.pairs(4, 0)} == {
+    assert {pair.prompt.text: pair.prompt.answer for pair in task.pairs(4, 0)} == {
         "q1?": "a1",
         "other?": "yes",
         "bare?": "",
@@ -90,7 +90,7 @@ def test_columns_can_have_other_names(folder):
         response_column="out",
         judge="number",
     )
-    assert {(p.id, p.text, p.reference) for p in task.prompts("train", 3, 0)} == {
+    assert {(p.id, p.text, p.answer) for p in task.prompts("train", 3, 0)} == {
         (f"files/train/n{n}", f"q{n}", str(n)) for n in range(3)
     }
     assert task.pairs is None

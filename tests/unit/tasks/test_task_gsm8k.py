@@ -111,7 +111,7 @@ def test_limits_drop_long_texts_and_say_how_many(task, counts):
 @needs_data
 def test_corpus_has_every_character(task):
     known = set("".join(task.corpus()))
-    assert known >= {c for split in task.splits for p in task.prompts(split, 70, 0) for c in p.text + p.reference}
+    assert known >= {c for split in task.splits for p in task.prompts(split, 70, 0) for c in p.text + p.answer}
 
 
 SOLVED = {"question": "How many?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}

@@ -22,11 +22,11 @@ TASK = build_task(MixtureSettings(train=SUMS, transfer=POEMS))
 
 def without_label(prompt):
     label, _, own_id = prompt.id.partition("/")
-    return label, (own_id, prompt.text, prompt.reference)
+    return label, (own_id, prompt.text, prompt.answer)
 
 
 def as_they_are(prompts):
-    return [(prompt.id, prompt.text, prompt.reference) for prompt in prompts]
+    return [(prompt.id, prompt.text, prompt.answer) for prompt in prompts]
 
 
 @pytest.mark.parametrize("split", ["train", "in_distribution", "out_of_distribution"])

@@ -15,7 +15,7 @@ from rlhf_bench.tasks.slogan import DEFECTS, Brief, SloganSettings, write
 
 TASK = build_task(SloganSettings())
 BRIEF = Brief(5, "bread", "crisp")
-PROMPT = Prompt("p", BRIEF.text, BRIEF.reference)
+PROMPT = Prompt("p", BRIEF.text, BRIEF.answer)
 
 
 @pytest.mark.parametrize(("response", "wrong"), [
@@ -46,7 +46,7 @@ def test_a_prompt_says_what_it_asks_for():
 )  # fmt: skip
 def test_a_demonstration_has_the_one_defect_it_was_given(words, product, promise, defect, seed):
     brief = Brief(words, product, promise)
-    judgement = TASK.judge(Prompt("p", brief.text, brief.reference), write(brief, random.Random(seed), defect))
+    judgement = TASK.judge(Prompt("p", brief.text, brief.answer), write(brief, random.Random(seed), defect))
     assert [part for part, score in judgement.parts.items() if score < 1] == ([defect] if defect else [])
 
 

@@ -16,7 +16,7 @@ from rlhf_bench.tasks.verse import DEFECTS, Brief, VerseSettings, write
 
 TASK = build_task(VerseSettings())
 CATS = Brief(2, 4, "cats", "day")
-PROMPT = Prompt("p", CATS.text, CATS.reference)
+PROMPT = Prompt("p", CATS.text, CATS.answer)
 POEM = "the whisker / kittens sleep near bay / lions wait by hay"
 
 

@@ -69,7 +69,7 @@ CORPUS = [
     Pair(
         f"off{i}",
         TRAIN[i],
-        encode_response(TOKENIZER, TRAIN[i].reference),
+        encode_response(TOKENIZER, TRAIN[i].answer),
         encode_response(TOKENIZER, "++++"),
         1.0,
         0.0,
@@ -121,7 +121,7 @@ def test_the_four_scenarios_on_the_same_prompts():
     worst = {data: {text(down) == "++++" for _, down in rows.values()} for data, rows in found.items()}
     assert worst == {"offline": {True}, "on_policy": {False}, "chosen_on_policy": {True}, "rejected_on_policy": {False}}
     best = {text(up) for rows in found.values() for up, _ in rows.values()}
-    assert best == {TRAIN[i].reference for i in (7, 3, 9, 5)}
+    assert best == {TRAIN[i].answer for i in (7, 3, 9, 5)}
 
 
 @pytest.mark.parametrize("data", ["chosen_on_policy", "rejected_on_policy"])
