@@ -79,13 +79,13 @@ def _answer(supervisor: Any) -> str:
     """As whoever waits for an actor does: another one in the place of one that is lost, as often as it takes."""
     import ray
 
-    from actors.supervision.failures import loss
+    from actors.supervision.failures import failure_reason
 
     while True:
         try:
             return ray.get(supervisor.actors["echo 0"].answer.remote())
         except ray.exceptions.RayActorError as error:
-            supervisor.replace(loss(error), "echo 0")
+            supervisor.replace(failure_reason(error), "echo 0")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Evaluation, Group, Sample, SplitResult
 from rlhf_bench.methods.base import SideGradients
 from rlhf_bench.models.tokenizer import encode_response
-from rlhf_bench.training.roles import ArmRecords
+from rlhf_bench.training.roles import RolloutChunk
 from rlhf_bench.training.rollouts import StartSamples
 
 STEP, MEASURING, SIDES = Cost(flops=8.0), Cost(flops=2.0), Cost(flops=5.0)
@@ -49,7 +49,7 @@ class Pool:
             some = groups[at : at + size]
             self.order.append(("draws", self.asked[-len(prompts) :][at]))
             tokens = sum(len(s.response_ids) for g in some for s in g.samples)
-            yield ArmRecords(range(at, at + len(some)), some, Cost(generated_tokens=tokens))
+            yield RolloutChunk(range(at, at + len(some)), some, Cost(generated_tokens=tokens))
 
     def _sample(self, prompt, k, kind):
         text = {"right": prompt.answer, "unfinished": prompt.answer, "wrong": "77"}.get(kind, kind)

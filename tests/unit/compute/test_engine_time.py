@@ -54,10 +54,10 @@ def test_a_driver_that_hands_out_a_million_prompts_keeps_little_of_them():
 
 def test_work_aside_queues_behind_what_was_submitted_before():
     time = EngineTime()
-    time.aside("evaluation", "evaluator", submitted=1.0, seconds=3.0)
-    time.aside("learning", "learner", submitted=2.5, seconds=1.0)  # meanwhile
-    time.aside("evaluation", "evaluator", submitted=2.0, seconds=3.0)  # begins at 4
-    time.aside("evaluation", "evaluator", submitted=9.0, seconds=0.5)
+    time.record_background("evaluation", "evaluator", submitted=1.0, seconds=3.0)
+    time.record_background("learning", "learner", submitted=2.5, seconds=1.0)  # meanwhile
+    time.record_background("evaluation", "evaluator", submitted=2.0, seconds=3.0)  # begins at 4
+    time.record_background("evaluation", "evaluator", submitted=9.0, seconds=0.5)
     assert time.idle(0.0, 10.0) == pytest.approx(1.0 + 2.0 + 0.5)
     assert time.by_activity(0.0, 10.0) == pytest.approx({"evaluation": 6.0, "learning": 0.5})  # a second was shared
 

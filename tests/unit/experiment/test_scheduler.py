@@ -195,7 +195,7 @@ def same(made, other):
     return True
 
 
-@pytest.mark.parametrize("teams", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3])
 def test_tables_and_weights_are_those_of_one_team(alone, tmp_path, workers):
     made = Made(tmp_path, workers, seconds=0.01, never=1)
     made.run()
@@ -309,7 +309,7 @@ def test_the_drivers_share_counts_a_fleet_only_while_it_has_an_arm():
     """Two fleets: one at work for 3 of its 4 seconds, the other for all of its 2: the driver's is 1 of 6."""
     one, other = EngineTime(), EngineTime()
     now = time.perf_counter()
-    one.aside("learning", "learner 0", now - 9, 3.0)
-    other.aside("learning", "learner 0", now - 8, 2.0)
+    one.record_background("learning", "learner 0", now - 9, 3.0)
+    other.record_background("learning", "learner 0", now - 8, 2.0)
     stretches = [Occupancy(one, now - 9, now - 5), Occupancy(other, now - 8, now - 6)]
     assert sum(s.seconds for s in stretches) == pytest.approx(6) and sum(s.idle for s in stretches) == pytest.approx(1)

@@ -11,7 +11,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import table
 from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row, SplitResult
-from rlhf_bench.experiment.tracking.descriptions import MOST, begun, found, found_by
+from rlhf_bench.experiment.tracking.descriptions import MAX_CHARACTERS, begun, found, found_by
 from rlhf_bench.experiment.tracking.metrics import (
     datasets,
     evaluation_metrics,
@@ -106,7 +106,11 @@ def test_a_description_has_the_verdict_the_table_and_a_link_to_the_recipe(summar
 def test_a_description_that_would_be_too_long_for_mlflow_says_how_many_rows_it_lacks(summary):
     many = replace(summary, arms=tuple(replace(summary.arms[0], name=f"arm-{i}") for i in range(200)))
     text = found(many)
-    assert len(text) <= MOST + 50 and "more rows are in the report." in text and "](artifact:report.html)" in text
+    assert (
+        len(text) <= MAX_CHARACTERS + 50
+        and "more rows are in the report." in text
+        and "](artifact:report.html)" in text
+    )
 
 
 def test_text_of_a_recipe_is_no_markup_in_a_description():
