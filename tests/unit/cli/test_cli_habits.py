@@ -206,8 +206,12 @@ def test_no_color_takes_the_colours_away_and_nothing_else(what, tmp_path):
     assert ("--profile" if what == "help" else "a line") in re.sub(r"\x1b\[[\d;]*m", "", plain)
 
 
-def test_the_shell_is_offered_commands_and_options(monkeypatch):
-    command = [sys.executable, "-c", "import sys; sys.argv = ['rlhf-bench']; from rlhf_bench.cli import main; main()"]
+def test_the_shell_is_offered_commands_and_options():
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv = ['rlhf-bench']; from rlhf_bench.cli.main import main; main()",
+    ]
     for words, cword, offered in (("rlhf-bench ex", "1", ["export"]), ("rlhf-bench run --qu", "2", ["--quiet"])):
         completing = {"_RLHF_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": cword}
         done = subprocess.run(command, env=os.environ | completing, cwd=ROOT, capture_output=True, text=True)

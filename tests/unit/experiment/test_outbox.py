@@ -83,7 +83,7 @@ FILL_UP = """
 import resource, sys
 from pathlib import Path
 from rlhf_bench.experiment.tracking.outbox import Outbox, MetricsLogged, Run
-from rlhf_bench.core.types import RunFailed
+from rlhf_bench.core.errors import RunFailed
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1000 bytes
 journal = Outbox(Path(sys.argv[1]))
