@@ -1,15 +1,19 @@
-# make compare   set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
-# make test      set up, run every test            make check   ruff and mypy
-# make docs      set up, build the documents as a site in outputs/site; any warning or dead link fails
-# make chaos     set up, kill, freeze and starve a run's processes in every phase; most of an hour
-# make bench     set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
+# make compare      set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
+# make test         set up, run every test, as CI does
+# make test-unit    set up, run what needs no engine, on all cores; one room with ROOM=training (or ROOM=project)
+# make test-engines set up, run the tests of single engines: Ray, vLLM, DeepSpeed, MLflow
+# make check        set up, check format, lint and types
+# make docs         set up, build the documents as a site in outputs/site; any warning or dead link fails
+# make chaos        set up, kill, freeze and starve a run's processes in every phase; most of an hour
+# make bench        set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
 #
-# ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit -k dpo".
+# ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit/tasks -k gsm8k".
 # PYTHON chooses the interpreter of the virtual environment: make compare PYTHON=python3.12.
 
 SHELL := /bin/bash
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+PYTEST := .venv/bin/python -m pytest -q --durations=10
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # A stamp carries its lock's hash in its name: a lock that changes is installed, one that does not is not.
@@ -17,14 +21,33 @@ hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
 RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
 DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
 
-.PHONY: compare test check bench chaos docs
+UNIT := tests/unit tests/project
+room = $(if $(filter project,$(1)),tests/project,tests/unit/$(1))
+
+.PHONY: compare test test-unit test-engines check bench chaos docs
 .DELETE_ON_ERROR:
 
 compare: $(RUNTIME)
 	@.venv/bin/python cluster/local_job.py recipes/quickstart.yaml --output outputs/quickstart $(ARGS)
 
+# Engines are shared by the tests of a process, and take both cores: only tests without one run beside each other.
+# With ARGS, one process runs what they choose.
 test: $(DEVELOPMENT)
-	@.venv/bin/python -m pytest -q --durations=10 $(ARGS)
+	@.venv/bin/python -m tests.support.chromium
+ifdef ARGS
+	@$(PYTEST) $(ARGS)
+else
+	@failed=0; \
+	$(PYTEST) -n logical $(UNIT) || failed=1; \
+	$(PYTEST) $(addprefix --ignore=,$(UNIT)) || failed=1; \
+	exit $$failed
+endif
+
+test-unit: $(DEVELOPMENT)
+	@$(PYTEST) -n logical $(if $(ROOM),$(call room,$(ROOM)),$(UNIT)) $(ARGS)
+
+test-engines: $(DEVELOPMENT)
+	@$(PYTEST) tests/engines $(ARGS)
 
 bench: $(DEVELOPMENT)
 	@.venv/bin/python -m tests.benchmarks $(ROW) $(ARGS)
@@ -37,7 +60,8 @@ docs: $(DEVELOPMENT)
 	@echo "site: outputs/site/index.html"
 
 check: $(DEVELOPMENT)
-	.venv/bin/ruff check .
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
 	.venv/bin/mypy
 
 # torch comes first, and alone: its CPU build lives on an index of PyTorch's own, and asking that index for every

@@ -1,10 +1,11 @@
 """A recipe as small as can be that holds one of everything, and what a user's shell would have: no cluster, no store, a cache of its own."""
 
-import shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
+from tests.support.chromium import MISSING, find_chromium
 from tests.support.running import Run, run, with_cache
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +46,11 @@ claims:
 
 @pytest.fixture(scope="module")
 def chromium():
-    """The browser, for the module: the system's, or the one that Playwright has installed."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        found = shutil.which("chromium") or shutil.which("google-chrome") or started.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("there is no Chromium: apt install chromium, or playwright install chromium")
+    """The browser, for the module. `make test` has installed it."""
+    with sync_playwright() as started:
+        found = find_chromium(started)
+        if found is None:
+            pytest.skip(MISSING)
         browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()

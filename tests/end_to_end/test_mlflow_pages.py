@@ -1,6 +1,6 @@
 """What a reader of MLflow sees: its pages in headless Chromium, on the store of a real comparison, from a real server.
 
-Without Chromium these tests are skipped: it is no part of what the project installs.
+`make test` installs Chromium where it is missing. Without it these tests are skipped, and in CI they fail.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The report of a recorded comparison as a reader has it: on a phone, by keyboard alone, on a light and on a dark screen.
 
-Without Chromium these tests are skipped: it is no part of what the project installs.
+`make test` installs Chromium where it is missing. Without it these tests are skipped, and in CI they fail.
 """
 
 import shutil
