@@ -32,6 +32,7 @@ from rlhf_bench.core.errors import RunFailed, StateLost, Stopped
 from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.scheduler import Worker
+from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.experiment.tracking.descriptions import begun
 from rlhf_bench.experiment.tracking.outbox import Status
 from rlhf_bench.experiment.tracking.tracker import Tracker
@@ -95,11 +96,20 @@ def drive(
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         comparison = Comparison(
-            recipe, directory, inputs, _worker(first, recipe, inputs, charged=True),
-            [functools.partial(_other_worker, other, recipe, inputs) for other in others], fleets.stop,
-            cache, tracker, display.say, display, tags, began, functools.partial(begin_report, display.say),
-        )  # fmt: skip
-        summary = comparison.run(arms, seeds)
+            ComparisonSpec(recipe=recipe, directory=directory, inputs=inputs, arms=arms, seeds=seeds),
+            Runtime(
+                first=_worker(first, recipe, inputs, charged=True),
+                others=[functools.partial(_other_worker, other, recipe, inputs) for other in others],
+                end_workers=fleets.stop,
+                cache=cache,
+                tracker=tracker,
+                display=display,
+                tags=tags,
+                began=began,
+                begin_report=functools.partial(begin_report, display.say),
+            ),
+        )
+        summary = comparison.run()
         if profile:
             there = [fleet for _, fleet in sorted(fleets.fleets.items())]
             write_profile(directory / "profile.json", [(f.learner.engine_time, f.actors) for f in there])

@@ -86,7 +86,7 @@ class ArmRunner:
     def run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
         """From the last checkpoint on. Raises ArmFailed where the others may go on, and Stopped once a checkpoint is written
         after a signal that `patience` has noted."""
-        return worker.with_recovery(self._run, arm, seed, worker, patience, patience=patience)
+        return worker.with_recovery(self._run, arm, seed, worker, patience, grace=patience)
 
     def part(self, arm: str, seed: int) -> ArmRecords:
         settings = self.settings[arm]

@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a line that moves for every arm under way on a terminal, plain flushed lines in a job's log."""
+"""Progress of a comparison: on a terminal a bar for every running arm, in a job's log plain lines."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
-class _UnderWay:
-    """An arm and seed: what its lines begin with, when the last one came, and its bar on a terminal."""
+class _RunningArm:
+    """An arm and seed, with its bar on a terminal."""
 
-    heading: str
-    last_line: float
+    heading: str  # of its lines
+    last_line: float  # when that was written, in seconds of `perf_counter`
     task: TaskID | None = None
 
 
 class ProgressDisplay:
     """Progress on standard error; every line also goes to DIR/events.log, with its time.
 
-    `quiet` shows warnings only; the log has everything. Colours are rich's affair, which leaves them out for NO_COLOR."""
+    `quiet` shows only warnings; the log has everything. Rich adds the colours, and leaves them out if NO_COLOR is set."""
 
     def __init__(self, directory: Path, stream: TextIO = sys.stderr, quiet: bool = False):
         self.quiet = quiet
@@ -47,14 +47,14 @@ class ProgressDisplay:
             )  # fmt: skip
             self.bar.start()
             self.starting = self.bar.add_task("starting", total=1.0, numbers="")
-        self.under_way: dict[tuple[str, int], _UnderWay] = {}  # by arm and seed
-        self._writing = threading.Lock()  # arms beside each other, the crews and MLflow's thread all have lines
+        self.running: dict[tuple[str, int], _RunningArm] = {}  # by arm and seed
+        self._writing = threading.Lock()  # workers, supervisors and MLflow's thread write lines at the same time
 
     def say(self, line: str) -> None:
         self._line(line, shown=not self.quiet)
 
     def warn(self, line: str) -> None:
-        """What whoever asked for quiet wants to know all the same."""
+        """A line that is shown in spite of `quiet`."""
         self._line(line, shown=True)
 
     def _line(self, line: str, shown: bool) -> None:
@@ -69,8 +69,8 @@ class ProgressDisplay:
             self.console.print(line, markup=False, emoji=False)
 
     def begin(self, arm: str, seed: int, number: int, total: int) -> None:
-        """Of `total` arms and seeds, this one, counted from 0: others may be under way beside it."""
-        one = self.under_way[arm, seed] = _UnderWay(f"[{number + 1}/{total}] {arm} · seed {seed}", perf_counter())
+        """Run `number` of `total`, counted from 0. Others may run at the same time."""
+        one = self.running[arm, seed] = _RunningArm(f"[{number + 1}/{total}] {arm} · seed {seed}", perf_counter())
         if self.bar:
             self.bar.update(self.starting, visible=False)
             one.task = self.bar.add_task(one.heading.replace("[", r"\["), total=1.0, numbers="")
@@ -78,24 +78,23 @@ class ProgressDisplay:
             self.say(f"{one.heading}: begins")
 
     def end(self, arm: str, seed: int) -> None:
-        """It is under way no more."""
-        one = self.under_way.pop((arm, seed))
+        one = self.running.pop((arm, seed))
         if self.bar and one.task is not None:
             self.bar.remove_task(one.task)
 
     def update(self, arm: str, seed: int, update: int, numbers: Mapping[str, float], fraction: float) -> None:
         shown = "  ".join(f"{k} {numbers[k]:.3g}" for k in SHOWN if k in numbers and numbers[k] == numbers[k])
-        one = self.under_way[arm, seed]
+        one = self.running[arm, seed]
         if self.bar and one.task is not None:
             self.bar.update(one.task, completed=min(1.0, fraction), numbers=f"update {update}  {shown}")
         elif perf_counter() - one.last_line > SECONDS_BETWEEN_LINES:
             one.last_line = perf_counter()
             self.say(f"{one.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
 
-    def evaluated(self, arm: str, seed: int, look: EvalPoint, evaluation: Evaluation) -> None:
+    def evaluated(self, arm: str, seed: int, point: EvalPoint, evaluation: Evaluation) -> None:
         scores = ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items())
         self.say(
-            f"{arm} · seed {seed}: at {look.mark:.0%}: {scores}, KL {evaluation.numbers.get('kl', float('nan')):.3f}"
+            f"{arm} · seed {seed}: at {point.mark:.0%}: {scores}, KL {evaluation.numbers.get('kl', float('nan')):.3f}"
         )
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""ArmRunner side by side: every team, which has a fleet of engines to itself, takes the next piece of work when it is free.
+"""Arms in parallel: each worker has a fleet of engines to itself, and takes the next job when it is free.
 
-    todo ── take ──> a thread per team ── work(team, piece) ──┐
-                                                              └──> the main thread, which waits: done, or the first error
+    jobs ── next_job ──> a thread per worker ── run(worker, job) ──┐
+                                                                   └──> the main thread waits: all done, or the first error
 
-Signals reach the main thread alone. Within `signals.grace` the first one is noted there: no team takes another piece, and
-those at work end at their next checkpoint.
+Signals reach only the main thread. Within `shutdown.grace_period` the first one is noted there: then no worker takes
+another job, and the running jobs end at their next checkpoint.
 """
 
 from __future__ import annotations
@@ -26,84 +26,85 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ENDING_SECONDS = 30.0
-"""So long a team's thread may take to end after its engines have."""
+"""How long a worker's thread may take to end after its engines have ended."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """The roles that work on one arm and seed at a time, and what else is asked of whoever runs them."""
+    """A fleet as the scheduler sees it: the roles, which work on one arm and seed at a time, and how to prepare them."""
 
     roles: Roles
-    begin_evaluation: Callable[[StartingPoint, bool], Sequence[str]]  # the second: for tuning trials; returns notes
-    begin_arm: Callable[[str, int], None]  # whose work the engines' meters count from now on, in this thread
-    recover: Callable[[StateLost], None]  # bring the roles back to where a piece of work may begin anew
+    begin_evaluation: Callable[[StartingPoint, bool], Sequence[str]]  # second: for tuning trials? Returns notes
+    begin_arm: Callable[[str, int], None]  # the metrics of this thread's engines are this arm and seed's from now on
+    recover: Callable[[StateLost], None]  # replace what was lost, so that work can be repeated
 
-    def with_recovery(self, work: Callable[..., T], *arguments: Any, patience: Grace | None = None) -> T:
-        """A piece of work that may begin anew wherever it was cut short: it keeps what it has got on disk. Not where the
-        run has been asked to end meanwhile."""
+    def with_recovery(self, work: Callable[..., T], *arguments: Any, grace: Grace | None = None) -> T:
+        """Call `work` until no engine's state is lost in it. It must resume from what it has written to disk. Not repeated
+        once a signal has come."""
         while True:
             try:
                 return work(*arguments)
             except StateLost as lost:
-                if patience is not None:
-                    patience.raise_if_stopped()
+                if grace is not None:
+                    grace.raise_if_stopped()
                 self.recover(lost)
 
 
 def run_jobs(
-    todo: Sequence[T],
+    jobs: Sequence[T],
+    *,
     workers: Sequence[Callable[[], Worker | None]],
-    work: Callable[[Worker, T], None],
-    patience: Grace,
+    run: Callable[[Worker, T], None],
+    grace: Grace,
     end_workers: Callable[[], None],
 ) -> None:
-    """Have all of `todo` worked on, in its order, by whichever team is free. `workers` wait for a team to be ready; None where
-    there will be none, but never of the first.
+    """Run all jobs, in their order, each on the first worker that is free. `workers` wait until a worker is ready; they
+    return None where there will be none, but the first one always returns a worker.
 
-    Returns when all is done, or when nobody is at work any more after a signal, which `patience` has noted. The first
-    error of any team, and a signal that waits no longer, end all teams and are raised: `end_workers` must wake, by an error,
-    whoever waits for an engine.
+    Returns when all jobs are done, or when no job is running after a signal, which `grace` has noted. The first error of
+    any worker, and a signal that waits no longer, end all workers and are raised: `end_workers` must make every wait for
+    an engine raise an error.
     """
-    waiting, busy, lock = deque(todo), set[int](), threading.Lock()
-    told: SimpleQueue[BaseException | None] = SimpleQueue()  # which a signal's exception leaves whole
+    waiting, busy, lock = deque(jobs), set[int](), threading.Lock()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()  # stays intact if a signal's exception interrupts `get`
 
-    def take(number: int) -> T | None:
+    def next_job(number: int) -> T | None:
         with lock:
             busy.discard(number)
-            if not waiting or patience.number is not None:
+            if not waiting or grace.number is not None:
                 return None
             busy.add(number)
             return waiting.popleft()
 
-    def shift(number: int, ready: Callable[[], Worker | None]) -> None:
+    def serve(number: int, ready: Callable[[], Worker | None]) -> None:
         error: BaseException | None = None
         try:
             worker = ready()
-            while worker is not None and (piece := take(number)) is not None:
-                work(worker, piece)
+            while worker is not None and (job := next_job(number)) is not None:
+                run(worker, job)
         except Stopped:
-            pass  # `patience` knows; the other teams still write their checkpoints
+            pass  # `grace` has noted the signal; the other workers still write their checkpoints
         except BaseException as raised:
             error = raised
         with lock:
             busy.discard(number)
-        told.put(error)
+        ended.put(error)
 
-    # Daemons, so that a thread that does not end cannot keep the process from ending.
+    # Daemons, so that a thread that does not end cannot keep the process alive.
     threads = [
-        threading.Thread(target=shift, args=(number, ready), name=f"team {number}", daemon=True)
+        threading.Thread(target=serve, args=(number, ready), name=f"worker {number}", daemon=True)
         for number, ready in enumerate(workers, 1)
     ]
     try:
         for thread in threads:
             thread.start()
-        over = not todo
-        while not over:
-            error = told.get()
+        done = not jobs
+        while not done:
+            error = ended.get()
             if error is not None:
                 raise error
             with lock:
-                over = not busy and (not waiting or patience.number is not None)
+                done = not busy and (not waiting or grace.number is not None)
     except BaseException:
         with lock:
             waiting.clear()

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM end a run in good order: both raise `Stopped` in the main thread, wherever it is.
+"""SIGINT and SIGTERM end a run in good order: both raise `Stopped` in the main thread.
 
-Within `grace` the first signal is only noted, so that a checkpoint can be written where the run next can be cut; it
-raises when the time for that is over, or when a second signal comes.
+Within `grace_period` the first signal is only noted, so that the run can write a checkpoint first. `Stopped` is raised
+when that time is over, or when a second signal comes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rlhf_bench.core.errors import Stopped
 
 
 class Grace:
-    """Time to end in good order, from the first signal on."""
+    """Time to end in good order, counted from the first signal."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.number: int | None = None  # of the signal that came
 
     def raise_if_stopped(self) -> None:
-        """Raise `Stopped` where there was a signal."""
+        """Raise `Stopped` if there was a signal."""
         if self.number is not None:
             raise Stopped(self.number)
 
@@ -31,20 +31,20 @@ _grace: Grace | None = None
 
 
 def raise_on_signals() -> None:
-    """Set the handlers. To be called again after anything that sets handlers of its own, as Ray does."""
+    """Set the handlers. Call it again after anything that sets handlers of its own, as Ray does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
 @contextmanager
-def grace(seconds: float) -> Iterator[Grace]:
-    """In here a signal waits for at most so long. Whoever can end in good order asks for it, and obeys."""
+def grace_period(seconds: float) -> Iterator[Grace]:
+    """In here the first signal waits for at most `seconds`. The code in here must call `raise_if_stopped` once it can stop."""
     global _grace
     _grace = mine = Grace(seconds)
     try:
         yield mine
     except Exception:
-        mine.raise_if_stopped()  # the error might be survived, and the signal forgotten
+        mine.raise_if_stopped()  # a caller might survive the error, and the signal would be forgotten
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -56,7 +56,7 @@ def _stop(number: int, frame: object) -> None:
     if _grace is None or _grace.number is not None:
         raise Stopped(number)
     _grace.number = number
-    # Not print: a handler may have come in the middle of one.
+    # Not print: the signal may have come in the middle of one.
     text = f"{signal.Signals(number).name}: a checkpoint follows after this update; a second signal stops at once\n"
     os.write(2, text.encode())
     signal.signal(signal.SIGALRM, _too_late)

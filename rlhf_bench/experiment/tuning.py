@@ -1,31 +1,87 @@
-"""Trials before the comparison: every arm tries the same settings, once each, and goes on with its best.
+"""Trials before the comparison: every arm tries the same settings, once each, and continues with its best.
 
-A rival that was tuned less loses for the wrong reason. So the list of trials is one for all arms, each trial has the
-same budget, and all of them look at held-out prompts that the comparison itself never uses.
+A method that was tuned less would lose for the wrong reason. So all arms have one list of trials, each trial has the
+same budget, and all trials are scored on held-out prompts that the comparison itself never uses.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.compute.ledger import Ledger
+from rlhf_bench.core.errors import ArmFailed, RunFailed
+from rlhf_bench.core.types import EvalPoint, Evaluation
+from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
+from rlhf_bench.experiment.stages.base_evaluation import evaluate_base
+from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
+from rlhf_bench.recipe.recipe import TuningSettings
 from rlhf_bench.results.trials import Trial, best_trial
+from rlhf_bench.training.inputs import StartingPoint
+from rlhf_bench.training.loop import ArmObserver, ArmTrainer
+from rlhf_bench.training.rollouts import StartSamples
+
+RunTrial = Callable[[str, MethodSettings], tuple[float, str, dict[str, float]]]
+"""Arm and settings -> score, status, and what it spent by ledger column."""
+
+
+def tune(
+    spec: ComparisonSpec, runtime: Runtime, start: StartingPoint, samples: StartSamples
+) -> dict[str, MethodSettings]:
+    """The settings of all arms of the recipe, after the trials of those that are to run."""
+    tuning = spec.recipe.tuning
+    if tuning is None:
+        return dict(spec.recipe.arms)
+    _, base = evaluate_base(runtime.first, start, tuning=True, say=runtime.display.say)
+    trials = Trials(spec, runtime, tuning, start, base, samples)
+    run_trial = functools.partial(runtime.first.with_recovery, trials.run)
+    tuned = tuned_arms(spec.recipe, spec.directory, spec.arms, run_trial, runtime.display.say)
+    samples.clear(tuning.seed)
+    return tuned
+
+
+@dataclass(frozen=True)
+class Trials:
+    spec: ComparisonSpec
+    runtime: Runtime
+    tuning: TuningSettings
+    start: StartingPoint
+    base: Evaluation
+    samples: StartSamples
+
+    def run(self, arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
+        """See `RunTrial`. The reward model is charged in the comparison, once, and not again in every trial."""
+        recipe, worker = self.spec.recipe, self.runtime.first
+        worker.begin_arm(arm, self.tuning.seed)
+        ledger = Ledger(recipe.compute.column, recipe.compute.limit * self.tuning.fraction)
+        scores: list[float] = []
+
+        def evaluated(point: EvalPoint, evaluation: Evaluation) -> None:
+            scores.append(next(iter(evaluation.splits.values())).score)
+
+        run = ArmTrainer(
+            recipe, METHODS[settings.method], settings, self.tuning.seed, self.spec.inputs, self.start, worker.roles, ledger,
+            ArmObserver(lambda *_: None, evaluated), self.base, (), self.samples, self.runtime.cache,
+        )  # fmt: skip
+        try:
+            status: str = run.run(None)
+        except ArmFailed as failure:
+            self.runtime.display.warn(f"{arm}: a trial failed: {failure}")
+            return math.nan, "failed", ledger.total().as_dict()
+        return scores[-1], status, ledger.total().as_dict()
 
 
 def tuned_arms(
-    recipe: Recipe,
-    directory: Path,
-    arms: Sequence[str],
-    run_trial: Callable[[str, MethodSettings], tuple[float, str, dict[str, float]]],
-    say: Callable[[str], None],
+    recipe: Recipe, directory: Path, arms: Sequence[str], run_trial: RunTrial, say: Callable[[str], None]
 ) -> dict[str, MethodSettings]:
-    """The settings that each of `arms` goes into the comparison with. Trials that DIR has already are not run again."""
+    """The settings with which each of `arms` enters the comparison. Trials that DIR has already are not run again."""
     if recipe.tuning is None:
         return dict(recipe.arms)
     path = directory / "tuning.json"
@@ -47,13 +103,9 @@ def tuned_arms(
             )
         best = best_trial(trials)
         if best is None:
-            ended = ", ".join(sorted({t.status for t in trials}))
-            raise RunFailed(
-                f"tuning: no trial of arm {arm} finished ({ended}); where they diverged, try smaller settings in "
-                "tuning.trials; why one failed is said above"
-            )
+            raise RunFailed(_no_trial_finished(arm, trials))
         tuned[arm] = with_settings(recipe.arms[arm], best.settings)
-        say(f"{arm}: goes on with {_shown(best.settings)}")
+        say(f"{arm}: continues with {_shown(best.settings)}")
     return tuned
 
 
@@ -62,5 +114,13 @@ def with_settings(settings: MethodSettings, values: dict[str, float]) -> MethodS
     return type(settings).model_validate(settings.model_dump() | values)
 
 
-def _shown(values: dict[str, float]) -> str:
+def _no_trial_finished(arm: str, trials: Sequence[Trial]) -> str:
+    statuses = ", ".join(sorted({t.status for t in trials}))
+    return (
+        f"tuning: no trial of arm {arm} finished ({statuses}); where they diverged, try smaller settings in "
+        "tuning.trials; why one failed is said above"
+    )
+
+
+def _shown(values: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {value:g}" for key, value in values.items())

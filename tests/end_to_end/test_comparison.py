@@ -195,7 +195,7 @@ def test_every_arm_went_on_with_the_best_of_its_trials(first):
     for arm, trials in kept.items():
         assert [t["settings"]["learning_rate"] for t in trials] == TRIALS and {t["status"] for t in trials} == {"done"}
         best = max(trials, key=lambda t: t["score"])["settings"]["learning_rate"]  # the first of equals
-        assert f"{arm}: goes on with learning_rate {best:g}" in first.errors
+        assert f"{arm}: continues with learning_rate {best:g}" in first.errors
         assert f"{arm}: trial 2 of 2" in first.errors
 
 
@@ -365,7 +365,7 @@ def test_the_same_command_again_repeats_nothing(first, tiny, folder, environment
     assert {p: p.stat().st_mtime_ns for p in before} == before
     said = (first.directory / "events.log").read_text().removeprefix(events)
     assert said.count("already done, kept") == len(ARMS) and "fine-tuning" not in said and "begins" not in said
-    assert "trial 1 of" not in said and said.count("goes on with") == len(ARMS)
+    assert "trial 1 of" not in said and said.count("continues with") == len(ARMS)
     assert json.loads(again.said) == {"output": str(first.directory)} | again.summary  # and nothing beside it
     assert again.errors == ""
     assert again.summary["arms"] == summary["arms"] and again.summary["run_key"] == summary["run_key"]
@@ -384,7 +384,7 @@ def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     more = ("tuning=null", "arms.dpo-mixed.edit_distance=[0.999, 1.0]", "--arm=dpo-mixed", "--arm=dpo-offline")
     failed = run(tiny, folder / "out" / "failed", environment, folder / "failed.log", *more)
     cause = "edit_distance: no pair's sides lie between 0.999 and 1.0 apart; widen the interval"
-    assert f"dpo-mixed · seed 1: failed: {cause}; the other arms go on" in failed.errors
+    assert f"dpo-mixed · seed 1: failed: {cause}; the other arms continue" in failed.errors
     assert failed.code == 1 and "Traceback" not in failed.errors
     last = failed.errors.strip().splitlines()[-1]
     assert last.startswith(f"failed: dpo-mixed · seed 1: {cause}; the other arms are done: ")

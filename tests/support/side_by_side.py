@@ -1,7 +1,7 @@
-"""A whole comparison whose teams have scripted roles; `python side_by_side.py DIR TEAMS` runs it as a process of its own.
+"""A whole comparison whose workers have scripted roles. `python side_by_side.py DIR WORKERS` runs it in its own process.
 
-The learner here forgets whatever came before an arm, and what it answers hangs on seed, rows and step alone: so a number
-that hangs on which team worked on an arm, or on when, is the comparison's own doing.
+The learner forgets everything before an arm, and its answers depend only on seed, rows and step. So if a number
+depends on which worker ran an arm, or when, the comparison itself is at fault.
 """
 
 import io
@@ -19,6 +19,7 @@ from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import raise_on_signals
+from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.store import open_directory
 from rlhf_bench.training.cache import Cache
@@ -43,7 +44,7 @@ RECIPE = {
 
 @dataclass
 class Trained(Learner):
-    """Steps of the arm at hand; `seconds` a step. `loses`: seeds in whose third step everything is lost, once each."""
+    """Steps of the arm at hand; `seconds` a step. `loses`: seeds that lose all state in their third step, once each."""
 
     seconds: float = 0.0
     loses: list = field(default_factory=list)
@@ -98,15 +99,12 @@ class Tracker:
 class Unreported(Comparison):
     """Ends with its tables: drawing their report takes longer than all the rest."""
 
-    def _report(self, elsewhere):
+    def _publish(self, settings, timing, elsewhere):
         return None
-
-    def _describe(self, summary):
-        pass
 
 
 class Made:
-    """A comparison into `directory` by so many teams, and all that it leaves."""
+    """A comparison into `directory` on `workers` workers, and everything it leaves."""
 
     def __init__(self, directory, workers=1, seconds=0.0, loses=(), never=0, **recipe):
         (directory / "out").mkdir(parents=True, exist_ok=True)
@@ -120,11 +118,22 @@ class Made:
         self.never = threading.Event()
         made = [self._worker(n) for n in range(workers)]
         others = [lambda worker=worker: worker for worker in made[1:]] + [self._wait for _ in range(never)]
-        display = ProgressDisplay(self.directory, self.shown)
         self.comparison = Unreported(
-            settings, self.directory, inputs, made[0], others, self.never.set, self.cache, self.tracker, display.say,
-            display, {"run_key": "k", "commit": "", "machine": ""}, time.perf_counter(), lambda: None,
-        )  # fmt: skip
+            ComparisonSpec(
+                recipe=settings, directory=self.directory, inputs=inputs, arms=list(settings.arms), seeds=settings.seeds
+            ),
+            Runtime(
+                first=made[0],
+                others=others,
+                end_workers=self.never.set,
+                cache=self.cache,
+                tracker=self.tracker,
+                display=ProgressDisplay(self.directory, self.shown),
+                tags={"run_key": "k", "commit": "", "machine": ""},
+                began=time.perf_counter(),
+                begin_report=lambda: "elsewhere",
+            ),
+        )
 
     def _wait(self):
         self.never.wait()
@@ -139,7 +148,7 @@ class Made:
         return Worker(roles, lambda start, tuning: (), lambda arm, seed: None, lambda lost: self.recovered.append(n))
 
     def run(self):
-        return self.comparison.run(list(self.settings.arms), list(self.settings.seeds))
+        return self.comparison.run()
 
 
 def main():

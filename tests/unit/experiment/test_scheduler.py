@@ -1,4 +1,4 @@
-"""ArmRunner on several teams at once: who works on what, that the numbers are those of one team, and how all of it ends."""
+"""Arms on several workers at once: who runs which job, that the numbers are those of one worker, and how all of it ends."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed, Stopped
 from rlhf_bench.core.types import Prompt, Sampling
 from rlhf_bench.experiment.scheduler import run_jobs
-from rlhf_bench.experiment.shutdown import Grace, grace, raise_on_signals
+from rlhf_bench.experiment.shutdown import Grace, grace_period, raise_on_signals
 from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.rollouts import Judged, StartSamples
 from tests.chaos.compare import differences
 from tests.support.side_by_side import PAIRS, Made
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 SAMPLING = Sampling(2, 4, 1.0, 1009)
 
 
@@ -31,84 +31,96 @@ def ready(*names):
     return [lambda name=name: name for name in names]
 
 
-def threads_of_teams():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("team ")]
+def worker_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("worker ")]
 
 
 def none_is_left():
-    deadline = time.monotonic() + PATIENCE
-    while threads_of_teams():
-        assert time.monotonic() < deadline, threads_of_teams()
+    deadline = time.monotonic() + TIMEOUT
+    while worker_threads():
+        assert time.monotonic() < deadline, worker_threads()
         time.sleep(0.01)
 
 
-# Who takes what
+# Which worker runs which job
 
 
-def test_two_teams_are_at_work_at_the_same_time_and_every_piece_is_done_once_in_order():
-    together, taken = threading.Barrier(2, timeout=PATIENCE), []
+def test_two_workers_run_jobs_at_the_same_time_and_every_job_once_in_order():
+    together, taken = threading.Barrier(2, timeout=TIMEOUT), []
 
-    def work(worker, piece):
-        taken.append(piece)
-        together.wait()  # breaks where the other team is not at work meanwhile
+    def run(worker, job):
+        taken.append(job)
+        together.wait()  # breaks unless the other worker runs a job meanwhile
 
-    run_jobs(range(10), ready("a", "b"), work, Grace(1), lambda: None)
-    assert sorted(taken) == list(range(10)) and all(abs(piece - at) <= 1 for at, piece in enumerate(taken))
+    run_jobs(range(10), workers=ready("a", "b"), run=run, grace=Grace(1), end_workers=lambda: None)
+    assert sorted(taken) == list(range(10)) and all(abs(job - at) <= 1 for at, job in enumerate(taken))
     none_is_left()
 
 
-def test_a_team_that_finds_no_room_or_never_comes_keeps_nobody_waiting():
+def test_no_worker_waits_for_one_that_finds_no_room_or_never_starts():
     taken, never = [], threading.Event()
     workers = [*ready("a"), lambda: None, lambda: never.wait() and None]
-    run_jobs("pieces", workers, lambda worker, piece: taken.append((worker, piece)), Grace(1), lambda: None)
-    assert taken == [("a", piece) for piece in "pieces"]
+    run_jobs(
+        "jobs",
+        workers=workers,
+        run=lambda worker, job: taken.append((worker, job)),
+        grace=Grace(1),
+        end_workers=lambda: None,
+    )
+    assert taken == [("a", job) for job in "jobs"]
     never.set()
     none_is_left()
 
 
-def test_a_team_that_comes_late_takes_its_share():
+def test_a_worker_that_starts_late_takes_its_share():
     begun, done = threading.Event(), []
 
     def late():
-        assert begun.wait(PATIENCE)
+        assert begun.wait(TIMEOUT)
         return "b"
 
-    def work(worker, piece):
+    def run(worker, job):
         begun.set()
-        deadline = time.monotonic() + PATIENCE
-        while worker == "a" and piece == 0 and ("b", 1) not in done and time.monotonic() < deadline:
+        deadline = time.monotonic() + TIMEOUT
+        while worker == "a" and job == 0 and ("b", 1) not in done and time.monotonic() < deadline:
             time.sleep(0.01)
-        done.append((worker, piece))
+        done.append((worker, job))
 
-    run_jobs([0, 1], [*ready("a"), late], work, Grace(1), lambda: None)
+    run_jobs([0, 1], workers=[*ready("a"), late], run=run, grace=Grace(1), end_workers=lambda: None)
     assert done == [("b", 1), ("a", 0)]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), RunFailed("restarts were not enough")])
-def test_the_first_error_ends_all_teams_and_is_raised(error):
+def test_the_first_error_ends_all_workers_and_is_raised(error):
     ended, taken = threading.Event(), []
 
-    def work(worker, piece):
-        taken.append(piece)
+    def run(worker, job):
+        taken.append(job)
         if worker == "b":
             raise error
-        assert ended.wait(PATIENCE)  # as who waits for an engine
+        assert ended.wait(TIMEOUT)  # as a thread that waits for an engine
         raise RunFailed("the engine was ended")
 
     with pytest.raises(type(error)) as raised:
-        run_jobs(range(10), ready("a", "b"), work, Grace(1), ended.set)
-    assert raised.value is error and sorted(taken) == [0, 1] and threads_of_teams() == []
+        run_jobs(range(10), workers=ready("a", "b"), run=run, grace=Grace(1), end_workers=ended.set)
+    assert raised.value is error and sorted(taken) == [0, 1] and worker_threads() == []
 
 
-def test_a_team_that_cannot_be_started_ends_the_run():
+def test_a_worker_that_cannot_be_started_ends_the_run():
     ended = threading.Event()
 
     def broken():
         raise RunFailed("its engine does not start")
 
     with pytest.raises(RunFailed, match="does not start"):
-        run_jobs([0], [*ready("a"), broken], lambda *_: ended.wait(PATIENCE), Grace(1), ended.set)
-    assert ended.is_set() and threads_of_teams() == []
+        run_jobs(
+            [0],
+            workers=[*ready("a"), broken],
+            run=lambda *_: ended.wait(TIMEOUT),
+            grace=Grace(1),
+            end_workers=ended.set,
+        )
+    assert ended.is_set() and worker_threads() == []
 
 
 # Signals
@@ -123,46 +135,46 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_after_a_signal_no_team_takes_another_piece_and_those_at_work_end_in_their_own_time(handlers):
-    together, ended, saved = threading.Barrier(2, timeout=PATIENCE), threading.Event(), []
+def test_after_a_signal_no_worker_takes_another_job_and_running_jobs_end_in_their_own_time(handlers):
+    together, ended, saved = threading.Barrier(2, timeout=TIMEOUT), threading.Event(), []
 
-    def work(worker, piece):
+    def run(worker, job):
         together.wait()
         if worker == "a":
             os.kill(os.getpid(), signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while patience.number is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + TIMEOUT
+        while grace.number is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.3 if worker == "b" else 0.0)
         saved.append(worker)
-        patience.raise_if_stopped()
+        grace.raise_if_stopped()
 
-    with pytest.raises(Stopped, match="SIGTERM"), grace(PATIENCE) as patience:
-        run_jobs(range(10), ready("a", "b"), work, patience, ended.set)
+    with pytest.raises(Stopped, match="SIGTERM"), grace_period(TIMEOUT) as grace:
+        run_jobs(range(10), workers=ready("a", "b"), run=run, grace=grace, end_workers=ended.set)
     assert saved == ["a", "b"] and not ended.is_set()
     none_is_left()
 
 
 @pytest.mark.parametrize("how", ["a second signal", "the time is over"])
-def test_a_signal_that_waits_no_longer_ends_the_teams(handlers, how):
+def test_a_signal_that_waits_no_longer_ends_the_workers(handlers, how):
     ended = threading.Event()
 
-    def work(worker, piece):
+    def run(worker, job):
         if worker == "a":
             for _ in range(2 if how == "a second signal" else 1):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.2)
-        assert ended.wait(PATIENCE)
+        assert ended.wait(TIMEOUT)
         raise RunFailed("the engine was ended")
 
     began = time.monotonic()
-    with pytest.raises(Stopped), grace(PATIENCE if how == "a second signal" else 0.5) as patience:
-        run_jobs(range(10), ready("a", "b"), work, patience, ended.set)
-    assert ended.is_set() and threads_of_teams() == [] and time.monotonic() - began < PATIENCE / 2
+    with pytest.raises(Stopped), grace_period(TIMEOUT if how == "a second signal" else 0.5) as grace:
+        run_jobs(range(10), workers=ready("a", "b"), run=run, grace=grace, end_workers=ended.set)
+    assert ended.is_set() and worker_threads() == [] and time.monotonic() - began < TIMEOUT / 2
 
 
 def by_signal(directory, workers, number):
-    """A comparison in a process of its own, which gets a signal while its first arms are under way."""
+    """A comparison in a process of its own, which gets a signal while its first arms run."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.side_by_side", directory, str(workers)], stdout=subprocess.PIPE, text=True
     )
@@ -196,12 +208,12 @@ def same(made, other):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_tables_and_weights_are_those_of_one_team(alone, tmp_path, workers):
+def test_tables_and_weights_are_those_of_one_worker(alone, tmp_path, workers):
     made = Made(tmp_path, workers, seconds=0.01, never=1)
     made.run()
     assert same(made, alone) and made.tracker.ended == alone.tracker.ended
     assert all(any(name == "policy" and seed for name, _, seed in learner.loaded) for learner in made.learners)
-    made.never.set()  # as the driver does, when it ends all fleets
+    made.never.set()  # as the driver does when it ends all fleets
     none_is_left()
 
 
@@ -218,16 +230,16 @@ def test_what_arms_share_is_drawn_and_measured_once(alone, tmp_path):
         online = ((metrics["arm"] == "online") & (metrics["phase"] == "train")).sum()
         # Of the offline pairs; of the one-shot ones, which the scripted engines make alike for both seeds; of every update.
         assert len(references) == 1 + 1 + online
-        assert list((run.directory / "state").glob("samples-*")) == []  # nobody will ask for them again
+        assert list((run.directory / "state").glob("samples-*")) == []  # they are not needed again
 
 
-def test_one_teams_loss_is_recovered_without_the_other_and_changes_no_number(alone, tmp_path):
+def test_one_workers_loss_is_recovered_without_the_other_and_changes_no_number(alone, tmp_path):
     made = Made(tmp_path, 2, seconds=0.02, loses=[1, 2])
     made.run()
     assert set(made.recovered) == {0} and same(made, alone)
 
 
-def test_one_arms_failure_is_its_own_whichever_team_it_is_on(tmp_path):
+def test_one_arms_failure_ends_no_other_arm(tmp_path):
     far = {**PAIRS, "edit_distance": [0.999, 1.0]}
     made = Made(tmp_path, 2, arms={"far": far, "offline": PAIRS, "further": far})
     with pytest.raises(RunFailed, match=r"^far · seed 1 \(and 3 more\): edit_distance: .*; the other arms are done: "):
@@ -245,7 +257,7 @@ def test_one_arms_failure_is_its_own_whichever_team_it_is_on(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_a_checkpoint_of_every_arm_under_way_and_the_run_goes_on(alone, tmp_path, number):
+def test_a_signal_leaves_a_checkpoint_of_every_running_arm_and_the_run_resumes(alone, tmp_path, number):
     assert by_signal(tmp_path, 2, number) == 128 + number
     states = {path.parents[1].name for path in (tmp_path / "out" / "state").glob("*/round-*/manifest.json")}
     assert len(states) == 2, states
@@ -254,7 +266,7 @@ def test_a_signal_leaves_a_checkpoint_of_every_arm_under_way_and_the_run_goes_on
     assert made.shown.getvalue().count("going on from") == 2 and same(made, alone)
 
 
-def test_the_kept_are_said_and_not_run_again(tmp_path):
+def test_done_arms_are_named_and_not_run_again(tmp_path):
     Made(tmp_path, 2, arms={"offline": PAIRS, "other": PAIRS}).run()
     again = Made(tmp_path, 2, arms={"offline": PAIRS, "other": PAIRS})
     again.run()
@@ -264,7 +276,7 @@ def test_the_kept_are_said_and_not_run_again(tmp_path):
 # What is shared
 
 
-def test_samples_of_the_start_policy_are_drawn_by_one_while_the_other_waits(tmp_path, alone):
+def test_samples_of_the_base_policy_are_drawn_by_one_thread_while_the_others_wait(tmp_path, alone):
     samples, drawn = StartSamples(tmp_path, "base"), []
     (pool,) = alone.pools
     key = (1, SAMPLING, ("p",))
@@ -280,7 +292,7 @@ def test_samples_of_the_start_policy_are_drawn_by_one_while_the_other_waits(tmp_
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert len(drawn) == 1 and len(found) == 4 and all(one == found[0] for one in found)
     samples.clear(2)
     assert samples.once(key, draw) == found[0] and len(drawn) == 1
@@ -288,7 +300,7 @@ def test_samples_of_the_start_policy_are_drawn_by_one_while_the_other_waits(tmp_
     assert samples.once(key, draw) == found[0] and len(drawn) == 2
 
 
-def test_two_threads_that_want_the_same_of_the_cache_make_it_once(tmp_path):
+def test_threads_that_want_the_same_of_the_cache_make_it_once(tmp_path):
     cache, made, found = Cache(tmp_path), [], []
 
     def make(folder):
@@ -300,13 +312,13 @@ def test_two_threads_that_want_the_same_of_the_cache_make_it_once(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert len(made) == 1 and sorted(there for _, _, there in found) == [False, True, True, True]
     assert {(path, told["number"]) for path, told, _ in found} == {(found[0][0], 1)}
 
 
-def test_the_drivers_share_counts_a_fleet_only_while_it_has_an_arm():
-    """Two fleets: one at work for 3 of its 4 seconds, the other for all of its 2: the driver's is 1 of 6."""
+def test_a_fleet_counts_for_the_drivers_share_only_while_it_has_an_arm():
+    """Of two fleets, one works for 3 of its 4 seconds, the other for all of its 2: the driver's share is 1 of 6."""
     one, other = EngineTime(), EngineTime()
     now = time.perf_counter()
     one.record_background("learning", "learner 0", now - 9, 3.0)

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import sys, time
-from rlhf_bench.experiment.shutdown import Stopped, grace, raise_on_signals
+from rlhf_bench.experiment.shutdown import Stopped, grace_period, raise_on_signals
 
 raise_on_signals()
 how, seconds = sys.argv[1], float(sys.argv[2])
@@ -17,15 +17,15 @@ try:
     if how == "outside":
         print("ready", flush=True)
         time.sleep(30)
-    with grace(seconds) as patience:
+    with grace_period(seconds) as grace:
         print("ready", flush=True)
         for update in range(300):
-            if how == "obeys" and patience.number is not None:
+            if how == "stops" and grace.number is not None:
                 print("checkpoint", flush=True)
-                patience.obey()
-            if how == "fails" and patience.number is not None:
+                grace.raise_if_stopped()
+            if how == "fails" and grace.number is not None:
                 raise ValueError("an engine was lost too")
-            if how == "ends" and patience.number is not None:
+            if how == "ends" and grace.number is not None:
                 break
             time.sleep(0.1)
         print("done", flush=True)
@@ -51,7 +51,7 @@ def ends(how, seconds, *signals):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_waits_for_a_checkpoint_and_the_code_tells_which_it_was(number):
-    code, said, errors, _ = ends("obeys", 20, number)
+    code, said, errors, _ = ends("stops", 20, number)
     assert code == 128 + number and said == ["checkpoint", f"stopped {number.name}"]
     assert errors == f"{number.name}: a checkpoint follows after this update; a second signal stops at once\n"
 
