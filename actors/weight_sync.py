@@ -26,6 +26,8 @@ from actors.supervision.remote_call import gather
 if TYPE_CHECKING:
     import torch
 
+    from actors.learner.deepspeed_engine import DeepSpeedModel
+
 OBJECT_STORE = "object_store"
 
 
@@ -135,11 +137,10 @@ def trainer_engine(
     engines: list[Any],
     address: str,
     port: int,
-    module: Callable[[], Any],
-    gathered: Callable[[list[Any]], Any],
+    model: Callable[[], DeepSpeedModel],
 ) -> Any:
-    """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard. `module` gives the model of the moment: every
-    arm has another."""
+    """vLLM's trainer side on a learner rank, over weights that ZeRO-3 may shard. `model` gives the current model: every arm
+    has another."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -148,12 +149,13 @@ def trainer_engine(
     class ShardedSource(WeightSource):
         def metadata(self) -> list[ParamMeta]:
             return [
-                ParamMeta(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in module().named_parameters()
+                ParamMeta(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in model().lm.named_parameters()
             ]
 
         def __iter__(self) -> Iterator[tuple[str, Any]]:
-            for name, parameter in module().named_parameters():
-                with gathered([parameter]):
+            now = model()
+            for name, parameter in now.lm.named_parameters():
+                with now.gathered([parameter]):
                     yield name, parameter.detach().clone()
 
     info = IPCTrainerInitInfo(rank=rank) if backend == "ipc" else NCCLTrainerInitInfo(

@@ -1,7 +1,7 @@
 """DeepSpeed with 1 or 2 ranks and every ZeRO stage, against a plain PyTorch loop over unpadded sequences."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -116,9 +116,10 @@ def group(request, cluster, groups):
 
 
 def set_stage(group, stage, ray):
-    ray.get(
-        [rank.__ray_call__.remote(lambda own, stage: setattr(own, "zero_stage", stage), stage) for rank in group.ranks]
-    )
+    def change(rank, stage):
+        rank.setup = replace(rank.setup, zero_stage=stage)
+
+    ray.get([rank.__ray_call__.remote(change, stage) for rank in group.ranks])
 
 
 def train(group, model, ray) -> Trained:

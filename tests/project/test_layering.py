@@ -30,7 +30,11 @@ MAY_IMPORT = {
 ENGINES = {
     "ray": {"actors/", "cluster/local_job.py"},
     "vllm": {"actors/rollout/vllm_engine.py", "actors/weight_sync.py"},
-    "deepspeed": {"actors/learner/"},
+    "deepspeed": {
+        "actors/learner/rank.py",
+        "actors/learner/deepspeed_engine.py",
+        "actors/learner/training_state.py",
+    },
     "mlflow": {"rlhf_bench/experiment/tracking/mlflow_store.py"},
 }
 """Library -> the files or folders that may import it."""
