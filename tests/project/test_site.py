@@ -49,7 +49,7 @@ def test_the_site_has_its_pages_and_what_they_link_to(site):
     assert len(nav) > 15 and all((site / f"{name}.html").is_file() for name in nav)
     for linked in (
         "source/recipes/quickstart.yaml",
-        "source/tests/unit/recipe/test_bad_input.py",
+        "source/tests/unit/recipe/test_bad_recipe.py",
         "results/data/gsm8k/index.html",
     ):
         assert (site / linked).is_file()

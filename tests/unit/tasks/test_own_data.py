@@ -1,5 +1,5 @@
 """One's own data in TRL's conventions, from every kind of place, and what check says of it. Rows that are refused stand in
-test_bad_input.py."""
+test_bad_rows.py."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The files task: the user's own data and its judges. Rows that it refuses stand in test_bad_input.py."""
+"""The files task: the user's own data and its judges. Rows that it refuses stand in test_bad_rows.py."""
 
 import json
 from decimal import Decimal
