@@ -14,6 +14,7 @@ from rlhf_bench.experiment.publish import publish
 from rlhf_bench.experiment.recording import Recorder
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.experiment.stages.base_evaluation import evaluate_base
+from rlhf_bench.experiment.stages.context import StageContext
 from rlhf_bench.experiment.stages.start import make_start
 from rlhf_bench.experiment.timing import Occupancy, Timing
 from rlhf_bench.experiment.tracking.metrics import datasets
@@ -57,10 +58,15 @@ class Comparison:
         return summary
 
     def _start(self) -> StartingPoint:
-        first, display = self.runtime.first, self.runtime.display
-        return first.with_recovery(
-            make_start, self.spec.recipe, self.spec.inputs, first.roles, self.runtime.cache, display.say
+        first = self.runtime.first
+        context = StageContext(
+            recipe=self.spec.recipe,
+            inputs=self.spec.inputs,
+            roles=first.roles,
+            cache=self.runtime.cache,
+            say=self.runtime.display.say,
         )
+        return first.with_recovery(make_start, context)
 
     def _prepare(self, start: StartingPoint, samples: StartSamples, timing: Timing) -> tuple[ArmRunner, list[str]]:
         """What all arms and seeds have in common, and what the data and the probes had to leave out."""

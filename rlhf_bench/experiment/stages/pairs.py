@@ -1,111 +1,107 @@
-"""Off-policy pairs from a weaker policy."""
+"""Off-policy pairs: from the answers of a weaker policy, where the data have none."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Pair, Prompt, Sampling
-from rlhf_bench.experiment.stages.sft import Say, _base
-from rlhf_bench.recipe import Recipe
-from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import PAIR_SEED, WEAKER_SEED, Inputs
+from rlhf_bench.experiment.stages.context import StageContext
+from rlhf_bench.experiment.stages.sft import fine_tune
+from rlhf_bench.training.inputs import PAIR_SEED, WEAKER_SEED
 from rlhf_bench.training.judging import Judge, reward_groups
 from rlhf_bench.training.pairs import best_and_worst
-from rlhf_bench.training.roles import Roles
-
-Pairs = tuple[list[Pair], dict[str, list[Pair]], Cost]
-"""To train on; held out, by split; what they cost."""
 
 
-def _weaker_pairs(
-    recipe: Recipe, inputs: Inputs, roles: Roles, cache: Cache, given_up: threading.Event, say: Say
-) -> Callable[[], Pairs]:
-    """Train another policy (same shape, other seed, less training) and hand it to the engines. What is returned makes
-    pairs, and held-out ones by split, among its answers, without the learner; it stops soon after `given_up` is set.
+@dataclass(frozen=True)
+class OffPolicyPairs:
+    train: list[Pair]
+    held_out: dict[str, list[Pair]]  # by split
+    cost: Cost
 
-    Dataset cost: charged to nobody.
+
+STORED = TypeAdapter(OffPolicyPairs)
+"""How the cache keeps them. A side that did not end may have a score of nan or minus infinity, which it keeps."""
+
+
+def prepare_weaker_pairs(context: StageContext, given_up: threading.Event) -> Callable[[], OffPolicyPairs]:
+    """Train a weaker policy (same shape, other seed, fewer steps) and hand it to the engines. The function returned makes
+    pairs of its answers, without the learner; it raises RunFailed soon after `given_up` is set.
+
+    The cost is part of the data's: no arm is charged for it.
     """
-    weaker, meta = _base(recipe, inputs, roles, cache, recipe.data.weaker_policy_steps, WEAKER_SEED, "weaker", say)
-    wanted, kept = recipe.data.off_policy_pairs, recipe.data.held_out_pairs
+    recipe, cache = context.recipe, context.cache
+    weaker, training_cost = fine_tune(
+        context, name="weaker", fraction=recipe.data.weaker_policy_steps, seed=WEAKER_SEED
+    )
     key = [
-        inputs.fingerprint,
+        context.inputs.fingerprint,
         recipe.data.model_dump(mode="json"),
         weaker.name,
         recipe.evaluation.model_dump(mode="json"),
     ]
     if not cache.has("pairs", key):
-        roles.learner.load("policy", weaker, WEAKER_SEED)
-        roles.sync.send(0)
+        context.roles.learner.load("policy", weaker, WEAKER_SEED)
+        context.roles.sync.send(0)
 
     def make(folder: Path) -> dict[str, Any]:
-        train, cost = _pairs_from(recipe, inputs, roles, inputs.train, wanted, given_up)
-        held: dict[str, list[Pair]] = {}
-        for split in recipe.evaluation.splits:
-            held[split], more = _pairs_from(recipe, inputs, roles, inputs.held_out[split], kept, given_up)
-            cost += more
-        if len(train) < wanted:
-            say(
-                f"off-policy pairs: {len(train)} of the {wanted} asked for (data.off_policy_pairs): other prompts' candidates scored alike"
-            )
-        return {
-            "train": [asdict(p) for p in train],
-            "held_out": {split: [asdict(p) for p in found] for split, found in held.items()},
-            "cost": asdict(cost),
-        }
+        return STORED.dump_python(_sample_pairs(context, given_up))
 
-    def pairs() -> Pairs:
-        _, made, found = cache.get("pairs", key, make)
-        say(
-            f"off-policy pairs: {len(made['train'])} to train on, {', '.join(f'{len(p)} {split}' for split, p in made['held_out'].items())} "
-            f"to look at {'(from the cache)' if found else ''}"
-        )
-        if not made["train"]:
+    def pairs() -> OffPolicyPairs:
+        _, stored, found = cache.get("pairs", key, make)
+        made = STORED.validate_python(stored)
+        held_out = ", ".join(f"{len(pairs)} {split}" for split, pairs in made.held_out.items())
+        origin = " (from the cache)" if found else ""
+        context.say(f"off-policy pairs: {len(made.train)} training; held-out: {held_out}{origin}")
+        if not made.train:
             raise RunFailed(
-                "off-policy pairs: none of the weaker policy's prompts had candidates of different quality; change data.weaker_policy_steps"
+                "off-policy pairs: none, since all candidates of the weaker policy have the same score on every prompt; "
+                "change data.weaker_policy_steps"
             )
-        return (
-            [_pair(p) for p in made["train"]],
-            {split: [_pair(p) for p in kept_pairs] for split, kept_pairs in made["held_out"].items()},
-            Cost(**made["cost"]) + Cost(**meta["cost"]),
-        )
+        return OffPolicyPairs(made.train, made.held_out, made.cost + training_cost)
 
     return pairs
 
 
-def _pairs_from(
-    recipe: Recipe, inputs: Inputs, roles: Roles, prompts: Sequence[Prompt], wanted: int, given_up: threading.Event
+def _sample_pairs(context: StageContext, given_up: threading.Event) -> OffPolicyPairs:
+    """Pairs of what the engines hold now, for training and for each split."""
+    recipe, inputs = context.recipe, context.inputs
+    wanted = recipe.data.off_policy_pairs
+    train, cost = _pairs_on(context, inputs.train, wanted, given_up)
+    held_out: dict[str, list[Pair]] = {}
+    for split in recipe.evaluation.splits:
+        held_out[split], more = _pairs_on(context, inputs.held_out[split], recipe.data.held_out_pairs, given_up)
+        cost += more
+    if len(train) < wanted:
+        context.say(
+            f"off-policy pairs: {len(train)} of {wanted} (data.off_policy_pairs): all candidates of each other prompt "
+            "have the same score"
+        )
+    return OffPolicyPairs(train, held_out, cost)
+
+
+def _pairs_on(
+    context: StageContext, prompts: Sequence[Prompt], wanted: int, given_up: threading.Event
 ) -> tuple[list[Pair], Cost]:
-    """Sample candidates prompt by prompt, in chunks, until there are enough pairs or no prompts are left."""
+    """Sample candidates in chunks of prompts, until there are enough pairs or no prompts are left."""
+    data, inputs = context.recipe.data, context.inputs
     pairs: list[Pair] = []
     total, at = Cost(), 0
     while at < len(prompts) and len(pairs) < wanted:
         if given_up.is_set():
             raise RunFailed("off-policy pairs: given up, since the run has ended")
-        some = prompts[at : at + min(256, max(32, 5 * (wanted - len(pairs)) // 4))]
-        sampling = Sampling(
-            recipe.data.candidates_per_prompt, recipe.data.max_response_tokens, recipe.data.temperature, PAIR_SEED + at
-        )
-        groups, cost = roles.pool.generate(some, sampling)
+        chunk = prompts[at : at + min(256, max(32, 5 * (wanted - len(pairs)) // 4))]
+        sampling = Sampling(data.candidates_per_prompt, data.max_response_tokens, data.temperature, PAIR_SEED + at)
+        groups, cost = context.roles.pool.generate(chunk, sampling)
         judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
         total += cost + judging
         pairs += best_and_worst(reward_groups(judged, "judge", None)[0])
-        at += len(some)
+        at += len(chunk)
     return pairs[:wanted], total
-
-
-def _pair(data: dict[str, Any]) -> Pair:
-    prompt = Prompt(**{**data["prompt"], "token_ids": tuple(data["prompt"]["token_ids"])})
-    return Pair(
-        **{
-            **data,
-            "prompt": prompt,
-            "chosen_ids": tuple(data["chosen_ids"]),
-            "rejected_ids": tuple(data["rejected_ids"]),
-        }
-    )

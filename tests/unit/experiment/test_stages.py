@@ -12,6 +12,8 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Pair, Prompt
+from rlhf_bench.experiment.stages.context import StageContext
+from rlhf_bench.experiment.stages.pairs import STORED, OffPolicyPairs
 from rlhf_bench.experiment.stages.start import make_start
 from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.recipe import parse_recipe
@@ -48,10 +50,11 @@ def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
     inputs = prepare_inputs(recipe, cache)
     pool = pool(inputs.tokenizer) if pool else Pool(inputs.tokenizer)
     roles = Roles(pool, scorer, learner or Learner(), None, Sync())
-    if given is not None:  # a name that nothing is at: the scripted scorer looks nowhere
+    if given is not None:  # nothing has that name: the scripted scorer reads no file
         reward_model = RewardModelSettings(name_or_path=given, start_policy_prompts=4)
         recipe = recipe.model_copy(update={"reward_model": reward_model})
-    return make_start(recipe, inputs, roles, cache, said.append), inputs, said, roles
+    context = StageContext(recipe=recipe, inputs=inputs, roles=roles, cache=cache, say=said.append)
+    return make_start(context), inputs, said, roles
 
 
 def test_held_out_pairs_are_on_their_own_splits_prompts_and_no_arm_trains_on_one(tmp_path):
@@ -62,7 +65,7 @@ def test_held_out_pairs_are_on_their_own_splits_prompts_and_no_arm_trains_on_one
     trained = {p.prompt.text for p in begun.pairs}
     assert len(begun.pairs) == len(trained) == 8 and trained <= {p.text for p in inputs.train}
     assert not trained & {p.prompt.text for pairs in begun.held_out_pairs.values() for p in pairs}
-    assert any("8 to train on, 3 in_distribution, 3 out_of_distribution, 3 unseen to look at" in line for line in said)
+    assert any("8 training; held-out: 3 in_distribution, 3 out_of_distribution, 3 unseen" in line for line in said)
 
 
 def test_a_side_is_chosen_for_its_score(tmp_path):
@@ -80,7 +83,7 @@ def test_pairs_out_of_the_cache_are_the_same_pairs(tmp_path):
     assert any(line.endswith("(from the cache)") for line in said)
 
 
-def test_splits_that_are_not_looked_at_have_no_pairs(tmp_path):
+def test_splits_that_are_not_evaluated_have_no_pairs(tmp_path):
     begun, _, _, _ = start(tmp_path, evaluation={"prompts": 5, "splits": ["in_distribution", "unseen"]})
     assert list(begun.held_out_pairs) == ["in_distribution", "unseen"]
 
@@ -106,7 +109,7 @@ def test_without_any_held_out_pair_the_reader_is_told(tmp_path):
 
 
 def test_without_a_pair_to_train_on_the_run_ends(tmp_path):
-    with pytest.raises(RunFailed, match=r"^off-policy pairs: none .*change data\.weaker_policy_steps$"):
+    with pytest.raises(RunFailed, match=r"^off-policy pairs: none, .*change data\.weaker_policy_steps$"):
         start(tmp_path, lambda tokenizer: Pool(tokenizer, ["wrong"]))
 
 
@@ -207,7 +210,7 @@ def test_a_given_reward_model_that_is_changed_in_place_gets_another_scale(tmp_pa
 
 
 def test_a_given_reward_model_that_answers_no_numbers_ends_the_run(tmp_path):
-    with pytest.raises(RunFailed, match=r"^reward model: a score .* is no finite number; use another model$"):
+    with pytest.raises(RunFailed, match=r"^reward model: a score .* is not finite; use another model$"):
         start(tmp_path, Seen, ByItsFolder(scale=math.nan), arms=REWARDED, given="some/model")
 
 
@@ -222,10 +225,18 @@ def test_accuracy_counts_ties_as_wrong_and_only_pairs_that_were_scored():
 
 
 def test_an_unfinished_side_survives_the_cache(tmp_path):
-    """Its score is minus infinity, which plain JSON does not know."""
+    """Its score is minus infinity, which standard JSON does not have."""
     for _ in range(2):
         begun, _, _, _ = start(tmp_path, lambda tokenizer: Pool(tokenizer, ["right", "unfinished"]))
         assert {p.rejected_score for p in begun.pairs} == {-math.inf}
+
+
+def test_stored_pairs_come_back_equal_with_scores_that_are_not_finite():
+    prompt = Prompt("p", "hi", "2", (1, 5), turns=(("user", "hi"),), where="prompts.jsonl:3")
+    pair = Pair("a", prompt, (6, 2), (7, 8, 2), chosen_score=0.1, rejected_score=-math.inf, policy_version=3)
+    pairs = OffPolicyPairs([pair], {"unseen": [replace(pair, chosen_score=math.nan)]}, Cost(flops=0.3))
+    back = STORED.validate_python(json.loads(json.dumps(STORED.dump_python(pairs))))
+    assert repr(back) == repr(pairs) and back.train[0].prompt.where == prompt.where
 
 
 def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_base(tmp_path):
