@@ -1,4 +1,4 @@
-"""Roles whose answers are written down beforehand: they fill the Protocols of `rlhf_bench.training.roles` and start no process."""
+"""Roles whose answers are scripted: they implement the Protocols of `rlhf_bench.training.roles` and start no process."""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ STEP, MEASURING, SIDES = Cost(flops=8.0), Cost(flops=2.0), Cost(flops=5.0)
 
 
 class FreshStartSamples(StartSamples):
-    """Nothing has been drawn yet; its folder goes with it."""
+    """Nothing has been drawn yet. Its folder is removed with it."""
 
     def __init__(self):
         self.aside = tempfile.TemporaryDirectory()
@@ -26,25 +26,26 @@ class FreshStartSamples(StartSamples):
 
 
 class Pool:
-    """Gives the right answer, a wrong one and an unfinished one, in turn; remembers what it was asked.
+    """Answers with the right answer, a wrong one and an unfinished one, in turn, and remembers what it was asked.
 
-    `answers`: the kinds that come in turn. A kind that is none of the three is an answer itself."""
+    `answers`: the kinds, in turn; a kind that is none of these three is an answer itself. `chunk`: prompts in a chunk; None
+    gives one chunk. `order`: a list that gets what happened, in order."""
 
-    def __init__(self, tokenizer, answers=("right", "wrong", "unfinished"), part=None, order=None):
+    def __init__(self, tokenizer, answers=("right", "wrong", "unfinished"), chunk=None, order=None):
         self.tokenizer, self.answers, self.asked, self.seeds = tokenizer, answers, [], []
         self.version = 0
-        self.part, self.order = part, [] if order is None else order  # prompts in a part; what happened when
+        self.chunk, self.order = chunk, [] if order is None else order
 
     def generate(self, prompts, sampling):
-        parts = list(self.stream(prompts, sampling))
-        return [g for part in parts for g in part.groups], sum((part.cost for part in parts), Cost())
+        chunks = list(self.stream(prompts, sampling))
+        return [g for chunk in chunks for g in chunk.groups], sum((chunk.cost for chunk in chunks), Cost())
 
     def stream(self, prompts, sampling):
         self.asked += [p.id for p in prompts]
         self.seeds.append(sampling.seed)
         kinds = [self.answers[k % len(self.answers)] for k in range(sampling.count)]
         groups = [Group(p, tuple(self._sample(p, k, kind) for k, kind in enumerate(kinds))) for p in prompts]
-        size = self.part or len(prompts) or 1
+        size = self.chunk or len(prompts) or 1
         for at in range(0, len(prompts), size):
             some = groups[at : at + size]
             self.order.append(("draws", self.asked[-len(prompts) :][at]))
@@ -90,7 +91,7 @@ class Pending:
 
 @dataclass
 class Learner:
-    """Trains nothing; remembers what it was handed. `losses`: what its steps answer in turn, then always 1."""
+    """Trains nothing; remembers what it was given. `losses`: the losses of its steps, in turn; afterwards 1."""
 
     sides: SideGradients = SideGradients(1.0, 1.0, 0.5)
     losses: list = field(default_factory=list)
@@ -101,7 +102,7 @@ class Learner:
     measured: list = field(default_factory=list)  # model, rows
     sides_measured: list = field(default_factory=list)  # how many steps had been taken, settings
     saved: list = field(default_factory=list)
-    order: list = field(default_factory=list)  # of handing steps in and waiting for them
+    order: list = field(default_factory=list)  # of steps that begin and are waited for
 
     def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0):
         self.loaded.append((name, path, seed))
@@ -154,7 +155,7 @@ class Learner:
 
 
 class Evaluator:
-    """A policy's score is what `score` says of its number of steps. Where `late`, nothing is ready unless waited for."""
+    """A policy's score is `score` of its number of steps. With `late`, nothing is ready unless it is waited for."""
 
     def __init__(self, score=lambda steps: 0.5, pairs=(), late=False):
         self.score, self.pairs, self.late, self.pending = score, tuple(pairs), late, []

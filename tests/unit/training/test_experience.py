@@ -239,7 +239,7 @@ def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_
 def test_an_updates_data_is_the_same_in_one_part_and_in_several(method, arm):
     settings, found = METHODS[method].settings(**arm), []
     for part in (None, 2):
-        sampling = sampler(settings, Pool(TOKENIZER, part=part), candidates_per_prompt=3)
+        sampling = sampler(settings, Pool(TOKENIZER, chunk=part), candidates_per_prompt=3)
         parts = list(make_source(METHODS[method], settings, sampling, []).draw(4))
         assert [len(p.rows) for p in parts] == ([5, 0] if part is None else [2, 2, 1, 0])
         found.append((joined(parts), sampling.ledger.total().generated_tokens))
@@ -261,7 +261,7 @@ def test_a_part_is_scored_while_the_engines_draw_the_next():
             return found
 
     settings = METHODS["ppo"].settings()
-    sampling = sampler(settings, Pool(TOKENIZER, part=1, order=order))
+    sampling = sampler(settings, Pool(TOKENIZER, chunk=1, order=order))
     sampling.roles = Roles(sampling.roles.pool, Scorer(), None, None, None)
     first, second = [part[0].prompt.id for part in sampling.sample(2, 2)]
     assert order == [

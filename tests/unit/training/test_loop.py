@@ -41,7 +41,7 @@ class Arm:
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool, self.ledger = Pool(TOKENIZER, part=pool_part, order=pool_order), Ledger("flops", limit)
+        self.pool, self.ledger = Pool(TOKENIZER, chunk=pool_part, order=pool_order), Ledger("flops", limit)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
         inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
