@@ -52,7 +52,7 @@ class ArmCheckpointer:
         if found is None:
             return None
         self.part.put_back(found.state["records"])
-        self.say(f"going on from {found.url}, after update {found.state['arm']['version']}")
+        self.say(f"resuming from {found.url}, after update {found.state['arm']['version']}")
         return found.state["arm"], found.url, found.files
 
 

@@ -109,8 +109,10 @@ def with_killed_drivers(folder: Path, recipe: Path, phases: Mapping[str, str]) -
 
 def _until_it_goes_on(process: subprocess.Popen, log: Path, times: int) -> list[float]:
     began = time.monotonic()
-    while log.read_text().count("going on from") <= times:
+    while log.read_text().count("resuming from") <= times:
         if process.poll() is not None:
-            raise AssertionError(f"the driver began anew instead of going on: {log.read_text()[-2000:]}")
+            raise AssertionError(
+                f"the driver started from the beginning instead of resuming: {log.read_text()[-2000:]}"
+            )
         time.sleep(0.05)
     return [time.monotonic() - began]

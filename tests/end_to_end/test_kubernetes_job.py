@@ -109,7 +109,7 @@ def test_a_rendered_job_runs_on_its_roles_nodes_and_goes_on_when_it_is_tried_aga
         jobs.submit("second", spec)
         second = jobs.wait("second", ended)
         assert second["status"] == "SUCCEEDED", jobs.log("second")
-        assert "going on from" in jobs.log("second")
+        assert "resuming from" in jobs.log("second")
         actors = jobs.get("/api/v0/actors?detail=1&limit=100")["data"]["result"]["result"]
     finally:
         cluster.stdin.close()

@@ -45,7 +45,7 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
             time.sleep(0.05)
         print("lose", file=nodes.stdin, flush=True)
         server.kill()
-        while "going on from" not in log.read_text():
+        while "resuming from" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.05)
         server.start()
@@ -54,7 +54,7 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
         nodes.stdin.close()
         nodes.wait(timeout=60)
     assert nodes.returncode == 0
-    assert "started again" in log.read_text() and "going on from" in log.read_text()
+    assert "started again" in log.read_text() and "resuming from" in log.read_text()
     assert differences(moved, alone, ["ppo"]) == []
     assert "not in MLflow" not in log.read_text()
     updates = table(moved, "metrics").query("arm == 'ppo' and phase == 'train'")["update"]

@@ -142,7 +142,7 @@ def test_a_job_by_the_sdk_shows_its_metrics_is_stopped_and_goes_on_when_it_is_su
     assert "stopped by SIGTERM: the same command with the same --output goes on from the last checkpoint" in logs
     assert told["again"][0] == 0 and told["status"] == "SUCCEEDED", told["again"]
     assert "ppo-ahead · seed 4: done" in told["logs"] and "tiny: held-out score at equal compute" in told["again"][1]
-    assert "going on from" in (directory / "events.log").read_text()
+    assert "resuming from" in (directory / "events.log").read_text()
     assert told["keys"][0] == told["keys"][1]
     store = MlflowClient(tracking_uri=f"sqlite:///{directory.parent / 'mlflow.db'}")
     experiment = store.get_experiment_by_name("tiny").experiment_id

@@ -50,7 +50,7 @@ def wait_for(process, directory, arm, round_):
 
 def resumed_at(log):
     """After which update each process went on."""
-    return [int(update) for update in re.findall(r"going on from \S+, after update (\d+)", log.read_text())]
+    return [int(update) for update in re.findall(r"resuming from \S+, after update (\d+)", log.read_text())]
 
 
 def wait_for_update(process, directory, arm, update):
@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_and_asked_to_end_ends_as_one_left_alone(straight,
 
 def test_it_says_from_where_it_goes_on_and_leaves_damaged_checkpoints_alone(broken):
     directory, said = broken
-    assert said.count("going on from") == 4
+    assert said.count("resuming from") == 4
     assert "policy-00001.safetensors is damaged; it is removed, and the one before it is used" in said
     assert "a checkpoint follows after this update" in said
     assert not list((directory / "state").glob("*-seed1")), "checkpoints of finished arms are of no use"
@@ -122,7 +122,7 @@ def test_it_says_from_where_it_goes_on_and_leaves_damaged_checkpoints_alone(brok
 
 def test_updates_that_no_checkpoint_followed_come_a_second_time(broken):
     """That they came before, `broken` has seen."""
-    first, second, *_ = re.findall(r"going on from (\S+), after update", broken[1])
+    first, second, *_ = re.findall(r"resuming from (\S+), after update", broken[1])
     assert first == second and "ppo-seed1" in first
 
 

@@ -136,7 +136,12 @@ def handlers():
 
 
 def test_after_a_signal_no_worker_takes_another_job_and_running_jobs_end_in_their_own_time(handlers):
-    together, ended, saved = threading.Barrier(2, timeout=TIMEOUT), threading.Event(), []
+    together, ended, saved, first_saved = (
+        threading.Barrier(2, timeout=TIMEOUT),
+        threading.Event(),
+        [],
+        threading.Event(),
+    )
 
     def run(worker, job):
         together.wait()
@@ -145,8 +150,11 @@ def test_after_a_signal_no_worker_takes_another_job_and_running_jobs_end_in_thei
         deadline = time.monotonic() + TIMEOUT
         while grace.number is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.3 if worker == "b" else 0.0)
+        if worker == "b":
+            assert first_saved.wait(TIMEOUT)
+            time.sleep(0.1)  # in which the main thread must still wait
         saved.append(worker)
+        first_saved.set()
         grace.raise_if_stopped()
 
     with pytest.raises(Stopped, match="SIGTERM"), grace_period(TIMEOUT) as grace:
@@ -263,7 +271,7 @@ def test_a_signal_leaves_a_checkpoint_of_every_running_arm_and_the_run_resumes(a
     assert len(states) == 2, states
     made = Made(tmp_path, 2)
     made.run()
-    assert made.shown.getvalue().count("going on from") == 2 and same(made, alone)
+    assert made.shown.getvalue().count("resuming from") == 2 and same(made, alone)
 
 
 def test_done_arms_are_named_and_not_run_again(tmp_path):
