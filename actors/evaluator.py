@@ -12,7 +12,7 @@ import ray
 
 from actors.monitoring.ray_metrics import queue_depth
 from actors.monitoring.trace import Profiled, noted
-from actors.rollout.vllm_engine import VLLMEngine
+from actors.rollout.vllm_engine import Completion, VLLMEngine
 from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.heartbeat import Heartbeat
 from actors.weight_sync import as_tensor
@@ -118,7 +118,7 @@ class EvaluatorActor(Profiled, Heartbeat):
             return []
         self.engine.load(self._arrays(self.reference), 0)
         found = self._generate([p for p in prompts for _ in range(PROBE_CANDIDATES)], 1.0, PROBE_SEED)
-        return [[f["ids"] for f in found[at : at + PROBE_CANDIDATES]] for at in range(0, len(found), PROBE_CANDIDATES)]
+        return [[f.ids for f in found[at : at + PROBE_CANDIDATES]] for at in range(0, len(found), PROBE_CANDIDATES)]
 
     def _arrays(self, model: Any) -> dict[str, np.ndarray]:
         """Weights by Hugging Face name, as the learner sends them: bfloat16 as its bits."""
@@ -132,12 +132,12 @@ class EvaluatorActor(Profiled, Heartbeat):
         for name, array in arrays.items():
             own[name].data.copy_(as_tensor(array))
 
-    def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[dict[str, Any]]:
+    def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[Completion]:
         requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in enumerate(prompts)]
         found = self.engine.generate(requests, self.held_out.max_response_tokens, temperature, self.held_out.eos_id)
-        self.counts["generated_tokens"] += sum(len(f["ids"]) for f in found)
+        self.counts["generated_tokens"] += sum(len(f.ids) for f in found)
         self.counts["generation_flops"] += generation_flops(
-            self.shape, [(len(p.token_ids), f["cached"], len(f["ids"])) for p, f in zip(prompts, found, strict=True)]
+            self.shape, [(len(p.token_ids), f.cached, len(f.ids)) for p, f in zip(prompts, found, strict=True)]
         )
         return found
 
@@ -145,10 +145,10 @@ class EvaluatorActor(Profiled, Heartbeat):
         shown, each = self.held_out.settings.sample_prompts, self.held_out.settings.samples_per_prompt
         prompts = [p for p in prompts for _ in range(each)]
         found = self._generate(prompts, self.held_out.settings.temperature, SCORE_SEED)
-        texts = [self.held_out.decode(f["ids"]) for f in found]
+        texts = [self.held_out.decode(f.ids) for f in found]
         # A response that was cut off is judged as what it is: text without an end, which no judge calls right.
         judged = [
-            self.held_out.judge(p, t) if f["finished"] else Judgement(0.0)
+            self.held_out.judge(p, t) if f.finished else Judgement(0.0)
             for p, t, f in zip(prompts, texts, found, strict=True)
         ]
         self.counts["judge_queries"] += len(judged)
@@ -159,7 +159,7 @@ class EvaluatorActor(Profiled, Heartbeat):
         firsts = list(zip(prompts, texts, judged, strict=True))[::each][:shown]
         return SplitResult(
             score=float(np.mean([j.score for j in judged])), parts=parts,
-            response_length=float(np.mean([len(f["ids"]) for f in found])),
+            response_length=float(np.mean([len(f.ids) for f in found])),
             samples=tuple((p.id, p.text, p.answer, t, j.score) for p, t, j in firsts),
         )  # fmt: skip
 
@@ -167,7 +167,7 @@ class EvaluatorActor(Profiled, Heartbeat):
         """Sequence KL(π‖π0), entropy and argmax confidence, over samples of π at temperature 1."""
         prompts = next(iter(self.held_out.prompts.values()))[: self.held_out.settings.kl_samples]
         found = self._generate(prompts, 1.0, KL_SEED)
-        rows = [Row(p.id, p.token_ids, (f["ids"],)) for p, f in zip(prompts, found, strict=True)]
+        rows = [Row(p.id, p.token_ids, (f.ids,)) for p, f in zip(prompts, found, strict=True)]
         policy, reference = self.scorer.score(self.policy, rows), self.scorer.score(self.reference, rows)
         kl = sequence_kl(policy.logprobs, reference.logprobs)
         return {"kl": kl, "entropy": policy.entropy, "argmax_confidence": policy.confidence}

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import ray
 
 from actors.monitoring.trace import Profiled, noted
-from actors.rollout.vllm_engine import Request, VLLMEngine
+from actors.rollout.vllm_engine import Completion, Request, VLLMEngine
 from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Sampling
 from rlhf_bench.recipe import RolloutPlacement
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What one call to `RolloutActor.advance` gives."""
+
+    completions: dict[int, Completion]  # by the request's number
+    version: int  # of the weights that drew them
+    seconds: float  # that the engine worked
 
 
 class RolloutActor(Profiled, Heartbeat):
@@ -23,22 +33,19 @@ class RolloutActor(Profiled, Heartbeat):
         self.engine = VLLMEngine(path, placement, max_length, dtype, sync_backend)
 
     @noted
-    def advance(
-        self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int
-    ) -> tuple[dict[int, dict[str, Any]], int, float]:
-        """Take on requests and decode until so many, of these or earlier ones, have ended: what has ended by number, the
-        weights' version, and the seconds it took."""
+    def advance(self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int) -> Advance:
+        """Queue requests, and decode until so many, of these or earlier ones, have ended."""
         began = perf_counter()
-        self.engine.take_on(requests, sampling.max_tokens, sampling.temperature, eos_id)
-        found = self.engine.work(until)
-        return found, self.engine.version, perf_counter() - began
+        self.engine.queue(requests, sampling.max_tokens, sampling.temperature, eos_id)
+        found = self.engine.decode(until)
+        return Advance(found, self.engine.version, perf_counter() - began)
 
     def abandon(self) -> None:
         self.engine.abandon()
 
     @noted
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[float], int]:
-        """With the version of the weights that they are of."""
+        """Of a given response; and the version of the weights."""
         return self.engine.logprobs(prompt_ids, response_ids), self.engine.version
 
     @noted

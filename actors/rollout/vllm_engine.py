@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf_bench.recipe import RolloutPlacement
@@ -12,10 +13,20 @@ Request = tuple[tuple[int, ...], int]
 """Prompt ids and the seed that its response is sampled with."""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A sampled response."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # of each token, at the sampling temperature
+    finished: bool  # by an end token, and not cut off at `max_tokens`
+    cached: int  # prompt tokens that came from the prefix cache
+
+
 class VLLMEngine:
     """Samples token ids from token ids. The engine runs in-process: no second process to lose, and a fast start.
 
-    It starts with the model's shape alone (random weights): every weight comes by a sync, the first ones too.
+    It starts with random weights of the model's shape: every weight comes by a sync, the first ones too.
     """
 
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
@@ -46,10 +57,10 @@ class VLLMEngine:
             generation_config="vllm", disable_log_stats=True, trust_remote_code=False, **cpu_only,
         )  # fmt: skip
         self.version = -1
-        self.open: set[int] = set()  # numbers of requests without an answer
+        self.open: set[int] = set()  # numbers of requests that are queued or half done
 
-    def take_on(self, requests: Mapping[int, Request], max_tokens: int, temperature: float, eos_id: int) -> None:
-        """Queue requests, each under a number of the caller's. `work` answers them."""
+    def queue(self, requests: Mapping[int, Request], max_tokens: int, temperature: float, eos_id: int) -> None:
+        """Take requests, each under a number of the caller's. `decode` answers them."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -63,43 +74,43 @@ class VLLMEngine:
             self.llm.llm_engine.add_request(str(number), tokens_input(list(ids)), params)
             self.open.add(number)
 
-    def work(self, until: int) -> dict[int, dict[str, Any]]:
+    def decode(self, until: int) -> dict[int, Completion]:
         """Decode until at least so many of the queued requests have ended, or all. By number, in the order in which they
-        ended: ids, logprobs (at the sampling temperature), finished, cached prompt tokens."""
-        engine, found = self.llm.llm_engine, dict[int, dict[str, Any]]()
+        ended."""
+        engine, found = self.llm.llm_engine, dict[int, Completion]()
         while len(found) < until and engine.has_unfinished_requests():
             for output in engine.step():
                 completion = output.outputs[0]
                 ids = tuple(completion.token_ids)
-                found[int(output.request_id)] = {
-                    "ids": ids,
-                    "logprobs": tuple(s[token].logprob for s, token in zip(completion.logprobs, ids, strict=True)),
-                    "finished": completion.finish_reason == "stop",
-                    "cached": output.num_cached_tokens or 0,
-                }
+                found[int(output.request_id)] = Completion(
+                    ids=ids,
+                    logprobs=tuple(s[token].logprob for s, token in zip(completion.logprobs, ids, strict=True)),
+                    finished=completion.finish_reason == "stop",
+                    cached=output.num_cached_tokens or 0,
+                )
         self.open -= found.keys()
         return found
 
     def generate(
         self, requests: Sequence[Request], max_tokens: int, temperature: float, eos_id: int
-    ) -> list[dict[str, Any]]:
-        """All at once; answers in the requests' order."""
-        self.take_on(dict(enumerate(requests)), max_tokens, temperature, eos_id)
-        found = self.work(len(requests))
+    ) -> list[Completion]:
+        """All at once; completions in the requests' order."""
+        self.queue(dict(enumerate(requests)), max_tokens, temperature, eos_id)
+        found = self.decode(len(requests))
         return [found[i] for i in range(len(requests))]
 
     def abandon(self) -> None:
-        """Forget all that is queued or half done."""
+        """Drop all requests that are queued or half done."""
         self.llm.llm_engine.abort_request([str(number) for number in self.open])
         self.open.clear()
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities of a given response, from the engine's own forward pass: what a sync is checked with."""
+        """Log-probabilities of a given response, from the engine's own forward pass: a sync is checked with them."""
         from vllm import SamplingParams
 
         self._refuse_without_weights()
         ids = [*prompt_ids, *response_ids]
-        # One token must be sampled; the room for it is why a probe is one token shorter than max_length.
+        # One token must be sampled, so a probe is at least one token shorter than max_length.
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         output = self.llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)[0]
         return [

@@ -138,14 +138,17 @@ class Sleeper:
         self.token_seconds = token_seconds
         self.queue: list[tuple[int, int]] = []
 
-    def advance(self, requests: Any, sampling: Any, eos_id: int, until: int) -> tuple[dict[int, Any], int, float]:
+    def advance(self, requests: Any, sampling: Any, eos_id: int, until: int) -> Any:
+        from actors.rollout.actor import Advance
+        from actors.rollout.vllm_engine import Completion
+
         began, found = perf_counter(), dict[int, Any]()
         self.queue += [(number, tokens_of(seed, sampling.max_tokens)) for number, (_, seed) in requests.items()]
         while self.queue and len(found) < until:
             number, tokens = self.queue.pop(0)
             sleep(tokens * self.token_seconds)
-            found[number] = {"ids": (5,) * tokens, "logprobs": (0.0,) * tokens, "finished": True, "cached": 0}
-        return found, 0, perf_counter() - began
+            found[number] = Completion((5,) * tokens, (0.0,) * tokens, True, 0)
+        return Advance(found, version=0, seconds=perf_counter() - began)
 
     def abandon(self) -> None:
         self.queue.clear()

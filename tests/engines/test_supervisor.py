@@ -151,7 +151,9 @@ def test_what_a_failed_call_says_of_its_actor(supervisor, cluster):
 
 
 def drawing_class():
-    """Draws what hangs on the seed and on which requests were drawn beside it: as an engine does in the last bits."""
+    """What it draws depends on the seed and on the requests drawn beside it: as with an engine, in the last bits."""
+    from actors.rollout.actor import Advance
+    from actors.rollout.vllm_engine import Completion
     from actors.supervision.heartbeat import Heartbeat
 
     class Drawing(Heartbeat):
@@ -166,11 +168,8 @@ def drawing_class():
             self.queue += [(number, seed) for number, (_, seed) in requests.items()]
             now, self.queue = self.queue[:until], self.queue[until:]
             beside = sum(number for number, _ in now) % 97
-            found = {
-                n: {"ids": (seed % 11 + 3, beside + 3), "logprobs": (-1.0, -1.0), "finished": True, "cached": 0}
-                for n, seed in now
-            }
-            return found, 7, 0.5
+            found = {n: Completion((seed % 11 + 3, beside + 3), (-1.0, -1.0), True, 0) for n, seed in now}
+            return Advance(found, version=7, seconds=0.5)
 
         def abandon(self):
             self.queue.clear()
@@ -198,14 +197,14 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(superviso
         pool = RolloutPool(
             [actor], placement, shape, 1, 64, EngineTime(), lambda i, e: supervisor.replace(failure_reason(e), name)[0]
         )
-        parts = list(pool.stream(prompts, sampling))
-        return parts, (folder / "died").exists()
+        chunks = list(pool.stream(prompts, sampling))
+        return chunks, (folder / "died").exists()
 
     (alone, _), (disturbed, died) = draw("a", 0), draw("b", dies_at)
     assert died
-    assert [(p.indices, p.groups) for p in disturbed] == [(p.indices, p.groups) for p in alone]
-    assert sorted(i for p in disturbed for i in p.indices) == list(range(40))
-    assert sum(p.cost.device_seconds for p in disturbed) == sum(p.cost.device_seconds for p in alone)
+    assert [(c.indices, c.groups) for c in disturbed] == [(c.indices, c.groups) for c in alone]
+    assert sorted(i for c in disturbed for i in c.indices) == list(range(40))
+    assert sum(c.cost.device_seconds for c in disturbed) == sum(c.cost.device_seconds for c in alone)
 
 
 def test_a_process_that_cannot_end_by_itself_is_ended(supervisor, cluster):

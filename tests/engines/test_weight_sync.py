@@ -173,8 +173,8 @@ def test_the_prefix_cache_saves_work_and_forgets_old_weights(tied):
     assert fresh == generation_flops(alone.shape, [(381, 0, length)])
 
 
-def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_however_it_feeds_its_engines(tied):
-    """Few sequences at a time and small parts: engines are fed and answer many times over."""
+def test_a_pool_hands_out_the_same_chunks_with_the_same_samples_however_it_feeds_its_engines(tied):
+    """Few sequences at a time and small chunks: engines are fed and answer many times over."""
     from actors.rollout.pool import RolloutPool
 
     prompts = [*PROMPTS, *[Prompt(f"more {i}", "", "", token_ids=(1, *range(4, 9 + i))) for i in range(8)], PROMPTS[0]]
@@ -183,17 +183,18 @@ def test_a_pool_hands_out_parts_in_the_same_cut_and_with_the_same_samples_howeve
     for engines, concurrent, tokens in ((2, 4, 128), (1, 4, 128), (2, 16, 128), (1, 16, 10_000)):
         placement = RolloutPlacement(cpus=1, concurrent_requests=concurrent)
         pool = RolloutPool(tied.engines[:engines], placement, tied.pool.shape, EOS, tokens, EngineTime())
-        parts = list(pool.stream(prompts, sampling))
-        order = [i for part in parts for i in part.indices]
+        chunks = list(pool.stream(prompts, sampling))
+        order = [i for chunk in chunks for i in chunk.indices]
         assert sorted(order) == list(range(len(prompts)))
         assert order == sorted(order, key=lambda i: (-len(prompts[i].token_ids), i))  # longest first
-        by_prompt = {i: g for part in parts for i, g in zip(part.indices, part.groups, strict=True)}
+        by_prompt = {i: g for chunk in chunks for i, g in zip(chunk.indices, chunk.groups, strict=True)}
         assert all(by_prompt[i].prompt is p for i, p in enumerate(prompts))
         found.append([[s.response_ids for s in by_prompt[i].samples] for i in range(len(prompts))])
         if tokens == 128:
-            assert [part.indices for part in parts] == pool._parts(prompts, sampling) and len(parts) > 4
-        assert sum(part.cost.generated_tokens for part in parts) == sum(len(r) for rs in found[-1] for r in rs)
-        assert all(part.cost.device_seconds >= 0 for part in parts) and sum(p.cost.device_seconds for p in parts) > 0
+            assert [chunk.indices for chunk in chunks] == pool.chunks(prompts, sampling) and len(chunks) > 4
+        assert sum(chunk.cost.generated_tokens for chunk in chunks) == sum(len(r) for rs in found[-1] for r in rs)
+        assert all(chunk.cost.device_seconds >= 0 for chunk in chunks)
+        assert sum(chunk.cost.device_seconds for chunk in chunks) > 0
     assert all(one == found[0] for one in found)
 
 
@@ -223,7 +224,7 @@ def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_ch
         pool.generate(PROMPTS, sampling)
 
 
-def test_whoever_stops_taking_parts_leaves_the_engines_with_nothing_to_do(tied):
+def test_a_stream_that_is_closed_early_leaves_the_engines_without_work(tied):
     from actors.rollout.pool import RolloutPool
 
     pool = RolloutPool(tied.engines, PLACEMENT, tied.pool.shape, EOS, 64, EngineTime())
