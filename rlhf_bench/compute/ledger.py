@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rlhf_bench.core.costs import UNCHARGED_PHASES, Column, Cost, Phase
 
 
+@dataclass
 class Ledger:
     """One arm's account under one budget: `limit` units of `column`.
 
     An arm stops before the first update that would pass the limit. What an update will cost is known before its
-    training starts (token counts are), except for sampling and seconds: there the dearest update so far is the forecast.
+    training starts (token counts are), except for sampling and seconds: there the most costly update so far is the
+    forecast.
     """
 
-    def __init__(self, column: Column, limit: float):
-        self.column, self.limit = column, limit
-        self.by_phase: dict[Phase, Cost] = {}
-        self.reserved: list[tuple[Phase, Cost]] = []
-        self.max_update_cost = 0.0
-        self.update_began_at = 0.0
+    column: Column
+    limit: float
+    by_phase: dict[Phase, Cost] = field(default_factory=dict)
+    reserved: list[tuple[Phase, Cost]] = field(default_factory=list)
+    max_update_cost: float = 0.0  # in `column`
+    update_began_at: float = 0.0  # spent and reserved by then, in `column`
 
     def charge(self, phase: Phase, cost: Cost) -> None:
         self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
@@ -31,11 +34,11 @@ class Ledger:
         other.by_phase.clear()
 
     def reserve(self, phase: Phase, cost: Cost) -> None:
-        """Work that is under way: it takes up room at once, and is charged by `commit` when it is done."""
+        """Work that is pending: it takes up room at once, and is charged by `commit` when it is done."""
         self.reserved.append((phase, cost))
 
     def commit(self, cost: Cost) -> None:
-        """Charge what the oldest promise has come to."""
+        """Charge what the oldest reserved work has come to."""
         phase, _ = self.reserved.pop(0)
         self.charge(phase, cost)
 
@@ -52,11 +55,11 @@ class Ledger:
 
     @property
     def committed(self) -> float:
-        """Spent and promised, as a share of the limit."""
+        """Spent and reserved, as a share of the limit."""
         return self._committed() / self.limit
 
     def begin_update(self) -> bool:
-        """False when an update as dear as the dearest so far would pass the limit: then the arm ends here."""
+        """False when an update as costly as the most costly so far would pass the limit: then the arm ends here."""
         self.update_began_at = self._committed()
         return self.update_began_at + self.max_update_cost <= self.limit
 

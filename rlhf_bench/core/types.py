@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
 from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.plain_data import Array
 
 Split = Literal["train", "in_distribution", "out_of_distribution", "unseen"]
 """train: prompts that methods may train on. The three others are held out:
@@ -130,7 +129,7 @@ class Row:
     id: str
     prompt_ids: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
-    extras: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    extras: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
     response_tokens: int = field(init=False, compare=False, repr=False)
     tokens: int = field(init=False, compare=False, repr=False)  # in the forward pass: the prompt counted once
 

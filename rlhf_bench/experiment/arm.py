@@ -21,13 +21,12 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.results.store import ArmRecords, copy_checkpoint
-from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
+from rlhf_bench.training.batch import Batch
 from rlhf_bench.training.checkpoints import Checkpoints
-from rlhf_bench.training.inputs import Inputs, StartingPoint
-from rlhf_bench.training.loop import ArmObserver, ArmTrainer
-from rlhf_bench.training.rollouts import SampleCache
-from rlhf_bench.training.state import UpdateData
-from rlhf_bench.training.update import write_trouble
+from rlhf_bench.training.loop import ArmTrainer
+from rlhf_bench.training.state import ArmState
+from rlhf_bench.training.update import dump_skipped_update
 
 
 class ArmCheckpointer:
@@ -72,12 +71,8 @@ class ArmRunner:
     recipe: Recipe
     settings: Mapping[str, MethodSettings]  # by arm, as tuned
     directory: Path
-    inputs: Inputs
-    cache: Cache
-    start: StartingPoint
-    base: Evaluation
+    shared: SharedByArms
     datasets: Mapping[str, Dataset]  # by name
-    sample_cache: SampleCache
     tracker: Tracker
     display: Any  # progress.ProgressDisplay
     tags: Mapping[str, str]
@@ -102,44 +97,42 @@ class ArmRunner:
         return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
 
     def _run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
-        recipe, settings, part = self.recipe, self.settings[arm], self.part(arm, seed)
-        ledger = Ledger(recipe.compute.column, recipe.compute.limit)
+        recipe, settings, records = self.recipe, self.settings[arm], self.part(arm, seed)
+        state = ArmState.begin(recipe.compute.column, recipe.compute.limit, seed, recipe.evaluation.marks)
         if uses_reward_model(settings):
-            ledger.charge("reward_model", self.start.reward_model_cost)
+            state.ledger.charge("reward_model", self.shared.start.reward_model_cost)
         self._announce(arm, seed, settings)
         worker.begin_arm(arm, seed)
-        began, looks = perf_counter(), list[Evaluation]()
-        saver = ArmCheckpointer(
-            self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, part, patience, self.display.say
+        began, evaluations = perf_counter(), list[Evaluation]()
+        trainer = ArmTrainer(
+            spec=ArmSpec(recipe, METHODS[settings.method], settings, seed),
+            shared=self.shared,
+            roles=worker.roles,
+            observer=self._observer(arm, seed, records, evaluations, lambda: trainer.seconds),
+            state=state,
+            checkpointer=ArmCheckpointer(
+                self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, records, patience, self.display.say
+            ),
         )
-        run = ArmTrainer(
-            recipe, METHODS[settings.method], settings, seed, self.inputs, self.start, worker.roles, ledger,
-            self._progress(arm, seed, part, looks, lambda: run.seconds), self.base, recipe.evaluation.marks,
-            self.sample_cache, self.cache, saver=saver,
-        )  # fmt: skip
         aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
         try:
-            status = run.run(aside)
+            trainer.run(aside)
         except ArmFailed as failure:
-            failure.spent = ledger.total().as_dict()
+            failure.spent = trainer.state.ledger.total().as_dict()
             raise
         copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
-        final = looks[-1]
-        score = next(iter(final.splits.values())).score
-        result = {
-            "seed": seed,
-            "status": status,
-            "spent": ledger.total().as_dict(),
-            "score": score,
-            "kl": final.numbers.get("kl", math.nan),
-            "updates": run.version,
-            "seconds": worker.roles.engine_time.breakdown(began, perf_counter()),
-        }
-        self.tracker.end_arm(arm, seed, status, {"updates": str(run.version)})
+        result = _result(seed, trainer.state, evaluations[-1])
+        result["seconds"] = worker.roles.engine_time.breakdown(began, perf_counter())
+        self._announce_end(arm, seed, trainer, result)
+        return ArmOutcome(records, trainer.state.ledger.by_phase, result)
+
+    def _announce_end(self, arm: str, seed: int, trainer: ArmTrainer, result: Mapping[str, Any]) -> None:
+        """To MLflow and the display."""
+        status, updates, fraction = result["status"], result["updates"], trainer.state.ledger.fraction
+        self.tracker.end_arm(arm, seed, status, {"updates": str(updates)})
         self.display.say(
-            f"{arm} · seed {seed}: {status}, score {score:.3f}, {run.version} updates, {ledger.fraction:.1%} of the budget, {run.seconds:.0f} s"
+            f"{arm} · seed {seed}: {status}, score {result['score']:.3f}, {updates} updates, {fraction:.1%} of the budget, {trainer.seconds:.0f} s"
         )
-        return ArmOutcome(part, ledger.by_phase, result)
 
     def _announce(self, arm: str, seed: int, settings: MethodSettings) -> None:
         """To MLflow."""
@@ -149,10 +142,10 @@ class ArmRunner:
         for dataset in used_by(settings.data, self.datasets):
             self.tracker.uses(dataset, arm, seed)
 
-    def _progress(
-        self, arm: str, seed: int, part: ArmRecords, looks: list[Evaluation], seconds: Callable[[], float]
+    def _observer(
+        self, arm: str, seed: int, records: ArmRecords, evaluations: list[Evaluation], seconds: Callable[[], float]
     ) -> ArmObserver:
-        """What the loop tells goes to records, MLflow and the display. `looks` gets every look."""
+        """What the loop tells goes to records, MLflow and the display. `evaluations` gets every one."""
         updates = 0
 
         def updated(update: int, numbers: Mapping[str, float], ledger: Ledger) -> None:
@@ -161,22 +154,34 @@ class ArmRunner:
             if updates == 1:
                 self.first_update()
             spent = ledger.total().as_dict()
-            part.update(update, numbers, spent, ledger.fraction, seconds())
+            records.update(update, numbers, spent, ledger.fraction, seconds())
             self.display.update(arm, seed, update, numbers, ledger.fraction)
             for step, metrics in update_metrics(update, numbers, spent, ledger.fraction):
                 self.tracker.log(arm, seed, step, metrics)
 
-        def evaluated(look: EvalPoint, evaluation: Evaluation) -> None:
-            part.evaluated(look, evaluation, self.start.reward_margins)
-            for step, metrics in evaluation_metrics(look, evaluation):
+        def evaluated(point: EvalPoint, evaluation: Evaluation) -> None:
+            records.evaluated(point, evaluation, self.shared.start.reward_margins)
+            for step, metrics in evaluation_metrics(point, evaluation):
                 self.tracker.log(arm, seed, step, metrics)
-            if look is not BASE_POINT:
-                self.display.evaluated(arm, seed, look, evaluation)
-            looks.append(evaluation)
+            if point is not BASE_POINT:
+                self.display.evaluated(arm, seed, point, evaluation)
+            evaluations.append(evaluation)
 
-        def skipped(update: int, why: str, data: UpdateData) -> None:
-            kept = write_trouble(self.directory, f"{arm}-seed{seed}", update, why, data)
+        def skipped(update: int, why: str, batch: Batch) -> None:
+            kept = dump_skipped_update(self.directory, f"{arm}-seed{seed}", update, why, batch)
             where = f"; its data are in {kept}" if kept else ""
             self.display.warn(f"{arm} · seed {seed}: update {update} is skipped, {why}{where}")
 
         return ArmObserver(updated, evaluated, skipped)
+
+
+def _result(seed: int, state: ArmState, final: Evaluation) -> dict[str, Any]:
+    """What `result.json` holds of an arm and seed that has ended, but for seconds."""
+    return {
+        "seed": seed,
+        "status": state.status,
+        "spent": state.ledger.total().as_dict(),
+        "score": next(iter(final.splits.values())).score,
+        "kl": final.numbers.get("kl", math.nan),
+        "updates": state.version,
+    }

@@ -20,6 +20,7 @@ from rlhf_bench.experiment.timing import Occupancy, Timing
 from rlhf_bench.experiment.tracking.metrics import datasets
 from rlhf_bench.experiment.tuning import tune
 from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.training.arm import SharedByArms
 from rlhf_bench.training.inputs import StartingPoint
 from rlhf_bench.training.rollouts import StartSamples
 
@@ -45,9 +46,7 @@ class Comparison:
         )
         runner, notes = self._prepare(start, samples, timing)
         timing.before_arms = engine_time.breakdown(self.runtime.began, perf_counter())
-        recorder = Recorder(
-            spec=self.spec, runner=runner, sample_cache=samples, timing=timing, notes=notes, tags=self.runtime.tags
-        )
+        recorder = Recorder(spec=self.spec, runner=runner, timing=timing, notes=notes, tags=self.runtime.tags)
         runs = ParallelRuns(spec=self.spec, runtime=self.runtime, runner=runner, recorder=recorder, timing=timing)
         with recorder:
             before_arms.end()
@@ -76,16 +75,13 @@ class Comparison:
             runtime.tracker.uses(dataset)
         settings = tune(spec, runtime, start, samples)
         notes, base = evaluate_base(runtime.first, start, tuning=False, say=runtime.display.say)
+        shared = SharedByArms(inputs=spec.inputs, start=start, base=base, start_samples=samples, cache=runtime.cache)
         runner = ArmRunner(
             recipe=spec.recipe,
             settings=settings,
             directory=spec.directory,
-            inputs=spec.inputs,
-            cache=runtime.cache,
-            start=start,
-            base=base,
+            shared=shared,
             datasets=used,
-            sample_cache=samples,
             tracker=runtime.tracker,
             display=runtime.display,
             tags=runtime.tags,

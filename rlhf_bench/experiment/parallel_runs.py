@@ -96,7 +96,7 @@ class ParallelRuns:
         worker = wait_for()
         if worker is None:
             return None
-        start, scorer = self.runner.start, worker.roles.scorer
+        start, scorer = self.runner.shared.start, worker.roles.scorer
         if scorer is not None and start.reward_model is not None:
             worker.with_recovery(scorer.load, start.reward_model, self.spec.recipe.model.dtype)
         worker.with_recovery(worker.begin_evaluation, start, False)

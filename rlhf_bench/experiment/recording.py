@@ -17,7 +17,6 @@ from rlhf_bench.experiment.spec import ComparisonSpec
 from rlhf_bench.experiment.timing import Timing
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
 from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
-from rlhf_bench.training.rollouts import StartSamples
 
 
 class Recorder:
@@ -30,12 +29,11 @@ class Recorder:
         *,
         spec: ComparisonSpec,
         runner: ArmRunner,
-        sample_cache: StartSamples,
         timing: Timing,
         notes: Sequence[str],
         tags: Mapping[str, str],
     ):
-        self.spec, self.runner, self.sample_cache, self.timing = spec, runner, sample_cache, timing
+        self.spec, self.runner, self.timing = spec, runner, timing
         self.notes, self.tags = notes, tags  # notes: what the data and the probes had to leave out
         self.failed = _failed_before(spec.directory)  # results by arm and seed
         self._thread = ThreadPoolExecutor(1, "records")
@@ -65,7 +63,7 @@ class Recorder:
         """Write `base.json`, `results.json` and the merged tables."""
         write_json(self.spec.directory / "base.json", self._base())
         write_json(self.spec.directory / "results.json", self._results())
-        start, base = self.runner.start, self.runner.base
+        start, base = self.runner.shared.start, self.runner.shared.base
         merge_parts(
             self.spec.directory,
             {arm: self.spec.recipe.seeds for arm in self.spec.recipe.arms},
@@ -90,11 +88,11 @@ class Recorder:
         arm, seed = outcome.part.key["arm"], outcome.part.key["seed"]
         self.runner.checkpoints(arm, seed).clear()
         if all(is_done(self.spec.directory, other, seed) for other in self.spec.recipe.arms):
-            self.sample_cache.clear(seed)
+            self.runner.shared.start_samples.clear(seed)
         self.record()
 
     def _base(self) -> dict[str, Any]:
-        start, base = self.runner.start, self.runner.base
+        start, base = self.runner.shared.start, self.runner.shared.base
         main, accuracy = self.spec.recipe.evaluation.splits[0], start.reward_model_accuracy
         path = self.spec.directory / "base.json"
         if not accuracy and path.exists():  # measured by an earlier run of other arms
@@ -120,7 +118,7 @@ class Recorder:
 
     def _shared_costs(self) -> list[dict[str, Any]]:
         """Rows of the ledger that are charged to no arm: what all arms start from, and the trials."""
-        start, tuning = self.runner.start, self.spec.recipe.tuning
+        start, tuning = self.runner.shared.start, self.spec.recipe.tuning
         rows = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
         if tuning is not None:
             for arm, trials in json.loads((self.spec.directory / "tuning.json").read_text()).items():

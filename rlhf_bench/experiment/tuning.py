@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.errors import ArmFailed, RunFailed
 from rlhf_bench.core.types import EvalPoint, Evaluation
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
@@ -24,9 +23,11 @@ from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import TuningSettings
 from rlhf_bench.results.trials import Trial, best_trial
+from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
 from rlhf_bench.training.inputs import StartingPoint
-from rlhf_bench.training.loop import ArmObserver, ArmTrainer
+from rlhf_bench.training.loop import ArmTrainer
 from rlhf_bench.training.rollouts import StartSamples
+from rlhf_bench.training.state import ArmState
 
 RunTrial = Callable[[str, MethodSettings], tuple[float, str, dict[str, float]]]
 """Arm and settings -> score, status, and what it spent by ledger column."""
@@ -40,7 +41,8 @@ def tune(
     if tuning is None:
         return dict(spec.recipe.arms)
     _, base = evaluate_base(runtime.first, start, tuning=True, say=runtime.display.say)
-    trials = Trials(spec, runtime, tuning, start, base, samples)
+    shared = SharedByArms(inputs=spec.inputs, start=start, base=base, start_samples=samples, cache=runtime.cache)
+    trials = Trials(spec, runtime, tuning, shared)
     run_trial = functools.partial(runtime.first.with_recovery, trials.run)
     tuned = tuned_arms(spec.recipe, spec.directory, spec.arms, run_trial, runtime.display.say)
     samples.clear(tuning.seed)
@@ -52,30 +54,31 @@ class Trials:
     spec: ComparisonSpec
     runtime: Runtime
     tuning: TuningSettings
-    start: StartingPoint
-    base: Evaluation
-    samples: StartSamples
+    shared: SharedByArms
 
     def run(self, arm: str, settings: MethodSettings) -> tuple[float, str, dict[str, float]]:
         """See `RunTrial`. The reward model is charged in the comparison, once, and not again in every trial."""
         recipe, worker = self.spec.recipe, self.runtime.first
         worker.begin_arm(arm, self.tuning.seed)
-        ledger = Ledger(recipe.compute.column, recipe.compute.limit * self.tuning.fraction)
+        limit = recipe.compute.limit * self.tuning.fraction
         scores: list[float] = []
 
         def evaluated(point: EvalPoint, evaluation: Evaluation) -> None:
             scores.append(next(iter(evaluation.splits.values())).score)
 
-        run = ArmTrainer(
-            recipe, METHODS[settings.method], settings, self.tuning.seed, self.spec.inputs, self.start, worker.roles, ledger,
-            ArmObserver(lambda *_: None, evaluated), self.base, (), self.samples, self.runtime.cache,
-        )  # fmt: skip
+        trainer = ArmTrainer(
+            spec=ArmSpec(recipe, METHODS[settings.method], settings, self.tuning.seed),
+            shared=self.shared,
+            roles=worker.roles,
+            observer=ArmObserver(lambda *_: None, evaluated),
+            state=ArmState.begin(recipe.compute.column, limit, self.tuning.seed),
+        )
         try:
-            status: str = run.run(None)
+            status: str = trainer.run(None)
         except ArmFailed as failure:
             self.runtime.display.warn(f"{arm}: a trial failed: {failure}")
-            return math.nan, "failed", ledger.total().as_dict()
-        return scores[-1], status, ledger.total().as_dict()
+            return math.nan, "failed", trainer.state.ledger.total().as_dict()
+        return scores[-1], status, trainer.state.ledger.total().as_dict()
 
 
 def tuned_arms(

@@ -14,13 +14,14 @@ from pydantic import (
 )
 from torch import Tensor
 
+from rlhf_bench.core.plain_data import Array
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.schedules import Schedule, resolved
 
 DataMode = Literal["offline", "on_policy", "chosen_on_policy", "rejected_on_policy", "online"]
 Feedback = Literal["reward_model", "judge"]
 Measure = Literal["reference_logprobs", "logprobs", "values"]
-PerResponse = tuple[np.ndarray, ...]
+PerResponse = tuple[Array, ...]
 
 
 class MethodSettings(BaseModel):

@@ -52,17 +52,18 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.compute.engine_time import EngineTime
     from rlhf_bench.compute.ledger import Ledger
     from rlhf_bench.core.costs import Cost
-    from rlhf_bench.core.types import Pair, Prompt, Sampling
+    from rlhf_bench.core.types import Evaluation, Pair, Prompt, Sampling
     from rlhf_bench.methods import METHODS
     from rlhf_bench.models.flops import ModelShape
     from rlhf_bench.models.loading import load_model
     from rlhf_bench.recipe import parse_recipe
     from rlhf_bench.tasks import build_task
+    from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
     from rlhf_bench.training.cache import Cache
-    from rlhf_bench.training.experience import make_source
     from rlhf_bench.training.inputs import Inputs, StartingPoint
-    from rlhf_bench.training.loop import ArmObserver, ArmTrainer
-    from rlhf_bench.training.rollouts import RolloutSampler, StartSamples
+    from rlhf_bench.training.loop import ArmTrainer
+    from rlhf_bench.training.rollouts import StartSamples
+    from rlhf_bench.training.state import ArmState
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray = local_ray()
@@ -90,30 +91,33 @@ def iteration(rollouts_ahead: int) -> Measured:
         inputs = Inputs(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
         start = StartingPoint(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
-        settings, drawn_with, sample_cache = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
+        settings, drawn_with, samples = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
+        spec = ArmSpec(recipe, METHODS["ppo"], settings, 1)
         run = ArmTrainer(
-            recipe, METHODS["ppo"], settings, 1, inputs, start, roles, Ledger("flops", 1e18),
-            ArmObserver(lambda *_: None, lambda *_: None), None, (), sample_cache, Cache(Path(aside) / "cache"),
-        )  # fmt: skip
-        run._load()
-        run.sampler = RolloutSampler(roles, inputs, recipe.data, settings, run.ledger, 1, sample_cache)
-        run.source, run.rng = make_source(METHODS["ppo"], settings, run.sampler, []), np.random.default_rng(0)
+            spec=spec,
+            shared=SharedByArms(inputs, start, Evaluation({}, {}, {}, 0.0), samples, Cache(Path(aside) / "cache")),
+            roles=roles,
+            observer=ArmObserver(lambda *_: None, lambda *_: None),
+            state=ArmState.begin("flops", 1e18, 1),
+        )
+        run.begin()
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand
-        run._sync()
+        run.sync()
         fleet.sync.engines.pop()
         alone = start_actor(ray, Alone, str(folder), str(folder))
 
         def ours() -> float:
             began = perf_counter()
-            data = None if run.ahead is None else run._all_of(run.ahead)
-            run._sync()
-            data = data or run._all_of(run._draw())
-            run.handed_in.append(run._hand_in(data, settings))
-            run.ahead = run._draw() if settings.draws_ahead else None
-            run._settle()
+            state = run.state
+            taken = None if state.prefetched is None else run.completed(state.prefetched)
+            run.sync()
+            batch, owed = taken or run.completed(run.draw(state.ledger))
+            run.updates.pending.append(run.updates.hand_in(batch, owed, settings))
+            state.prefetched = run.draw(Ledger("flops", 1e18)) if settings.draws_ahead else None
+            run.updates.settle()
             seconds = perf_counter() - began
-            drawn_with.append(data.drawn)
+            drawn_with.append(batch)
             return seconds
 
         def theirs() -> float:

@@ -19,7 +19,7 @@ from rlhf_bench.experiment.scheduler import run_jobs
 from rlhf_bench.experiment.shutdown import Grace, grace_period, raise_on_signals
 from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.rollouts import Judged, StartSamples
+from rlhf_bench.training.rollouts import JudgedSamples, StartSamples
 from tests.chaos.compare import differences
 from tests.support.side_by_side import PAIRS, Made
 
@@ -293,7 +293,7 @@ def test_samples_of_the_base_policy_are_drawn_by_one_thread_while_the_others_wai
         drawn.append(threading.get_ident())
         time.sleep(0.2)
         groups, cost = pool.generate([Prompt("p", "1+1=", "2", (1, 5))], SAMPLING)
-        return Judged(groups, cost, Cost(judge_queries=2))
+        return JudgedSamples(groups, cost, Cost(judge_queries=2))
 
     found = []
     threads = [threading.Thread(target=lambda: found.append(samples.once(key, draw))) for _ in range(4)]

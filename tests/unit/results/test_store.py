@@ -15,9 +15,8 @@ from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluat
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
 from rlhf_bench.results.store import ArmRecords, merge_parts, open_directory, pair_rows, sample_rows, table
-from rlhf_bench.training.experience import Batch
-from rlhf_bench.training.state import UpdateData
-from rlhf_bench.training.update import write_trouble
+from rlhf_bench.training.batch import Batch
+from rlhf_bench.training.update import dump_skipped_update
 
 SPLITS = ("in_distribution", "unseen")
 MARGINS = {"in_distribution-0": 1.5, "unseen-1": -0.5}
@@ -194,8 +193,8 @@ def test_the_data_of_a_skipped_update_are_kept_as_they_were(tmp_path):
     rows = [Row("a", (1, 2), ((3, 4), (5,)))]
     rewards = [(np.float32("nan"), float("inf"))]  # as scorers and judges give them
     logprobs = [(np.array([-1.5, -np.inf], np.float32), np.array([np.nan], np.float32))]
-    data = UpdateData(Batch(rows, rewards, {}, False), {"logprobs": logprobs})
-    kept = write_trouble(tmp_path, "ppo-seed1", 7, "a reward is not finite", data)
+    batch = Batch(rows, rewards, {}, False, measured={"logprobs": logprobs})
+    kept = dump_skipped_update(tmp_path, "ppo-seed1", 7, "a reward is not finite", batch)
     read = json.loads(kept.read_text())
     (row,) = read["rows"]
     assert (read["why"], read["update"]) == ("a reward is not finite", 7)
@@ -205,7 +204,7 @@ def test_the_data_of_a_skipped_update_are_kept_as_they_were(tmp_path):
 
 
 def test_no_more_is_kept_of_an_arm_that_is_in_trouble_all_the_time(tmp_path):
-    data = UpdateData(Batch([Row("a", (1,), ((2,),))], [(0.0,)], {}, False), {})
-    kept = [write_trouble(tmp_path, "ppo-seed1", update, "why", data) for update in range(12)]
+    batch = Batch([Row("a", (1,), ((2,),))], [(0.0,)], {}, False)
+    kept = [dump_skipped_update(tmp_path, "ppo-seed1", update, "why", batch) for update in range(12)]
     assert [path is not None for path in kept] == [True] * 10 + [False] * 2
-    assert write_trouble(tmp_path, "dpo-seed1", 1, "why", data) is not None  # another arm has its own
+    assert dump_skipped_update(tmp_path, "dpo-seed1", 1, "why", batch) is not None  # another arm has its own

@@ -6,7 +6,6 @@ from itertools import product
 
 import pytest
 
-from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import Pair, Prompt
@@ -16,11 +15,13 @@ from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, enco
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.experience import joined, make_source
+from rlhf_bench.training.batch import joined
+from rlhf_bench.training.experience import make_source
 from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.pairs import mix_sides
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler
+from rlhf_bench.training.state import ArmState
 from tests.support.scripted import FreshStartSamples, LengthScorer, Pool
 
 TASK = build_task(ArithmeticSettings(digits=1))
@@ -84,14 +85,14 @@ def source_of(data, offline=CORPUS, pool=None, feedback="judge", edit=None, befo
     inputs = Inputs(TASK, TOKENIZER, None, None, TRAIN, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
     sizes = {"candidates_per_prompt": 3, "on_policy_prompts": 6} | sizes
-    sampler = RolloutSampler(
-        roles, inputs, DataSettings(**sizes), arm, Ledger("flops", 1e9), seed, before or FreshStartSamples()
-    )
-    return make_source(DPO, arm, sampler, offline), pool, sampler.ledger
+    sampler = RolloutSampler(roles, inputs, DataSettings(**sizes), arm, seed, before or FreshStartSamples())
+    state = ArmState.begin("flops", 1e9, seed)
+    return make_source(DPO, arm, sampler, offline, state), pool, state.ledger
 
 
 def drawn(source, version=0):
-    return joined(list(source.draw(version)))
+    state = replace(ArmState.begin("flops", 1e9, seed=0), version=version)
+    return joined(list(source.draw(state, state.ledger)))
 
 
 def sides(source):

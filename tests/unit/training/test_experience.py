@@ -2,11 +2,11 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import Group, Pair, Prompt, Sample
@@ -15,12 +15,14 @@ from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, enco
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
-from rlhf_bench.training.experience import FixedPairs, joined, make_source
+from rlhf_bench.training.batch import joined
+from rlhf_bench.training.experience import FixedPairs, make_source
 from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, reward_groups
 from rlhf_bench.training.pairs import best_and_worst, preference_pairs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
+from rlhf_bench.training.state import ArmState
 from tests.support.scripted import FreshStartSamples, LengthScorer, Pool
 
 NAN = float("nan")
@@ -123,15 +125,19 @@ def pairs(count):
     return [Pair(f"pair{i}", PROMPT, (i, 2), (i, 3, 2), 1.0 + i, -float(i), policy_version=i % 2) for i in range(count)]
 
 
-def all_of(source, version=0):
-    return joined(list(source.draw(version)))
+def begin(seed=0, version=0):
+    return replace(ArmState.begin("flops", 1.0, seed), version=version)
+
+
+def all_of(source, state):
+    return joined(list(source.draw(state, state.ledger)))
 
 
 @pytest.mark.parametrize(("count", "per_update"), [(7, 3), (6, 3), (5, 5), (1, 1)])
 def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
-    source, ids = FixedPairs(pairs(count), per_update, seed=3, metrics={}), []
+    source, state, ids = FixedPairs(pairs(count), per_update, metrics={}), begin(seed=3), []
     for _ in range(count):  # per_update epochs
-        drawn = all_of(source)
+        drawn = all_of(source, state)
         assert len(drawn.rows) == len(drawn.rewards) == drawn.metrics["pairs"] == per_update
         ids += [row.id for row in drawn.rows]
     epochs = [ids[at : at + count] for at in range(0, len(ids), count)]
@@ -141,7 +147,7 @@ def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
 
 
 def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
-    drawn = all_of(FixedPairs(pairs(4), 4, seed=0, metrics={"gold": 0.5}), version=10)
+    drawn = all_of(FixedPairs(pairs(4), 4, metrics={"gold": 0.5}), begin(version=10))
     for row, reward in zip(drawn.rows, drawn.rewards, strict=True):
         i = int(row.id.removeprefix("pair"))
         assert row.responses == ((i, 2), (i, 3, 2)) and row.prompt_ids == PROMPT.token_ids
@@ -151,13 +157,13 @@ def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
 
 def test_the_seed_decides_the_order_of_fixed_pairs():
     first, again, other = (
-        [r.id for r in all_of(FixedPairs(pairs(20), 20, seed, {})).rows] for seed in (1, 1, 2)
+        [r.id for r in all_of(FixedPairs(pairs(20), 20, {}), begin(seed)).rows] for seed in (1, 1, 2)
     )  # fmt: skip
     assert first == again != other
 
 
 def test_more_pairs_wanted_than_there_are():
-    assert len(all_of(FixedPairs(pairs(3), 32, 0, {})).rows) == 3
+    assert len(all_of(FixedPairs(pairs(3), 32, {}), begin()).rows) == 3
 
 
 def test_sample_metrics_are_means_over_samples():
@@ -180,16 +186,14 @@ def sampler(settings, pool, seed=0, **data):
     train = TASK.prompts("train", 10, 0)
     inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
-    return RolloutSampler(
-        roles, inputs, DataSettings(**data), settings, Ledger("flops", 1.0), seed, FreshStartSamples()
-    )
+    return RolloutSampler(roles, inputs, DataSettings(**data), settings, seed, FreshStartSamples())
 
 
 def test_every_prompt_is_sampled_once_per_epoch():
     pool = Pool(TOKENIZER)
-    sampling = sampler(METHODS["ppo"].settings(), pool)
+    sampling, state = sampler(METHODS["ppo"].settings(), pool), begin()
     for _ in range(5):
-        list(sampling.sample(prompts=4, samples=3))
+        list(sampling.sample(state.sampler, state.ledger, prompts=4, samples=3))
     assert sorted(pool.asked[:10]) == sorted(pool.asked[10:]) and len(set(pool.asked[:10])) == 10
     assert pool.asked[:10] != pool.asked[10:] and len(set(pool.seeds)) == 5
 
@@ -198,17 +202,18 @@ def test_every_prompt_is_sampled_once_per_epoch():
     ("reward_model", {"rollout", "scoring", "evaluation"}),  # the judge only looks on
     ("judge", {"rollout", "judging"}),  # the judge teaches, and is paid
 ])  # fmt: skip
-def test_who_is_charged_hangs_on_who_teaches(feedback, phases):
+def test_who_is_charged_depends_on_who_teaches(feedback, phases):
     sampling = sampler(METHODS["ppo"].settings(feedback=feedback), Pool(TOKENIZER))
-    list(sampling.sample(prompts=2, samples=3))
-    charged = sampling.ledger.by_phase
+    state = begin()
+    list(sampling.sample(state.sampler, state.ledger, prompts=2, samples=3))
+    charged = state.ledger.by_phase
     assert {phase for phase, cost in charged.items() if cost != Cost()} == phases
     assert charged["judging" if feedback == "judge" else "evaluation"].judge_queries == 6
 
 
 def test_samples_of_one_prompt_stay_one_row_with_their_rewards():
     arm = METHODS["ppo"].settings(prompts_per_update=2, samples_per_prompt=3, feedback="judge")
-    drawn = all_of(make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), []))
+    drawn = all_of(make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), [], begin()), begin())
     assert [len(row.responses) for row in drawn.rows] == [3, 3] and not drawn.fixed
     np.testing.assert_array_equal(drawn.rewards, [(1, 0, NAN)] * 2)
     assert drawn.metrics["gold"] == pytest.approx(1 / 3) and drawn.metrics["finished"] == pytest.approx(2 / 3)
@@ -218,8 +223,11 @@ def test_online_pairs_are_drawn_afresh_and_on_policy_ones_once():
     for data, calls, fixed in (("online", 3, False), ("on_policy", 1, True)):
         arm = METHODS["dpo"].settings(data=data, prompts_per_update=4, pairs_per_update=4)
         pool = Pool(TOKENIZER)
-        source = make_source(METHODS["dpo"], arm, sampler(arm, pool, candidates_per_prompt=3, on_policy_prompts=8), [])
-        drawn = [all_of(source, version) for version in range(3)]
+        sampling, state = sampler(arm, pool, candidates_per_prompt=3, on_policy_prompts=8), begin()
+        source = make_source(METHODS["dpo"], arm, sampling, [], state)
+        drawn = []
+        for state.version in range(3):
+            drawn.append(all_of(source, state))
         assert len(pool.seeds) == calls and all(d.fixed == fixed and len(d.rows) == 4 for d in drawn)
         assert [d.metrics["policy_version_lag"] for d in drawn] == [0, 1, 2]
         assert drawn[0].rewards == [(1.0, -math.inf)] * 4
@@ -229,7 +237,8 @@ def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_
     """Otherwise an update costs nothing, and a budget of which nothing is spent never ends."""
     arm = METHODS["dpo"].settings(data="on_policy")
     with pytest.raises(ArmFailed, match="pair"):
-        make_source(METHODS["dpo"], arm, sampler(arm, Pool(TOKENIZER, ["wrong"]), candidates_per_prompt=3), [])
+        sampling = sampler(arm, Pool(TOKENIZER, ["wrong"]), candidates_per_prompt=3)
+        make_source(METHODS["dpo"], arm, sampling, [], begin())
 
 
 @pytest.mark.parametrize(("method", "arm"), [
@@ -240,9 +249,10 @@ def test_an_updates_data_is_the_same_in_one_part_and_in_several(method, arm):
     settings, found = METHODS[method].settings(**arm), []
     for part in (None, 2):
         sampling = sampler(settings, Pool(TOKENIZER, chunk=part), candidates_per_prompt=3)
-        parts = list(make_source(METHODS[method], settings, sampling, []).draw(4))
+        state = begin(version=4)
+        parts = list(make_source(METHODS[method], settings, sampling, [], state).draw(state, state.ledger))
         assert [len(p.rows) for p in parts] == ([5, 0] if part is None else [2, 2, 1, 0])
-        found.append((joined(parts), sampling.ledger.total().generated_tokens))
+        found.append((joined(parts), state.ledger.total().generated_tokens))
     (whole, tokens), (pieces, same_tokens) = found
     assert [(r.id, r.responses) for r in whole.rows] == [(r.id, r.responses) for r in pieces.rows]
     np.testing.assert_array_equal(whole.rewards, pieces.rewards)
@@ -263,7 +273,8 @@ def test_a_part_is_scored_while_the_engines_draw_the_next():
     settings = METHODS["ppo"].settings()
     sampling = sampler(settings, Pool(TOKENIZER, chunk=1, order=order))
     sampling.roles = Roles(sampling.roles.pool, Scorer(), None, None, None)
-    first, second = [part[0].prompt.id for part in sampling.sample(2, 2)]
+    state = begin()
+    first, second = [part[0].prompt.id for part in sampling.sample(state.sampler, state.ledger, 2, 2)]
     assert order == [
         ("draws", first), ("scoring begins", first), ("draws", second), ("scoring begins", second),
         ("is waited for", first), ("is waited for", second),

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt
@@ -17,11 +16,13 @@ from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
+from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Inputs, StartingPoint
-from rlhf_bench.training.loop import ArmObserver, ArmTrainer
+from rlhf_bench.training.loop import ArmTrainer
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
+from rlhf_bench.training.state import ArmState
 from tests.support.scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
 
 TASK = build_task(ArithmeticSettings(digits=1))
@@ -35,13 +36,13 @@ class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
     def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, pool_part=None,
-                 scale=1.0, saver=None, skips=5, **arm):  # fmt: skip
+                 scale=1.0, checkpointer=None, skips=5, **arm):  # fmt: skip
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "skips_in_a_row": skips},
                                "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool, self.ledger = Pool(TOKENIZER, chunk=pool_part, order=pool_order), Ledger("flops", limit)
+        self.pool = Pool(TOKENIZER, chunk=pool_part, order=pool_order)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
         inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
@@ -53,29 +54,25 @@ class Arm:
         start = StartingPoint(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, LengthScorer(scale), self.learner, self.evaluator, self.sync)
         self.updates, self.looks, self.skipped = [], [], []
-        progress = ArmObserver(
+        observer = ArmObserver(
             lambda update, numbers, ledger: self.updates.append((update, dict(numbers), ledger.fraction)),
             lambda look, evaluation: self.looks.append((look, evaluation)),
             lambda *what: self.skipped.append(what),
         )
         base = Evaluation({}, {}, {}, 0.0, self.evaluator.pairs)
-        run = ArmTrainer(
-            recipe,
-            METHODS[settings.method],
-            settings,
-            1,
-            inputs,
-            start,
-            roles,
-            self.ledger,
-            progress,
-            base,
-            marks,
-            StartSamples(Path(self.aside.name), "base"),
-            Cache(Path(self.aside.name)),
-            saver=saver,
+        self.trainer = ArmTrainer(
+            spec=ArmSpec(recipe, METHODS[settings.method], settings, 1),
+            shared=SharedByArms(
+                inputs, start, base, StartSamples(Path(self.aside.name), "base"), Cache(Path(self.aside.name))
+            ),
+            roles=roles,
+            observer=observer,
+            state=ArmState.begin("flops", limit, 1, marks),
+            checkpointer=checkpointer,
         )
-        self.status = run.run(save_to)
+        self.ledger = self.trainer.state.ledger
+        self.status = self.trainer.run(save_to)
+        self.ledger = self.trainer.state.ledger
 
     def told(self, key):
         return [numbers[key] for _, numbers, _ in self.updates]
@@ -198,7 +195,7 @@ def test_updates_whose_loss_is_no_number_are_counted_and_five_in_a_row_end_the_a
     assert [(look.mark, look.update) for look, _ in arm.looks] == [(0.0, 0), (1.0, 8)]
     assert arm.ledger.spent == MEASURING.flops + 8 * STEP.flops
     assert [(update, why) for update, why, _ in arm.skipped] == [(n, "loss not finite") for n in (2, 4, 5, 6, 7, 8)]
-    assert [row.id for row in arm.skipped[0][2].drawn.rows] == [row.id for row in arm.learner.stepped[1][0]]
+    assert [row.id for row in arm.skipped[0][2].rows] == [row.id for row in arm.learner.stepped[1][0]]
     some = Arm(LIMIT, learner=Learner(losses=[1.0, *[nan] * 4, 1.0, nan]), method="dpo")
     assert some.status == "done" and len(some.updates) == UPDATES
     online = Arm(200.0, learner=Learner(losses=[1.0, *[nan] * 5]), method="dpo", data="online", prompts_per_update=4)
@@ -223,7 +220,7 @@ def test_an_arm_diverges_with_the_same_update_wherever_checkpoints_fall(skips):
 
     def updates(*rounds):
         learner = Learner(losses=[1.0, *[float("nan")] * skips])
-        arm = Arm(LIMIT, learner=learner, method="dpo", skips=skips, saver=Checkpointer(rounds))
+        arm = Arm(LIMIT, learner=learner, method="dpo", skips=skips, checkpointer=Checkpointer(rounds))
         assert arm.status == "diverged"
         return [str(update) for update in arm.updates]  # as text nan equals nan
 

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.training.arm import ArmSpec, SharedByArms
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import prepare_inputs
 from rlhf_bench.training.loop import ArmTrainer
+from rlhf_bench.training.state import ArmState
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
 
@@ -82,9 +83,10 @@ class Loaded:
 def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
     """PPO on the judge's word: its critic is the same, whether or not another arm has a reward model made."""
     with_judge = recipe(arms={"ppo": {"method": "ppo", "feedback": "judge"}})
-    arm, ledger, critics = with_judge.arms["ppo"], Ledger("flops", 1), set()
+    spec, critics = ArmSpec(with_judge, METHODS["ppo"], with_judge.arms["ppo"], 1), set()
     for reward_model in (None, "reward"):
         start, roles = SimpleNamespace(base="base", reward_model=reward_model), SimpleNamespace(learner=Loaded())
-        ArmTrainer(with_judge, METHODS["ppo"], arm, 1, None, start, roles, ledger, None, None, (), {}, None)._load()
+        shared, state = SharedByArms(None, start, None, None, None), ArmState.begin("flops", 1, 1)
+        ArmTrainer(spec=spec, shared=shared, roles=roles, observer=None, state=state).load_models()
         critics.add(roles.learner.paths["critic"])
     assert critics == {"base"}
