@@ -18,7 +18,10 @@ from rlhf_bench.core.text import one_line
 from rlhf_bench.core.types import EvalPoint, Evaluation
 
 SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
+"""The metrics of an update that are shown, where it has them."""
+
 SECONDS_BETWEEN_LINES = 10.0
+"""Of one arm, in a job's log."""
 
 
 @dataclass
@@ -70,26 +73,26 @@ class ProgressDisplay:
 
     def begin(self, arm: str, seed: int, number: int, total: int) -> None:
         """Run `number` of `total`, counted from 0. Others may run at the same time."""
-        one = self.running[arm, seed] = _RunningArm(f"[{number + 1}/{total}] {arm} · seed {seed}", perf_counter())
+        running = self.running[arm, seed] = _RunningArm(f"[{number + 1}/{total}] {arm} · seed {seed}", perf_counter())
         if self.bar:
             self.bar.update(self.starting, visible=False)
-            one.task = self.bar.add_task(one.heading.replace("[", r"\["), total=1.0, numbers="")
+            running.task = self.bar.add_task(running.heading.replace("[", r"\["), total=1.0, numbers="")
         else:
-            self.say(f"{one.heading}: begins")
+            self.say(f"{running.heading}: begins")
 
     def end(self, arm: str, seed: int) -> None:
-        one = self.running.pop((arm, seed))
-        if self.bar and one.task is not None:
-            self.bar.remove_task(one.task)
+        running = self.running.pop((arm, seed))
+        if self.bar and running.task is not None:
+            self.bar.remove_task(running.task)
 
     def update(self, arm: str, seed: int, update: int, numbers: Mapping[str, float], fraction: float) -> None:
         shown = "  ".join(f"{k} {numbers[k]:.3g}" for k in SHOWN if k in numbers and numbers[k] == numbers[k])
-        one = self.running[arm, seed]
-        if self.bar and one.task is not None:
-            self.bar.update(one.task, completed=min(1.0, fraction), numbers=f"update {update}  {shown}")
-        elif perf_counter() - one.last_line > SECONDS_BETWEEN_LINES:
-            one.last_line = perf_counter()
-            self.say(f"{one.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
+        running = self.running[arm, seed]
+        if self.bar and running.task is not None:
+            self.bar.update(running.task, completed=min(1.0, fraction), numbers=f"update {update}  {shown}")
+        elif perf_counter() - running.last_line > SECONDS_BETWEEN_LINES:
+            running.last_line = perf_counter()
+            self.say(f"{running.heading}: {fraction:.0%} of the budget, update {update}  {shown}")
 
     def evaluated(self, arm: str, seed: int, point: EvalPoint, evaluation: Evaluation) -> None:
         scores = ", ".join(f"{split} {r.score:.3f}" for split, r in evaluation.splits.items())

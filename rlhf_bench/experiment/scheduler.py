@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlhf_bench.core.errors import StateLost, Stopped
 from rlhf_bench.experiment.shutdown import Grace
@@ -65,30 +65,20 @@ def run_jobs(
     any worker, and a signal that waits no longer, end all workers and are raised: `end_workers` must make every wait for
     an engine raise an error.
     """
-    waiting, busy, lock = deque(jobs), set[int](), threading.Lock()
+    queue = _JobQueue(jobs, grace)
     ended: SimpleQueue[BaseException | None] = SimpleQueue()  # stays intact if a signal's exception interrupts `get`
 
-    def next_job(number: int) -> T | None:
-        with lock:
-            busy.discard(number)
-            if not waiting or grace.number is not None:
-                return None
-            busy.add(number)
-            return waiting.popleft()
-
     def serve(number: int, ready: Callable[[], Worker | None]) -> None:
-        error: BaseException | None = None
         try:
             worker = ready()
-            while worker is not None and (job := next_job(number)) is not None:
+            while worker is not None and (job := queue.next(number)) is not None:
                 run(worker, job)
         except Stopped:
             pass  # `grace` has noted the signal; the other workers still write their checkpoints
-        except BaseException as raised:
-            error = raised
-        with lock:
-            busy.discard(number)
-        ended.put(error)
+        except BaseException as error:
+            ended.put(error)  # before the worker leaves: once the queue is done, all errors are there
+        queue.leave(number)
+        ended.put(None)
 
     # Daemons, so that a thread that does not end cannot keep the process alive.
     threads = [
@@ -98,18 +88,43 @@ def run_jobs(
     try:
         for thread in threads:
             thread.start()
-        done = not jobs
-        while not done:
-            error = ended.get()
-            if error is not None:
+        while not queue.done or not ended.empty():
+            if (error := ended.get()) is not None:
                 raise error
-            with lock:
-                done = not busy and (not waiting or grace.number is not None)
     except BaseException:
-        with lock:
-            waiting.clear()
+        queue.clear()
         end_workers()
         for thread in threads:
             if thread.ident is not None:
                 thread.join(ENDING_SECONDS)
         raise
+
+
+class _JobQueue(Generic[T]):
+    """The waiting jobs, and the numbers of the workers that run one. Methods may be called from any thread."""
+
+    def __init__(self, jobs: Sequence[T], grace: Grace):
+        self.waiting, self.busy, self.grace, self.lock = deque(jobs), set[int](), grace, threading.Lock()
+
+    def next(self, worker: int) -> T | None:
+        """A job for a worker that is free now; None if none waits, or after a signal."""
+        with self.lock:
+            self.busy.discard(worker)
+            if not self.waiting or self.grace.number is not None:
+                return None
+            self.busy.add(worker)
+            return self.waiting.popleft()
+
+    def leave(self, worker: int) -> None:
+        with self.lock:
+            self.busy.discard(worker)
+
+    def clear(self) -> None:
+        with self.lock:
+            self.waiting.clear()
+
+    @property
+    def done(self) -> bool:
+        """No job is running, and none will be."""
+        with self.lock:
+            return not self.busy and (not self.waiting or self.grace.number is not None)

@@ -106,6 +106,27 @@ def test_the_first_error_ends_all_workers_and_is_raised(error):
     assert raised.value is error and sorted(taken) == [0, 1] and worker_threads() == []
 
 
+@pytest.fixture
+def frequent_switches():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_an_error_in_the_last_job_is_raised_also_when_another_worker_ends_at_the_same_moment(frequent_switches):
+    together = threading.Barrier(2, timeout=TIMEOUT)
+
+    def run(worker, job):
+        together.wait()
+        if worker == "b":
+            raise RunFailed("the last job")
+
+    for _ in range(1000):
+        with pytest.raises(RunFailed, match="the last job"):
+            run_jobs([0, 1], workers=ready("a", "b"), run=run, grace=Grace(1), end_workers=lambda: None)
+
+
 def test_a_worker_that_cannot_be_started_ends_the_run():
     ended = threading.Event()
 
