@@ -11,13 +11,11 @@ import time
 import pandas as pd
 import pytest
 
-from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed, Stopped
 from rlhf_bench.core.types import Prompt, Sampling
 from rlhf_bench.experiment.scheduler import run_jobs
 from rlhf_bench.experiment.shutdown import Grace, grace_period, raise_on_signals
-from rlhf_bench.experiment.timing import Occupancy
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.rollouts import JudgedSamples, StartSamples
 from tests.chaos.compare import differences
@@ -344,13 +342,3 @@ def test_threads_that_want_the_same_of_the_cache_make_it_once(tmp_path):
         thread.join(TIMEOUT)
     assert len(made) == 1 and sorted(there for _, _, there in found) == [False, True, True, True]
     assert {(path, told["number"]) for path, told, _ in found} == {(found[0][0], 1)}
-
-
-def test_a_fleet_counts_for_the_drivers_share_only_while_it_has_an_arm():
-    """Of two fleets, one works for 3 of its 4 seconds, the other for all of its 2: the driver's share is 1 of 6."""
-    one, other = EngineTime(), EngineTime()
-    now = time.perf_counter()
-    one.record_background("learning", "learner 0", now - 9, 3.0)
-    other.record_background("learning", "learner 0", now - 8, 2.0)
-    stretches = [Occupancy(one, now - 9, now - 5), Occupancy(other, now - 8, now - 6)]
-    assert sum(s.seconds for s in stretches) == pytest.approx(6) and sum(s.idle for s in stretches) == pytest.approx(1)
