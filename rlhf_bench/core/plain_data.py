@@ -5,6 +5,9 @@ Numbers of JSON are decimal, and long enough to come back as the same binary one
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import fields
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,3 +40,15 @@ RandomGenerator = Annotated[
     np.random.Generator, PlainValidator(_generator), PlainSerializer(lambda generator: generator.bit_generator.state)
 ]
 """A random generator: its state, so that it continues where it was."""
+
+
+def content_digest(records: Any) -> str:
+    """SHA-256 of what records hold, in their fields' order: whatever the fields are called, and without those that do not
+    count for equality. Records are dataclasses, in lists and dictionaries as deep as they like."""
+    return hashlib.sha256(json.dumps(records, default=_values).encode()).hexdigest()
+
+
+def _values(record: Any) -> Any:
+    if isinstance(record, np.ndarray):
+        return _array_data(record)
+    return [getattr(record, field.name) for field in fields(record) if field.compare]

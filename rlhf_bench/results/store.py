@@ -141,6 +141,8 @@ def pair_rows(
 
 MAY_DIFFER = ("tracking", "placement", "reliability", "seeds", "arms", "description", "baseline", "claims", "sweep")
 """Keys of a recipe that change no number which is recorded already (arms are checked one by one)."""
+DIGEST_FORMAT = "2:"
+"""Before the digest of data: by which one of another version, made in another way, is told from that of other data."""
 
 
 def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
@@ -154,7 +156,7 @@ def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         old = read_yaml(path.read_text()) if path.exists() else None
-        before = digest.read_text().strip() if digest.exists() else data
+        before = digest.read_text().strip() if digest.exists() else DIGEST_FORMAT + data
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise BadInput(f"--output {directory}: cannot be used ({reason}); choose another directory") from None
@@ -165,13 +167,18 @@ def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
             raise BadInput(
                 f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory"
             )
-    if before != data:
+    if not before.startswith(DIGEST_FORMAT):
+        raise BadInput(
+            f"--output {directory}: holds a comparison that another version of rlhf-bench has begun; continue with that "
+            "version, or choose another directory"
+        )
+    if before != DIGEST_FORMAT + data:
         raise BadInput(
             f"--output {directory}: holds a comparison on other data: a file that task names has changed since; "
             "bring back what it held, or choose another directory"
         )
     path.write_text(yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
-    digest.write_text(f"{data}\n")
+    digest.write_text(f"{DIGEST_FORMAT}{data}\n")
 
 
 def merge_parts(

@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rlhf_bench.core.errors import BadInput, RunFailed
 
 MANIFEST, STATE = "manifest.json", "state.json"
-FORMAT = 1
+FORMAT = 2
 """Of what a checkpoint holds. Another one is left as it is: it is not damaged, but this version cannot go on from it."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_bench.compute.forecast import Lengths
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import Pair, Prompt, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
@@ -98,7 +99,7 @@ def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
     data = [train, held_out, demonstrations, pairs, looked_at]
     fingerprint |= {
         "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
-        "data": hashlib.sha256(repr(data).encode()).hexdigest(),
+        "data": content_digest(data),
     }
     return Inputs(
         task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint,

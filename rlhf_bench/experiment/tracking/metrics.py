@@ -7,11 +7,11 @@ under `by_budget_permille/` thousandths of the budget, under `by_tokens/` respon
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import EvalPoint, Evaluation
 from rlhf_bench.experiment.tracking.tracker import Dataset
 from rlhf_bench.methods.base import DataMode
@@ -85,7 +85,7 @@ def used_by(data: DataMode, known: Mapping[str, Dataset]) -> list[Dataset]:
 def _dataset(
     name: str, context: Any, rows: Sequence[Any], columns: Mapping[str, str], source: Mapping[str, Any]
 ) -> Dataset:
-    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    digest = content_digest(rows)[:16]
     return Dataset(name, digest, context, json.dumps(source, sort_keys=True), columns, len(rows))
 
 

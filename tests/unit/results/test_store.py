@@ -177,6 +177,15 @@ def test_a_directory_of_other_data_is_refused_and_stays_as_it_was(tmp_path):
     open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
 
 
+def test_a_directory_of_another_version_is_refused_by_that_name(tmp_path):
+    open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
+    (tmp_path / "out" / "data_digest").write_text("0123abcd\n")  # as version 0.1 wrote it
+    with pytest.raises(
+        BadInput, match="^--output .*out: holds a comparison that another version of rlhf-bench has begun; .*"
+    ):
+        open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
+
+
 @pytest.mark.parametrize("spoil", [
     lambda out: out.write_text(""),
     lambda out: [out.mkdir(), (out / "recipe.yaml").write_text("a: [")],

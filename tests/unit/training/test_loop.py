@@ -371,3 +371,19 @@ def test_what_is_drawn_ahead_of_a_divergence_is_charged_with_its_forward_passes(
     assert arm.status == "diverged"
     looks = [rows for _, rows in arm.learner.measured if rows[0].id != "probe"]  # which a sync pays for
     assert arm.ledger.by_phase["measuring"].flops == len(looks) * MEASURING.flops
+
+
+class Costlier(Learner):
+    """Its steps cost ten times as much after the first update."""
+
+    def steps_cost(self, work):
+        cost = super().steps_cost(work)
+        return cost if not self.stepped else replace(cost, flops=10 * cost.flops)
+
+
+def test_what_is_drawn_ahead_of_an_update_that_does_not_fit_is_charged_once():
+    """Three forward passes for each draw: also for the second, for whose steps there is no room."""
+    arm = Arm(100.0, learner=Costlier(), method="ppo", prompts_per_update=4, samples_per_prompt=3, epochs_per_update=1,
+              rollouts_ahead=1, feedback="judge")  # fmt: skip
+    assert len(arm.updates) == 1 and len(arm.pool.seeds) == 2
+    assert arm.ledger.by_phase["measuring"].flops == 2 * 3 * MEASURING.flops
