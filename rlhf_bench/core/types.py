@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.plain_data import Array
 
-Split = Literal["train", "in_distribution", "out_of_distribution", "unseen"]
+HeldOutSplit = Literal["in_distribution", "out_of_distribution", "unseen"]
+Split = Literal["train", HeldOutSplit]
 """train: prompts that methods may train on. The three others are held out:
 in_distribution: drawn from the same distribution, but never in `train`;
 out_of_distribution: longer or harder than anything in training;
 unseen: built from elements (operands, topics) that training never shows."""
+ALL_SPLITS: tuple[Split, ...] = get_args(Split)
+HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = get_args(HeldOutSplit)
+MAIN_SPLIT: HeldOutSplit = "in_distribution"
+"""The split whose score is compared."""
 
 Turn = tuple[str, str]
 """A message of a conversation: role and content."""

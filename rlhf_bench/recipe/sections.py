@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_bench.core.costs import Column
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.text import without_passwords
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
 
 
 class DataSettings(Section):
@@ -88,8 +89,8 @@ class EvaluationSettings(Section):
 
     prompts: int = Field(256, ge=1, description="held-out prompts per split")
     samples_per_prompt: int = Field(1, ge=1, description="responses that are sampled and scored for each of them")
-    splits: tuple[Literal["in_distribution", "out_of_distribution", "unseen"], ...] = Field(
-        ("in_distribution", "out_of_distribution", "unseen"),
+    splits: tuple[HeldOutSplit, ...] = Field(
+        HELD_OUT_SPLITS,
         min_length=1,
         description="the first one is the score that is compared",
     )
@@ -113,9 +114,9 @@ class EvaluationSettings(Section):
     @field_validator("splits")
     @classmethod
     def _main_split_first(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        if splits[0] != "in_distribution" or len(set(splits)) != len(splits):
+        if splits[0] != MAIN_SPLIT or len(set(splits)) != len(splits):
             raise ValueError(
-                "splits must start with in_distribution (the score that is compared) and name each split once"
+                f"splits must start with {MAIN_SPLIT} (the score that is compared) and name each split once"
             )
         return splits
 

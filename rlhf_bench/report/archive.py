@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.report.series import SERIES, series_labels
 from rlhf_bench.results.reader import RecordedComparison, read_recorded
-from rlhf_bench.results.schema import MAIN_SPLIT, PAIRS_KEYS
+from rlhf_bench.results.schema import PAIRS_KEYS
 
 _UPDATE_COLUMNS = (
     "arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", "score", "reward", "gold", "grad_norm",

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_bench.core.text import listed
+from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.report.format import ABSENT
 from rlhf_bench.results.claims import metric_values
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import MAIN_SPLIT
 from rlhf_bench.results.summary import Summary
 
 Side = Literal["below", "above", "open", "same"]

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_bench.core.costs import COLUMNS, UNCHARGED_PHASES
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
 from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
 from rlhf_bench.results.claims import PairedComparison
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import MAIN_SPLIT, SHARED, SPLITS
+from rlhf_bench.results.schema import SHARED
 from rlhf_bench.results.summary import ArmResult, Summary
 
 Row = dict[str, str]
@@ -178,9 +179,9 @@ def split_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
     final = final_evaluations(recorded, summary)
     rows = []
     for arm in summary.arms:
-        cells = {SPLIT_NAMES[split]: _over_seeds(final, arm.name, split, "score") for split in SPLITS}
+        cells = {SPLIT_NAMES[split]: _over_seeds(final, arm.name, split, "score") for split in HELD_OUT_SPLITS}
         rows.append({"Arm": arm.name, **cells})
-    base = {SPLIT_NAMES[split]: decimal(summary.base_scores.get(split, float("nan"))) for split in SPLITS}
+    base = {SPLIT_NAMES[split]: decimal(summary.base_scores.get(split, float("nan"))) for split in HELD_OUT_SPLITS}
     return [*rows, {"Arm": "base", **base}]
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from rlhf_bench.core.text import listed
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL, Curve, at_equal_kl
 from rlhf_bench.diagnostics.statistics import Adjusted, Improvement, Paired
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 
 Verdict = Literal["yes", "no", "not resolved at this budget", "not evaluated"]
 SCORE = "score"
@@ -130,7 +130,7 @@ def metric_values(recorded: RecordedComparison, arm: str, metric: str) -> dict[i
     if metric in (SCORE, f"{SCORE}/{MAIN_SPLIT}"):
         values = {seed: float(result["score"]) for seed, result in done.items()}
     else:
-        split = next((s for s in SPLITS if metric == f"{SCORE}/{s}"), MAIN_SPLIT)
+        split = next((s for s in HELD_OUT_SPLITS if metric == f"{SCORE}/{s}"), MAIN_SPLIT)
         column = SCORE if metric == f"{SCORE}/{split}" else metric
         values = {
             seed: _of_curve(rows, column)
@@ -201,7 +201,7 @@ def _hint(recorded: RecordedComparison, metric: str) -> str:
     evaluations = recorded.evaluations
     columns = [c for c in evaluations.columns if _is_number(evaluations, c) and evaluations[c].notna().any()]
     known = [prefix + column for column in columns]
-    known += [] if prefix else [*_CURVE_METRICS, SCORE_AT_EQUAL_KL, *(f"{SCORE}/{split}" for split in SPLITS)]
+    known += [] if prefix else [*_CURVE_METRICS, SCORE_AT_EQUAL_KL, *(f"{SCORE}/{split}" for split in HELD_OUT_SPLITS)]
     near = [name for name in difflib.get_close_matches(metric, known, n=1) if name != metric]
     return f"; {near[0]} was" if near else ""
 

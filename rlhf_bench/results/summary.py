@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import MAIN_SPLIT
 
 
 @dataclass(frozen=True, slots=True)

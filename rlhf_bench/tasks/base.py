@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, Prompt, Split, TextPair
 
 Item = TypeVar("Item", bound=Hashable)
 
-ALL_SPLITS: tuple[Split, ...] = ("train", "in_distribution", "out_of_distribution", "unseen")
 HELD_OUT_FRACTION = 0.1
 """The share of the training distribution that is kept for `in_distribution`."""
 MAX_DRAWN = 1_000_000

@@ -14,8 +14,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
-from rlhf_bench.tasks.base import ALL_SPLITS, Task, choose, generator
+from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.tasks.base import Task, choose, generator
 from rlhf_bench.tasks.judges.answers import judge_exact, judge_number, judge_overlap, reference_number
 from rlhf_bench.tasks.judges.boxed import judge_boxed
 from rlhf_bench.tasks.loading.data_source import Place, PlaceSetting, rows_at

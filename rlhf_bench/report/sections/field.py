@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import listed
+from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.style import Plot, drawn, plotted
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.sections.base import Section
 from rlhf_bench.results.reader import RecordedComparison
-from rlhf_bench.results.schema import MAIN_SPLIT
 from rlhf_bench.results.summary import Summary
 from rlhf_bench.theory.field_figures import draw_fields
 from rlhf_bench.theory.trajectories import RecordedRun, Trajectory, read_run

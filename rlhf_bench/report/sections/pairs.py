@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from rlhf_bench.core.text import listed
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
 from rlhf_bench.report.format import ABSENT
 from rlhf_bench.report.measures import Measure, Of, directions, few, measures, metric, rows_of, short
 from rlhf_bench.report.plots.style import INK, Plot, absent, curve, drawn, label, legend, new_figure, plotted, styled
@@ -19,7 +20,6 @@ from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS
 from rlhf_bench.report.tables import SPLIT_NAMES
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import MAIN_SPLIT, SPLITS
 from rlhf_bench.results.summary import Summary
 
 ONE_MODEL = "The reward model's interval is over pairs (Clopper and Pearson): there is one of it."
@@ -37,10 +37,10 @@ GROUPS = 5
 def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
     """Pairwise accuracy of the arms' implicit rewards against the reward model's explicit one, by split."""
     told = plotted(recorded, summary)
-    implicit = {split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in SPLITS}
+    implicit = {split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in HELD_OUT_SPLITS}
     found = {split: measures(told, of) for split, of in implicit.items()}
     found = {split: own for split, own in found.items() if own}
-    explicit = {split: right for split in SPLITS if (right := _explicit(recorded, split)) is not None}
+    explicit = {split: right for split in HELD_OUT_SPLITS if (right := _explicit(recorded, split)) is not None}
     seen = [f"Not recorded: pairwise accuracy of the implicit rewards; {NO_PAIRS}"] if not found else []
     if not explicit:
         seen.append("No reward model looked at the held-out pairs, so there is no explicit reward to compare with.")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from rlhf_bench.core.types import HELD_OUT_SPLITS
 from rlhf_bench.report.format import visible
 from rlhf_bench.results.reader import RecordedComparison
-from rlhf_bench.results.schema import BASE, SPLITS
+from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import ArmResult, Summary
 
 PROMPTS_PER_SPLIT = 4
@@ -45,7 +46,7 @@ def side_by_side(recorded: RecordedComparison, summary: Summary) -> tuple[Questi
         own = samples[(samples["arm"] == arm.name) & (samples["seed"] == shown_seed(arm))]
         answers[arm.name] = _last_answers(own)
     questions = []
-    for split in SPLITS:
+    for split in HELD_OUT_SPLITS:
         prompts = samples[samples["split"] == split].drop_duplicates("prompt_id").head(PROMPTS_PER_SPLIT)
         questions += [_question(row, answers) for row in prompts.to_dict("records")]
     return tuple(questions)
