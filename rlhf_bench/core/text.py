@@ -12,7 +12,11 @@ from collections.abc import Mapping, Sequence
 
 _ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, formats, surrogates, no glyph, other line ends
 _NOT_ASCII = re.compile(r"[^\n\t -~]")
-_USER = re.compile(r"(?<=://)[^\s/?#]*:[^\s/?#]*@|(?<=http://)[^\s/?#]+@|(?<=https://)[^\s/?#]+@", re.IGNORECASE)
+_USER = re.compile(
+    r"(?<=://)[^\s/?#]*:[^\s/?#]*@|(?<=http://)[^\s/?#]+@|(?<=https://)[^\s/?#]+@"
+    r"|(?<=://)[^\s/?#:@]*:(?!\d{1,5}[/?#])\S*@",  # a password with a slash in it, which is no port either
+    re.IGNORECASE,
+)
 _PASSWORD = re.compile(r"(?<=[?&]password=)[^\s&#]+", re.IGNORECASE)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_bench.core.text import without_passwords
 from rlhf_bench.experiment.tracking.mlflow_store import MAX_METRICS, Store, refused
 from rlhf_bench.experiment.tracking.outbox import (
     AliasSet,
@@ -51,13 +51,8 @@ def tracking_uri(uri: str | None, directory: Path) -> str:
 
 def how_to_open(uri: str) -> str:
     """How a reader opens the store: a server's own address, or the command that serves it. Without credentials."""
-    shown = without_credentials(uri)
+    shown = without_passwords(uri)
     return shown if uri.startswith(("http://", "https://")) else f".venv/bin/mlflow ui --backend-store-uri '{shown}'"
-
-
-def without_credentials(text: str) -> str:
-    """Text fit for a log: `user:password@` and `password=…` of the addresses in it are starred out."""
-    return re.sub(r"(?i)(password=)[^&\s'\"]*", r"\1***", re.sub(r"://[^:/\s]*(:\S*)?@", "://***@", text))
 
 
 @dataclass(frozen=True)
@@ -222,7 +217,7 @@ class Tracker:
     def _warn(self, kind: str, line: str) -> None:
         if kind not in self._warned and not self._given_up:
             self._warned.add(kind)
-            self._on_warning(without_credentials(line))
+            self._on_warning(without_passwords(line))
 
 
 def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]], int]]:
@@ -248,7 +243,7 @@ def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]],
 
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return without_credentials(lines[0]) if lines else type(error).__name__
+    return without_passwords(lines[0]) if lines else type(error).__name__
 
 
 def _now() -> int:
