@@ -177,6 +177,10 @@ class PairEvaluation:
     edit_distance: float
 
 
+PAIR_PROPERTIES = ("ches", "ches_normalised", "edit_distance")
+"""What a pair has of its own, the same under every policy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One look at a policy: results per split, likelihood numbers (nats), what it cost by ledger column, seconds, pairs."""

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost, Phase
 from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.files import put_in_place
 from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import Grace
@@ -20,7 +21,8 @@ from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.results.store import ArmRecords, copy_checkpoint
+from rlhf_bench.results.schema import CHECKPOINTS
+from rlhf_bench.results.store import ArmRecords
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
 from rlhf_bench.training.batch import Batch
 from rlhf_bench.training.checkpoints import Checkpoints
@@ -114,13 +116,13 @@ class ArmRunner:
                 self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, records, patience, self.display.say
             ),
         )
-        aside = self.directory / "checkpoints" / f".{arm}-seed{seed}.tmp"
+        aside = self.directory / CHECKPOINTS / f".{arm}-seed{seed}.tmp"
         try:
             trainer.run(aside)
         except ArmFailed as failure:
             failure.spent = trainer.state.ledger.total().as_dict()
             raise
-        copy_checkpoint(aside, self.directory / "checkpoints" / arm / f"seed-{seed}")
+        put_in_place(aside, self.directory / CHECKPOINTS / arm / f"seed-{seed}")
         result = _result(seed, trainer.state, evaluations[-1])
         result["seconds"] = worker.roles.engine_time.breakdown(began, perf_counter())
         self._announce_end(arm, seed, trainer, result)

@@ -10,7 +10,7 @@ from rlhf_bench.experiment.timing import Timing
 from rlhf_bench.experiment.tracking.metrics import finished_policies
 from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods.base import MethodSettings
-from rlhf_bench.results.schema import TABLES
+from rlhf_bench.results.schema import RECIPE, REPORT, SUMMARY, TABLES, TUNING
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -57,9 +57,9 @@ def _time_line(runtime: Runtime, timing: Timing, before_report: float) -> str:
 
 def _upload(spec: ComparisonSpec, tracker: Tracker) -> None:
     """The files of DIR, to MLflow."""
-    tables = [f"{name}.parquet" for name in TABLES]
-    trials = ["tuning.json"] if spec.recipe.tuning else []
-    for name in ("report.html", "summary.json", "recipe.yaml", *tables, *trials):
+    tables = [table.file for table in TABLES.values()]
+    trials = [TUNING] if spec.recipe.tuning else []
+    for name in (REPORT, SUMMARY, RECIPE, *tables, *trials):
         tracker.artifact(spec.directory / name)
 
 

@@ -15,8 +15,8 @@ from rlhf_bench.core.types import BASE_POINT
 from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
 from rlhf_bench.experiment.spec import ComparisonSpec
 from rlhf_bench.experiment.timing import Timing
-from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
-from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows, table
+from rlhf_bench.results.schema import BASE, BASE_JSON, RESULTS, SHARED, TUNING
+from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows
 
 
 class Recorder:
@@ -61,16 +61,15 @@ class Recorder:
 
     def record(self) -> None:
         """Write `base.json`, `results.json` and the merged tables."""
-        write_json(self.spec.directory / "base.json", self._base())
-        write_json(self.spec.directory / "results.json", self._results())
+        write_json(self.spec.directory / BASE_JSON, self._base())
+        write_json(self.spec.directory / RESULTS, self._results())
         start, base = self.runner.shared.start, self.runner.shared.base
         merge_parts(
             self.spec.directory,
             {arm: self.spec.recipe.seeds for arm in self.spec.recipe.arms},
-            table([], METRIC_KEYS),
-            table(sample_rows("base", 0, 0.0, base), SAMPLE_KEYS),
-            table(self._shared_costs(), ()),
-            table(pair_rows("base", 0, BASE_POINT, base, start.reward_margins), PAIR_KEYS),
+            samples=sample_rows(BASE, 0, 0.0, base),
+            ledger=self._shared_costs(),
+            pairs=pair_rows(BASE, 0, BASE_POINT, base, start.reward_margins),
         )
 
     def _submit(self, write: Callable[[], None]) -> None:
@@ -94,7 +93,7 @@ class Recorder:
     def _base(self) -> dict[str, Any]:
         start, base = self.runner.shared.start, self.runner.shared.base
         main, accuracy = self.spec.recipe.evaluation.splits[0], start.reward_model_accuracy
-        path = self.spec.directory / "base.json"
+        path = self.spec.directory / BASE_JSON
         if not accuracy and path.exists():  # measured by an earlier run of other arms
             accuracy = json.loads(path.read_text())["reward_model"]["accuracies"]
         return {
@@ -119,15 +118,15 @@ class Recorder:
     def _shared_costs(self) -> list[dict[str, Any]]:
         """Rows of the ledger that are charged to no arm: what all arms start from, and the trials."""
         start, tuning = self.runner.shared.start, self.spec.recipe.tuning
-        rows = [{"arm": "shared", "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
+        rows = [{"arm": SHARED, "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
         if tuning is not None:
-            for arm, trials in json.loads((self.spec.directory / "tuning.json").read_text()).items():
+            for arm, trials in json.loads((self.spec.directory / TUNING).read_text()).items():
                 rows += [{"arm": arm, "seed": tuning.seed, "phase": "tuning", **trial["spent"]} for trial in trials]
         return rows
 
 
 def _failed_before(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Results of the arms and seeds that failed in earlier runs into DIR."""
-    path = directory / "results.json"
+    path = directory / RESULTS
     arms = json.loads(path.read_text())["arms"] if path.exists() else {}
     return {(arm, s["seed"]): s for arm, found in arms.items() for s in found["seeds"] if s["status"] == "failed"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bench.core.errors import ArmFailed, RunFailed
+from rlhf_bench.core.files import write_text
 from rlhf_bench.core.types import EvalPoint, Evaluation
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.experiment.stages.base_evaluation import evaluate_base
@@ -22,6 +23,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import TuningSettings
+from rlhf_bench.results.schema import TUNING
 from rlhf_bench.results.trials import Trial, best_trial
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
 from rlhf_bench.training.inputs import StartingPoint
@@ -87,7 +89,7 @@ def tuned_arms(
     """The settings with which each of `arms` enters the comparison. Trials that DIR has already are not run again."""
     if recipe.tuning is None:
         return dict(recipe.arms)
-    path = directory / "tuning.json"
+    path = directory / TUNING
     known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
     tuned = dict(recipe.arms)
     for arm in arms:
@@ -98,9 +100,7 @@ def tuned_arms(
             score, status, spent = run_trial(arm, with_settings(recipe.arms[arm], values))
             trials.append(Trial(dict(values), score, status, spent))
             known[arm] = [asdict(t) for t in trials]
-            aside = path.with_suffix(".tmp")
-            aside.write_text(json.dumps(known, indent=1))
-            aside.rename(path)
+            write_text(path, json.dumps(known, indent=1))
             say(
                 f"{arm}: trial {number + 1} of {len(recipe.tuning.trials)}, {_shown(values)}: {status}, score {score:.3f}"
             )

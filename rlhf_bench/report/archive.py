@@ -14,15 +14,21 @@ from pathlib import Path
 import pandas as pd
 
 from rlhf_bench.core.types import MAIN_SPLIT
-from rlhf_bench.report.series import SERIES, series_labels
+from rlhf_bench.report.series import series_labels
 from rlhf_bench.results.reader import RecordedComparison, read_recorded
-from rlhf_bench.results.schema import PAIRS_KEYS
-
-_UPDATE_COLUMNS = (
-    "arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", "score", "reward", "gold", "grad_norm",
-)  # fmt: skip
-"""What the report reads of a training update."""
-_TEXTS = ("recipe.yaml", "base.json", "results.json", "tuning.json")
+from rlhf_bench.results.schema import (
+    ARCHIVED_UPDATE_COLUMNS,
+    BASE,
+    BASE_JSON,
+    LEDGER_TABLE,
+    METRICS_TABLE,
+    PAIRS_TABLE,
+    RECIPE,
+    RESULTS,
+    SAMPLES_TABLE,
+    SERIES,
+    TUNING,
+)
 
 
 def archive(directory: Path, target: Path) -> None:
@@ -42,20 +48,20 @@ def archive(directory: Path, target: Path) -> None:
 
 def _keep_one(recorded: RecordedComparison, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in _TEXTS:
+    for name in (RECIPE, BASE_JSON, RESULTS, TUNING):
         if (recorded.directory / name).exists():
             shutil.copyfile(recorded.directory / name, target / name)
-    _write(_metrics(recorded), target / "metrics.parquet", single=("reward", "gold", "grad_norm"))
-    _write(recorded.ledger, target / "ledger.parquet")
-    _write(recorded.samples.head(0), target / "samples.parquet")
+    _write(_metrics(recorded), target / METRICS_TABLE.file, single=("reward", "gold", "grad_norm"))
+    _write(recorded.ledger, target / LEDGER_TABLE.file)
+    _write(recorded.samples.head(0), target / SAMPLES_TABLE.file)
     if not recorded.pairs.empty:
-        _write(_pairs(recorded), target / "pairs.parquet", single=("chosen_logratio", "rejected_logratio"))
+        _write(_pairs(recorded), target / PAIRS_TABLE.file, single=("chosen_logratio", "rejected_logratio"))
 
 
 def _metrics(recorded: RecordedComparison) -> pd.DataFrame:
     """Every evaluation, in full; of the updates the columns that the report reads."""
     updates = recorded.updates
-    updates = updates[[column for column in updates.columns if column in _UPDATE_COLUMNS]]
+    updates = updates[[column for column in updates.columns if column in ARCHIVED_UPDATE_COLUMNS]]
     both = pd.concat([recorded.evaluations.dropna(axis="columns", how="all"), updates], ignore_index=True)
     return both.reindex(columns=[column for column in recorded.metrics.columns if column in both.columns])
 
@@ -67,9 +73,9 @@ def _pairs(recorded: RecordedComparison) -> pd.DataFrame:
     in its rows alone. The first mark of an arm is the base policy again, and left out.
     """
     pairs = recorded.pairs
-    base = pairs["arm"] == "base"
+    base = pairs["arm"] == BASE
     moved = ~base & (pairs["split"] == MAIN_SPLIT) & (pairs["mark"] > 0)
-    changing = [column for column in pairs.columns if column in (*PAIRS_KEYS, "update")]
+    changing = [column for column in pairs.columns if column in (*PAIRS_TABLE.required, "update")]
     return pd.concat([pairs[base], pairs.loc[moved, changing]], ignore_index=True)
 
 

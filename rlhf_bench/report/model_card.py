@@ -13,9 +13,9 @@ from rlhf_bench.core.text import escaped, table
 from rlhf_bench.report import tables
 from rlhf_bench.report.format import decimal, quantity
 from rlhf_bench.report.verdict import verdict
+from rlhf_bench.results.schema import CARD, CHECKPOINTS
 from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 
-CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -23,7 +23,7 @@ def write_cards(directory: Path, summary: Summary) -> None:
     """A card for every policy of the comparison in `directory`, whoever has trained it when."""
     for arm in summary.arms:
         for seed in arm.seeds:
-            card = directory / "checkpoints" / arm.name / f"seed-{seed.seed}" / CARD
+            card = directory / CHECKPOINTS / arm.name / f"seed-{seed.seed}" / CARD
             if card.parent.is_dir():
                 text = model_card(arm, seed, summary)
                 if not card.is_file() or card.read_text(encoding="utf-8") != text:

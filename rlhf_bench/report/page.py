@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlhf_bench.core.files import number_or_nan, write_text
 from rlhf_bench.core.text import in_codes
 from rlhf_bench.diagnostics import stability
 from rlhf_bench.report import tables
@@ -27,7 +27,9 @@ from rlhf_bench.report.sections.samples import shown_seed, side_by_side
 from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.verdict import notes, verdict
 from rlhf_bench.results.reader import RecordedComparison, read_recorded
+from rlhf_bench.results.schema import REPORT, SUMMARY
 from rlhf_bench.results.summary import Summary, summarize
+from rlhf_bench.results.summary_json import to_json
 
 TEMPLATE = "report.html.j2"
 
@@ -49,8 +51,8 @@ def write_report(directory: Path, elsewhere: Elsewhere | None = None) -> Summary
     properties = elsewhere(recorded, summary) if elsewhere else partial(draw_properties, recorded, summary)
     with style():
         page = render_page(recorded, summary, properties)
-    _replace(directory / "summary.json", json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
-    _replace(directory / "report.html", page)
+    write_text(directory / SUMMARY, json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
+    write_text(directory / REPORT, page)
     return summary
 
 
@@ -132,11 +134,11 @@ def run_details(recorded: RecordedComparison, summary: Summary) -> dict[str, str
     seeds = sorted({seed.seed for arm in summary.arms for seed in arm.seeds})
     return {
         "Seeds": ", ".join(map(str, seeds)) or ABSENT,
-        "Wall time": duration(_number(timing.get("wall_seconds"))),
-        "Time to the first update": duration(_number(timing.get("first_update_seconds"))),
+        "Wall time": duration(number_or_nan(timing.get("wall_seconds"))),
+        "Time to the first update": duration(number_or_nan(timing.get("first_update_seconds"))),
         **({"FleetPool, with arms side by side": str(timing["fleets"])} if timing.get("fleets", 1) > 1 else {}),
-        "Driver's own share of wall time, before this report": _percent(_number(timing.get("driver_share"))),
-        "Reward model's accuracy on held-out pairs": _percent(_number(reward_model.get("accuracy"))),
+        "Driver's own share of wall time, before this report": _percent(number_or_nan(timing.get("driver_share"))),
+        "Reward model's accuracy on held-out pairs": _percent(number_or_nan(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),
         "Machine": str(recorded.results.get("machine") or ABSENT),
         "Run key": summary.run_key or ABSENT,
@@ -150,14 +152,3 @@ def _setup(setup: Mapping[str, Any]) -> dict[str, str]:
 
 def _percent(value: float) -> str:
     return ABSENT if value != value else f"{value:.1%}"
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write in one step: a reader, or a crash, never meets half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -10,22 +10,22 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.files import finite_or_null, number_or_nan, write_json
 from rlhf_bench.recipe.loading import is_label
 from rlhf_bench.report.format import decimal
 from rlhf_bench.report.page import write_report
 from rlhf_bench.report.plots.style import INK, MARKERS, PALETTE, style
+from rlhf_bench.results.schema import SERIES, SERIES_FIGURE
 from rlhf_bench.results.summary import Summary
-
-SERIES = "series.json"
 
 
 def write_series(directory: Path, labels: Sequence[str]) -> str:
     """Render every comparison in DIR again, write `series.json` and `series.png`, and return the table as text."""
     summaries = {label: write_report(directory / label) for label in labels}
     rows = [row for label, summary in summaries.items() for row in series_rows(label, summary)]
-    (directory / SERIES).write_text(json.dumps({"labels": list(labels), "rows": rows}, indent=1))
+    write_json(directory / SERIES, {"labels": list(labels), "rows": rows})
     with style():
-        series_figure(summaries).savefig(directory / "series.png", dpi=150)
+        series_figure(summaries).savefig(directory / SERIES_FIGURE, dpi=150)
     return series_text(rows)
 
 
@@ -51,10 +51,10 @@ def series_rows(label: str, summary: Summary) -> list[dict[str, Any]]:
     arm finished no seed, or has no interval."""
     return [
         {
-            "label": label, "arm": arm.name, "base": summary.base_score, "score": _finite(arm.mean),
-            "gain": _finite(arm.mean - summary.base_score),
+            "label": label, "arm": arm.name, "base": summary.base_score, "score": finite_or_null(arm.mean),
+            "gain": finite_or_null(arm.mean - summary.base_score),
             "low": arm.interval.low if arm.interval else None, "high": arm.interval.high if arm.interval else None,
-            "kl": _finite(arm.kl), "seeds": len(arm.finished),
+            "kl": finite_or_null(arm.kl), "seeds": len(arm.finished),
         }
         for arm in summary.arms
     ]  # fmt: skip
@@ -78,9 +78,9 @@ def series_cells(row: Mapping[str, Any]) -> dict[str, str]:
         "PairedComparison": row["label"],
         "Arm": row["arm"],
         "Base": decimal(row["base"]),
-        "Score [95% interval]": decimal(_number(row["score"])) + (ends or ""),
-        "Gain": decimal(_number(row["gain"]), sign=True),
-        "KL (nats)": decimal(_number(row["kl"]), 2),
+        "Score [95% interval]": decimal(number_or_nan(row["score"])) + (ends or ""),
+        "Gain": decimal(number_or_nan(row["gain"]), sign=True),
+        "KL (nats)": decimal(number_or_nan(row["kl"]), 2),
         "Seeds": str(row["seeds"]),
     }
 
@@ -113,11 +113,3 @@ def series_figure(summaries: Mapping[str, Summary]) -> Figure:
     axes.set_ylabel("held-out score (mean over seeds, 95% interval)")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

@@ -13,12 +13,13 @@ from rlhf_bench.core.costs import COLUMNS
 from rlhf_bench.core.types import HELD_OUT_SPLITS
 from rlhf_bench.diagnostics.probes import PROBE_SETS
 
-TRAIN, EVALUATION = "train", "evaluation"
 Phase = Literal["train", "evaluation"]
-"""Of a row of metrics.parquet: an update of the policy, or an evaluation of it."""
+TRAIN: Phase = "train"
+EVALUATION: Phase = "evaluation"
+"""Of a row of metrics.parquet: an update of the policy, or an evaluation of it. Groups in MLflow too."""
 
-SCORE, BUDGET, BY_BUDGET, BY_TOKENS = "score", "budget", "by_budget_permille", "by_tokens"
-"""Groups in MLflow beside the two phases."""
+SCORE, BUDGET, BY_BUDGET, BY_TOKENS, SYSTEM = "score", "budget", "by_budget_permille", "by_tokens", "system"
+"""The other groups in MLflow."""
 
 WORDS = {"SPLIT": "|".join(HELD_OUT_SPLITS), "SET": "|".join(PROBE_SETS), "NAME": ".+"}
 """Words in capitals that names have, and what may stand for them, as regular expressions."""
@@ -29,6 +30,7 @@ class Metric:
     """A number of a phase. `name` may have one of `WORDS` in it.
 
     `tracked`: MLflow gets it too. `compared`: MLflow gets it once more against compute and tokens, by which arms compare.
+    `reported`: the report reads it of updates (of evaluations it reads nearly all).
     """
 
     name: str
@@ -36,6 +38,7 @@ class Metric:
     meaning: str
     tracked: bool = True
     compared: bool = False
+    reported: bool = False
 
     def is_called(self, name: str) -> bool:
         pattern = re.sub("[A-Z]+", lambda word: f"({WORDS[word[0]]})", self.name)
@@ -57,21 +60,29 @@ _PAIR_NUMBERS = (
 
 UPDATE_METRICS = (
     Metric("loss", "", "the method's loss for the policy, mean over the update's optimizer steps"),
-    Metric("grad_norm", "", "norm of the policy's gradient before clipping, mean over the steps"),
-    Metric("skipped", "0 or 1", "1 for an update that left the weights alone, since a number was not finite"),
+    Metric("grad_norm", "", "norm of the policy's gradient before clipping, mean over the steps", reported=True),
+    Metric("skipped", "0 or 1", "1 for an update that left the weights alone", reported=True),
     Metric("critic_loss", "", "the method's loss for the critic, mean over the steps"),
     Metric("critic_grad_norm", "", "norm of the critic's gradient before clipping, mean over the steps"),
     Metric("critic_skipped", "share", "steps of the critic that were skipped"),
     Metric("critic_value", "reward", "the critic's value, mean over response tokens"),
     Metric("critic_value_error", "reward²", "squared distance of value and return, mean over response tokens"),
-    Metric("reward", "reward", "what the method was told of its samples, mean over those that ended", compared=True),
-    Metric("gold", "0 to 1", "the judge's score of the same samples, mean", compared=True),
+    Metric(
+        "reward",
+        "reward",
+        "what the method was told of its samples, mean over those that ended",
+        compared=True,
+        reported=True,
+    ),
+    Metric("gold", "0 to 1", "the judge's score of the same samples, mean", compared=True, reported=True),
     Metric("response_length", "tokens", "length of the samples, mean"),
     Metric("finished", "share", "samples that ended within the length limit"),
     Metric("unfinished", "share", "samples that got `missing_eos_score` in place of a reward"),
     Metric("empty", "share", "samples that ended at once"),
     Metric("equal_rewards", "share", "prompts whose samples all have the same reward, from which nothing is learned"),
-    Metric("policy_version_lag", "updates", "age of the policy that drew the update's data, mean over samples or pairs"),
+    Metric(
+        "policy_version_lag", "updates", "age of the policy that drew the update's data, mean over samples or pairs"
+    ),
     Metric("pairs", "pairs", "pairs in the update"),
     *_PAIR_NUMBERS,
     Metric("margin", "nats", "Δ of the chosen response less Δ of the rejected one, mean over pairs", compared=True),
@@ -109,7 +120,9 @@ EVALUATION_METRICS = (
     Metric("probes/dropped", "responses", "prompts for which a probe set has no response, over all sets"),
     Metric("probe/SET", "nats", "log-probability of a probe set, mean over its responses"),
     Metric("probe/SET_logratio", "nats", "that less the base policy's"),
-    Metric("gradient/chosen_norm", "", "norm of the gradient of the chosen response's log-probability, mean over pairs"),
+    Metric(
+        "gradient/chosen_norm", "", "norm of the gradient of the chosen response's log-probability, mean over pairs"
+    ),
     Metric("gradient/rejected_norm", "", "the same of the rejected response"),
     Metric("gradient/cosine", "−1 to 1", "cosine of the angle between both gradients of a pair, mean"),
     Metric("gradient/falling", "share", "pairs whose chosen response a small step of DPO on the pair would lower"),
@@ -120,13 +133,16 @@ EVALUATION_METRICS = (
     Metric("partial/pi_log_chosen", "nats", "log of the derivative in the chosen probability, mean over active pairs"),
     Metric("partial/pi_log_rejected", "nats", "the same in the rejected probability"),
     Metric("partial/pi_log_ratio", "nats", "log of rejected over chosen derivative in probability, mean"),
-    Metric("partial/pi_log_ratio_theory", "nats", "what theory says that it is, for losses that have a β for each side"),
+    Metric(
+        "partial/pi_log_ratio_theory", "nats", "what theory says that it is, for losses that have a β for each side"
+    ),
     Metric("diagnostics/seconds", "s", "wall time of probes and gradients in this evaluation"),
     Metric("diagnostics/flops", "FLOP", "their compute"),
 )
 """Of evaluations. `score`, `response_length` and `part/NAME` are of one split; all others stand in the main split's row."""
 
 METRICS: dict[Phase, tuple[Metric, ...]] = {"train": UPDATE_METRICS, "evaluation": EVALUATION_METRICS}
+COMPARED = {phase: frozenset(metric.name for metric in found if metric.compared) for phase, found in METRICS.items()}
 
 
 def described(name: str, phase: Phase) -> Metric | None:
@@ -143,12 +159,6 @@ def mlflow_name(name: str, phase: Phase, split: str = "") -> str:
     return f"{phase}/{name}"
 
 
-def compared_name(axis: Literal["by_budget_permille", "by_tokens"], name: str) -> str:
+def compared_name(axis: str, name: str) -> str:
     """What a number of that name in MLflow is called where it stands against compute or tokens."""
     return f"{axis}/{name.removeprefix(f'{EVALUATION}/')}"
-
-
-def is_compared(name: str, phase: Phase) -> bool:
-    """Whether the number stands against compute and tokens too."""
-    metric = described(name, phase)
-    return metric is not None and metric.compared

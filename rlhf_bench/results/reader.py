@@ -16,17 +16,11 @@ import yaml
 
 from rlhf_bench.core.costs import COLUMNS
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe.recipe import ARM_NAME
-from rlhf_bench.results.schema import (
-    _LEDGER_KEYS,
-    _METRICS_KEYS,
-    _SAMPLES_KEYS,
-    EVALUATION,
-    MAIN_SPLIT,
-    PAIRS_KEYS,
-    STATUSES,
-)
+from rlhf_bench.results.metrics import EVALUATION, TRAIN
+from rlhf_bench.results.schema import BASE_JSON, PAIRS_TABLE, RECIPE, RESULTS, STATUSES, TABLES, TUNING
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class RecordedComparison:
     @cached_property
     def updates(self) -> pd.DataFrame:
         """The rows of the training updates, in order."""
-        return self.metrics[self.metrics["phase"] == "train"].sort_values("update", kind="stable")
+        return self.metrics[self.metrics["phase"] == TRAIN].sort_values("update", kind="stable")
 
 
 def read_recorded(directory: Path) -> RecordedComparison:
@@ -78,35 +72,32 @@ def read_recorded(directory: Path) -> RecordedComparison:
 
     `pairs.parquet` and `tuning.json` may be missing: older runs, and those without trials, have none.
     """
-    texts, tables, problems = {"tuning.json": "{}"}, {"pairs": pd.DataFrame(columns=list(PAIRS_KEYS))}, []
-    there = [name for name in ("tuning.json",) if (directory / name).exists()]
-    for name in ("recipe.yaml", "base.json", "results.json", *there):
+    texts, tables, problems = {TUNING: "{}"}, {PAIRS_TABLE.name: pd.DataFrame(columns=list(PAIRS_TABLE.required))}, []
+    for name in (RECIPE, BASE_JSON, RESULTS, *([TUNING] if (directory / TUNING).exists() else [])):
         try:
             texts[name] = (directory / name).read_text(encoding="utf-8")
         except OSError as error:
             problems.append(_unreadable(directory / name, error))
-    for name, keys in (
-        ("metrics", _METRICS_KEYS), ("samples", _SAMPLES_KEYS), ("ledger", _LEDGER_KEYS), ("pairs", PAIRS_KEYS),
-    ):  # fmt: skip
-        path = directory / f"{name}.parquet"
-        if name == "pairs" and not path.exists():
+    for name, table in TABLES.items():
+        path = directory / table.file
+        if table is PAIRS_TABLE and not path.exists():
             continue
         try:
             tables[name] = _plain_strings(pd.read_parquet(path))
         except (OSError, pa.ArrowException) as error:
             problems.append(_unreadable(path, error))
             continue
-        if missing := [key for key in keys if key not in tables[name].columns]:
+        if missing := [key for key in table.required if key not in tables[name].columns]:
             problems.append(f"{path}: no column {', '.join(missing)}: carry on with `rlhf-bench run` to record it")
     if problems:
         raise BadInput(*problems)
     recorded = RecordedComparison(
         directory=directory,
-        recipe=_mapping(directory / "recipe.yaml", texts["recipe.yaml"], read_yaml),
-        recipe_text=texts["recipe.yaml"],
-        base=_mapping(directory / "base.json", texts["base.json"], json.loads),
-        results=_mapping(directory / "results.json", texts["results.json"], json.loads),
-        tuning=_mapping(directory / "tuning.json", texts["tuning.json"], json.loads),
+        recipe=_mapping(directory / RECIPE, texts[RECIPE], read_yaml),
+        recipe_text=texts[RECIPE],
+        base=_mapping(directory / BASE_JSON, texts[BASE_JSON], json.loads),
+        results=_mapping(directory / RESULTS, texts[RESULTS], json.loads),
+        tuning=_mapping(directory / TUNING, texts[TUNING], json.loads),
         **tables,
     )
     if problems := [f"{directory / line}" for line in _contradictions(recorded)]:

@@ -1,51 +1,262 @@
-"""Names and columns of every file in a comparison's directory."""
+"""Every file in a comparison's directory DIR: its name, what it holds, and its columns or keys with units.
+
+Writer, reader, archive, MLflow and report take names from here; docs/output_files.md is made of it. What is recorded of
+updates and evaluations beyond the keys stands in `rlhf_bench.results.metrics`, `summary.json` in `summary_json`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from rlhf_bench.core.costs import COLUMNS
-from rlhf_bench.core.types import PairEvaluation
+from rlhf_bench.core.costs import Column as CostColumn
+from rlhf_bench.results.metrics import UPDATE_METRICS
 
-TABLES = ("metrics", "samples", "ledger", "pairs")
-
-METRIC_KEYS = (
-    "arm",
-    "method",
-    "data",
-    "seed",
-    "phase",
-    "split",
-    "update",
-    "fraction",
-    "mark",
-    *COLUMNS,
-    "wall_seconds",
-    "score",
-)
-
-PAIR_KEYS = ("arm", "seed", "mark", "update", *(f.name for f in fields(PairEvaluation)), "reward_margin")
-
-SAMPLE_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
-
-STATUSES = ("done", "diverged", "failed")
-
-MAIN_SPLIT = "in_distribution"
-
-SPLITS = (MAIN_SPLIT, "out_of_distribution", "unseen")
+Status = Literal["done", "diverged", "failed"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 BASE = "base"
-"""The name under which samples of the base model are recorded."""
+"""The name under which samples and pairs of the base policy are recorded."""
 
 SHARED = "shared"
 """The ledger's name for stages charged to no arm, such as supervised fine-tuning."""
 
-EVALUATION = "evaluation"
+RECIPE, BASE_JSON, RESULTS, TUNING, SUMMARY = "recipe.yaml", "base.json", "results.json", "tuning.json", "summary.json"
+REPORT, SERIES, SERIES_FIGURE, DATA_DIGEST = "report.html", "series.json", "series.png", "data_digest"
+PARTS, RESULT, CHECKPOINTS, CARD, JOURNAL = "parts", "result.json", "checkpoints", "README.md", "tracking.jsonl"
 
-_METRICS_KEYS = ("arm", "seed", "phase", "split", "update", "fraction", "mark", "score")
 
-_SAMPLES_KEYS = ("arm", "seed", "mark", "split", "prompt_id", "prompt", "reference", "response", "score")
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, or a key of a JSON file. The reader refuses a table without a `required` one."""
 
-_LEDGER_KEYS = ("arm", "seed", "phase", *COLUMNS)
+    name: str
+    type: Literal["text", "integer", "number"]
+    unit: str
+    meaning: str
+    required: bool = True
 
-PAIRS_KEYS = ("arm", "seed", "mark", "split", "pair_id", "chosen_logratio", "rejected_logratio")
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A Parquet file. A column that a row has no value for is null there."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.parquet"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that are always written, in their order."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.required)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """A JSON file by the paths of its keys: words in capitals stand for any key, `[]` for every entry of a list."""
+
+    name: str
+    meaning: str
+    keys: tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Any other file or folder. Words in capitals stand for a name or number of the run."""
+
+    path: str
+    meaning: str
+
+
+_COST_MEANINGS: dict[CostColumn, tuple[str, str]] = {
+    "flops": ("FLOP", "floating-point operations of all models, counted from shapes"),
+    "generated_tokens": ("tokens", "response tokens that were sampled"),
+    "trained_tokens": ("tokens", "response tokens in optimizer steps, once for each pass"),
+    "scored_tokens": ("tokens", "response tokens in forward passes without a step"),
+    "judge_queries": ("queries", "responses that the judge scored"),
+    "device_seconds": ("s", "seconds that engines were busy, times their devices"),
+}
+_ARM = Column("arm", "text", "", "name of the arm")
+_SEED = Column("seed", "integer", "", "seed of the arm's run")
+_MARK = Column("mark", "number", "share of the budget", "point at which the evaluation was due; 0 is the base policy")
+_UPDATE = Column("update", "integer", "updates", "weight updates so far")
+_SPLIT = Column("split", "text", "", "held-out split: in_distribution, out_of_distribution or unseen")
+
+
+def _costs(spent: str, required: bool = True) -> tuple[Column, ...]:
+    return tuple(
+        Column(name, "number", _COST_MEANINGS[name][0], f"{_COST_MEANINGS[name][1]}, {spent}", required)
+        for name in COLUMNS
+    )
+
+
+METRICS_TABLE = Table(
+    "metrics",
+    "A row for every update (`phase` train), and for every evaluation and split (`phase` evaluation).",
+    (
+        _ARM,
+        Column("method", "text", "", "the arm's method", required=False),
+        Column("data", "text", "", "the arm's kind of data", required=False),
+        _SEED,
+        Column("phase", "text", "", "train or evaluation"),
+        _SPLIT,
+        _UPDATE,
+        Column("fraction", "number", "share of the budget", "what had been spent"),
+        _MARK,
+        *_costs("so far", required=False),
+        Column("wall_seconds", "number", "s", "wall time of this arm and seed so far", required=False),
+        Column("score", "number", "0 to 1", "the judge's score, mean over the split's prompts; evaluations only"),
+    ),
+)
+SAMPLES_TABLE = Table(
+    "samples",
+    "Responses at every evaluation to the first prompts of each split, for the report; the base policy's first.",
+    (
+        _ARM,
+        _SEED,
+        _MARK,
+        _SPLIT,
+        Column("prompt_id", "text", "", "the prompt's name"),
+        Column("prompt", "text", "", "the prompt"),
+        Column("reference", "text", "", "what the judge compares with"),
+        Column("response", "text", "", "what the policy wrote"),
+        Column("score", "number", "0 to 1", "the judge's score of it"),
+    ),
+)
+LEDGER_TABLE = Table(
+    "ledger",
+    "What each arm and seed spent by phase; what the shared stages spent is under `shared`. docs/compute.md says how it is counted.",
+    (_ARM, _SEED, Column("phase", "text", "", "what the compute was for"), *_costs("in this phase")),
+)
+PAIRS_TABLE = Table(
+    "pairs",
+    "A row for every held-out pair at every evaluation; the base policy's first.",
+    (
+        _ARM,
+        _SEED,
+        _MARK,
+        Column("update", "integer", "updates", "weight updates so far", required=False),
+        _SPLIT,
+        Column("pair_id", "text", "", "the pair's name"),
+        Column("chosen_logprob", "number", "nats", "log-probability of the chosen response", required=False),
+        Column("rejected_logprob", "number", "nats", "log-probability of the rejected response", required=False),
+        Column("chosen_logratio", "number", "nats", "Δ⁺: that of the chosen response less the base policy's"),
+        Column("rejected_logratio", "number", "nats", "Δ⁻: that of the rejected response less the base policy's"),
+        Column("chosen_tokens", "integer", "tokens", "length of the chosen response", required=False),
+        Column("rejected_tokens", "integer", "tokens", "length of the rejected response", required=False),
+        Column("ches", "number", "", "CHES of the pair under the base policy", required=False),
+        Column("ches_normalised", "number", "", "CHES per token", required=False),
+        Column("edit_distance", "number", "0 to 1", "edit distance of both responses", required=False),
+        Column("reward_margin", "number", "reward", "the reward model's margin, where there is one", required=False),
+    ),
+)
+TABLES = {table.name: table for table in (METRICS_TABLE, SAMPLES_TABLE, LEDGER_TABLE, PAIRS_TABLE)}
+"""Of the whole comparison, and of each of its parts."""
+
+ARCHIVED_UPDATE_COLUMNS = (
+    *(key for key in METRICS_TABLE.keys if key not in (*COLUMNS, "wall_seconds")),
+    *(metric.name for metric in UPDATE_METRICS if metric.reported),
+)
+"""What the report reads of a training update."""
+
+_SPENT = Column("spent.COLUMN", "number", "see ledger", "what it spent, by column of the ledger")
+RESULT_KEYS = (
+    Column("seed", "integer", "", "the seed"),
+    Column("status", "text", "", "done, diverged (too many updates skipped) or failed"),
+    _SPENT,
+    Column("score", "number", "0 to 1", "final score on the main split; null where there is none"),
+    Column("kl", "number", "nats", "final KL to the base policy"),
+    Column("updates", "integer", "updates", "weight updates"),
+    Column("seconds.ACTIVITY", "number", "s", "wall time by what engines were doing; `driver`: no engine was busy"),
+    Column("cause", "text", "", "why it failed; only where it did"),
+)
+JSON_FILES = (
+    JsonFile(
+        BASE_JSON,
+        "The base policy, and what was prepared before the arms.",
+        (
+            Column("score.SPLIT", "number", "0 to 1", "the base policy's score on a held-out split"),
+            Column("numbers.METRIC", "number", "see metrics", "its other evaluation metrics"),
+            Column("reward_model.accuracy", "number", "share", "main-split pairs that the reward model ranks right"),
+            Column("reward_model.accuracies.SPLIT", "number", "share", "the same of every split"),
+            Column("setup.off_policy_pairs", "integer", "pairs", "off-policy pairs to train on"),
+            Column("setup.held_out_pairs", "text", "pairs", "held-out pairs of each split"),
+            Column("setup.notes[]", "text", "", "what the data or the probe sets had to leave out"),
+        ),
+    ),
+    JsonFile(
+        RESULTS,
+        "Every arm and seed that has ended, and the run itself. Written again after each of them.",
+        (
+            Column("arms.ARM.method", "text", "", "the arm's method"),
+            Column("arms.ARM.data", "text", "", "the arm's kind of data"),
+            *(Column(f"arms.ARM.seeds[].{key.name}", key.type, key.unit, key.meaning) for key in RESULT_KEYS),
+            Column("timing.wall_seconds", "number", "s", "wall time of the last run into this directory"),
+            Column("timing.driver_share", "number", "share", "of the fleets' time, that in which no engine was busy"),
+            Column("timing.fleets", "integer", "fleets", "fleets that trained arms at the same time"),
+            Column("timing.first_update_seconds", "number", "s", "from the start to the first update of an arm"),
+            Column("timing.before_arms.ACTIVITY", "number", "s", "wall time of the first fleet before the arms"),
+            Column("run_key", "text", "", "the comparison's key in MLflow"),
+            Column("commit", "text", "", "commit of rlhf-bench"),
+            Column("machine", "text", "", "machines of the run"),
+        ),
+    ),
+    JsonFile(
+        TUNING,
+        "Trials before the comparison, where the recipe asks for them.",
+        (
+            Column("ARM[].settings.SETTING", "number", "", "what the trial set"),
+            Column("ARM[].score", "number", "0 to 1", "score on the tuning prompts; NaN where the trial diverged"),
+            Column("ARM[].status", "text", "", "done, diverged or failed"),
+            Column("ARM[].spent.COLUMN", "number", "see ledger", "what the trial spent, by column of the ledger"),
+        ),
+    ),
+    JsonFile(
+        SERIES,
+        "Of a series (`vary` in the recipe): its comparisons, each in the folder LABEL, and their results.",
+        (
+            Column("labels[]", "text", "", "KEY=VALUE of each comparison"),
+            Column("rows[].label", "text", "", "the comparison"),
+            Column("rows[].arm", "text", "", "the arm"),
+            Column("rows[].base", "number", "0 to 1", "the base policy's score"),
+            Column("rows[].score", "number", "0 to 1", "the arm's mean score over finished seeds"),
+            Column("rows[].gain", "number", "0 to 1", "the arm's score less the base policy's"),
+            Column("rows[].low", "number", "0 to 1", "lower end of the score's 95% interval"),
+            Column("rows[].high", "number", "0 to 1", "upper end of the score's 95% interval"),
+            Column("rows[].kl", "number", "nats", "mean final KL over finished seeds"),
+            Column("rows[].seeds", "integer", "seeds", "finished seeds"),
+        ),
+    ),
+)
+
+FILES = (
+    File(RECIPE, "The recipe with every key, as it was run."),
+    File(SUMMARY, "The numbers of the report, for scripts. `rlhf-bench run --json` prints the same."),
+    File(REPORT, "The report: one page that loads nothing."),
+    File("checkpoints/ARM/seed-SEED/", f"The finished policy in Hugging Face's format, and its model card {CARD}."),
+    File("events.log", "Every line that the run printed, with its time."),
+    File(f"parts/ARM-seedSEED/{RESULT}", "Of an arm and seed: what results.json has of it. Marks it as complete."),
+    File("parts/ARM-seedSEED/TABLE.parquet", "Its rows of the four tables."),
+    File(
+        "state/ARM-seedSEED/round-ROUND/",
+        "Checkpoint of an arm in progress; `reliability.checkpoint_place` may move it.",
+    ),
+    File("state/samples-seedSEED-DIGEST.json", "Samples of the base policy, until no arm needs them any more."),
+    File("trouble/ARM-seedSEED-updateUPDATE.json", "Data of a skipped update: at most ten for an arm and seed."),
+    File(JOURNAL, "What MLflow has not received yet; empty or absent when it has all."),
+    File("run_key", "Key of the comparison in MLflow: the same for every run into this directory."),
+    File(DATA_DIGEST, "Digest of the task's data: a run on other data is refused."),
+    File("profile.json", "With `--profile`: what every process did when, as a Chrome trace."),
+    File(SERIES_FIGURE, "Of a series: every arm's score against the varied key."),
+    File("../mlflow.db", "Beside DIR: MLflow's store, where no `tracking.uri` names another."),
+    File("../mlartifacts/", "Beside DIR: the files that MLflow shows of runs in that store."),
+)

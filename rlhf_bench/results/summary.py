@@ -1,4 +1,4 @@
-"""The comparison in numbers: what `summary.json` holds, and what the tables and the verdict are made of."""
+"""The comparison in numbers: what the tables, the verdict and `summary.json` are made of."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_bench.core.types import MAIN_SPLIT
+from rlhf_bench.core.costs import Column
+from rlhf_bench.core.files import number_or_nan
+from rlhf_bench.core.types import MAIN_SPLIT, HeldOutSplit
 from rlhf_bench.diagnostics import stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.reader import RecordedComparison, numbers
+from rlhf_bench.results.schema import Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,8 @@ class SeedResult:
     """
 
     seed: int
-    status: str
-    spent: Mapping[str, float]
+    status: Status
+    spent: Mapping[Column, float]
     score: float
     kl: float
     best_score: float
@@ -93,7 +96,7 @@ class ArmResult:
     def skipped_updates(self) -> int:
         return sum(seed.skipped_updates for seed in self.seeds)
 
-    def spent(self, column: str) -> float:
+    def spent(self, column: Column) -> float:
         """Mean spent per finished seed, or per seed where none finished."""
         return statistics.mean([seed.spent[column] for seed in self.finished or self.seeds])
 
@@ -106,9 +109,9 @@ class Summary:
     """
 
     recipe: Mapping[str, Any]
-    unit: str
+    unit: Column
     limit: float
-    base_scores: Mapping[str, float]
+    base_scores: Mapping[HeldOutSplit, float]
     arms: tuple[ArmResult, ...]
     comparisons: tuple[PairedComparison, ...]
     claims: tuple[Claim, ...]
@@ -129,24 +132,6 @@ class Summary:
     @property
     def base_score(self) -> float:
         return self.base_scores[MAIN_SPLIT]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `summary.json`: a number that is absent or not finite is null."""
-        return _nullable(
-            {
-                "recipe": self.recipe,
-                "budget": {"unit": self.unit, "limit": self.limit},
-                "base": {"score": self.base_score, "scores": self.base_scores},
-                "arms": {arm.name: _arm_json(arm) for arm in self.arms},
-                "baseline": self.baseline,
-                "comparisons": [_comparison_json(comparison) for comparison in self.comparisons],
-                "claims": [_claim_json(claim) for claim in self.claims],
-                "equal_kl": _equal_kl_json(self.equal_kl),
-                "timing": self.timing,
-                "run_key": self.run_key,
-                "commit": self.commit,
-            }
-        )
 
 
 def summarize(recorded: RecordedComparison) -> Summary:
@@ -193,115 +178,10 @@ def _seed(arm: str, result: Mapping[str, Any], recorded: RecordedComparison) -> 
         seed=result["seed"],
         status=result["status"],
         spent={column: float(value) for column, value in result["spent"].items()},
-        score=_number(result.get("score")),
-        kl=_number(result.get("kl")),
+        score=number_or_nan(result.get("score")),
+        kl=number_or_nan(result.get("kl")),
         best_score=stability.best_score(scores),
         drawdown=stability.drawdown(scores),
         gradient_norm_spikes=stability.gradient_norm_spikes(numbers(own(recorded.updates), "grad_norm")),
         skipped_updates=int(numbers(own(recorded.updates), "skipped").sum()),
     )
-
-
-def _arm_json(arm: ArmResult) -> dict[str, Any]:
-    return {
-        "method": arm.method,
-        "data": arm.data,
-        "seeds": [
-            {
-                "seed": seed.seed,
-                "status": seed.status,
-                "spent": seed.spent,
-                "score": seed.score,
-                "kl": seed.kl,
-                "stability": {
-                    "best_score": seed.best_score,
-                    "drawdown": seed.drawdown,
-                    "gradient_norm_spikes": seed.gradient_norm_spikes,
-                    "skipped_updates": seed.skipped_updates,
-                },
-            }
-            for seed in arm.seeds
-        ],
-        "score": {
-            "mean": arm.mean,
-            "iqm": arm.iqm,
-            "ci95": _ends(arm.interval),
-            "ci95_method": _method(arm.interval),
-            "iqm_ci95": _ends(arm.iqm_interval),
-            "iqm_ci95_method": _method(arm.iqm_interval),
-            "best": arm.best_score,
-            "finished_seeds": len(arm.finished),
-        },
-        "kl": arm.kl,
-        "stability": {
-            "seed_spread": arm.seed_spread,
-            "drawdown": arm.drawdown,
-            "gradient_norm_spikes": arm.gradient_norm_spikes,
-            "diverged": arm.diverged,
-        },
-    }
-
-
-def _comparison_json(comparison: PairedComparison) -> dict[str, Any]:
-    """`ci95` and `p` stand alone; `ci95_holm` and `p_holm` are corrected for the family, and decide the verdict."""
-    paired, adjusted, improvement = comparison.paired, comparison.adjusted, comparison.improvement
-    return {
-        "arm": comparison.more,
-        "against": comparison.less,
-        "metric": comparison.metric,
-        "verdict": comparison.verdict,
-        "difference": comparison.difference,
-        "ci95": _ends(paired.interval if paired else None),
-        "ci95_holm": _ends(adjusted.interval if adjusted else None),
-        "p": paired.p_t if paired else None,
-        "p_holm": adjusted.p if adjusted else None,
-        "p_permutation": paired.p_permutation if paired else None,
-        "probability_of_improvement": {
-            "value": improvement.probability if improvement else None,
-            "ci95": _ends(improvement.interval if improvement else None),
-            "ci95_method": _method(improvement.interval if improvement else None),
-        },
-        "seeds": comparison.seeds,
-        "left_out_seeds": comparison.left_out,
-        "why": comparison.why or None,
-    }
-
-
-def _claim_json(claim: Claim) -> dict[str, Any]:
-    return {"statement": claim.statement, **_comparison_json(claim.comparison)}
-
-
-def _equal_kl_json(at: AtEqualKL) -> dict[str, Any]:
-    arms = {}
-    for arm, scores in at.scores.items():
-        interval = statistics.confidence_interval(list(scores.values()))
-        arms[arm] = {
-            "mean": statistics.mean(list(scores.values())),
-            "ci95": _ends(interval),
-            "ci95_method": _method(interval),
-            "seeds": scores,
-        }
-    return {"kl": at.kl, "arms": arms, "why": at.why or None}
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return [interval.low, interval.high] if interval else None
-
-
-def _method(interval: Interval | None) -> str | None:
-    return interval.method if interval else None
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _nullable(value: Any) -> Any:
-    """`value` with every number that JSON cannot hold turned into null."""
-    if isinstance(value, Mapping):
-        return {str(key): _nullable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nullable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import MAIN_SPLIT, PAIR_PROPERTIES, PairEvaluation
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.methods import METHODS
 from rlhf_bench.theory.field import FieldOf, Start, at_start
 
-SPLIT = "in_distribution"
-KEYS = (
-    "arm", "seed", "mark", "split", "pair_id", "chosen_logprob", "rejected_logprob", "chosen_logratio",
-    "rejected_logratio", "chosen_tokens", "rejected_tokens",
-)  # fmt: skip
+KEYS = ("arm", "seed", "mark", *(f.name for f in fields(PairEvaluation) if f.name not in PAIR_PROPERTIES))
+"""Columns of pairs.parquet that must be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +70,9 @@ def _pairs(directory: Path) -> pd.DataFrame:
         raise BadInput(f"{path}: {what}; --run takes the --output of a finished `rlhf-bench run`") from error
     if missing := [key for key in KEYS if key not in table.columns]:
         raise BadInput(f"{path}: no column {', '.join(missing)}; record the comparison again by `rlhf-bench run`")
-    table = table[table["split"] == SPLIT]
+    table = table[table["split"] == MAIN_SPLIT]
     if table.empty:
-        raise BadInput(f"{path}: no pairs of split {SPLIT}; record the comparison again by `rlhf-bench run`")
+        raise BadInput(f"{path}: no pairs of split {MAIN_SPLIT}; record the comparison again by `rlhf-bench run`")
     return table
 
 

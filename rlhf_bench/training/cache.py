@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.files import put_in_place
 
 CACHE_FORMAT = 5
 """Raised whenever a stage's code changes what it makes from the same settings: older folders are then made again."""
@@ -45,8 +46,7 @@ class Cache:
                 if not (
                     target / "cache.json"
                 ).exists():  # else another run made the same meanwhile, and may be reading it
-                    shutil.rmtree(target, ignore_errors=True)
-                    aside.rename(target)
+                    put_in_place(aside, target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
             return target, json.loads((target / "cache.json").read_text()), False

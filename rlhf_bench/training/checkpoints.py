@@ -16,12 +16,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rlhf_bench.core.errors import BadInput, RunFailed
+from rlhf_bench.core.files import put_in_place
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 2
@@ -91,7 +93,7 @@ class Checkpoints:
         sums[STATE] = put(f"{self.place}/{aside}/{STATE}", json.dumps(state, default=_plain).encode())
         put(f"{self.place}/{aside}/{MANIFEST}", json.dumps({"format": FORMAT, "files": sums}, indent=1).encode())
         if self.local:
-            os.rename(f"{self.root}/{aside}", f"{self.root}/{name}")
+            put_in_place(Path(f"{self.root}/{aside}"), Path(f"{self.root}/{name}"))
         for old in self._names()[: -self.keep]:
             self.files.rm(f"{self.root}/{old}", recursive=True)
 

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.files import write_text
 from rlhf_bench.core.types import Group, Pair, Prompt, Sampling
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.training.inputs import Inputs
@@ -64,9 +65,7 @@ class StartSamples:
 
     def _write(self, path: Path, drawn: JudgedSamples) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(_JUDGED.dump_python(drawn, mode="json")))
-        aside.rename(path)
+        write_text(path, json.dumps(_JUDGED.dump_python(drawn, mode="json")))
 
     def _path(self, key: StartKey) -> Path:
         seed, sampling, prompts = key

@@ -17,14 +17,22 @@ from rlhf_bench.experiment.tracking.tracker import Dataset
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import BEST, alias_of
+from rlhf_bench.results.metrics import (
+    BY_BUDGET,
+    BY_TOKENS,
+    COMPARED,
+    EVALUATION,
+    SCORE,
+    TRAIN,
+    Phase,
+    compared_name,
+    mlflow_name,
+)
 from rlhf_bench.training.inputs import Inputs, StartingPoint
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
 
-BY_COMPUTE, BY_TOKENS = "by_budget_permille", "by_tokens"
-COMPARED = ("reward", "gold", "margin")
-"""Of an update's numbers, those that stand against compute and tokens too, where a method has them."""
 _PROMPTS = {"prompt": "string"}
 _PAIRS = {"prompt": "string", "chosen": "string", "rejected": "string"}
 _DEMONSTRATIONS = {"prompt": "string", "response": "string"}
@@ -35,28 +43,30 @@ Steps = Iterator[tuple[int, dict[str, float]]]
 
 def update_metrics(update: int, numbers: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
     """Of one update. `spent`: by ledger column, up to and with it; `fraction`: of the budget."""
-    yield update, _grouped("train", numbers) | _grouped("budget", spent) | {"budget/fraction": fraction}
-    compared = _grouped("train", {key: numbers[key] for key in COMPARED if key in numbers})
-    yield from _against(compared, spent, fraction)
+    yield update, _named({**numbers, **spent, "fraction": fraction}, TRAIN)
+    compared = {name: value for name, value in numbers.items() if name in COMPARED[TRAIN]}
+    yield from _against(_named(compared, TRAIN), spent, fraction)
 
 
-def evaluation_metrics(look: EvalPoint, evaluation: Evaluation) -> Steps:
-    """Of one look at a policy."""
-    scores = _grouped("score", {split: result.score for split, result in evaluation.splits.items()})
-    own = {"evaluation/mark": look.mark, "budget/fraction": look.fraction}
-    yield look.update, scores | _grouped("evaluation", evaluation.numbers) | own
-    kl = {"kl": evaluation.numbers["kl"]} if "kl" in evaluation.numbers else {}
-    yield from _against(scores | kl, look.spent, look.fraction)
+def evaluation_metrics(point: EvalPoint, evaluation: Evaluation) -> Steps:
+    """Of one evaluation of a policy."""
+    numbers, at = evaluation.numbers, {"mark": point.mark, "fraction": point.fraction}
+    scores = {mlflow_name(SCORE, EVALUATION, split): result.score for split, result in evaluation.splits.items()}
+    yield point.update, scores | _named({**numbers, **at}, EVALUATION)
+    compared = {name: value for name, value in numbers.items() if name in COMPARED[EVALUATION]}
+    yield from _against(scores | _named(compared, EVALUATION), point.spent, point.fraction)
+
+
+def _named(numbers: Mapping[str, float], phase: Phase) -> dict[str, float]:
+    return {mlflow_name(name, phase): value for name, value in numbers.items()}
 
 
 def _against(compared: Mapping[str, float], spent: Mapping[str, float], fraction: float) -> Steps:
+    """The same numbers twice more: at thousandths of the budget, and at response tokens."""
+    tokens = spent["generated_tokens"] + spent["trained_tokens"]
     if compared:
-        yield round(1000 * fraction), _grouped(BY_COMPUTE, compared)
-        yield round(spent["generated_tokens"] + spent["trained_tokens"]), _grouped(BY_TOKENS, compared)
-
-
-def _grouped(group: str, numbers: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{key}": value for key, value in numbers.items()}
+        for axis, step in ((BY_BUDGET, 1000 * fraction), (BY_TOKENS, tokens)):
+            yield round(step), {compared_name(axis, name): value for name, value in compared.items()}
 
 
 def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, Dataset]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhf_bench.core.errors import BadInput, RunFailed
+from rlhf_bench.results.schema import JOURNAL
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 
@@ -164,7 +165,7 @@ class Outbox:
     def __init__(self, directory: Path):
         """Open DIR's journal, or begin one. A last line that was cut short, by a kill in the middle of a write, is
         dropped. Raises BadInput where another line cannot be read, RunFailed where the file cannot be written."""
-        self.path = directory / "tracking.jsonl"
+        self.path = directory / JOURNAL
         self._lock = threading.Lock()
         self._delivered = 0
         try:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from rlhf_bench.core.text import listed
-from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
 from rlhf_bench.report.format import ABSENT
 from rlhf_bench.report.measures import Measure, Of, directions, few, measures, metric, rows_of, short
 from rlhf_bench.report.plots.style import INK, Plot, absent, curve, drawn, label, legend, new_figure, plotted, styled
@@ -37,7 +37,9 @@ GROUPS = 5
 def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
     """Pairwise accuracy of the arms' implicit rewards against the reward model's explicit one, by split."""
     told = plotted(recorded, summary)
-    implicit = {split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in HELD_OUT_SPLITS}
+    implicit = {
+        split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in HELD_OUT_SPLITS
+    }
     found = {split: measures(told, of) for split, of in implicit.items()}
     found = {split: own for split, own in found.items() if own}
     explicit = {split: right for split in HELD_OUT_SPLITS if (right := _explicit(recorded, split)) is not None}
@@ -150,7 +152,10 @@ def _heading(recorded: RecordedComparison, split: str) -> str:
 
 
 def _accuracy_plot(
-    summary: Summary, recorded: RecordedComparison, found: Mapping[str, list[Measure]], explicit: Mapping[str, Right]
+    summary: Summary,
+    recorded: RecordedComparison,
+    found: Mapping[HeldOutSplit, list[Measure]],
+    explicit: Mapping[HeldOutSplit, Right],
 ) -> Plot:
     """One place per split, in it one point per arm and the reward model's."""
     summary = plotted(recorded, summary)

@@ -5,8 +5,7 @@ And the gradients behind them. Numbers and how to read them: docs/diagnostics.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from rlhf_bench.core.files import number_or_nan
 from rlhf_bench.core.text import listed
 from rlhf_bench.report.measures import (
     change,
@@ -167,7 +166,9 @@ def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
     columns = {f"{name[0].upper()}{name[1:]} (nats)": metric(recorded, f"{c}_logratio") for c, name in PROBES.items()}
     own = {"Entropy (nats per token)": "entropy", "Argmax confidence": "argmax_confidence", "KL (nats)": "kl"}
     numbers = recorded.base.get("numbers") or {}
-    base = {heading: _number(numbers, column) for heading, column in own.items()} | dict.fromkeys(columns, 0.0)
+    base = {heading: number_or_nan(numbers.get(column)) for heading, column in own.items()} | dict.fromkeys(
+        columns, 0.0
+    )
     return Section(
         "dispersion",
         "Dispersion onto unseen responses",
@@ -209,8 +210,3 @@ def _probe_panels(recorded: RecordedComparison, summary: Summary) -> Plot:
     figure.supylabel("change of log-probability (nats)", color=INK, fontsize=9)
     figure.legend(handles=arm_handles(summary), loc="outside upper center", ncols=3)
     return Plot(title, how, drawn(figure, "probes"), absent(summary, there, "probe sets"))
-
-
-def _number(numbers: Mapping[str, float | None], key: str) -> float:
-    value = numbers.get(key)
-    return float("nan") if value is None else float(value)

@@ -15,6 +15,7 @@ from rlhf_bench.report.verdict import claim_lines, notes
 from rlhf_bench.results.claims import compare, metric_values, scores_at_equal_kl
 from rlhf_bench.results.reader import read_recorded
 from rlhf_bench.results.summary import summarize
+from rlhf_bench.results.summary_json import to_json
 
 NAN = float("nan")
 LIMIT = 1e12
@@ -79,7 +80,7 @@ def recorded(tmp_path):
 
 
 def summary_of(directory):
-    return json.loads(json.dumps(summarize(read_recorded(directory)).to_json(), allow_nan=False))
+    return json.loads(json.dumps(to_json(summarize(read_recorded(directory))), allow_nan=False))
 
 
 def test_a_claim_is_decided_by_the_paired_test(tmp_path):
@@ -195,7 +196,7 @@ NOT_COMPARABLE = {
 def test_what_cannot_be_compared_says_why_and_loses_nothing_else(tmp_path):
     claims = [claim(*wanted) for wanted in NOT_COMPARABLE] + [claim("online", "offline")]
     summary = summarize(read_recorded(record(tmp_path, {"claims": claims})))
-    *bad, good = summary.to_json()["claims"]
+    *bad, good = to_json(summary)["claims"]
     assert [one["why"] for one in bad] == list(NOT_COMPARABLE.values())
     assert {one["verdict"] for one in bad} == {"not evaluated"} and {one["difference"] for one in bad} == {None}
     assert good["verdict"] == "yes" and good["p_holm"] == pytest.approx(good["p"])  # the family is what was tested

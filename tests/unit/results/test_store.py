@@ -13,8 +13,8 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluation, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.results.schema import METRIC_KEYS, PAIR_KEYS, SAMPLE_KEYS
-from rlhf_bench.results.store import ArmRecords, merge_parts, open_directory, pair_rows, sample_rows, table
+from rlhf_bench.results.schema import METRICS_TABLE, PAIRS_TABLE, TABLES
+from rlhf_bench.results.store import ArmRecords, merge_parts, open_directory, pair_rows, sample_rows
 from rlhf_bench.training.batch import Batch
 from rlhf_bench.training.update import dump_skipped_update
 
@@ -48,9 +48,7 @@ def part(directory, arrivals, arm="a", seed=1):
         if update < 5:
             made.update(update, {"loss": 1 / update}, Cost(flops=update).as_dict(), update / 4, float(update))
     made.finish({"learning": Cost(flops=4)}, {"score": 1.0})
-    return {
-        name: pd.read_parquet(made.folder / f"{name}.parquet") for name in ("metrics", "samples", "ledger", "pairs")
-    }
+    return {name: pd.read_parquet(made.folder / f"{name}.parquet") for name in TABLES}
 
 
 @pytest.mark.parametrize("arrivals", [(1, 3, 3, 5), (1, 4, 5, 5), (5, 5, 5, 5), (2, 3, 4, 5)])
@@ -70,7 +68,7 @@ def test_metrics_are_in_the_order_of_the_run(tmp_path):
     ]  # fmt: skip
     # The numbers of the main split's pairs stand on that split's row and nowhere else.
     assert rows[rows["kl"].notna()]["split"].unique().tolist() == ["in_distribution"]
-    assert list(rows.columns[: len(METRIC_KEYS)]) == list(METRIC_KEYS)
+    assert list(rows.columns[: len(METRICS_TABLE.keys)]) == list(METRICS_TABLE.keys)
 
 
 def test_a_row_per_mark_and_held_out_pair_with_all_that_is_known_of_it(tmp_path):
@@ -98,7 +96,7 @@ def test_a_run_without_held_out_pairs_has_a_table_without_rows(tmp_path):
     made.evaluated(BASE_POINT, replace(looked_at(0.0), pairs=()), {})
     made.finish({}, {})
     rows = pd.read_parquet(made.folder / "pairs.parquet")
-    assert len(rows) == 0 and list(rows.columns) == list(PAIR_KEYS)
+    assert len(rows) == 0 and list(rows.columns) == list(PAIRS_TABLE.keys)
 
 
 def merged(directory, arms):
@@ -106,10 +104,10 @@ def merged(directory, arms):
     shared = [{"arm": "shared", "seed": 0, "phase": "shared", **Cost(flops=9).as_dict()},
               {"arm": "a", "seed": 5, "phase": "tuning", **Cost(flops=3).as_dict()}]  # fmt: skip
     merge_parts(
-        directory, arms, table([], METRIC_KEYS), table(sample_rows("base", 0, 0.0, base), SAMPLE_KEYS), table(shared, ()),
-        table(pair_rows("base", 0, BASE_POINT, base, MARGINS), PAIR_KEYS),
+        directory, arms, samples=sample_rows("base", 0, 0.0, base), ledger=shared,
+        pairs=pair_rows("base", 0, BASE_POINT, base, MARGINS),
     )  # fmt: skip
-    return {name: pd.read_parquet(directory / f"{name}.parquet") for name in ("metrics", "samples", "ledger", "pairs")}
+    return {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
 
 
 def test_the_base_policy_comes_first_then_every_finished_arm_and_seed_in_the_recipes_order(tmp_path):

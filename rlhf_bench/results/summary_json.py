@@ -1,0 +1,258 @@
+"""`summary.json`: what stands in it, as closed models, and its JSON Schema. A number that is absent or not finite is null."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlhf_bench.core.costs import Column
+from rlhf_bench.core.files import finite_or_null
+from rlhf_bench.core.types import HeldOutSplit
+from rlhf_bench.diagnostics import statistics
+from rlhf_bench.diagnostics.equal_kl import AtEqualKL
+from rlhf_bench.diagnostics.statistics import Interval, IntervalMethod
+from rlhf_bench.results.claims import PairedComparison, Verdict
+from rlhf_bench.results.schema import Status
+from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
+
+Number = float | None
+Ends = tuple[float, float] | None
+"""Low and high end of an interval."""
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Budget(Closed):
+    unit: Column = Field(description="column of the ledger that is the budget")
+    limit: float = Field(description="what each arm and seed may spend of it")
+
+
+class Base(Closed):
+    score: float = Field(description="the base policy's score on the main split")
+    scores: dict[HeldOutSplit, float] = Field(description="the same of every held-out split")
+
+
+class SeedStability(Closed):
+    best_score: Number = Field(description="best score of its evaluations")
+    drawdown: Number = Field(description="largest fall from the best score so far")
+    gradient_norm_spikes: int | None = Field(description="updates whose gradient norm is far above its running median")
+    skipped_updates: int = Field(description="updates skipped, since their numbers were not finite")
+
+
+class Seed(Closed):
+    seed: int
+    status: Status
+    spent: dict[Column, float] = Field(description="what it spent, by column of the ledger")
+    score: Number = Field(description="final score on the main split")
+    kl: Number = Field(description="final KL to the base policy, nats per response")
+    stability: SeedStability
+
+
+class Score(Closed):
+    mean: Number = Field(description="mean over finished seeds")
+    iqm: Number = Field(description="interquartile mean over finished seeds")
+    ci95: Ends = Field(description="95% interval of the mean")
+    ci95_method: IntervalMethod | None
+    iqm_ci95: Ends = Field(description="95% interval of the interquartile mean")
+    iqm_ci95_method: IntervalMethod | None
+    best: Number = Field(description="mean over finished seeds of each one's best evaluation")
+    finished_seeds: int
+
+
+class Stability(Closed):
+    seed_spread: Number = Field(description="standard deviation of the score over finished seeds")
+    drawdown: Number = Field(description="largest drawdown of any seed")
+    gradient_norm_spikes: int | None = Field(description="over all seeds")
+    diverged: int = Field(description="seeds that diverged")
+
+
+class Arm(Closed):
+    method: str
+    data: str | None
+    seeds: tuple[Seed, ...]
+    score: Score
+    kl: Number = Field(description="mean final KL over finished seeds, nats per response")
+    stability: Stability
+
+
+class Improvement(Closed):
+    value: Number = Field(description="probability that a run of `arm` has more than a run of `against`")
+    ci95: Ends
+    ci95_method: IntervalMethod | None
+
+
+class Comparison(Closed):
+    """`ci95` and `p` stand alone; `ci95_holm` and `p_holm` are corrected for the family, and decide the verdict."""
+
+    arm: str = Field(description="has more of the metric, if the verdict is yes")
+    against: str
+    metric: str
+    verdict: Verdict
+    difference: Number = Field(description="mean over common seeds of `arm` less `against`")
+    ci95: Ends
+    ci95_holm: Ends
+    p: Number = Field(description="paired t-test")
+    p_holm: Number
+    p_permutation: Number = Field(description="exact sign-flip test")
+    probability_of_improvement: Improvement
+    seeds: tuple[int, ...] = Field(description="common seeds")
+    left_out_seeds: tuple[int, ...]
+    why: str | None = Field(description="why there is no test, or no comparison")
+
+
+class Statement(Closed):
+    statement: str
+
+
+class ClaimEntry(Comparison, Statement):
+    """A claim of the recipe, and the comparison that decides it."""
+
+
+class EqualKLArm(Closed):
+    mean: Number
+    ci95: Ends
+    ci95_method: IntervalMethod | None
+    seeds: dict[int, float] = Field(description="each seed's score at that KL")
+
+
+class EqualKL(Closed):
+    kl: Number = Field(description="largest KL that every finished seed reached, nats per response")
+    arms: dict[str, EqualKLArm]
+    why: str | None = Field(description="why there is no comparison at equal KL")
+
+
+class Timing(Closed):
+    """Of the last run into the directory; older runs recorded less."""
+
+    wall_seconds: Number = None
+    driver_share: Number = Field(None, description="of the fleets' time, that in which no engine was busy")
+    fleets: int | None = Field(None, description="fleets that trained arms at the same time")
+    first_update_seconds: Number = Field(None, description="from the start to the first update of an arm")
+    before_arms: dict[str, Number] = Field({}, description="seconds of the first fleet by activity, before the arms")
+
+
+class SummaryFile(Closed):
+    """The numbers of a comparison's report."""
+
+    recipe: dict[str, Any] = Field(description="the recipe with every key")
+    budget: Budget
+    base: Base
+    arms: dict[str, Arm]
+    baseline: str | None
+    comparisons: tuple[Comparison, ...] = Field(description="every other arm against the baseline")
+    claims: tuple[ClaimEntry, ...]
+    equal_kl: EqualKL
+    timing: Timing
+    run_key: str | None
+    commit: str | None
+
+
+def summary_schema() -> dict[str, Any]:
+    """The JSON Schema of summary.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SummaryFile.model_json_schema()}
+
+
+def to_json(summary: Summary) -> dict[str, Any]:
+    """The content of summary.json."""
+    known = {key: value for key, value in summary.timing.items() if key in Timing.model_fields}
+    file = SummaryFile(
+        recipe=dict(summary.recipe),
+        budget=Budget(unit=summary.unit, limit=summary.limit),
+        base=Base(score=summary.base_score, scores=dict(summary.base_scores)),
+        arms={arm.name: _arm(arm) for arm in summary.arms},
+        baseline=summary.baseline,
+        comparisons=tuple(Comparison(**_compared(comparison)) for comparison in summary.comparisons),
+        claims=tuple(ClaimEntry(statement=one.statement, **_compared(one.comparison)) for one in summary.claims),
+        equal_kl=_equal_kl(summary.equal_kl),
+        timing=Timing(**known),
+        run_key=summary.run_key,
+        commit=summary.commit,
+    )
+    return finite_or_null(file.model_dump(exclude_unset=True))
+
+
+def _arm(arm: ArmResult) -> Arm:
+    return Arm(
+        method=arm.method,
+        data=arm.data,
+        seeds=tuple(map(_seed, arm.seeds)),
+        score=Score(
+            mean=arm.mean,
+            iqm=arm.iqm,
+            ci95=_ends(arm.interval),
+            ci95_method=_method(arm.interval),
+            iqm_ci95=_ends(arm.iqm_interval),
+            iqm_ci95_method=_method(arm.iqm_interval),
+            best=arm.best_score,
+            finished_seeds=len(arm.finished),
+        ),
+        kl=arm.kl,
+        stability=Stability(
+            seed_spread=arm.seed_spread,
+            drawdown=arm.drawdown,
+            gradient_norm_spikes=arm.gradient_norm_spikes,
+            diverged=arm.diverged,
+        ),
+    )
+
+
+def _seed(seed: SeedResult) -> Seed:
+    return Seed(
+        seed=seed.seed,
+        status=seed.status,
+        spent=dict(seed.spent),
+        score=seed.score,
+        kl=seed.kl,
+        stability=SeedStability(
+            best_score=seed.best_score,
+            drawdown=seed.drawdown,
+            gradient_norm_spikes=seed.gradient_norm_spikes,
+            skipped_updates=seed.skipped_updates,
+        ),
+    )
+
+
+def _compared(comparison: PairedComparison) -> dict[str, Any]:
+    paired, adjusted, improvement = comparison.paired, comparison.adjusted, comparison.improvement
+    return {
+        "arm": comparison.more,
+        "against": comparison.less,
+        "metric": comparison.metric,
+        "verdict": comparison.verdict,
+        "difference": comparison.difference,
+        "ci95": _ends(paired.interval if paired else None),
+        "ci95_holm": _ends(adjusted.interval if adjusted else None),
+        "p": paired.p_t if paired else None,
+        "p_holm": adjusted.p if adjusted else None,
+        "p_permutation": paired.p_permutation if paired else None,
+        "probability_of_improvement": Improvement(
+            value=improvement.probability if improvement else None,
+            ci95=_ends(improvement.interval if improvement else None),
+            ci95_method=_method(improvement.interval if improvement else None),
+        ),
+        "seeds": comparison.seeds,
+        "left_out_seeds": comparison.left_out,
+        "why": comparison.why or None,
+    }
+
+
+def _equal_kl(at: AtEqualKL) -> EqualKL:
+    arms = {}
+    for arm, scores in at.scores.items():
+        values = list(scores.values())
+        interval = statistics.confidence_interval(values)
+        arms[arm] = EqualKLArm(
+            mean=statistics.mean(values), ci95=_ends(interval), ci95_method=_method(interval), seeds=dict(scores)
+        )
+    return EqualKL(kl=at.kl, arms=arms, why=at.why or None)
+
+
+def _ends(interval: Interval | None) -> Ends:
+    return (interval.low, interval.high) if interval else None
+
+
+def _method(interval: Interval | None) -> IntervalMethod | None:
+    return interval.method if interval else None
