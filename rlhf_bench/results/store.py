@@ -175,5 +175,4 @@ def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
             "bring back what it held, or choose another directory"
         )
     write_text(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
-    write_text(digest, f"{DIGEST_FORMAT}{data}
-")
+    write_text(digest, f"{DIGEST_FORMAT}{data}\n")
