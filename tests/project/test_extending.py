@@ -35,7 +35,8 @@ def project(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     for folder in ("rlhf_bench", "recipes"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "tests" / "unit").mkdir(parents=True)
+    for room in ("methods", "tasks"):
+        (copy / "tests" / "unit" / room).mkdir(parents=True)
     for language, name, text in BLOCK.findall(PAGE):
         path = copy / name
         if language == "diff":
