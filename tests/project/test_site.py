@@ -45,7 +45,7 @@ class Loads(HTMLParser):
 
 
 def test_the_site_has_its_pages_and_what_they_link_to(site):
-    nav = re.findall(r"^ +- [^#\n]+: (\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    nav = re.findall(r"^ +- [^#\n]+: ([\w/]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert len(nav) > 15 and all((site / f"{name}.html").is_file() for name in nav)
     for linked in (
         "source/recipes/quickstart.yaml",
@@ -65,7 +65,8 @@ def test_no_page_loads_anything_from_elsewhere(site):
 
 def test_every_document_is_in_the_navigation_or_left_out_by_name():
     config = (ROOT / "mkdocs.yml").read_text()
-    there = {path.name for path in (ROOT / "docs").glob("*.md")}
+    docs = ROOT / "docs"
+    there = {str(path.relative_to(docs)) for path in (*docs.glob("*.md"), *docs.glob("recipes/*.md"))}
     assert not [name for name in there if not re.search(rf": {re.escape(name)}$", config, re.MULTILINE)]
 
 
