@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rlhf_bench.core.errors import StateLost, Stopped
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 ENDING_SECONDS = 30.0
 """How long a worker's thread may take to end after its engines have ended."""
+
+MAX_WAIT_SECONDS = 1.0
+"""How long the main thread waits at a time: Python handles signals only there, and a signal does not always end a wait."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def run_jobs(
         for thread in threads:
             thread.start()
         while not queue.done or not ended.empty():
-            if (error := ended.get()) is not None:
-                raise error
+            with suppress(Empty):
+                if (error := ended.get(timeout=MAX_WAIT_SECONDS)) is not None:
+                    raise error
     except BaseException:
         queue.clear()
         end_workers()

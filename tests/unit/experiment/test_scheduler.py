@@ -155,12 +155,8 @@ def handlers():
 
 
 def test_after_a_signal_no_worker_takes_another_job_and_running_jobs_end_in_their_own_time(handlers):
-    together, ended, saved, first_saved = (
-        threading.Barrier(2, timeout=TIMEOUT),
-        threading.Event(),
-        [],
-        threading.Event(),
-    )
+    together, first_saved, ended = threading.Barrier(2, timeout=TIMEOUT), threading.Event(), threading.Event()
+    saved = []
 
     def run(worker, job):
         together.wait()
