@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_bench.models.cpu_kernels import slow_products
+from rlhf_bench.models.cpu_kernels import faster_in_float32
 
 PACKED_ROWS = "packed_rows"
 CALL_IN_SCORES = 4096
@@ -239,7 +239,7 @@ def packed_attention(
         return flex_attention_of(query, key, value, layout, scaling, sliding_window, softcap), None
     if dropout:
         raise ValueError("attention over packed rows has no dropout")
-    if slow_products(query):
+    if faster_in_float32(query):
         rounded = packed_attention(
             module, query.float(), key.float(), value.float(), attention_mask, layout=layout, scaling=scaling,
             sliding_window=sliding_window, softcap=softcap,

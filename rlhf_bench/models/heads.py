@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_bench.models.cpu_kernels import slow_products
+from rlhf_bench.models.cpu_kernels import faster_in_float32
 from rlhf_bench.models.packing import MicroBatch, ResponseSlice
 
 LOGITS_IN_CHUNK = 2**24
@@ -284,7 +284,7 @@ class TokenLogprobs(nn.Module):
         """Hidden states, and the head's weight, bias and cap, in the format that they are multiplied in."""
         head = self.lm.get_output_embeddings()
         weight, bias = head.weight, head.bias
-        if slow_products(hidden):
+        if faster_in_float32(hidden):
             hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         return hidden, weight, bias, getattr(self.lm.config, "final_logit_softcapping", None)
 

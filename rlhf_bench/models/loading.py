@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rlhf_bench.models import attention
-from rlhf_bench.models.cpu_kernels import with_fast_products, with_fewer_passes
+from rlhf_bench.models.cpu_kernels import with_cpu_kernels
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.settings import ModelSettings
@@ -84,20 +84,16 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         torch.manual_seed(json.loads(fresh.read_text())["seed"])
         causal = AutoModelForCausalLM.from_config(**kwargs)
         if kind == "causal":
-            return TokenLogprobs(_made_fast(causal))
+            return TokenLogprobs(with_cpu_kernels(causal))
         torch.manual_seed(seed)
         classifier = AutoModelForSequenceClassification.from_config(**kwargs)
         classifier.base_model.load_state_dict(causal.base_model.state_dict())
-        return ResponseValues(_made_fast(classifier))
+        return ResponseValues(with_cpu_kernels(classifier))
     kwargs["use_safetensors"] = True  # other weights are pickles
     if kind == "causal":
-        return TokenLogprobs(_made_fast(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
+        return TokenLogprobs(with_cpu_kernels(AutoModelForCausalLM.from_pretrained(path, **kwargs)))
     classifier = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
-    return ResponseValues(_made_fast(_scaled(classifier, reward.scale)), reward.offset)
-
-
-def _made_fast(model: nn.Module) -> nn.Module:
-    return with_fewer_passes(with_fast_products(model))
+    return ResponseValues(with_cpu_kernels(_scaled(classifier, reward.scale)), reward.offset)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_bench.models.cpu_kernels import with_fast_products
+from rlhf_bench.models.cpu_kernels import with_cpu_kernels
 from rlhf_bench.models.heads import ResponseValues
 from rlhf_bench.models.settings import LoraSettings
 
@@ -38,7 +38,7 @@ def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
     inject_adapter_in_model(config, backbone, ADAPTER)
     if isinstance(model, ResponseValues):
         model.lm.score.requires_grad_(True)
-    with_fast_products(model)
+    with_cpu_kernels(model)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rlhf_bench.compute.memory import memory_gib, transient_gib
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import Row
-from rlhf_bench.models import cpu_kernels as bfloat16
+from rlhf_bench.models import cpu_kernels
 from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
 from rlhf_bench.models.loading import load_model, random_init_shape, write_random_model
@@ -219,7 +219,7 @@ def kept_bytes(model, rows):
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path, monkeypatch):
     # As on a GPU: a CPU without instructions for 16 bits goes by way of float32, and keeps that.
-    monkeypatch.setattr(bfloat16, "_cpu_has_tiles", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "_cpu_has_tiles", lambda: True)
     sizes = ModelSettings(
         hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
     )
