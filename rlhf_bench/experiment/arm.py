@@ -1,4 +1,4 @@
-"""One arm with one seed on one team: from its last checkpoint to its records, its policy and what it cost."""
+"""One arm with one seed on one worker: from its last checkpoint to its records, its policy and its cost."""
 
 from __future__ import annotations
 
@@ -32,19 +32,25 @@ from rlhf_bench.training.update import dump_skipped_update
 
 
 class ArmCheckpointer:
-    """Checkpoints of one arm and seed, with its records: see `loop.Checkpointer`."""
+    """Checkpoints of one arm and seed, with its records: see `training.arm.Checkpointer`."""
 
     def __init__(
-        self, checkpoints: Checkpoints, every_seconds: float, part: ArmRecords, grace: Grace, say: Callable[[str], None]
+        self,
+        *,
+        checkpoints: Checkpoints,
+        every_seconds: float,
+        records: ArmRecords,
+        grace: Grace,
+        say: Callable[[str], None],
     ):
-        self.checkpoints, self.every_seconds, self.part = checkpoints, every_seconds, part
+        self.checkpoints, self.every_seconds, self.records = checkpoints, every_seconds, records
         self.grace, self.say, self.last = grace, say, perf_counter()
 
     def due(self) -> bool:
         return self.grace.number is not None or perf_counter() - self.last >= self.every_seconds
 
     def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
-        self.checkpoints.save(number, {"arm": state, "records": self.part.rows()}, write)
+        self.checkpoints.save(number, {"arm": state, "records": self.records.rows()}, write)
         self.last = perf_counter()
         self.grace.raise_if_stopped()
 
@@ -52,7 +58,7 @@ class ArmCheckpointer:
         found = self.checkpoints.latest()
         if found is None:
             return None
-        self.part.put_back(found.state["records"])
+        self.records.put_back(found.state["records"])
         self.say(f"resuming from {found.url}, after update {found.state['arm']['version']}")
         return found.state["arm"], found.url, found.files
 
@@ -61,7 +67,7 @@ class ArmCheckpointer:
 class ArmOutcome:
     """An arm and seed whose budget is spent: its records, still in memory, what it cost and its result."""
 
-    part: ArmRecords
+    records: ArmRecords
     by_phase: Mapping[Phase, Cost]
     result: dict[str, Any]
 
@@ -80,12 +86,12 @@ class ArmRunner:
     tags: Mapping[str, str]
     first_update: Callable[[], None]  # called after the first update of each in this run
 
-    def run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
-        """From the last checkpoint on. Raises ArmFailed where the others may go on, and Stopped once a checkpoint is written
-        after a signal that `patience` has noted."""
-        return worker.with_recovery(self._run, arm, seed, worker, patience, grace=patience)
+    def run(self, arm: str, seed: int, worker: Worker, grace: Grace) -> ArmOutcome:
+        """From the last checkpoint on. Raises ArmFailed where the other arms may continue, and Stopped once a checkpoint is
+        written after a signal that `grace` has noted."""
+        return worker.with_recovery(self._run, arm, seed, worker, grace, grace=grace)
 
-    def part(self, arm: str, seed: int) -> ArmRecords:
+    def records(self, arm: str, seed: int) -> ArmRecords:
         settings = self.settings[arm]
         return ArmRecords(self.directory, arm, settings.method, settings.data, seed)
 
@@ -98,8 +104,8 @@ class ArmRunner:
         )
         return Checkpoints(f"{place}/{arm}-seed{seed}", settings.checkpoints, self.display.warn)
 
-    def _run(self, arm: str, seed: int, worker: Worker, patience: Grace) -> ArmOutcome:
-        recipe, settings, records = self.recipe, self.settings[arm], self.part(arm, seed)
+    def _run(self, arm: str, seed: int, worker: Worker, grace: Grace) -> ArmOutcome:
+        recipe, settings, records = self.recipe, self.settings[arm], self.records(arm, seed)
         state = ArmState.begin(recipe.compute.column, recipe.compute.limit, seed, recipe.evaluation.marks)
         if uses_reward_model(settings):
             state.ledger.charge("reward_model", self.shared.start.reward_model_cost)
@@ -113,7 +119,11 @@ class ArmRunner:
             observer=self._observer(arm, seed, records, evaluations, lambda: trainer.seconds),
             state=state,
             checkpointer=ArmCheckpointer(
-                self.checkpoints(arm, seed), recipe.reliability.checkpoint_seconds, records, patience, self.display.say
+                checkpoints=self.checkpoints(arm, seed),
+                every_seconds=recipe.reliability.checkpoint_seconds,
+                records=records,
+                grace=grace,
+                say=self.display.say,
             ),
         )
         aside = self.directory / CHECKPOINTS / f".{arm}-seed{seed}.tmp"

@@ -83,8 +83,8 @@ class Recorder:
                 write.result()
 
     def _finish(self, outcome: ArmOutcome) -> None:
-        outcome.part.finish(outcome.by_phase, outcome.result)
-        arm, seed = outcome.part.key["arm"], outcome.part.key["seed"]
+        outcome.records.finish(outcome.by_phase, outcome.result)
+        arm, seed = outcome.records.key["arm"], outcome.records.key["seed"]
         self.runner.checkpoints(arm, seed).clear()
         if all(is_done(self.spec.directory, other, seed) for other in self.spec.recipe.arms):
             self.runner.shared.start_samples.clear(seed)
@@ -110,7 +110,7 @@ class Recorder:
     def _results(self) -> dict[str, Any]:
         recipe, arms = self.spec.recipe, {}
         for arm, settings in recipe.arms.items():
-            results = [self.runner.part(arm, seed).result or self.failed.get((arm, seed)) for seed in recipe.seeds]
+            results = [self.runner.records(arm, seed).result or self.failed.get((arm, seed)) for seed in recipe.seeds]
             arms[arm] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
         identity = {key: self.tags[key] for key in ("run_key", "commit", "machine")}
         return {"arms": arms, "timing": self.timing.as_dict(), **identity}

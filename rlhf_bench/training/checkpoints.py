@@ -1,12 +1,12 @@
-"""Where a run that was cut short goes on: checkpoints of one arm and seed, in a folder or an object store (fsspec).
+"""Checkpoints of one arm and seed, from which a run that was cut short resumes; in a folder or an object store (fsspec).
 
     PLACE/round-00000012/   policy-00001.safetensors, rng-0.safetensors, ...   from the learner
                             state.json                                         the driver's
                             manifest.json                                      every file's SHA-256, written last
 
-A local one is written aside and renamed. Object stores cannot rename; there the manifest, written last, is what makes a
-checkpoint one. Whatever has no manifest was cut short and does not count; one whose files do not have their sums is
-damaged, and the one before it is used. Plain data and safetensors only: nothing in here is executed when it is read.
+A local checkpoint is written aside and renamed. Object stores cannot rename; there the manifest, written last, makes a
+checkpoint complete. A folder without a manifest was cut short and does not count. A checkpoint whose files do not have
+their sums is damaged, and the one before it is used. Plain data and safetensors only: reading one executes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rlhf_bench.core.files import put_in_place
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 2
-"""Of what a checkpoint holds. Another one is left as it is: it is not damaged, but this version cannot go on from it."""
+"""Of what a checkpoint holds. One of another format is not damaged and is left as it is, but this version cannot resume from it."""
 
 
 def put(url: str, data: bytes) -> str:
-    """Write a file, through to the disk where it is local; its SHA-256."""
+    """Write a file, through to the disk where it is local. Returns its SHA-256."""
     files, path = fsspec.core.url_to_fs(url)
     try:
         with files.open(path, "wb") as file:
@@ -46,7 +46,7 @@ def put(url: str, data: bytes) -> str:
 
 
 def check_writable(place: str) -> None:
-    """Raises BadInput where no checkpoint can be written: said before anything starts, not after the first hours."""
+    """Raises BadInput where no checkpoint can be written: before anything starts, and not after the first hours."""
     try:
         files, root = fsspec.core.url_to_fs(place)
         files.makedirs(root, exist_ok=True)
@@ -66,7 +66,7 @@ def fetch(url: str) -> bytes:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole. `url`: its folder; `files`: names in it."""
+    """A whole checkpoint. `url`: its folder; `files`: names in it."""
 
     url: str
     files: tuple[str, ...]
@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of one arm and seed; the newest `keep` of them stay."""
+    """The checkpoints of one arm and seed, of which the newest `keep` stay."""
 
     def __init__(self, place: str, keep: int, say: Callable[[str], None]):
         self.place, self.keep, self.say = place.rstrip("/"), keep, say
@@ -82,7 +82,7 @@ class Checkpoints:
         self.local = isinstance(self.files, LocalFileSystem)
 
     def save(self, number: int, state: Mapping[str, Any], write: Callable[[str], Mapping[str, str]]) -> None:
-        """`write` puts files of its own into the folder it is given, and says their names and sums."""
+        """`write` puts files of its own into a folder, and returns their names and sums."""
         name = f"round-{number:08d}"
         aside = f".{name}.tmp" if self.local else name
         for left in (aside, name):
@@ -98,7 +98,7 @@ class Checkpoints:
             self.files.rm(f"{self.root}/{old}", recursive=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest one that is whole; None where there is none. Raises RunFailed where another version has written it."""
+        """The newest whole checkpoint, or None. Raises RunFailed where another version has written it."""
         for name in reversed(self._names()):
             url = f"{self.place}/{name}"
             wrong = self._damaged(url)
@@ -114,7 +114,7 @@ class Checkpoints:
             self.files.rm(self.root, recursive=True)
 
     def _names(self) -> list[str]:
-        """Of those that were finished, oldest first."""
+        """Of the checkpoints that were finished, oldest first."""
         if not self.files.exists(self.root):
             return []
         self.files.invalidate_cache(self.root)
@@ -132,7 +132,7 @@ class Checkpoints:
             return f"its {MANIFEST} is damaged"
         if written != FORMAT:
             raise RunFailed(
-                f"checkpoint {url}: has format {written}, and this version reads {FORMAT}; go on with the version that wrote "
+                f"checkpoint {url}: has format {written}, and this version reads {FORMAT}; continue with the version that wrote "
                 "it, or begin anew with another --output"
             )
         for file, expected in sums.items():

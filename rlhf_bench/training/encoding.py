@@ -1,4 +1,4 @@
-"""Text to token ids, with the lengths of context and micro-batch in mind."""
+"""Text to token ids, and whether everything fits into context and micro-batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.pairs import start_prompts
 
 
-class _Encoder:
-    """Text to token ids, with the lengths of context and micro-batch in mind. A prompt comes out without `where`: paths of
-    this machine are for errors, and what is encoded goes into files and to other processes."""
+class Encoder:
+    """Text to token ids, refused where it exceeds the context or the micro-batch. An encoded prompt has no `where`: paths of
+    this machine are for errors, and encoded prompts go into files and to other processes."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any):
-        self.tokenizer, self.longest, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
-        self.most = recipe.compute.tokens_per_micro_batch
+        self.tokenizer, self.max_length, self.room = tokenizer, recipe.model.max_length, recipe.data.max_response_tokens
+        self.max_row_tokens = recipe.compute.tokens_per_micro_batch
         self.chat = recipe.model.tokenizer.chat_template is not None
-        self.places: dict[str, str] = {}  # of what has been encoded, by the prompt's id
+        self.places: dict[str, str] = {}  # where each encoded prompt stands, by its id
 
     def _prompt(self, prompt: Prompt) -> Prompt:
         if prompt.turns and not self.chat:
@@ -43,16 +43,16 @@ class _Encoder:
         return encoded
 
     def _check_room(self, prompt: Prompt, who: str = "") -> None:
-        if len(prompt.token_ids) + self.room > self.longest:
+        if len(prompt.token_ids) + self.room > self.max_length:
             drawn = f", which {who} draws," if who else ""
             raise BadInput(
                 f"{self.places[prompt.id]}: the prompt's {len(prompt.token_ids)} tokens leave no room for "
-                f"data.max_response_tokens {self.room}{drawn} within model.max_length {self.longest}; "
+                f"data.max_response_tokens {self.room}{drawn} within model.max_length {self.max_length}; "
                 "raise model.max_length, or leave the row out"
             )
 
     def _row(self, prompt: Prompt, **responses: str) -> tuple[Prompt, Row]:
-        """The prompt and the row; `responses` by what they are called in errors."""
+        """The prompt and the row. `responses`: by the name that errors give them."""
         encoded, sides = self._prompt(prompt), []
         for side, text in responses.items():
             ids = encode_response(self.tokenizer, text)
@@ -60,10 +60,10 @@ class _Encoder:
                 raise BadInput(
                     f"{prompt.place}: the tokenizer makes no tokens of {side}; change it, or leave the row out"
                 )
-            if (tokens := len(encoded.token_ids) + len(ids)) > self.longest:
+            if (tokens := len(encoded.token_ids) + len(ids)) > self.max_length:
                 raise BadInput(
                     f"{prompt.place}: {side} makes {tokens} tokens with its prompt, more than model.max_length "
-                    f"{self.longest}; raise it, or leave the row out"
+                    f"{self.max_length}; raise it, or leave the row out"
                 )
             sides.append(ids)
         row = Row(prompt.id, encoded.token_ids, tuple(sides))
@@ -82,14 +82,14 @@ class _Encoder:
             raise BadInput(f"{prompt.place}: chosen and rejected are the same tokens; leave the row out")
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
 
-    def check_draws(self, draws: Iterable[_Draw]) -> None:
-        """BadInput where a prompt leaves no room for a response, or the widest row that can come of them does not fit."""
+    def check_draws(self, draws: Iterable[Draw]) -> None:
+        """Raises BadInput where a prompt leaves no room for a response, or the widest possible row does not fit."""
 
-        def tokens(draw: _Draw) -> int:
+        def tokens(draw: Draw) -> int:
             return len(draw.prompt.token_ids) + draw.responses * self.room + draw.other_side
 
         draws = list(draws)
-        for draw in draws:  # of prompts that only pairs have, nothing was asked so far
+        for draw in draws:  # prompts that only pairs have were not checked so far
             self._check_room(draw.prompt, draw.who)
         if (widest := max(draws, key=tokens, default=None)) is None:
             return
@@ -101,17 +101,17 @@ class _Encoder:
         )
 
     def _check_width(self, what: str, tokens: int, remedy: str) -> None:
-        """A prompt goes through a model with all of its responses at once, so that it is computed once: no row is cut."""
-        if tokens > self.most:
+        """A prompt goes through a model once, with all of its responses: no row is cut."""
+        if tokens > self.max_row_tokens:
             raise BadInput(
-                f"{what} {tokens} tokens, more than compute.tokens_per_micro_batch {self.most}, and a row is never cut; "
+                f"{what} {tokens} tokens, more than compute.tokens_per_micro_batch {self.max_row_tokens}, and a row is never cut; "
                 f"raise it to {tokens} or more, {remedy}"
             )
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """Who draws how many responses to a prompt that then go through a model at once, and the tokens of a given one beside."""
+class Draw:
+    """How many responses to a prompt go through a model at once, who draws them, and the tokens of a given response beside."""
 
     who: str
     prompt: Prompt
@@ -119,30 +119,30 @@ class _Draw:
     other_side: int = 0
 
 
-def _draws(
+def draws_of(
     recipe: Recipe, train: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], pairs: Sequence[Pair] | None
-) -> Iterator[_Draw]:
-    """Of all that a run draws, the longest prompts. `pairs` is None where a weaker policy makes them."""
+) -> Iterator[Draw]:
+    """The longest prompts of everything that a run draws. `pairs` is None where a weaker policy makes them."""
     candidates = recipe.data.candidates_per_prompt
     if pairs is None:
         for prompts in (train, *held_out.values()):
-            yield _Draw("the weaker policy", _longest(prompts), 2)
+            yield Draw("the weaker policy", longest_prompt(prompts), 2)
     for name, arm in recipe.arms.items():
         if arm.data == "offline":
             continue
-        given = None if arm.data == "online" else pairs  # the weaker policy's have prompts of `train`
+        given = None if arm.data == "online" else pairs  # the weaker policy's pairs have prompts of `train`
         prompts = train if given is None else start_prompts(recipe.data, arm.data, given, train)
         of_pair = candidates if uses_reward_model(arm) else 2
-        yield _Draw(f"arm {name}", _longest(prompts), getattr(arm, "samples_per_prompt", of_pair))
-        if given is not None and arm.data != "on_policy":  # one side is drawn, and the other is the given pair's
+        yield Draw(f"arm {name}", longest_prompt(prompts), getattr(arm, "samples_per_prompt", of_pair))
+        if given is not None and arm.data != "on_policy":  # one side is drawn, the other is the given pair's
             chosen = arm.data == "chosen_on_policy"
             others = {p.prompt.id: len(p.rejected_ids if chosen else p.chosen_ids) for p in given}
-            yield from (_Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
+            yield from (Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
     if any(uses_reward_model(arm) for arm in recipe.arms.values()):
-        yield _Draw(
-            "the reward model's stage", _longest(train[-recipe.reward_model.start_policy_prompts :]), candidates
+        yield Draw(
+            "the reward model's stage", longest_prompt(train[-recipe.reward_model.start_policy_prompts :]), candidates
         )
 
 
-def _longest(prompts: Sequence[Prompt]) -> Prompt:
+def longest_prompt(prompts: Sequence[Prompt]) -> Prompt:
     return max(prompts, key=lambda p: len(p.token_ids))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rlhf_bench.models.validation import check_tokenizer, identity, pretrained_m
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.encoding import _draws, _Encoder
+from rlhf_bench.training.encoding import Encoder, draws_of
 
 DATA_SEED = 0
 """Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
@@ -36,6 +36,8 @@ DATA_SEED = 0
 
 @dataclass(frozen=True)
 class Inputs:
+    """What is known before any engine starts."""
+
     task: Task
     tokenizer: Any
     model: Path
@@ -55,60 +57,118 @@ class Inputs:
         return self.tokenizer.eos_token_id
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """All prompts of a comparison, encoded."""
+
+    train: list[Prompt]
+    held_out: dict[str, list[Prompt]]
+    tuning: list[Prompt]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The data's pairs, encoded. `training` is None where the task's data has no pairs."""
+
+    training: list[Pair] | None = None
+    held_out: list[Pair] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
 def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
     """Build and check all of it. Raises BadInput, naming key or row, before anything else has happened."""
     task = build_task(recipe.task)
-    missing = [s for s in recipe.evaluation.splits if s not in task.splits]
-    if missing:
-        raise BadInput(
-            f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
-        )
+    _check_task(recipe, task)
     tokenizer, given = _tokenizer(recipe, task)
-    rewarding = recipe.reward_model.name_or_path
-    reward_shape = pretrained_reward_model(rewarding, recipe.model.max_length, tokenizer) if rewarding else None
-    if reward_shape is not None and recipe.model.lora is not None:  # of the critic that starts from it
-        reward_shape = replace(reward_shape, lora_rank=recipe.model.lora.rank)
-    encode = _Encoder(recipe, tokenizer)
-    train = [encode.prompt(p) for p in task.prompts("train", recipe.data.train_prompts, DATA_SEED)]
-    evaluated, tried = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
-    main = recipe.evaluation.splits[0]  # trials look at further prompts of it
-    held_out: dict[str, list[Prompt]] = {
-        s: [encode.prompt(p) for p in task.prompts(s, evaluated + (tried if s == main else 0), DATA_SEED)]
-        for s in recipe.evaluation.splits
-    }
-    tuning, held_out[main] = held_out[main][evaluated:], held_out[main][:evaluated]
-    demonstrations = []
-    if recipe.sft:
-        demonstrations = [encode.demonstration(d) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
-    if task.pairs is None and recipe.sft is None:
-        raise BadInput(
-            "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
-        )
-    pairs, looked_at, notes = None, list[Pair](), list(task.notes)
-    if task.pairs is not None:
-        wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
-        encoded = [encode.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
-        offered, looked_at = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
-        pairs = _of_other_prompts(offered, looked_at)
-        if len(pairs) < len(offered):
-            notes.append(
-                f"{len(offered) - len(pairs)} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
-            )
-    encode.check_draws(_draws(recipe, train, held_out, pairs))
+    reward_shape = _reward_shape(recipe, tokenizer)
+    encoder = Encoder(recipe, tokenizer)
+    prompts, demonstrations = _prompts(recipe, task, encoder), _demonstrations(recipe, task, encoder)
+    _check_pairs_can_be_made(recipe, task)
+    pairs = _pairs(recipe, task, encoder)
+    encoder.check_draws(draws_of(recipe, prompts.train, prompts.held_out, pairs.training))
     model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
-    data = [train, held_out, demonstrations, pairs, looked_at]
+    data = [prompts.train, prompts.held_out, demonstrations, pairs.training, pairs.held_out]
     fingerprint |= {
         "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
         "data": content_digest(data),
     }
     return Inputs(
-        task, tokenizer, model, shape, train, held_out, demonstrations, tuning, pairs, looked_at, fingerprint,
-        tuple(notes), reward_shape,
-    )  # fmt: skip
+        task=task,
+        tokenizer=tokenizer,
+        model=model,
+        shape=shape,
+        train=prompts.train,
+        held_out=prompts.held_out,
+        demonstrations=demonstrations,
+        tuning=prompts.tuning,
+        pairs=pairs.training,
+        held_out_pairs=pairs.held_out,
+        fingerprint=fingerprint,
+        notes=(*task.notes, *pairs.notes),
+        reward_shape=reward_shape,
+    )
+
+
+def _check_task(recipe: Recipe, task: Task) -> None:
+    missing = [s for s in recipe.evaluation.splits if s not in task.splits]
+    if missing:
+        raise BadInput(
+            f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
+        )
+
+
+def _check_pairs_can_be_made(recipe: Recipe, task: Task) -> None:
+    if task.pairs is None and recipe.sft is None:
+        raise BadInput(
+            "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
+        )
+
+
+def _reward_shape(recipe: Recipe, tokenizer: Any) -> ModelShape | None:
+    """The shape of a given reward model, and of the critic that starts from it."""
+    name = recipe.reward_model.name_or_path
+    if name is None:
+        return None
+    shape = pretrained_reward_model(name, recipe.model.max_length, tokenizer)
+    return shape if recipe.model.lora is None else replace(shape, lora_rank=recipe.model.lora.rank)
+
+
+def _prompts(recipe: Recipe, task: Task, encoder: Encoder) -> _Prompts:
+    """Trials have held-out prompts of the main split to themselves, beyond those of the comparison."""
+    evaluated, for_trials = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
+    main = recipe.evaluation.splits[0]
+
+    def drawn(split: Any, count: int) -> list[Prompt]:
+        return [encoder.prompt(p) for p in task.prompts(split, count, DATA_SEED)]
+
+    train = drawn("train", recipe.data.train_prompts)
+    held_out: dict[str, list[Prompt]] = {
+        s: drawn(s, evaluated + (for_trials if s == main else 0)) for s in recipe.evaluation.splits
+    }
+    tuning, held_out[main] = held_out[main][evaluated:], held_out[main][:evaluated]
+    return _Prompts(train, held_out, tuning)
+
+
+def _demonstrations(recipe: Recipe, task: Task, encoder: Encoder) -> list[Row]:
+    if recipe.sft is None:
+        return []
+    return [encoder.demonstration(d) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
+
+
+def _pairs(recipe: Recipe, task: Task, encoder: Encoder) -> _Pairs:
+    if task.pairs is None:
+        return _Pairs()
+    wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
+    encoded = [encoder.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
+    offered, held_out = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
+    training = _of_other_prompts(offered, held_out)
+    left_out = len(offered) - len(training)
+    note = f"{left_out} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
+    return _Pairs(training, held_out, (note,) if left_out else ())
 
 
 def _of_other_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
-    """Those whose prompt no held-out pair has: else what is learnt of a prompt would pass for what is known without it."""
+    """Pairs whose prompt no held-out pair has: otherwise memory of a prompt would pass for generalisation."""
     known = {p.prompt.token_ids for p in held_out}
     others = [p for p in pairs if p.prompt.token_ids not in known]
     if not others:
@@ -120,8 +180,8 @@ def _of_other_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[P
 
 
 def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:
-    """The tokenizer and, where the model is given, its shape. The model is looked at first: transformers reads its
-    configuration to find the tokenizer, and would blame that for what is wrong there."""
+    """The tokenizer and, where the model is given, its shape. The model is checked first: transformers reads its
+    configuration to find the tokenizer, and would blame the tokenizer for what is wrong there."""
     name, settings = recipe.model.name_or_path, recipe.model.tokenizer
     if name is None:
         return build_tokenizer(settings, task.corpus()), None

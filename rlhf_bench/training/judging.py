@@ -1,4 +1,4 @@
-"""From samples to rewards and pairs: who scores them, and which two of a prompt's candidates make a pair."""
+"""From samples to rewards: the task's judge, and the reward model."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ Rewarded = tuple[list[Group], Cost]
 
 
 def reward_groups(groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None) -> Rewarded:
-    """Fill in `reward`: the judge's gold (already there), or the reward model's score. A response without EOS gets nan."""
+    """Fill in `reward`: the judge's score (already there), or the reward model's. A response without EOS gets nan."""
     return reward_groups_async(groups, feedback, scorer)()
 
 
 def reward_groups_async(
     groups: Sequence[Group], feedback: Feedback, scorer: RewardScorer | None
 ) -> Callable[[], Rewarded]:
-    """The same without waiting: the reward model is at work, and what is returned waits for it."""
+    """The same without waiting: the reward model works, and what is returned waits for it."""
     if feedback == "judge":
         return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost())
     assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
-    under_way = scorer.begin_score([row_of(g) for g in groups])
+    pending = scorer.begin_score([row_of(g) for g in groups])
 
     def wait() -> Rewarded:
-        scores, cost = under_way.result()
+        scores, cost = pending.result()
         return _rewarded(groups, scores, cost)
 
     return wait
@@ -80,16 +80,17 @@ def _rewarded(groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: 
 
 
 def _reward(score: float) -> float:
-    """Infinite where it is no finite number, whatever kind of: nan says that a response did not end. Nothing learns from an
-    infinite one: see `loop.not_finite`."""
+    """Infinite where the score is not a finite number of any kind: nan says that a response did not end. Nothing learns from
+    an infinite reward: see `batch.not_finite`."""
     return float(score) if math.isfinite(score) else math.inf
 
 
 def row_of(group: Group) -> Row:
+    """A prompt with all of its samples."""
     return Row(group.prompt.id, group.prompt.token_ids, tuple(s.response_ids for s in group.samples))
 
 
 def sampled_row(group: Group) -> Row:
-    """With the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
+    """The same, with the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
     drawn = tuple(np.array(s.sampler_logprobs) for s in group.samples)
     return replace(row_of(group), extras={"sampler_logprobs": drawn})

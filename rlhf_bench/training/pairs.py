@@ -10,12 +10,12 @@ from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import DataSettings
 
 
-def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
-    """Up to `most` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
+def preference_pairs(groups: Sequence[Group], max_per_prompt: int) -> list[Pair]:
+    """Up to `max_per_prompt` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
 
     An unfinished candidate is the worst there is; all differences to it are alike, and the best one goes first. A
     response that was drawn twice counts once, and among equals the earlier drawn come first, so that a pair does not
-    hang on lengths or likelihoods.
+    depend on lengths or likelihoods.
     """
     pairs = []
     for group in groups:
@@ -36,7 +36,7 @@ def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
                 score[down.id],
                 up.policy_version,
             )
-            for up, down in ordered[:most]
+            for up, down in ordered[:max_per_prompt]
         ]
     return pairs
 
@@ -44,7 +44,7 @@ def preference_pairs(groups: Sequence[Group], most: int) -> list[Pair]:
 def best_and_worst(groups: Sequence[Group]) -> list[Pair]:
     """A pair per prompt: the best and the worst of its candidates (arXiv 2406.07327, section 4). Prompts whose
     candidates all score alike (all good, all bad) give none."""
-    return preference_pairs(groups, most=1)
+    return preference_pairs(groups, max_per_prompt=1)
 
 
 def mix_sides(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) -> list[Pair]:

@@ -52,7 +52,7 @@ def reference_logprobs(
     learner: LearnerGroup, store: Cache, reference: Path, rows: Sequence[Row], temperature: float, measured_by: Any
 ) -> ReferenceLogprobs:
     """From the cache, or by a pass over all rows, which loads the model and frees it again. `measured_by`: what else
-    the numbers and their seconds hang on, such as the number format and the learner's placement."""
+    the numbers and their seconds depend on, such as the number format and the learner's placement."""
     data = hashlib.sha256(repr([_key(row) for row in rows]).encode()).hexdigest()
     key = [weights_digest(reference), data, temperature, measured_by]
 

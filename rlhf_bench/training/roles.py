@@ -37,7 +37,7 @@ T = TypeVar("T", covariant=True)
 
 
 class Pending(Protocol[T]):
-    """Work that a role has been handed, while the driver goes on."""
+    """Work that a role has been handed, while the driver continues."""
 
     def result(self) -> T:
         """Wait for it."""
@@ -62,7 +62,7 @@ class RolloutChunk:
 
 class RolloutPool(Protocol):
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[RolloutChunk]:
-        """`sampling.count` samples for each prompt, part by part: the engines go on while one is looked at."""
+        """`sampling.count` samples for each prompt, chunk by chunk: the engines continue while a chunk is being used."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
@@ -82,7 +82,7 @@ class RewardScorer(Protocol):
     def load(self, path: Path, dtype: str) -> None: ...
 
     def begin_score(self, rows: Sequence[Row]) -> Pending[Scores]:
-        """Hand rows in, and go on."""
+        """Hand rows in, without waiting."""
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Hand rows in, and wait."""
@@ -98,7 +98,7 @@ class LearnerGroup(Protocol):
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 
     def begin_measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Pending[Measures]:
-        """Hand rows in for a forward pass, and go on."""
+        """Hand rows in for a forward pass, without waiting."""
 
     def measure(self, name: Any, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
         """Hand rows in for a forward pass, and wait."""
@@ -107,7 +107,7 @@ class LearnerGroup(Protocol):
         """What that would cost, but for seconds."""
 
     def begin_steps(self, work: Sequence[Step], temperature: float = 1.0) -> Pending[Means]:
-        """Hand in optimizer steps, to be taken one after another, and go on. Whatever is asked of the learner afterwards
+        """Hand in optimizer steps, to be taken one after another, without waiting. Whatever is asked of the learner afterwards
         waits for them."""
 
     def steps(self, work: Sequence[Step], temperature: float = 1.0) -> Means:
@@ -129,7 +129,7 @@ class LearnerGroup(Protocol):
     def save(self, name: Any, path: Path) -> None: ...
 
     def save_state(self, folder: str) -> dict[str, str]:
-        """What training goes on from, written into `folder`, a path or URI: names of files and their SHA-256."""
+        """What training resumes from, written into `folder`, a path or URI. Returns names of files and their SHA-256."""
 
     def load_state(self, folder: str, files: Sequence[str]) -> None:
         """Go on from there, with models that `load` has placed: on as many ranks as there are now."""

@@ -137,8 +137,8 @@ SKIPPED_UPDATES_KEPT = 10
 
 
 def dump_skipped_update(directory: Path, key: str, update: int, why: str, batch: Batch) -> Path | None:
-    """Keep what an update was skipped for, to be looked into: rows, rewards and what was measured on them. None where there is
-    enough of that arm's."""
+    """Keep the data of a skipped update for inspection: rows, rewards and what was measured on them. None where enough is
+    kept of that arm."""
     folder = directory / "trouble"
     folder.mkdir(exist_ok=True)
     if len(list(folder.glob(f"{key}-*.json"))) >= SKIPPED_UPDATES_KEPT:

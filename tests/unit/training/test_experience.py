@@ -49,15 +49,15 @@ def test_more_pairs_of_a_prompt_are_those_of_the_widest_differences_and_never_of
     candidates = Group(PROMPT, tuple(
         Sample(f"p.{k}", (9,) * (k + 1), (), True, 0, reward=reward) for k, reward in enumerate((0.5, 0.9, 0.0, 0.5))
     ))  # fmt: skip
-    scores = [(p.chosen_score, p.rejected_score) for p in preference_pairs([candidates], most=10)]
+    scores = [(p.chosen_score, p.rejected_score) for p in preference_pairs([candidates], max_per_prompt=10)]
     assert scores == [(0.9, 0.0), (0.5, 0.0), (0.5, 0.0), (0.9, 0.5), (0.9, 0.5)]
-    assert preference_pairs([candidates], most=1) == best_and_worst([candidates])
+    assert preference_pairs([candidates], max_per_prompt=1) == best_and_worst([candidates])
 
 
 def test_a_response_drawn_twice_counts_once():
     same = Group(PROMPT, tuple(Sample(f"p.{k}", (9, 8), (), True, 0, reward=r) for k, r in enumerate((1.0, 1.0))))
     other = Sample("p.2", (7,), (), True, 0, reward=0.0)
-    assert len(preference_pairs([Group(PROMPT, (*same.samples, other))], most=10)) == 1
+    assert len(preference_pairs([Group(PROMPT, (*same.samples, other))], max_per_prompt=10)) == 1
 
 
 def test_prompts_whose_candidates_all_score_alike_give_no_pair():
@@ -76,7 +76,7 @@ def test_beside_an_unfinished_candidate_the_best_is_still_the_best(order):
     candidates = [(0.0, True), (1.0, True), (0.5, True), (NAN, False)]
     (pair,) = best_and_worst([group(*(candidates[i] for i in order))])
     assert (pair.chosen_score, pair.rejected_score) == (1.0, -math.inf)
-    scores = [p.chosen_score for p in preference_pairs([group(*(candidates[i] for i in order))], most=3)]
+    scores = [p.chosen_score for p in preference_pairs([group(*(candidates[i] for i in order))], max_per_prompt=3)]
     assert scores == [1.0, 0.5, 0.0]
 
 
