@@ -289,6 +289,15 @@ def test_a_signal_leaves_a_checkpoint_of_every_running_arm_and_the_run_resumes(a
     assert made.shown.getvalue().count("resuming from") == 2 and same(made, alone)
 
 
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3, 4]], ids=["the last write", "an earlier one"])
+def test_records_that_cannot_be_written_end_the_run(tmp_path, seeds):
+    made = Made(tmp_path, arms={"offline": PAIRS}, seeds=seeds)
+    (made.directory / "parts").write_text("a file where a folder must be")
+    with pytest.raises(OSError, match="parts"):
+        made.run()
+    none_is_left()
+
+
 def test_done_arms_are_named_and_not_run_again(tmp_path):
     Made(tmp_path, 2, arms={"offline": PAIRS, "other": PAIRS}).run()
     again = Made(tmp_path, 2, arms={"offline": PAIRS, "other": PAIRS})
