@@ -13,7 +13,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
-PYTEST := .venv/bin/python -m pytest -q --durations=10
+# Without byte code, each of the thousand processes that tests start compiles the project's files again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q --durations=10
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # A stamp carries its lock's hash in its name: a lock that changes is installed, one that does not is not.
