@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from rlhf_bench.cli.options import (
     write_line,
 )
 from rlhf_bench.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from rlhf_bench.recipe import Recipe
 
 
 def run(
@@ -61,10 +64,7 @@ def run(
         from rlhf_bench.training.inputs import prepare_inputs
 
         variants, cache = load_series(recipe, overrides or [], fast), open_cache()
-        chosen = [
-            (_chosen("--arm", arm, list(v.recipe.arms)), _chosen("--seed", seed, list(v.recipe.seeds)))
-            for v in variants
-        ]
+        chosen = [_chosen(arm, seed, variant.recipe) for variant in variants]
         directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
         for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
             settings = variant.recipe
@@ -94,11 +94,14 @@ def run(
         write_line(summary_as_json(directory, labels))
 
 
-def _chosen(option: str, asked: list[Any] | None, known: list[Any]) -> list[Any]:
-    for one in asked or []:
-        if one not in known:
-            raise BadInput(f"{option} {one}: the recipe has {', '.join(map(str, known))}; choose among them")
-    return [k for k in known if not asked or k in asked]
+def _chosen(arms: list[str] | None, seeds: list[int] | None, recipe: Recipe) -> tuple[list[str], list[int]]:
+    """The recipe's arms and seeds that are asked for; all where none is. BadInput with a line for each that it lacks."""
+    unknown = [f"--arm {a}: the recipe has {', '.join(recipe.arms)}" for a in arms or [] if a not in recipe.arms]
+    known_seeds = ", ".join(map(str, recipe.seeds))
+    unknown += [f"--seed {s}: the recipe has {known_seeds}" for s in seeds or [] if s not in recipe.seeds]
+    if unknown:
+        raise BadInput(*(f"{problem}; choose among them" for problem in unknown))
+    return [a for a in recipe.arms if not arms or a in arms], [s for s in recipe.seeds if not seeds or s in seeds]
 
 
 def guard_local_cluster() -> None:

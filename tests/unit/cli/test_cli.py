@@ -73,28 +73,12 @@ def test_check_prints_every_comparison_of_a_series_at_the_size_asked_for(tmp_pat
     assert one.returncode == 0 and "# data" not in one.stdout
 
 
-def test_a_series_is_checked_as_a_whole_before_anything_of_it_starts(tmp_path):
-    recipe = tmp_path / "series.yaml"
-    recipe.write_text(SERIES)
-    done = command(tmp_path, "run", recipe, "vary.values=[1.0, 0.0]", "--output", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr.startswith("error: data.temperature: ")
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
 def test_a_wrong_recipe_ends_with_two_and_one_line_per_problem(tmp_path):
     done = command(tmp_path, "check", "recipes/quickstart.yaml", "sede=[1]", "compute.limit=-1")
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
     assert any("sede" in line for line in lines) and any("compute.limit" in line for line in lines)
-
-
-def test_a_budget_too_small_is_refused_before_anything_starts(tmp_path):
-    done = command(tmp_path, "run", "recipes/quickstart.yaml", "compute.limit=1", "--output", tmp_path / "out")
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
-    assert lines and all(line.startswith("error: compute.limit: 1 flops is less than arm") for line in lines)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_on_a_directory_that_is_not_there(monkeypatch, capsys, tmp_path):
@@ -122,13 +106,6 @@ def test_a_wrong_command_line_ends_with_two_and_no_traceback(arguments, monkeypa
     assert main(monkeypatch, *arguments) == 2
     shown = capsys.readouterr().err
     assert shown and "Traceback" not in shown
-
-
-@pytest.mark.parametrize("option", [("--arm", "nobody"), ("--seed", "9")])
-def test_an_arm_or_seed_that_the_recipe_does_not_have(option, monkeypatch, capsys):
-    assert main(monkeypatch, "run", str(ROOT / "recipes/quickstart.yaml"), *option) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {option[0]} {option[1]}: the recipe has") and "choose among them" in error
 
 
 @pytest.mark.parametrize(("error", "code", "last_line"), [
