@@ -18,10 +18,12 @@ from rlhf_bench.recipe import Recipe
 
 @dataclass(frozen=True)
 class ArmForecast:
-    """`before`: spent before the first update (reward model, one-shot candidates). `update`: one update."""
+    """`before`: spent before the first update (reward model, one-shot candidates). `update`: one of the first updates.
+    `steady`: one of the last, when every row of a fixed set has been measured."""
 
     before: Cost
     update: Cost
+    steady: Cost
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def arm_forecast(
 
     of_need = {"values": critic, "reference_logprobs": shape.merged}
     looked = [of_need.get(need, shape) for need in method.needs(arm)]
-    update += Cost(flops=sum(map(look, looked)), scored_tokens=len(looked) * heads)
+    measuring = Cost(flops=sum(map(look, looked)), scored_tokens=len(looked) * heads)
     learnt = [critic if o.model == "critic" else shape for o in method.objectives]
     epochs = getattr(arm, "epochs_per_update", 1)
     update += Cost(flops=epochs * sum(map(learn, learnt)), trained_tokens=epochs * len(learnt) * heads)
@@ -95,7 +97,8 @@ def arm_forecast(
         flops = 2 * learn(shape) - look(shape)
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
-    return ArmForecast(before, update)
+    fresh_rows = method.consumes == "samples" or arm.data == "online"
+    return ArmForecast(before, update + measuring, update + measuring if fresh_rows else update)
 
 
 def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> Cost:
@@ -111,11 +114,18 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward:
 
 
 def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> None:
-    """BadInput, one line per arm whose first update does not fit into compute.limit, or into a tuning trial's part of it."""
+    """Raises BadInput with one line per arm whose budget would never end, or whose first update does not fit into
+    compute.limit or into a tuning trial's part of it."""
     column, limit, problems = recipe.compute.column, recipe.compute.limit, []
     for name, arm in recipe.arms.items():
         forecast = arm_forecast(recipe, arm, shape, n, reward)
         before, update = getattr(forecast.before, column), getattr(forecast.update, column)
+        if column != "device_seconds" and getattr(forecast.steady, column) == 0:  # device-seconds are not forecast
+            problems.append(
+                f"compute.column: an update of arm {name} spends no {column}, so its budget would never end; use flops, "
+                "trained_tokens or device_seconds, or leave the arm out"
+            )
+            continue
         if before + update > limit:
             problems.append(
                 f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "

@@ -67,8 +67,11 @@ class Ledger:
         """Would the rest of this update, at this cost, stay within the limit?"""
         return self._committed() + getattr(cost, self.column) <= self.limit
 
-    def end_update(self) -> None:
-        self.max_update_cost = max(self.max_update_cost, self._committed() - self.update_began_at)
+    def end_update(self) -> float:
+        """What the update has come to, in `column`; seconds of pending work are not known yet."""
+        cost = self._committed() - self.update_began_at
+        self.max_update_cost = max(self.max_update_cost, cost)
+        return cost
 
     def _committed(self) -> float:
         # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.

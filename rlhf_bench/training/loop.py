@@ -73,7 +73,7 @@ class ArmTrainer:
             if update is None:
                 break
             self.state.rounds += 1
-            self.state.ledger.end_update()
+            self._note_cost(self.state.ledger.end_update())
             self.updates.settle()  # the update before this one: the learner has work meanwhile
             self.updates.pending.append(update)
             self._prefetch()
@@ -173,6 +173,19 @@ class ArmTrainer:
         if self.spec.settings.draws_ahead and ledger.begin_update():
             self.state.prefetch_ledger = Ledger(ledger.column, ledger.limit)
             self.state.prefetched = self.draw(self.state.prefetch_ledger)
+
+    def _note_cost(self, cost: float) -> None:
+        """Raises ArmFailed where updates no longer spend the budget's column, as when no prompt has candidates of different
+        quality any more: the budget would never end."""
+        state, column, most = self.state, self.state.ledger.column, self.spec.recipe.compute.skips_in_a_row
+        state.free_in_a_row = 0 if cost > 0 or column == "device_seconds" else state.free_in_a_row + 1
+        if state.free_in_a_row >= most:
+            self.updates.settle()
+            self.evaluations.collect(wait=True)  # or the next arm would be told
+            raise ArmFailed(
+                f"{most} updates in a row spent no {column}, so the budget would never end: the policy's samples no longer "
+                "differ in quality; use compute.column flops, or a higher data.temperature"
+            )
 
     def _evaluate_at_marks(self, batch: Batch) -> None:
         """Hand the evaluator the policy at every mark that is reached. Fresh samples need the new weights, and seconds are

@@ -55,6 +55,7 @@ class ArmState:
     version: int = 0  # weight updates so far
     synced_version: int = 0  # of the weights that the engines hold
     skipped_in_a_row: int = 0
+    free_in_a_row: int = 0  # updates that spent nothing of the budget's column
     status: Literal["done", "diverged"] = "done"
     method_state: dict[str, float] = field(default_factory=dict)
     charged_rows: Annotated[set[str], PlainSerializer(sorted)] = field(default_factory=set)  # for reference log-probs

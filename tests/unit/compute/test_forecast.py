@@ -147,6 +147,25 @@ def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
     assert all("raise it to" in p for p in problems)
 
 
+@pytest.mark.parametrize(("column", "endless"), [
+    ("flops", []), ("trained_tokens", []), ("device_seconds", []),
+    ("generated_tokens", ["offline", "on-policy"]),
+    ("scored_tokens", ["offline", "on-policy"]),  # a row's reference is charged once
+    ("judge_queries", ["ppo", "offline", "on-policy", "online"]),  # their samples are scored by the reward model, or given
+])  # fmt: skip
+def test_an_arm_that_never_spends_the_budgets_column_is_refused_by_name(column, endless):
+    arms = recipe(column=column, limit=1e15)
+    if not endless:
+        return check_budget(arms, SHAPE, N)
+    with pytest.raises(BadInput) as refused:
+        check_budget(arms, SHAPE, N)
+    named = [
+        re.match(rf"compute\.column: an update of arm (\S+) spends no {column},", p)[1] for p in refused.value.problems
+    ]
+    assert named == endless
+    assert all("use flops, trained_tokens or device_seconds" in p for p in refused.value.problems)
+
+
 @pytest.mark.parametrize("prompts", [3, 5, 7, 11])
 def test_the_limit_that_the_refusal_names_is_accepted(prompts):
     arms = {"a": {"method": "ppo", "prompts_per_update": prompts}}

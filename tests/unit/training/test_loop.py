@@ -35,14 +35,15 @@ RISING = {"kind": "linear", "start": 0.1, "end": 0.3}
 class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
-    def __init__(self, limit, marks=(), learner=None, evaluator=None, save_to=None, pool_order=None, pool_part=None,
-                 scale=1.0, checkpointer=None, skips=5, **arm):  # fmt: skip
-        recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "skips_in_a_row": skips},
+    def __init__(self, limit, *, marks=(), column="flops", answers=("right", "wrong", "unfinished"), learner=None,
+                 evaluator=None, save_to=None, pool_order=None, pool_part=None, scale=1.0, checkpointer=None, skips=5,
+                 **arm):  # fmt: skip
+        recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column, "skips_in_a_row": skips},
                                "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool = Pool(TOKENIZER, chunk=pool_part, order=pool_order)
+        self.pool = Pool(TOKENIZER, answers=answers, chunk=pool_part, order=pool_order)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
         inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
@@ -67,7 +68,7 @@ class Arm:
             ),
             roles=roles,
             observer=observer,
-            state=ArmState.begin("flops", limit, 1, marks),
+            state=ArmState.begin(column, limit, 1, marks),
             checkpointer=checkpointer,
         )
         self.ledger = self.trainer.state.ledger
@@ -387,3 +388,10 @@ def test_what_is_drawn_ahead_of_an_update_that_does_not_fit_is_charged_once():
               rollouts_ahead=1, feedback="judge")  # fmt: skip
     assert len(arm.updates) == 1 and len(arm.pool.seeds) == 2
     assert arm.ledger.by_phase["measuring"].flops == 2 * 3 * MEASURING.flops
+
+
+def test_an_arm_whose_updates_no_longer_spend_the_column_ends_with_the_cause():
+    """All candidates score alike, so there are no pairs: sampling costs FLOPs, but no trained tokens."""
+    online = {"method": "dpo", "data": "online", "prompts_per_update": 4, "feedback": "judge", "answers": ["wrong"]}
+    with pytest.raises(ArmFailed, match="^5 updates in a row spent no trained_tokens, .* use compute.column flops"):
+        Arm(100.0, column="trained_tokens", **online)
