@@ -74,11 +74,7 @@ def run_jobs(
 
     def serve(number: int, ready: Callable[[], Worker | None]) -> None:
         try:
-            worker = ready()
-            while worker is not None and (job := queue.next(number)) is not None:
-                run(worker, job)
-        except Stopped:
-            pass  # `grace` has noted the signal; the other workers still write their checkpoints
+            _serve(number, ready, queue, run)
         except BaseException as error:
             ended.put(error)  # before the worker leaves: once the queue is done, all errors are there
         queue.leave(number)
@@ -92,10 +88,7 @@ def run_jobs(
     try:
         for thread in threads:
             thread.start()
-        while not queue.done or not ended.empty():
-            with suppress(Empty):
-                if (error := ended.get(timeout=MAX_WAIT_SECONDS)) is not None:
-                    raise error
+        _wait(queue, ended)
     except BaseException:
         queue.clear()
         end_workers()
@@ -103,6 +96,27 @@ def run_jobs(
             if thread.ident is not None:
                 thread.join(ENDING_SECONDS)
         raise
+
+
+def _serve(
+    number: int, ready: Callable[[], Worker | None], queue: _JobQueue[T], run: Callable[[Worker, T], None]
+) -> None:
+    """Run jobs on one worker until none is left for it."""
+    with suppress(Stopped):  # the queue's grace has noted the signal; the other workers still write their checkpoints
+        worker = ready()
+        while worker is not None and (job := queue.next(number)) is not None:
+            run(worker, job)
+
+
+def _wait(queue: _JobQueue[T], ended: SimpleQueue[BaseException | None]) -> None:
+    """Until the queue is done. Raises the first error."""
+    while not queue.done or not ended.empty():
+        try:
+            error = ended.get(timeout=MAX_WAIT_SECONDS)
+        except Empty:
+            continue
+        if error is not None:
+            raise error
 
 
 class _JobQueue(Generic[T]):
