@@ -48,7 +48,7 @@ def _shown(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _ACTING else character
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """At least one name, as prose: "a", "a and b", "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from rapidfuzz.distance import DamerauLevenshtein
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.text import without_passwords
+from rlhf_bench.core.text import listed, without_passwords
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe.recipe import Recipe
@@ -32,7 +32,7 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
         if key in Recipe.model_fields:
             problems.append(f"arms.{name}.{key}: shared by all arms; move it to the recipe's top level")
         elif owners:
-            problems.append(f"arms.{name}.{key}: a setting of {_listed(owners)}, not of {arm['method']}; remove it")
+            problems.append(f"arms.{name}.{key}: a setting of {listed(owners)}, not of {arm['method']}; remove it")
         else:
             problems.append(f"arms.{name}.{key}: unknown key{_meant(key, settings.model_fields)}; remove it")
     if problems:
@@ -41,11 +41,6 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
         return settings.model_validate(dict(arm))
     except ValidationError as error:
         raise BadInput(*_lines(error, settings, f"arms.{name}.")) from None
-
-
-def _listed(names: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _meant(word: str, known: Any) -> str:
