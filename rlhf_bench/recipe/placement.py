@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from rlhf_bench.core.settings import Section
 
+SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Default of `sync_tolerance` by the model's number format, in nats."""
+
 
 class RolePlacement(Section):
     actors: int = Field(1, ge=1, description="processes of this role (for the learner: ranks)")
@@ -93,6 +96,10 @@ class Placement(Section):
         if self.weight_sync == "ipc" and not self.colocated:
             raise ValueError("weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs")
         return self
+
+    def tolerance(self, dtype: Literal["float32", "bfloat16"]) -> float:
+        """`sync_tolerance`, or its default for a model of this number format."""
+        return self.sync_tolerance or SYNC_TOLERANCE[dtype]
 
     def roles(self, scorer: bool) -> dict[str, RolePlacement]:
         """By name; the scorer's only where an arm is rewarded by a model."""

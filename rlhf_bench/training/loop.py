@@ -32,7 +32,6 @@ from rlhf_bench.training.update import UpdateQueue
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
     "reference_logprobs": "reference", "logprobs": "policy", "values": "critic",
 }  # fmt: skip
-DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class ArmTrainer:
@@ -119,7 +118,7 @@ class ArmTrainer:
         state.synced_version = state.version
         probe = self._probe()
         ((expected,),), cost = self.roles.learner.measure("policy", [probe])
-        tolerance = recipe.placement.sync_tolerance or DEFAULT_TOLERANCE[recipe.model.dtype]
+        tolerance = recipe.placement.tolerance(recipe.model.dtype)
         self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, state.version)
         seconds = (perf_counter() - began) * self.roles.learner.devices
         state.ledger.charge("sync", Cost(flops=cost.flops, device_seconds=seconds))
