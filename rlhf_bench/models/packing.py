@@ -102,7 +102,7 @@ def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int
     """Row indices by rank and micro-batch: `plan[rank][micro_batch] -> indices`.
 
     Rows go, longest first, to the rank with the fewest tokens; within a rank neighbours in length share a micro-batch as
-    long as their tokens stay within the budget (a single longer row is a batch of its own).
+    long as they have at most `tokens_per_micro_batch` tokens together (a single longer row is a batch of its own).
     """
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].tokens, i))
     loads = [0] * ranks
@@ -114,7 +114,7 @@ def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int
     return [_chunk(rows, indices, tokens_per_micro_batch) for indices in by_rank]
 
 
-def _chunk(rows: Sequence[Row], indices: Sequence[int], budget: int) -> list[list[int]]:
+def _chunk(rows: Sequence[Row], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
     chunks: list[list[int]] = []
     room = 0
     for i in indices:
@@ -122,6 +122,6 @@ def _chunk(rows: Sequence[Row], indices: Sequence[int], budget: int) -> list[lis
             chunks[-1].append(i)
         else:
             chunks.append([i])
-            room = budget
+            room = max_tokens
         room -= rows[i].tokens
     return chunks
