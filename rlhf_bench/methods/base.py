@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import Field
 from torch import Tensor
 
 from rlhf_bench.core.plain_data import Array
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.schedules import Schedule, resolved
 
@@ -24,10 +21,8 @@ Measure = Literal["reference_logprobs", "logprobs", "values"]
 PerResponse = tuple[Array, ...]
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Section):
     """Settings that every arm has. A method narrows `method` to its name and `data` to what it can learn from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: str = ""
     data: DataMode = "offline"

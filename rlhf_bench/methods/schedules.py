@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
+
+from rlhf_bench.core.settings import Section
 
 
-class Schedule(BaseModel):
+class Schedule(Section):
     """A number that changes with the share of the budget that is spent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["constant", "linear", "cosine"] = Field(
         description="constant: start throughout; linear: a straight line; cosine: half a wave, slow at both ends"

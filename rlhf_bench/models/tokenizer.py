@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Prompt
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -24,10 +25,8 @@ _BYTES = pre_tokenizers.ByteLevel.alphabet()
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-class TokenizerSettings(BaseModel):
+class TokenizerSettings(Section):
     """How text becomes tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["characters", "words", "bpe", "pretrained"] = Field(
         description="characters: one token each; words: split at white space; bpe: byte-level BPE trained on the "

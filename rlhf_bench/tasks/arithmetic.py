@@ -12,18 +12,17 @@ import random
 from functools import lru_cache, partial
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task, distinct, fraction, generator, is_held_out
 
 Operands = tuple[int, ...]
 
 
-class ArithmeticSettings(BaseModel):
+class ArithmeticSettings(Section):
     """Sums of `terms` numbers of `digits` digits each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["arithmetic"] = Field("arithmetic", description="Sums of whole numbers, made by the project itself.")
     digits: int = Field(2, ge=1, le=4, description="Digits of every operand in training.")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task, choose, generator
 from rlhf_bench.tasks.judges.answers import judge_exact, judge_number, judge_overlap, reference_number
@@ -23,10 +24,8 @@ from rlhf_bench.tasks.loading.rows import FileRow, Unusable
 from rlhf_bench.tasks.loading.trl import Asked, Columns, answered, asked, preference
 
 
-class FilesSettings(BaseModel):
+class FilesSettings(Section):
     """Where rows are, which columns of them to read, and how answers are judged. docs/data.md has examples."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["files"] = Field("files", description="Prompts and pairs of your own: files, folders or the Hub.")
     prompts: PlaceSetting = Field(description="Training prompts, one a row.")

@@ -27,9 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task, check_enough, choose, generator
 from rlhf_bench.tasks.files import choose_prompts
@@ -41,10 +42,8 @@ MARKER = "####"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 
-class Gsm8kSettings(BaseModel):
+class Gsm8kSettings(Section):
     """Where the files are, and what to leave out for a small model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["gsm8k"] = Field("gsm8k", description="GSM8K, with pairs from the graded solutions of four models.")
     folder: Path = Field(

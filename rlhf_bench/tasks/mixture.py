@@ -18,18 +18,17 @@ from functools import partial
 from itertools import zip_longest
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task
 from rlhf_bench.tasks.registry import SINGLE_TASKS, AnySingleSettings, SingleTaskSettings
 
 
-class MixtureSettings(BaseModel):
+class MixtureSettings(Section):
     """Two tasks of different kinds; each takes the keys of its kind."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["mixture"] = Field("mixture", description="Two tasks: one to train on, one to see the effect on.")
     train: SingleTaskSettings = Field(description="The task that methods train on, of any kind but mixture.")

@@ -11,12 +11,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split
-from rlhf_bench.tasks.base import Task, distinct, generator, is_held_out
+from rlhf_bench.core.settings import Section
+from rlhf_bench.core.types import Judgement, Prompt, Split
+from rlhf_bench.tasks import defects
+from rlhf_bench.tasks.base import Task, is_held_out
+from rlhf_bench.tasks.defects import brief_task
 
 PRODUCTS = tuple(
     """bread coffee honey cheese apples noodles soap candles lamps chairs carpets mirrors bicycles helmets tents kayaks
@@ -32,10 +35,8 @@ FILLERS = ("golden", "local", "lasting", "finest", "proven", "everyday", "genuin
 ENDS = ("daily", "now", "anywhere", "forever", "today", "proudly", "tonight", "together")
 
 
-class SloganSettings(BaseModel):
+class SloganSettings(Section):
     """How many words the training prompts ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["slogan"] = Field("slogan", description="Slogans for a product, made by the project itself.")
     min_words: int = Field(4, ge=4, le=8, description="Fewest words that a training prompt asks for.")
@@ -55,7 +56,7 @@ class SloganSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Brief:
+class Brief(defects.Brief):
     """What a prompt asks for: `words` words for `product` that have `promise` among them."""
 
     words: int
@@ -66,23 +67,16 @@ class Brief:
     def text(self) -> str:
         return f"slogan of {self.words} words for {self.product} with {self.promise} :"
 
-    @property
-    def answer(self) -> str:
-        return f"{self.words} {self.product} {self.promise}"
-
-    @classmethod
-    def of(cls, prompt: Prompt) -> Brief:
-        words, product, promise = prompt.answer.split()
-        return cls(int(words), product, promise)
-
 
 def build(settings: SloganSettings) -> Task:
-    return Task(
+    return brief_task(
         name="slogan",
-        prompts=partial(_prompts, settings),
-        demonstrations=partial(_demonstrations, settings),
+        brief=Brief,
+        draw=partial(_draw, settings),
+        write=write,
+        defects=DEFECTS,
+        noise=settings.noise,
         judge=_judge,
-        pairs=None,
         corpus=_corpus,
     )
 
@@ -106,23 +100,8 @@ def _draw(settings: SloganSettings, split: Split, rng: random.Random) -> Brief |
     return brief
 
 
-def _prompts(settings: SloganSettings, split: Split, count: int, seed: int) -> list[Prompt]:
-    rng = generator("slogan", split, seed)
-    briefs = distinct(lambda: _draw(settings, split, rng), count, f"slogan, {split}")
-    return [Prompt(f"slogan/{split}/{index:06d}", b.text, b.answer) for index, b in enumerate(briefs)]
-
-
-def _demonstrations(settings: SloganSettings, count: int, seed: int) -> list[Demonstration]:
-    rng = generator("slogan", "demonstrations", seed)
-    demonstrations = []
-    for prompt in _prompts(settings, "train", count, seed):
-        defect = rng.choice(DEFECTS) if rng.random() < settings.noise else None
-        demonstrations.append(Demonstration(prompt, write(Brief.of(prompt), rng, defect)))
-    return demonstrations
-
-
 Defect = Literal["words", "call", "product", "promise", "distinct"]
-DEFECTS: tuple[Defect, ...] = ("words", "call", "product", "promise", "distinct")
+DEFECTS: tuple[Defect, ...] = get_args(Defect)
 
 
 def write(brief: Brief, rng: random.Random, defect: Defect | None = None) -> str:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.core.settings import Section
+from rlhf_bench.core.types import Judgement, Prompt, Split
+from rlhf_bench.tasks import defects
 from rlhf_bench.tasks import verse_words as lexicon
-from rlhf_bench.tasks.base import Task, distinct, generator, is_held_out
+from rlhf_bench.tasks.base import Task, is_held_out
+from rlhf_bench.tasks.defects import brief_task
 
 SEPARATOR = "/"
 ALL_TOPICS = lexicon.TOPICS | lexicon.RESERVED_TOPICS
@@ -26,10 +29,8 @@ TRAINED_TOPICS, RESERVED_TOPICS = tuple(lexicon.TOPICS), tuple(lexicon.RESERVED_
 RHYME_WORDS = tuple(lexicon.RHYME_FAMILY)
 
 
-class VerseSettings(BaseModel):
+class VerseSettings(Section):
     """How many lines and words a line the training prompts ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["verse"] = Field("verse", description="Rhyming lines on a topic, made by the project itself.")
     min_lines: int = Field(2, ge=2, le=5, description="Fewest lines a training prompt asks for.")
@@ -53,7 +54,7 @@ class VerseSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Brief:
+class Brief(defects.Brief):
     """What a prompt asks for: `lines` lines of `words` words on `topic`, every line rhyming with `rhyme`."""
 
     lines: int
@@ -65,23 +66,16 @@ class Brief:
     def text(self) -> str:
         return f"write {self.lines} lines of {self.words} words on {self.topic} rhyming with {self.rhyme} :"
 
-    @property
-    def answer(self) -> str:
-        return f"{self.lines} {self.words} {self.topic} {self.rhyme}"
-
-    @classmethod
-    def of(cls, prompt: Prompt) -> Brief:
-        lines, words, topic, rhyme = prompt.answer.split()
-        return cls(int(lines), int(words), topic, rhyme)
-
 
 def build(settings: VerseSettings) -> Task:
-    return Task(
+    return brief_task(
         name="verse",
-        prompts=partial(_prompts, settings),
-        demonstrations=partial(_demonstrations, settings),
+        brief=Brief,
+        draw=partial(_draw, settings),
+        write=write,
+        defects=DEFECTS,
+        noise=settings.noise,
         judge=_judge,
-        pairs=None,
         corpus=_corpus,
     )
 
@@ -118,27 +112,11 @@ def _draw(settings: VerseSettings, split: Split, rng: random.Random) -> Brief | 
     return brief
 
 
-def _prompts(settings: VerseSettings, split: Split, count: int, seed: int) -> list[Prompt]:
-    rng = generator("verse", split, seed)
-    briefs = distinct(lambda: _draw(settings, split, rng), count, f"verse, {split}")
-    return [Prompt(f"verse/{split}/{index:06d}", b.text, b.answer) for index, b in enumerate(briefs)]
-
-
 # Demonstrations: a small template grammar, and one defect where noise strikes
 
 
-def _demonstrations(settings: VerseSettings, count: int, seed: int) -> list[Demonstration]:
-    rng = generator("verse", "demonstrations", seed)
-    demonstrations = []
-    for prompt in _prompts(settings, "train", count, seed):
-        brief = Brief.of(prompt)
-        defect = rng.choice(DEFECTS) if rng.random() < settings.noise else None
-        demonstrations.append(Demonstration(prompt, write(brief, rng, defect)))
-    return demonstrations
-
-
 Defect = Literal["lines", "words", "rhyme", "topic", "title"]
-DEFECTS: tuple[Defect, ...] = ("lines", "words", "rhyme", "topic", "title")
+DEFECTS: tuple[Defect, ...] = get_args(Defect)
 
 
 def write(brief: Brief, rng: random.Random, defect: Defect | None = None) -> str:

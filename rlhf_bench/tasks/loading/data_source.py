@@ -11,19 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.settings import Section
 from rlhf_bench.tasks.loading.rows import FileRow, read_rows
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FILES = (".jsonl", ".parquet", ".json", ".csv")
 
 
-class Place(BaseModel):
+class Place(Section):
     """Where rows are. A text alone is `source`: `pairs: ./pairs.jsonl` is `pairs: {source: ./pairs.jsonl}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
         min_length=1,
