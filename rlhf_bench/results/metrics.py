@@ -18,7 +18,7 @@ TRAIN: Phase = "train"
 EVALUATION: Phase = "evaluation"
 """Of a row of metrics.parquet: an update of the policy, or an evaluation of it. Groups in MLflow too."""
 
-SCORE, BUDGET, BY_BUDGET, BY_TOKENS, SYSTEM = "score", "budget", "by_budget_permille", "by_tokens", "system"
+SCORE, BUDGET, BY_BUDGET, BY_TOKENS = "score", "budget", "by_budget_permille", "by_tokens"
 """The other groups in MLflow."""
 
 WORDS = {"SPLIT": "|".join(HELD_OUT_SPLITS), "SET": "|".join(PROBE_SETS), "NAME": ".+"}
@@ -162,3 +162,20 @@ def mlflow_name(name: str, phase: Phase, split: str = "") -> str:
 def compared_name(axis: str, name: str) -> str:
     """What a number of that name in MLflow is called where it stands against compute or tokens."""
     return f"{axis}/{name.removeprefix(f'{EVALUATION}/')}"
+
+
+_TOKENS = "response tokens that were sampled or trained on"
+GROUPS = {
+    TRAIN: ("update", "the metrics of updates"),
+    EVALUATION: ("update", "the metrics of evaluations, and `mark`, the point at which the evaluation was due"),
+    SCORE: ("update", "the score of each held-out split"),
+    BUDGET: ("update", "what was spent so far, by column of the ledger; `fraction`: the share of the budget"),
+    BY_BUDGET: ("thousandths of the budget", "`score/SPLIT`, `kl`, and `train/` with reward, gold and margin"),
+    BY_TOKENS: (_TOKENS, "the same"),
+    "numbers": ("update", "`not_finite`: how many metrics of the step were left out, since they were not finite"),
+    "system": (
+        "seconds since 1970",
+        "`HOST/…`, on the comparison's run: use of processors, memory and GPUs of every node",
+    ),
+}
+"""Group in MLflow → what its step counts, and what it holds."""

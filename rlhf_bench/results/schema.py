@@ -80,10 +80,10 @@ class File:
 _COST_MEANINGS: dict[CostColumn, tuple[str, str]] = {
     "flops": ("FLOP", "floating-point operations of all models, counted from shapes"),
     "generated_tokens": ("tokens", "response tokens that were sampled"),
-    "trained_tokens": ("tokens", "response tokens in optimizer steps, once for each pass"),
-    "scored_tokens": ("tokens", "response tokens in forward passes without a step"),
+    "trained_tokens": ("tokens", "response tokens in optimizer steps, once for each pass and model"),
+    "scored_tokens": ("tokens", "tokens that forward passes measured or that the reward model scored"),
     "judge_queries": ("queries", "responses that the judge scored"),
-    "device_seconds": ("s", "seconds that engines were busy, times their devices"),
+    "device_seconds": ("s", "seconds that a role was busy, times its devices"),
 }
 _ARM = Column("arm", "text", "", "name of the arm")
 _SEED = Column("seed", "integer", "", "seed of the arm's run")
@@ -134,7 +134,7 @@ SAMPLES_TABLE = Table(
 )
 LEDGER_TABLE = Table(
     "ledger",
-    "What each arm and seed spent by phase; what the shared stages spent is under `shared`. docs/compute.md says how it is counted.",
+    "What each arm and seed spent by phase; what the shared stages spent is under `shared`. [Identical compute](compute.md) says how it is counted.",
     (_ARM, _SEED, Column("phase", "text", "", "what the compute was for"), *_costs("in this phase")),
 )
 PAIRS_TABLE = Table(

@@ -19,6 +19,7 @@ from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 Number = float | None
 Ends = tuple[float, float] | None
 """Low and high end of an interval."""
+METHOD = "how the interval was found"
 
 
 class Closed(BaseModel):
@@ -43,8 +44,8 @@ class SeedStability(Closed):
 
 
 class Seed(Closed):
-    seed: int
-    status: Status
+    seed: int = Field(description="the seed")
+    status: Status = Field(description="how it ended")
     spent: dict[Column, float] = Field(description="what it spent, by column of the ledger")
     score: Number = Field(description="final score on the main split")
     kl: Number = Field(description="final KL to the base policy, nats per response")
@@ -55,11 +56,11 @@ class Score(Closed):
     mean: Number = Field(description="mean over finished seeds")
     iqm: Number = Field(description="interquartile mean over finished seeds")
     ci95: Ends = Field(description="95% interval of the mean")
-    ci95_method: IntervalMethod | None
+    ci95_method: IntervalMethod | None = Field(description=METHOD)
     iqm_ci95: Ends = Field(description="95% interval of the interquartile mean")
-    iqm_ci95_method: IntervalMethod | None
+    iqm_ci95_method: IntervalMethod | None = Field(description=METHOD)
     best: Number = Field(description="mean over finished seeds of each one's best evaluation")
-    finished_seeds: int
+    finished_seeds: int = Field(description="how many seeds finished")
 
 
 class Stability(Closed):
@@ -70,8 +71,8 @@ class Stability(Closed):
 
 
 class Arm(Closed):
-    method: str
-    data: str | None
+    method: str = Field(description="the arm's method")
+    data: str | None = Field(description="the arm's kind of data")
     seeds: tuple[Seed, ...]
     score: Score
     kl: Number = Field(description="mean final KL over finished seeds, nats per response")
@@ -80,31 +81,31 @@ class Arm(Closed):
 
 class Improvement(Closed):
     value: Number = Field(description="probability that a run of `arm` has more than a run of `against`")
-    ci95: Ends
-    ci95_method: IntervalMethod | None
+    ci95: Ends = Field(description="95% interval")
+    ci95_method: IntervalMethod | None = Field(description=METHOD)
 
 
 class Comparison(Closed):
     """`ci95` and `p` stand alone; `ci95_holm` and `p_holm` are corrected for the family, and decide the verdict."""
 
-    arm: str = Field(description="has more of the metric, if the verdict is yes")
-    against: str
-    metric: str
-    verdict: Verdict
+    arm: str = Field(description="the arm that may have more")
+    against: str = Field(description="the other arm")
+    metric: str = Field(description="what is compared")
+    verdict: Verdict = Field(description="whether `arm` has more of the metric")
     difference: Number = Field(description="mean over common seeds of `arm` less `against`")
-    ci95: Ends
-    ci95_holm: Ends
-    p: Number = Field(description="paired t-test")
-    p_holm: Number
-    p_permutation: Number = Field(description="exact sign-flip test")
+    ci95: Ends = Field(description="95% interval of the difference, by Student's t")
+    ci95_holm: Ends = Field(description="the same, corrected by Holm for the family of comparisons")
+    p: Number = Field(description="p of the paired t-test")
+    p_holm: Number = Field(description="the same, corrected by Holm for the family of comparisons")
+    p_permutation: Number = Field(description="p of the exact sign-flip test")
     probability_of_improvement: Improvement
     seeds: tuple[int, ...] = Field(description="common seeds")
-    left_out_seeds: tuple[int, ...]
+    left_out_seeds: tuple[int, ...] = Field(description="the other seeds of either arm")
     why: str | None = Field(description="why there is no test, or no comparison")
 
 
 class Statement(Closed):
-    statement: str
+    statement: str = Field(description="the claim in the recipe's words")
 
 
 class ClaimEntry(Comparison, Statement):
@@ -112,9 +113,9 @@ class ClaimEntry(Comparison, Statement):
 
 
 class EqualKLArm(Closed):
-    mean: Number
-    ci95: Ends
-    ci95_method: IntervalMethod | None
+    mean: Number = Field(description="mean score at that KL over finished seeds")
+    ci95: Ends = Field(description="95% interval")
+    ci95_method: IntervalMethod | None = Field(description=METHOD)
     seeds: dict[int, float] = Field(description="each seed's score at that KL")
 
 
@@ -127,7 +128,7 @@ class EqualKL(Closed):
 class Timing(Closed):
     """Of the last run into the directory; older runs recorded less."""
 
-    wall_seconds: Number = None
+    wall_seconds: Number = Field(None, description="wall time of the last run into the directory")
     driver_share: Number = Field(None, description="of the fleets' time, that in which no engine was busy")
     fleets: int | None = Field(None, description="fleets that trained arms at the same time")
     first_update_seconds: Number = Field(None, description="from the start to the first update of an arm")
@@ -141,13 +142,13 @@ class SummaryFile(Closed):
     budget: Budget
     base: Base
     arms: dict[str, Arm]
-    baseline: str | None
+    baseline: str | None = Field(description="the recipe's baseline arm")
     comparisons: tuple[Comparison, ...] = Field(description="every other arm against the baseline")
     claims: tuple[ClaimEntry, ...]
     equal_kl: EqualKL
     timing: Timing
-    run_key: str | None
-    commit: str | None
+    run_key: str | None = Field(description="the comparison's key in MLflow")
+    commit: str | None = Field(description="commit of rlhf-bench")
 
 
 def summary_schema() -> dict[str, Any]:
