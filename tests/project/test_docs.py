@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import generate_output_files
 from docs.generate_recipes import models, pages
 from rlhf_bench.recipe import Recipe
 
@@ -40,6 +41,11 @@ def test_the_recipe_reference_has_every_top_level_key_once(recipe_pages):
 
 def test_the_recipe_reference_explains_no_key_with_words_of_python(recipe_pages):
     assert not [page.name for page, text in recipe_pages.items() if "Annotated" in text]
+
+
+def test_the_page_on_output_files_is_what_its_generator_writes():
+    committed = generate_output_files.PAGE.read_text("utf-8")
+    assert committed == generate_output_files.page(), "run .venv/bin/python -m docs.generate_output_files"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

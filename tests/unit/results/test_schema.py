@@ -109,7 +109,8 @@ def of_ppo():
 
 def of_learner():
     """What the learner and the loop add, which only engines produce: the source names it."""
-    source = "".join((ROOT / file).read_text() for file in ("actors/learner/rank.py", "rlhf_bench/training/batch.py"))  # fmt: skip
+    files = [file for folder in ("actors/learner", "rlhf_bench/training") for file in (ROOT / folder).glob("*.py")]
+    source = "".join(file.read_text() for file in files)
     found = {name for name in ("loss", "grad_norm", "skipped", "sample_logprob") if f'"{name}"' in source}
     return found | {f"critic_{name}" for name in ("loss", "grad_norm", "skipped")}
 
