@@ -1,6 +1,12 @@
 """What all rooms share."""
 
+import os
+
 import pytest
+
+# The tensors of these tests are tiny: threads would only wait for each other, most of all where workers share the cores.
+# PyTorch reads this as it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
