@@ -118,7 +118,7 @@ def _head(recorded: RecordedComparison, summaries: Sequence[Summary], target: Pa
     if (target.parent / "data" / target.stem).is_dir():
         data = f"data/{target.stem}"
         facts.append(
-            f"RecordedComparison data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`"
+            f"Recorded data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`"
         )
     yield _bullets(facts)
     for one in [str(note) for note in (recorded.base.get("setup") or {}).get("notes") or []]:

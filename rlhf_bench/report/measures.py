@@ -1,4 +1,4 @@
-"""RecordedComparison numbers of the arms over seeds, and the sentences that say which way they went.
+"""Recorded numbers of the arms over seeds, and the sentences that say which way they went.
 
 A direction is given by Student's interval over the finished seeds, as all verdicts are. Below three seeds there is
 none: then the sentence is about these seeds, and says so.

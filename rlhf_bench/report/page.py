@@ -136,7 +136,7 @@ def run_details(recorded: RecordedComparison, summary: Summary) -> dict[str, str
         "Seeds": ", ".join(map(str, seeds)) or ABSENT,
         "Wall time": duration(number_or_nan(timing.get("wall_seconds"))),
         "Time to the first update": duration(number_or_nan(timing.get("first_update_seconds"))),
-        **({"FleetPool, with arms side by side": str(timing["fleets"])} if timing.get("fleets", 1) > 1 else {}),
+        **({"Fleets, with arms side by side": str(timing["fleets"])} if timing.get("fleets", 1) > 1 else {}),
         "Driver's own share of wall time, before this report": _percent(number_or_nan(timing.get("driver_share"))),
         "Reward model's accuracy on held-out pairs": _percent(number_or_nan(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),

@@ -75,7 +75,7 @@ def series_cells(row: Mapping[str, Any]) -> dict[str, str]:
     """One row as finished cells: heading → cell."""
     ends = None if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
     return {
-        "PairedComparison": row["label"],
+        "Comparison": row["label"],
         "Arm": row["arm"],
         "Base": decimal(row["base"]),
         "Score [95% interval]": decimal(number_or_nan(row["score"])) + (ends or ""),

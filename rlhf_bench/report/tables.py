@@ -106,6 +106,9 @@ def equal_kl_table(summary: Summary) -> list[Row]:
         values = list(scores.values())
         cell = estimate_cell(statistics.mean(values), statistics.confidence_interval(values))
         rows.append({"Arm": arm, "Score at equal KL [95% interval]": cell, "Seeds": str(len(values))})
+    if rows:
+        absent = {"Score at equal KL [95% interval]": ABSENT, "Seeds": ABSENT}
+        rows += [{"Arm": arm, **absent} for arm in summary.equal_kl.left_out]
     return rows
 
 

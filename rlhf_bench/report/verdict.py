@@ -146,7 +146,13 @@ def _equal_kl_notes(summary: Summary) -> list[str]:
     for arm, scores in at.scores.items():
         values = list(scores.values())
         told.append(f"{arm} {estimate_cell(statistics.mean(values), statistics.confidence_interval(values))}")
-    return [f"At equal KL ({at.kl:.3g} nats, the most that every seed reached): {', '.join(told)}."]
+    lines = [f"At equal KL ({at.kl:.3g} nats, the most that every seed reached): {', '.join(told)}."]
+    if at.left_out:
+        lines.append(
+            f"{listed(list(at.left_out))} {'has' if len(at.left_out) == 1 else 'have'} no score at equal KL: after the base "
+            f"policy, no evaluation was at or below {at.kl:.3g} nats."
+        )
+    return lines
 
 
 def _paired_notes(summary: Summary) -> list[str]:

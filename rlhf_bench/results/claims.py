@@ -170,7 +170,7 @@ def _compare(recorded: RecordedComparison, more: str, less: str, metric: str) ->
     if metric == SCORE_AT_EQUAL_KL:
         at = scores_at_equal_kl(recorded, (more, less))
         if at.why:
-            return replace(bare, why=at.why)
+            return replace(bare, why=at.why)  # so both arms have numbers
         values = {arm: dict(at.scores[arm]) for arm in (more, less)}
     else:
         values = {arm: metric_values(recorded, arm, metric) for arm in (more, less)}

@@ -123,6 +123,7 @@ class EqualKL(Closed):
     kl: Number = Field(description="largest KL that every finished seed reached, nats per response")
     arms: dict[str, EqualKLArm]
     why: str | None = Field(description="why there is no comparison at equal KL")
+    left_out: list[str] = Field(description="arms that were not evaluated at or below that KL, after the base policy")
 
 
 class Timing(Closed):
@@ -248,7 +249,7 @@ def _equal_kl(at: AtEqualKL) -> EqualKL:
         arms[arm] = EqualKLArm(
             mean=statistics.mean(values), ci95=_ends(interval), ci95_method=_method(interval), seeds=dict(scores)
         )
-    return EqualKL(kl=at.kl, arms=arms, why=at.why or None)
+    return EqualKL(kl=at.kl, arms=arms, why=at.why or None, left_out=list(at.left_out))
 
 
 def _ends(interval: Interval | None) -> Ends:

@@ -58,7 +58,7 @@ def field(
 
 
 def toy(directory: Path, seeds: int, epochs: int) -> str:
-    """RecordedRun the toy model; write its figure, its table and the outcome of every seed."""
+    """Run the toy model; write its figure, its table and the outcome of every seed."""
     _one_thread()
     done = run_toy(range(1, seeds + 1), epochs)
     files = save(curve_figures.draw_toy(done), directory, "toy")
@@ -66,7 +66,7 @@ def toy(directory: Path, seeds: int, epochs: int) -> str:
 
 
 def bandit(directory: Path, seeds: int, rounds: int) -> str:
-    """RecordedRun the bandit; write its figure, its table and the outcome of every seed."""
+    """Run the bandit; write its figure, its table and the outcome of every seed."""
     _one_thread()
     done = run_bandit(range(1, seeds + 1), BanditSettings(rounds=rounds))
     files = save(curve_figures.draw_bandit(done), directory, "bandit")

@@ -1,4 +1,4 @@
-"""ArmRunner side by side on two fleets, of which one loses its learner: tables and weights are those of one fleet."""
+"""Arms side by side on two fleets, of which one loses its learner: tables and weights are those of one fleet."""
 
 import re
 import shutil

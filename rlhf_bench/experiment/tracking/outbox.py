@@ -190,7 +190,7 @@ class Outbox:
         self._delivered = end
 
     def remove(self) -> None:
-        """RunEnded the journal, once all is delivered."""
+        """End the outbox, once all is delivered."""
         self._file.close()
         self.path.unlink()
 

@@ -65,7 +65,7 @@ def test_a_number_that_is_named_is_the_number():
 
 
 def test_a_budget_in_seconds_has_one_fleet_unless_the_recipe_wants_more():
-    """ArmRunner beside each other on one machine take each other's memory bandwidth, and seconds are what they pay in."""
+    """Arms beside each other on one machine take each other's memory bandwidth, and seconds are what they pay in."""
     large, seconds = {"CPU": 600.0, "memory": 4000 * GIB}, {"column": "device_seconds", "limit": 60}
     assert fleet_count(recipe(), False, large, 9) == 9
     assert (

@@ -189,7 +189,7 @@ def test_text_of_the_recipe_is_escaped_on_both_pages(whole, tmp_path):
 def test_claims_and_baseline_stand_under_the_comparison(whole):
     page = whole[1]
     assert (
-        page.index("PairedComparison of the arms")
+        page.index("Comparison of the arms")
         < page.index("The recipe&#39;s claims")
         < page.index("Every arm against dpo")
     )
