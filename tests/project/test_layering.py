@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -142,3 +143,12 @@ def test_no_method_knows_another():
 def test_what_runs_methods_knows_none_of_their_names(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     assert not re.findall(r"(?i)\b\w*(?:\bppo|(?<!threa)(?<!en)dpo|flex)\w*", text)
+
+
+def test_a_run_begins_without_what_only_the_report_needs():
+    """matplotlib and scipy take seconds to import: the driver does that while the engines work."""
+    code = "import actors.driver, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"matplotlib", "scipy", "mlflow", "vllm", "deepspeed"} & set(loaded)

@@ -5,15 +5,14 @@ Links to `artifact:NAME` lead to the comparison's files (`Tracker.describe`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rlhf_bench.core.text import escaped, table
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.report import tables
-from rlhf_bench.report.format import decimal, quantity
-from rlhf_bench.report.tables import Row
-from rlhf_bench.report.verdict import verdict
-from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
+
+if TYPE_CHECKING:
+    from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 
 MAX_CHARACTERS = 7500
 """Characters; MLflow takes 8000 in a tag, and addresses grow when they are filled in."""
@@ -23,6 +22,9 @@ FILES = "[The recipe](artifact:recipe.yaml) · [the report](artifact:report.html
 
 def found(summary: Summary) -> str:
     """Of a comparison that is done: its verdict, its table, and where the rest is."""
+    from rlhf_bench.report import tables  # takes seconds, and a run that begins needs none of it
+    from rlhf_bench.report.verdict import verdict
+
     about = [escaped(str(summary.recipe["description"]))] if summary.recipe.get("description") else []
     head = [*about, f"**{escaped(verdict(summary))}**"]
     rows = tables.without_empty(tables.comparison_table(summary))
@@ -31,6 +33,8 @@ def found(summary: Summary) -> str:
 
 def found_by(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
     """Of one arm's run with one seed."""
+    from rlhf_bench.report.format import decimal, quantity
+
     spent = quantity(seed.spent[summary.unit], summary.unit)
     lines = [
         f"{escaped(arm.name)}, seed {seed.seed}: **{escaped(seed.status)}**, score {decimal(seed.score)}, "
@@ -41,7 +45,7 @@ def found_by(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
     return "\n\n".join(lines)
 
 
-def _fitting(rows: Sequence[Row], room: int) -> str:
+def _fitting(rows: Sequence[Mapping[str, str]], room: int) -> str:
     """As many of the first rows as there is room for."""
     left_out = 0
     while len(text := table(rows[: len(rows) - left_out])) > room and left_out < len(rows) - 1:
@@ -54,5 +58,5 @@ def begun(recipe: Recipe) -> str:
     arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
     about = [escaped(recipe.description)] if recipe.description else []
     budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"
-    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. Under way, or cut short."
+    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. In progress, or cut short."
     return "\n\n".join([*about, facts, "[The recipe](artifact:recipe.yaml)"])

@@ -245,8 +245,7 @@ def test_skipped_updates_are_counted_and_named(directory):
 
 def test_table_and_plots_come_first(page):
     places = [
-        page.index(mark)
-        for mark in ('aria-label="Comparison of the arms"', '<h2 id="plots">', '<h2 id="claims">')
+        page.index(mark) for mark in ('aria-label="Comparison of the arms"', '<h2 id="plots">', '<h2 id="claims">')
     ]
     assert places == sorted(places)
     assert page.index('href="#plots"') < page.index('href="#claims"') < places[0]
