@@ -1,7 +1,7 @@
-"""What the documents' site needs beyond them, as a hook of mkdocs: pages and files that lie outside of docs/.
+"""A hook of mkdocs that adds pages and files from outside docs/ to the site.
 
-Links are written for whoever reads the files where they lie. Some lead out of docs/: to a recipe, a test, a folder of
-recorded data. The site takes a copy of every file that is linked to, below `source/`, so that it is whole by itself.
+Links are written for readers of the repository. Some lead out of docs/: to a recipe, a test, a folder of recorded data.
+The site gets a copy of every linked file, below `source/`, so that it is complete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages at the root, the files that pages link to, and a list of what is in the folders they link to."""
+    """Add the pages at the root, the files that pages link to, and a list of files for each linked folder."""
     for source, place in PAGES.items():
         if files.get_file_from_path(place) is None:
             files.append(File.generated(config, place, content=(ROOT / source).read_text("utf-8")))
@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             for path in {_path(here, link) for link in _LINK.findall(part)}:
                 target = _place(path)
                 if files.get_file_from_path(target) is not None or not (ROOT / path).exists():
-                    continue  # what is not there, mkdocs itself complains of
+                    continue  # mkdocs itself reports a missing file
                 if (ROOT / path).is_dir():
                     files_there = (entry for entry in (ROOT / path).rglob("*") if entry.is_file())
                     names = sorted(entry.relative_to(ROOT / path).as_posix() for entry in files_there)
@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that lead out of docs/ to where the site has what they mean."""
+    """Point links that lead out of docs/ to the site's copy."""
     here = _source(page.file.src_uri)
     start = posixpath.dirname(page.file.src_uri)
 

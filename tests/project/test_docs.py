@@ -8,6 +8,7 @@ import pytest
 from docs import generate_output_files
 from docs.generate_recipes import models, pages
 from rlhf_bench.recipe import Recipe
+from tests.project.test_layering import MAY_IMPORT
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -53,3 +54,10 @@ def test_relative_links_lead_somewhere(page):
     links = [link for link in LINK.findall(CODE.sub("", page.read_text("utf-8"))) if "://" not in link]
     dead = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
     assert not dead
+
+
+def test_the_architecture_page_has_the_rooms_and_what_they_import():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \| .+ \| (.+) \|$", page.partition("`actors/` holds")[0], re.MULTILINE)
+    found = {room: set(re.findall(r"\w+", rooms.partition(";")[0])) - {"no", "room"} for room, rooms in rows}
+    assert found == {room: set(rooms) for room, rooms in MAY_IMPORT.items()}

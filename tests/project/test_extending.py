@@ -1,4 +1,4 @@
-"""docs/extending.md is run: its blocks are laid over a copy of the project, and its tests and commands pass there."""
+"""The code of docs/extending.md works: its blocks are put into a copy of the project, and its tests and commands pass there."""
 
 import os
 import re
@@ -16,7 +16,7 @@ COMMAND = re.compile(r"^rlhf-bench (check .+)$", re.MULTILINE)
 
 
 def changed(text, diff):
-    """`text` with the changes: a line with + replaces the - before it, or goes below the line without a sign."""
+    """`text` with the changes: a line with + replaces the line with - before it, or is added below a line without a sign."""
     anchor, replaces = "", False
     for line in diff.splitlines():
         sign, rest = line[0], line[1:].removesuffix(" …")
@@ -24,14 +24,14 @@ def changed(text, diff):
             new = rest if replaces else f"{anchor}\n{rest}"
             text, anchor, replaces = text.replace(anchor, new), rest, False
         else:
-            assert text.count(rest) == 1, f"the page says {line!r}, and the file has that {text.count(rest)} times"
+            assert text.count(rest) == 1, f"the page names {line!r}, which the file has {text.count(rest)} times"
             anchor, replaces = rest, sign == "-"
     return text
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the pure part and the recipes with the page's blocks in it."""
+    """A copy of rlhf_bench and the recipes, with the page's blocks in it."""
     copy = tmp_path_factory.mktemp("copy")
     for folder in ("rlhf_bench", "recipes"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -42,7 +42,7 @@ def project(tmp_path_factory):
         if language == "diff":
             text = changed(path.read_text("utf-8"), text)
         else:
-            assert not path.exists(), f"{name}: the page's example has come to be part of the project"
+            assert not path.exists(), f"{name}: the page's example has become part of the project"
         path.write_text(text, "utf-8")
     return copy
 

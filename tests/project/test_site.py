@@ -1,4 +1,4 @@
-"""The documents as a site: it builds without a warning, is whole by itself, and explains every plot of the report."""
+"""The documents' site builds without a warning, loads nothing from elsewhere, and explains every plot of the report."""
 
 import os
 import re
@@ -15,12 +15,12 @@ from rlhf_bench.results.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "docs" / "results" / "data" / "rejected_strength_arithmetic"
-"""With a sweep, pairs and gradients: every plot but time, which it is too old for, is drawn of it."""
+"""Has a sweep, pairs and gradients: every plot can be drawn from it, except time, which it does not record."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder that mkdocs built, by mkdocs.yml as it stands: strict, with all its checks of links."""
+    """The site as mkdocs.yml builds it: strict, with all checks of links."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
@@ -31,7 +31,7 @@ def site(tmp_path_factory):
 
 
 class Loads(HTMLParser):
-    """What a browser fetches by itself: scripts, styles, pictures; not links to be followed."""
+    """What a browser fetches by itself: scripts, styles, pictures; not links that a reader follows."""
 
     def __init__(self, text):
         super().__init__()
