@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.files import finite_or_null, number_or_nan, write_json
+from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.recipe.loading import is_label
 from rlhf_bench.report.format import decimal
 from rlhf_bench.report.page import write_report
-from rlhf_bench.report.plots.style import INK, MARKERS, PALETTE, style
+from rlhf_bench.report.plots.style import INK, MARKERS, style
 from rlhf_bench.results.schema import SERIES, SERIES_FIGURE
 from rlhf_bench.results.summary import Summary
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.theory.bandit import PROBLEMS, VARIANTS, Bandit, best_of_n_reward, reference, rewards
-from rlhf_bench.theory.style import LINES, PALETTE, STYLE
+from rlhf_bench.theory.style import LINES, STYLE
 from rlhf_bench.theory.toy import SCENARIOS, Toy
 
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.theory.field import FieldOf, Start, gradients
-from rlhf_bench.theory.style import PALETTE, STYLE
+from rlhf_bench.theory.style import STYLE
 from rlhf_bench.theory.trajectories import Trajectory
 
 Space = Literal["linear", "log"]

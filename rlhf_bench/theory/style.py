@@ -1,4 +1,4 @@
-"""How the theory figures look: Okabe and Ito's palette, which colour-blind readers can tell apart; PNG and SVG."""
+"""How the theory figures look, and how they are saved as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+from rlhf_bench.core.plot_style import RC
+
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 DOTS_PER_INCH = 110
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rlhf-bench",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
+STYLE = RC | {"lines.linewidth": 1.6}
 
 
 def save(figure: Figure, directory: Path, name: str) -> list[Path]:

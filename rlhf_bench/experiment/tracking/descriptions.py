@@ -58,5 +58,5 @@ def begun(recipe: Recipe) -> str:
     arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
     about = [escaped(recipe.description)] if recipe.description else []
     budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"
-    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. In progress, or cut short."
+    facts = f"Arms: {arms}. Seeds: {seeds}. Budget: {budget} for each. In progress, or interrupted."
     return "\n\n".join([*about, facts, "[The recipe](artifact:recipe.yaml)"])

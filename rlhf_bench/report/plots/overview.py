@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rlhf_bench.compute.engine_time import ACTIVITIES
+from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.report.plots.style import (
     CHOSEN,
     INK,
-    PALETTE,
     REJECTED,
     Plot,
     absent,

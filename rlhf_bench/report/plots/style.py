@@ -22,6 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rlhf_bench.core.plot_style import PALETTE, RC
 from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.report.format import quantity
@@ -31,7 +32,6 @@ from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import ArmResult, Summary
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#010203"
 """Stands for the page's text colour until the SVG is finished; no palette colour may equal it."""
@@ -39,16 +39,8 @@ CHOSEN, REJECTED = PALETTE[0], PALETTE[1]
 WIDTH = 4.6
 """Inches of a plot: as wide as a phone shows it at its own size."""
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rlhf-bench",
+_STYLE = RC | {
     "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.15,
-    "legend.frameon": False,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     **dict.fromkeys(

@@ -28,7 +28,7 @@ MEANS = "Mean over finished seeds, with Student's 95% interval from three seeds 
 NO_PAIRS = "no held-out pair was looked at, or the run is older than these numbers."
 
 
-def _lines(
+def lines(
     recorded: RecordedComparison, summary: Summary, column: str, title: str, how_to_read: str, vertical: str,
     across: str = "mark", zero: bool = False,
 ) -> Plot:  # fmt: skip
@@ -47,7 +47,7 @@ def _lines(
     return Plot(title, how_to_read, drawn(figure, name), absent(summary, there, vertical))
 
 
-def _two_lines(
+def two_lines(
     recorded: RecordedComparison, summary: Summary, solid: str, dashed: str, names: tuple[str, str], title: str, how: str,
     vertical: str, what: str,
 ) -> Plot:  # fmt: skip

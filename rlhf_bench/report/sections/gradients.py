@@ -6,7 +6,7 @@ from rlhf_bench.core.text import listed
 from rlhf_bench.report.measures import Measure, Of, change, directions, few, largest, measures, metric, rows_of, short
 from rlhf_bench.report.plots.style import Plot, plotted
 from rlhf_bench.report.sections.base import Section, Table, tables_of
-from rlhf_bench.report.sections.curves import MEANS, _lines, _two_lines
+from rlhf_bench.report.sections.curves import MEANS, lines, two_lines
 from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
@@ -49,9 +49,9 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
         tuple(seen),
         lambda: (
             _norms(recorded, summary),
-            _lines(recorded, summary, "gradient/cosine", "Cosine between both sides",
+            lines(recorded, summary, "gradient/cosine", "Cosine between both sides",
                    "Near 1, both sides use the same parameters.", "mean cosine of g⁺ and g⁻"),
-            _lines(recorded, summary, "gradient/falling", "Share of pairs that plain DPO would lower",
+            lines(recorded, summary, "gradient/falling", "Share of pairs that plain DPO would lower",
                    "⟨g⁺, g⁻⟩ > ‖g⁺‖²: a small step of DPO on the pair lowers its own chosen response.", "share of pairs"),
             _ratios(recorded, summary),
         ),
@@ -94,7 +94,7 @@ def _gap(measured: Of, predicted: Of) -> Of:
 
 
 def _norms(recorded: RecordedComparison, summary: Summary) -> Plot:
-    return _two_lines(
+    return two_lines(
         recorded, summary, "gradient/chosen_norm", "gradient/rejected_norm", ("chosen", "rejected"),
         "Gradient norms against compute", "Solid: chosen side, dashed: rejected side. A dashed line that grows means a "
         "rejected response that pulls harder the further it falls.", "mean norm of ∇θ log π", "gradient norms",
@@ -102,7 +102,7 @@ def _norms(recorded: RecordedComparison, summary: Summary) -> Plot:
 
 
 def _ratios(recorded: RecordedComparison, summary: Summary) -> Plot:
-    return _two_lines(
+    return two_lines(
         recorded, summary, "partial/pi_log_ratio", "partial/pi_log_ratio_theory", ("measured", "theory"),
         "Rejected over chosen gradient in probability space", "Above 0 the rejected side has the larger derivative. "
         "Solid: measured on the loss, dashed: (β⁻/β⁺)(π⁺/π⁻), where the loss has that form; one line where they agree.",

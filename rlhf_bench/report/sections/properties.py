@@ -31,7 +31,7 @@ from rlhf_bench.report.plots.style import (
     styled,
 )
 from rlhf_bench.report.sections.base import Section, Table, tables_of
-from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS, _lines
+from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS, lines
 from rlhf_bench.report.sections.gradients import gradients
 from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
@@ -87,10 +87,10 @@ def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
         "the chosen response rises as much as the rejected one falls, below −1 where both fall.",
         tuple(seen),
         lambda: (
-            _lines(recorded, summary, "rejected_logprob", "Rejected log-probability against updates",
+            lines(recorded, summary, "rejected_logprob", "Rejected log-probability against updates",
                    "Further down and steeper is a faster drop. Arms differ in what an update costs, so they end at "
                    "different numbers of updates.", "rejected log-probability (nats)", across="update"),
-            _lines(recorded, summary, "rejected_logprob", "Rejected log-probability against margin",
+            lines(recorded, summary, "rejected_logprob", "Rejected log-probability against margin",
                    "At the same margin, a lower line has bought it by pushing the rejected response down.",
                    "rejected log-probability (nats)", across="margin"),
         ),
@@ -131,10 +131,10 @@ def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
         "it lost some. A fall is a warning where the score falls with it, or where responses outside the pairs rise.",
         tuple(seen),
         lambda: (
-            _lines(recorded, summary, "chosen_logratio", "Δ⁺ against compute",
+            lines(recorded, summary, "chosen_logratio", "Δ⁺ against compute",
                    "Below the dashed line the preferred answers have lost probability.",
                    "Δ⁺ of the chosen response (nats)", zero=True),
-            _lines(recorded, summary, "displaced", "Displaced share against compute",
+            lines(recorded, summary, "displaced", "Displaced share against compute",
                    "The share of held-out pairs whose chosen response is less likely than under the base policy.",
                    "share of pairs with Δ⁺ < 0"),
         ),
@@ -178,11 +178,11 @@ def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
         tuple(seen),
         lambda: (
             _probe_panels(recorded, summary),
-            _lines(recorded, summary, "entropy", "Entropy against compute",
+            lines(recorded, summary, "entropy", "Entropy against compute",
                    "Falls as the policy narrows; the first point is the base policy.", "entropy (nats per token)"),
-            _lines(recorded, summary, "argmax_confidence", "Argmax confidence against compute",
+            lines(recorded, summary, "argmax_confidence", "Argmax confidence against compute",
                    "The likeliest token's probability: a rise means mass squeezed onto it.", "probability"),
-            _lines(recorded, summary, "kl", "KL to the base model against compute",
+            lines(recorded, summary, "kl", "KL to the base model against compute",
                    "How far the policy has gone, in whichever direction.", "KL (nats per response)"),
         ),
         tables_of(Table(f"Change of each set's log-probability since the base policy, and the policy's own samples. {MEANS}",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.core.text import listed
 from rlhf_bench.report.measures import Measure
-from rlhf_bench.report.plots.style import MARKERS, PALETTE, Plot, drawn, label, new_figure
+from rlhf_bench.report.plots.style import MARKERS, Plot, drawn, label, new_figure
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sweeps import (
     Swept,

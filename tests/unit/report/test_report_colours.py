@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import rlhf_bench.report
-from rlhf_bench.report.plots.style import MARKERS, PALETTE
+from rlhf_bench.core.plot_style import PALETTE
+from rlhf_bench.report.plots.style import MARKERS
 
 STYLE = (Path(rlhf_bench.report.__file__).parent / "report.html.j2").read_text("utf-8")
 LIGHT, DARK = (dict(re.findall(r"--(\w+): (#\w{6})", found)) for found in re.findall(r":root \{([^}]*)\}", STYLE))
