@@ -33,7 +33,7 @@ from rlhf_bench.experiment.comparison import Comparison
 from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
-from rlhf_bench.experiment.tracking.descriptions import begun
+from rlhf_bench.experiment.tracking.descriptions import comparison_started
 from rlhf_bench.experiment.tracking.outbox import Status
 from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods.base import uses_reward_model
@@ -71,7 +71,7 @@ def drive(
     # MLflow's params never change, so what may differ when a comparison is carried on is not among them.
     params = {k: v for k, v in _flat(recipe.resolved()).items() if k.split("/")[0] not in MAY_DIFFER}
     tracker.start_comparison(run_key, params, tags | {"seeds": str(list(recipe.seeds)), "arms": ", ".join(recipe.arms)})
-    tracker.describe(begun(recipe))
+    tracker.describe(comparison_started(recipe))
     tracker.artifact(directory / "recipe.yaml")
     status: Status = "failed"
     scorer = any(uses_reward_model(recipe.arms[a]) for a in arms)

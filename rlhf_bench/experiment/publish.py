@@ -67,10 +67,10 @@ def _describe(summary: Summary, tracker: Tracker) -> None:
     """In MLflow: the verdict, and the result of each arm's run."""
     from rlhf_bench.experiment.tracking import descriptions
 
-    tracker.describe(descriptions.found(summary))
+    tracker.describe(descriptions.comparison_finished(summary))
     for arm in summary.arms:
         for seed in arm.seeds:
-            tracker.describe(descriptions.found_by(arm, seed, summary), arm.name, seed.seed)
+            tracker.describe(descriptions.arm_finished(arm, seed, summary), arm.name, seed.seed)
 
 
 def _register(

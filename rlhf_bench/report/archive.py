@@ -1,4 +1,4 @@
-"""Copies what the report and its docs page need of a comparison's records, small enough to commit.
+"""Copies those records of a comparison that the report and its docs page need: few enough to commit.
 
 What is left out: generated samples, parts, checkpoints, columns of training updates that nothing reads. What is kept is
 enough for `write_report` and `write_page`. Log-ratios of single pairs, and numbers of single updates, are kept in single
@@ -69,8 +69,8 @@ def _metrics(recorded: RecordedComparison) -> pd.DataFrame:
 def _pairs(recorded: RecordedComparison) -> pd.DataFrame:
     """The pairs of the main split at every mark, and the base policy's of every split.
 
-    What does not change from look to look (CHES, lengths, the reference's log-probabilities) is the base's, and stands
-    in its rows alone. The first mark of an arm is the base policy again, and left out.
+    What is the same in every evaluation (CHES, lengths, the reference's log-probabilities) stands in the base policy's rows
+    alone. The first mark of an arm is the base policy again, and is left out.
     """
     pairs = recorded.pairs
     base = pairs["arm"] == BASE

@@ -1,6 +1,6 @@
 """A docs page from recorded data: NAME.md with its tables and verdicts, and NAME.png beside it.
 
-Nothing in it is written by hand, so it can be made again at any time; the same records give the same bytes.
+Nothing in it is written by hand, so it can be generated again at any time. The same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _series_blocks(
     first = found[labels[0]]
     yield from _head(first, list(summaries.values()), target)
     key = labels[0].partition("=")[0]
-    yield f"A series: the same arms, once for each value of `{key}`, which all arms of a comparison share."
+    yield f"A series: the same arms once for each value of `{key}`, which all arms of a comparison share."
     yield "## Result"
     yield table([series_cells(row) for label, summary in summaries.items() for row in series_rows(label, summary)])
     yield _image(f"{summaries[labels[0]].name}: score against {key}", target)
@@ -113,7 +113,7 @@ def _head(recorded: RecordedComparison, summaries: Sequence[Summary], target: Pa
     facts.append(escaped(recorded_as))
     facts.append(f"Machine: {escaped(str(recorded.results.get('machine') or 'not recorded'))}")
     facts.append(
-        f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was carried on"
+        f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was resumed"
     )
     if (target.parent / "data" / target.stem).is_dir():
         data = f"data/{target.stem}"

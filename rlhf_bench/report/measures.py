@@ -1,7 +1,7 @@
-"""Recorded numbers of the arms over seeds, and the sentences that say which way they went.
+"""Recorded numbers of the arms over seeds, and the sentences that say in which direction they moved.
 
 A direction is given by Student's interval over the finished seeds, as all verdicts are. Below three seeds there is
-none: then the sentence is about these seeds, and says so.
+none: the sentence is then about these seeds only, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf_bench.results.summary import Summary
 
 Side = Literal["below", "above", "open", "same"]
 ONLY_THESE = (
-    f"Fewer than {statistics.MINIMUM_SEEDS} seeds finished, so there is no interval: this is said of these seeds only."
+    f"Fewer than {statistics.MINIMUM_SEEDS} seeds finished, so there is no interval: this holds for these seeds only."
 )
 
 
@@ -80,11 +80,11 @@ def metric(recorded: RecordedComparison, name: str) -> Of:
 
 
 def change(recorded: RecordedComparison, column: str) -> Of:
-    """The last look's value less the first one's, which is the base policy's."""
+    """The last evaluation's value less the first one's, which is the base policy's."""
 
     def of(arm: str) -> dict[int, float]:
-        looks = recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {})
-        seen = {seed: numbers(rows, column).dropna() for seed, rows in looks.items()}
+        by_seed = recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {})
+        seen = {seed: numbers(rows, column).dropna() for seed, rows in by_seed.items()}
         first = {seed: float(values.iloc[0]) for seed, values in seen.items() if len(values)}
         last = metric_values(recorded, arm, column)
         return {seed: value - first[seed] for seed, value in last.items() if math.isfinite(first.get(seed, math.nan))}
@@ -93,12 +93,19 @@ def change(recorded: RecordedComparison, column: str) -> Of:
 
 
 def was_recorded(recorded: RecordedComparison, *columns: str) -> bool:
-    """True where any of the columns holds a number at any look."""
+    """True where any of the columns holds a number in any evaluation."""
     return any(numbers(recorded.evaluations, column).notna().any() for column in columns)
 
 
-def directions(found: Sequence[Measure], fell: str, rose: str, stayed: str = "did not change in") -> str:
-    """Who fell and who rose, the strongest of each side with its number: "it fell in a and b, most in b (−1.2); …"."""
+def directions(
+    subject: str,
+    found: Sequence[Measure],
+    fell: str,
+    rose: str,
+    stayed: str = "did not change in",
+    unsettled: str = "has no settled direction in",
+) -> str:
+    """A sentence on where `subject` fell and rose: "It fell in a and b (most in b: −1.2); has no settled direction in c." """
     by_side: dict[Side, list[Measure]] = {"below": [], "above": [], "open": [], "same": []}
     for one in found:
         by_side[one.side].append(one)
@@ -109,14 +116,14 @@ def directions(found: Sequence[Measure], fell: str, rose: str, stayed: str = "di
             extreme = f"most in {most.arm}: " if len(group) > 1 else ""
             parts.append(f"{verb} {listed([one.arm for one in group])} ({extreme}{most.cell(sign=True)})")
     if group := by_side["open"]:
-        parts.append(f"the direction is not settled for {listed([one.arm for one in group])}")
+        parts.append(f"{unsettled} {listed([one.arm for one in group])}")
     if group := by_side["same"]:
         parts.append(f"{stayed} {listed([one.arm for one in group])}")
-    return "; ".join(parts)
+    return f"{subject} {'; '.join(parts)}."
 
 
 def largest(found: Sequence[Measure]) -> str:
-    """Who has the largest mean, and the number: "a and b: 0.5"."""
+    """The arms of the largest mean, and the number: "a and b: 0.5"."""
     most = max(one.mean for one in found)
     first = [one for one in found if one.mean == most]
     return f"{listed([one.arm for one in first])}: {first[0].cell()}"

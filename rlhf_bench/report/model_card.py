@@ -20,7 +20,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def write_cards(directory: Path, summary: Summary) -> None:
-    """A card for every policy of the comparison in `directory`, whoever has trained it when."""
+    """A card for every policy of the comparison in `directory`, also of earlier runs."""
     for arm in summary.arms:
         for seed in arm.seeds:
             card = directory / CHECKPOINTS / arm.name / f"seed-{seed.seed}" / CARD
@@ -38,7 +38,7 @@ def model_card(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
     about = (
         f"A policy trained by `{arm.method}`{data}, with seed {seed.seed}, as the arm {escaped(arm.name)} of "
         f"{escaped(summary.name)}: a comparison by rlhf-bench, in which every arm starts from the same weights and stops at the same "
-        "budget. It was trained to be compared, and has been examined on the comparison's held-out prompts only."
+        "budget. It was trained to be compared, and was evaluated on the comparison's held-out prompts only."
     )
     parts = [
         f"---\n{front}---",

@@ -38,11 +38,13 @@ def series_labels(directory: Path) -> list[str] | None:
     try:
         labels = [str(label) for label in json.loads(path.read_text())["labels"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}): carry on with `rlhf-bench run` to write it again") from error
+        raise BadInput(
+            f"{path}: cannot be read ({error}): resume it with `rlhf-bench run` to write it again"
+        ) from error
     for label in labels:  # folders that are read and written
         if not is_label(label):
             raise BadInput(
-                f"{path}: {label!r} is no comparison of a series: carry on with `rlhf-bench run` to write it again"
+                f"{path}: {label!r} is no comparison of a series: resume it with `rlhf-bench run` to write it again"
             )
     return labels
 

@@ -1,4 +1,4 @@
-"""How the arms' results hang on their settings: the recipe's sweep, and the trials before the comparison."""
+"""How the arms' results depend on their settings: the recipe's sweep, and the trials before the comparison."""
 
 from __future__ import annotations
 
@@ -97,7 +97,11 @@ def sensitivity_sentences(recorded: RecordedComparison) -> list[str]:
         told.append(
             f"{one.setting} of {one.arm}: over {len(one.arms)} values the score ranges over {found.score_range:.3f}, "
             f"best at {found.best_setting:g} and worst at {found.worst_setting:g}; "
-            + ("one seed tells nothing of noise." if math.isnan(noise) else f"noise alone would make that {noise:.3f}.")
+            + (
+                "one seed says nothing about noise."
+                if math.isnan(noise)
+                else f"noise alone would make that {noise:.3f}."
+            )
         )
     return told
 

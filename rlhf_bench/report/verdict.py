@@ -120,7 +120,7 @@ def _about(comparison: PairedComparison) -> str:
 
 
 def _numbers(comparison: PairedComparison) -> str:
-    """Difference, interval, p and seeds; what stands in the way of them, where they are missing."""
+    """Difference, interval, p and seeds; or why they are missing."""
     if comparison.paired is None:
         return comparison.why.removesuffix(".")
     if comparison.adjusted is None:

@@ -1,1 +1,1 @@
-"""What a comparison's directory holds: its schema, who writes it, who reads it, and the numbers drawn from it."""
+"""A comparison's directory: its schema, its writer and reader, and the numbers of the report."""

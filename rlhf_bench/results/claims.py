@@ -1,6 +1,6 @@
-"""Which arm has more of what: paired comparisons of arms on recorded numbers, and the verdict on each claim.
+"""Which arm has more of a metric: paired comparisons of arms on recorded numbers, and the verdict on each claim.
 
-Works on any recorded directory. What cannot be compared says why in a sentence; nothing here loses the report.
+Works on any recorded directory. A comparison that is impossible says why in a sentence; it never costs the report.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def metric_values(recorded: RecordedComparison, arm: str, metric: str) -> dict[i
 
 
 def kl_curves(recorded: RecordedComparison, arm: str) -> dict[int, Curve]:
-    """Seed → KL and score at its looks, in time order, of the finished seeds of `arm` that recorded both."""
+    """Seed → KL and score of its evaluations, in time order, of the finished seeds of `arm` that recorded both."""
     done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
     curves = {}
     for seed, rows in recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {}).items():

@@ -28,7 +28,7 @@ class RecordedComparison:
     """Everything in a comparison's directory that the report draws on.
 
     `metrics`, `samples`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
-    columns that identify a row, and `score` or the log-ratios, are sure to be there: `numbers` reads any other one.
+    schema's required columns are sure to be there: `numbers` reads any other one.
     `pairs` has no rows, and `tuning` (arm → its trials) no keys, where the run recorded none.
     """
 
@@ -55,7 +55,7 @@ class RecordedComparison:
 
     @cached_property
     def evaluations_by_seed(self) -> Mapping[tuple[str, str], Mapping[int, pd.DataFrame]]:
-        """(arm, split) → seed → its evaluations, in time order. Cut once: a table this wide is slow to filter."""
+        """(arm, split) → seed → its evaluations, in time order. Split once: a table this wide is slow to filter."""
         found: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
         for (arm, split, seed), rows in self.evaluations.groupby(["arm", "split", "seed"], sort=True):
             found.setdefault((arm, split), {})[int(seed)] = rows
@@ -88,7 +88,7 @@ def read_recorded(directory: Path) -> RecordedComparison:
             problems.append(_unreadable(path, error))
             continue
         if missing := [key for key in table.required if key not in tables[name].columns]:
-            problems.append(f"{path}: no column {', '.join(missing)}: carry on with `rlhf-bench run` to record it")
+            problems.append(f"{path}: no column {', '.join(missing)}: resume it with `rlhf-bench run` to record it")
     if problems:
         raise BadInput(*problems)
     recorded = RecordedComparison(
@@ -120,7 +120,7 @@ def numbers(table: pd.DataFrame, column: str) -> pd.Series:
 def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file: `rlhf-bench run RECIPE --output {path.parent}` records it"
-    return f"{path}: cannot be read ({str(error).splitlines()[0]}): carry on with `rlhf-bench run` to record it again"
+    return f"{path}: cannot be read ({str(error).splitlines()[0]}): resume it with `rlhf-bench run` to record it again"
 
 
 def _mapping(path: Path, text: str, parse: Any) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ SHARED = "shared"
 
 RECIPE, BASE_JSON, RESULTS, TUNING, SUMMARY = "recipe.yaml", "base.json", "results.json", "tuning.json", "summary.json"
 REPORT, SERIES, SERIES_FIGURE, DATA_DIGEST = "report.html", "series.json", "series.png", "data_digest"
-PARTS, RESULT, CHECKPOINTS, CARD, JOURNAL = "parts", "result.json", "checkpoints", "README.md", "tracking.jsonl"
+PARTS, RESULT, CHECKPOINTS, CARD, OUTBOX = "parts", "result.json", "checkpoints", "README.md", "tracking.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ FILES = (
     ),
     File("state/samples-seedSEED-DIGEST.json", "Samples of the base policy, until no arm needs them any more."),
     File("trouble/ARM-seedSEED-updateUPDATE.json", "Data of a skipped update: at most ten for an arm and seed."),
-    File(JOURNAL, "What MLflow has not received yet; empty or absent when it has all."),
+    File(OUTBOX, "What MLflow has not received yet; empty or absent when it has all."),
     File("run_key", "Key of the comparison in MLflow: the same for every run into this directory."),
     File(DATA_DIGEST, "Digest of the task's data: a run on other data is refused."),
     File("profile.json", "With `--profile`: what every process did when, as a Chrome trace."),

@@ -69,7 +69,7 @@ class ArmResult:
 
     @property
     def best_score(self) -> float:
-        """Mean over the finished seeds of each one's best look."""
+        """Mean over the finished seeds of each one's best evaluation."""
         return statistics.mean([seed.best_score for seed in self.finished if math.isfinite(seed.best_score)])
 
     @property
@@ -78,7 +78,7 @@ class ArmResult:
 
     @property
     def drawdown(self) -> float:
-        """The worst seed's drawdown: unfinished seeds count, a collapse is what this column is there to show."""
+        """The worst seed's drawdown: unfinished seeds count too, since a collapse is what this number shows."""
         recorded = [seed.drawdown for seed in self.seeds if not math.isnan(seed.drawdown)]
         return max(recorded, default=float("nan"))
 

@@ -1,4 +1,4 @@
-"""The way a comparison's policies went through the field: log-ratios of held-out pairs at every mark, as recorded."""
+"""Trajectories of a comparison's policies through the field: log-ratios of held-out pairs at every mark, as recorded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = ("arm", "seed", "mark", *(f.name for f in fields(PairEvaluation) if f.nam
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One arm's way, in nats. M marks, the start (0, 0) first; `singles` are pairs of one seed, [M, pairs, 2].
+    """One arm's trajectory, in nats. M marks, the start (0, 0) first; `singles` are pairs of one seed, [M, pairs, 2].
 
     `mean` [M, 2] is over seeds and pairs, of Δ⁺ and Δ⁻; `low` and `high` [M, 2] are the 16th and 84th percentiles.
     """
@@ -37,7 +37,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """What `theory field --run` needs of a comparison: its arms' losses, their ways, and where they started."""
+    """What `theory field --run` needs of a comparison: its arms' losses, their trajectories, and where they started."""
 
     fields: list[FieldOf]
     trajectories: dict[str, Trajectory]
@@ -55,7 +55,9 @@ def read_run(directory: Path, methods: Sequence[str] = ()) -> RecordedRun:
     fields = [f for f in fields if f.name in recorded]
     if not fields:
         wanted = f" of {', '.join(methods)}" if methods else ""
-        raise BadInput(f"--run {directory}: no recorded arm{wanted}; carry on with `rlhf-bench run`, or drop --method")
+        raise BadInput(
+            f"--run {directory}: no recorded arm{wanted}; resume it with `rlhf-bench run`, or leave out --method"
+        )
     return RecordedRun(fields, {f.name: _trajectory(pairs[pairs["arm"] == f.name]) for f in fields}, _start(pairs))
 
 

@@ -159,7 +159,7 @@ def test_a_server_that_is_away_stops_nothing_and_the_next_run_brings_it_everythi
     started = time.monotonic()
     (line,) = track(AWAY, tmp_path, range(2), warnings)
     assert time.monotonic() - started < 60
-    assert len(warnings) == 1 and "the run goes on" in warnings[0] and "tracking.jsonl" in warnings[0]
+    assert len(warnings) == 1 and "the run continues" in warnings[0] and "tracking.jsonl" in warnings[0]
     assert line.startswith(f"12 records, which wait in {tmp_path / 'tracking.jsonl'}: the same command")
 
     assert track(sqlite, tmp_path, range(1, 4), warnings) == []
@@ -365,7 +365,7 @@ def test_neither_the_journal_nor_a_warning_has_the_stores_password(tmp_path, has
     log(tracker, range(2))
     wait_until(lambda: warnings)
     lines = tracker.finish("done")
-    assert "http://…@127.0.0.1:1" in warnings[0] and "the run goes on" in warnings[0]
+    assert "http://…@127.0.0.1:1" in warnings[0] and "the run continues" in warnings[0]
     text = (tmp_path / "tracking.jsonl").read_text()
     assert "train/loss" in text and "s3cret" not in text + " ".join(warnings + lines)
 

@@ -20,8 +20,8 @@ MAX_CHARACTERS = 7500
 FILES = "[The recipe](artifact:recipe.yaml) · [the report](artifact:report.html) · [the numbers](artifact:summary.json)"
 
 
-def found(summary: Summary) -> str:
-    """Of a comparison that is done: its verdict, its table, and where the rest is."""
+def comparison_finished(summary: Summary) -> str:
+    """The description of a finished comparison: its verdict, its table, and links to everything else."""
     from rlhf_bench.report import tables  # takes seconds, and a run that begins needs none of it
     from rlhf_bench.report.verdict import verdict
 
@@ -31,8 +31,8 @@ def found(summary: Summary) -> str:
     return "\n\n".join([*head, _fitting(rows, MAX_CHARACTERS - len("\n\n".join(head)) - len(FILES)), FILES])
 
 
-def found_by(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
-    """Of one arm's run with one seed."""
+def arm_finished(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
+    """The description of one finished arm with one seed."""
     from rlhf_bench.report.format import decimal, quantity
 
     spent = quantity(seed.spent[summary.unit], summary.unit)
@@ -53,8 +53,8 @@ def _fitting(rows: Sequence[Mapping[str, str]], room: int) -> str:
     return f"{text}\n\n{left_out} more rows are in the report." if left_out else text
 
 
-def begun(recipe: Recipe) -> str:
-    """The description of a comparison that has begun: what it is about to find out."""
+def comparison_started(recipe: Recipe) -> str:
+    """The description of a comparison that has started: what it compares."""
     arms, seeds = ", ".join(map(escaped, recipe.arms)), ", ".join(map(str, recipe.seeds))
     about = [escaped(recipe.description)] if recipe.description else []
     budget = f"{recipe.compute.limit:.3g} {escaped(recipe.compute.column)}"

@@ -86,7 +86,7 @@ def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, 
 
 
 def used_by(data: DataMode, known: Mapping[str, Dataset]) -> list[Dataset]:
-    """Those that an arm learns from, by its kind of data, and those that it is looked at with."""
+    """Those that an arm learns from, by its kind of data, and those that it is evaluated on."""
     learnt_from = {"offline": ["off_policy_pairs"], "online": ["train_prompts"]}
     names = learnt_from.get(data, ["off_policy_pairs", "train_prompts"])
     return [one for name, one in known.items() if name in names or one.context == "evaluation"]

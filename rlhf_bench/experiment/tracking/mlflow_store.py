@@ -1,7 +1,7 @@
-"""The calls to MLflow: what is in the journal becomes runs, metrics, tags and artifacts.
+"""The calls to MLflow: what is in the outbox becomes runs, metrics, tags and artifacts.
 
-Every item may come a second time: after a crash, or when an answer was lost on its way, nobody knows what arrived. So
-runs are looked up by their tags before one is made, and steps by the metric's history before one is logged.
+Every item may come a second time: after a crash, or when an answer was lost, it is not known what arrived. So the store
+searches for a run's tags before it makes the run, and for a metric's step before it logs one.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Store:
     def __init__(self, uri: str, experiment: str, directory: Path):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # The tracker tries again itself, and looks first at what arrived. A request that MLflow's client repeats unasked
-        # could make a second run, where only the answer to the first was lost.
+        # The tracker tries again itself, after it has checked what arrived. If MLflow's client repeated a request whose
+        # answer was lost, there could be a second run.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         from mlflow.tracking import MlflowClient
 

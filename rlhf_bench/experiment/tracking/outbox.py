@@ -1,8 +1,8 @@
-"""What MLflow is to get, on disk: DIR/tracking.jsonl, a line each, in the order of the run.
+"""What MLflow has yet to be told, on disk: DIR/tracking.jsonl, a line each, in the order of the run.
 
-A line is with the operating system before the call that wrote it returns, so a driver that is killed loses none. Lines
-of another kind, `{"delivered": BYTES}`, say up to where MLflow has it all: what lies behind the last of them waits, for
-this process or for the next one that works in DIR.
+The operating system has a line before the call that writes it returns, so a killed driver loses none. Lines of another
+kind, `{"delivered": BYTES}`, say how far MLflow has everything. What follows the last of them waits for this process or
+for the next one that works in DIR.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhf_bench.core.errors import BadInput, RunFailed
-from rlhf_bench.results.schema import JOURNAL
+from rlhf_bench.results.schema import OUTBOX
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins, or is carried on with. `milliseconds` here and below: since 1970, when it happened."""
+    """A run begins or is resumed. `milliseconds` here and below: since 1970, when it happened."""
 
     run: Run
     milliseconds: int
@@ -160,12 +160,12 @@ KINDS: Mapping[str, type[Item]] = {
 
 
 class Outbox:
-    """Any thread appends, one reads and marks. Only one process may work in a directory at a time."""
+    """Any thread may append; one thread reads and marks. Only one process may work in a directory at a time."""
 
     def __init__(self, directory: Path):
-        """Open DIR's journal, or begin one. A last line that was cut short, by a kill in the middle of a write, is
+        """Open DIR's outbox, or begin one. A last line that was cut short, by a kill in the middle of a write, is
         dropped. Raises BadInput where another line cannot be read, RunFailed where the file cannot be written."""
-        self.path = directory / JOURNAL
+        self.path = directory / OUTBOX
         self._lock = threading.Lock()
         self._delivered = 0
         try:
@@ -175,7 +175,7 @@ class Outbox:
         self._file.truncate(self._end_of_what_counts())
 
     def append(self, item: Item) -> None:
-        """Add a line. Raises RunFailed where it cannot be written; the journal is then as it was before."""
+        """Add a line. Raises RunFailed where it cannot be written; the outbox is then as it was before."""
         self._write({"kind": type(item).__name__.lower(), **vars(item)})
 
     def waiting(self) -> Iterator[tuple[Item, int]]:
@@ -190,7 +190,7 @@ class Outbox:
         self._delivered = end
 
     def remove(self) -> None:
-        """End the outbox, once all is delivered."""
+        """Delete the outbox, once everything is delivered."""
         self._file.close()
         self.path.unlink()
 
@@ -207,8 +207,8 @@ class Outbox:
 
     def _unwritable(self, error: OSError) -> RunFailed:
         return RunFailed(
-            f"{self.path}: cannot be written: {error.strerror}; what MLflow is to get is kept there: make room, and the "
-            f"same command with the same --output goes on"
+            f"{self.path}: cannot be written: {error.strerror}; it keeps what MLflow has yet to be told: make room, then "
+            f"resume by the same command with the same --output"
         )
 
     def _lines(self, start: int) -> Iterator[tuple[dict[str, Any], int]]:
@@ -222,7 +222,7 @@ class Outbox:
                 yield json.loads(line), start
 
     def _end_of_what_counts(self) -> int:
-        """The byte behind the last whole line; 0 where nothing waits. Finds what is delivered on the way."""
+        """The byte after the last whole line; 0 where nothing waits. Also finds what is delivered."""
         end = last_item = 0
         number = 1
         try:

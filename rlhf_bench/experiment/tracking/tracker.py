@@ -1,10 +1,10 @@
 """MLflow: one experiment per recipe, a parent run per comparison, a nested child per arm and seed.
 
-    driver ── start_comparison, start_arm, log, end_arm ──> journal on disk ──> one thread ──> MLflow
+    driver ── start_comparison, start_arm, log, end_arm ──> outbox on disk ──> one thread ──> MLflow
 
-The driver only ever appends to the journal. Importing MLflow and making a new sqlite store take seconds, and a server
-may be slow or away for days: the thread bears that, in order, and tries again while the run goes on. What MLflow has
-not got by the end, or when the driver is killed, waits in the journal for the next run in the same directory. What
+The driver only appends to the outbox. To import MLflow and to make a new sqlite store takes seconds, and a server may be
+slow or away for days: the thread waits for that, keeps the order, and retries while the run continues. What MLflow has
+not received by the end, or when the driver is killed, waits in the outbox for the next run in the same directory. What
 MLflow refuses is named by `Tracker.finish`, never dropped in silence.
 """
 
@@ -40,8 +40,8 @@ from rlhf_bench.experiment.tracking.outbox import (
 NOT_FINITE = "numbers/not_finite"
 FLUSH_SECONDS = 5.0
 RETRY_SECONDS = 15.0
-PATIENCE_SECONDS = 15.0  # how long `finish` goes on asking for a store that is away
-FINISH_SECONDS = 120.0  # the most that `finish` waits, also for a store that is there but slow
+PATIENCE_SECONDS = 15.0  # how long `finish` retries while the store is away
+FINISH_SECONDS = 120.0  # the longest that `finish` waits for a store that is there but slow
 
 
 def tracking_uri(uri: str | None, directory: Path) -> str:
@@ -68,11 +68,11 @@ class Dataset:
 
 
 class Tracker:
-    """The driver's side. No method waits for MLflow, but for `finish`, which does for a bounded time; none raises because
-    of it. All that take something to MLflow raise RunFailed where the journal in `directory` cannot be written.
+    """The driver's side. Only `finish` waits for MLflow, for a bounded time; no method raises because of
+    it. All methods that tell MLflow something raise RunFailed where the outbox in `directory` cannot be written.
 
     `on_warning` gets one line when the store first fails, and one when it first refuses something; it is called from
-    the tracker's thread, and not after `finish`. What an earlier run left in the journal is delivered first.
+    the tracker's thread, and not after `finish`. What an earlier run left in the outbox is delivered first.
     """
 
     def __init__(self, uri: str | None, experiment: str, directory: Path, on_warning: Callable[[str], None] = print):
@@ -80,64 +80,65 @@ class Tracker:
         self._experiment = experiment
         self._directory = directory
         self._on_warning = on_warning
-        self._journal = Outbox(directory)
+        self._outbox = Outbox(directory)
         self._run_key = ""
         self._open: set[tuple[str, int]] = set()
         self._warned: set[str] = set()
         self._lost: list[str] = []
         self._finishing, self._patience_ends = threading.Event(), math.inf
         self._given_up = False
-        # A daemon, so that a driver that dies does not hang on a server that is away.
+        # A daemon, so that a driver that dies does not wait for a server that is away.
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
     def start_comparison(self, run_key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Begin the parent run, or carry on with the one that has this `run_key`. Comes before all else."""
+        """Begin the parent run, or resume the one that has this `run_key`. Must be called first."""
         self._run_key = run_key
-        self._journal.append(RunStarted(Run(run_key), _now(), _text(params), _text(tags)))
+        self._outbox.append(RunStarted(Run(run_key), _now(), _text(params), _text(tags)))
 
     def start_arm(self, name: str, seed: int, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-        """Begin the nested run of one arm and seed, or carry on with the one the comparison already has."""
+        """Begin the nested run of one arm and seed, or resume the one that the comparison already has."""
         self._open.add((name, seed))
-        self._journal.append(RunStarted(self._run(name, seed), _now(), _text(params), _text(tags)))
+        self._outbox.append(RunStarted(self._run(name, seed), _now(), _text(params), _text(tags)))
 
     def log(self, arm: str | None, seed: int | None, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one step of an arm, or of the comparison where no arm is named. Values that are not finite are left out; their number is logged as numbers/not_finite.
+        """Log one step of an arm, or of the comparison where no arm is named. Values that are not finite are left out, and
+        their number is logged as numbers/not_finite.
 
         A metric has every step once: what comes again, from this attempt or a later one of the same run, is left out.
         """
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         if len(finite) < len(metrics):
             finite[NOT_FINITE] = float(len(metrics) - len(finite))
-        self._journal.append(MetricsLogged(self._run(arm, seed), _now(), step, finite))
+        self._outbox.append(MetricsLogged(self._run(arm, seed), _now(), step, finite))
 
     def end_arm(self, arm: str, seed: int, status: Status, tags: Mapping[str, Any]) -> None:
         """Close an arm's run as finished, failed (also where it diverged) or killed; the tag keeps the exact word."""
         self._open.discard((arm, seed))
-        self._journal.append(RunEnded(self._run(arm, seed), _now(), status, _text(tags)))
+        self._outbox.append(RunEnded(self._run(arm, seed), _now(), status, _text(tags)))
 
     def artifact(self, path: Path, arm: str | None = None, seed: int | None = None) -> None:
         """Attach a file to an arm's run, or to the comparison's where no arm is named. Read when its turn comes."""
-        self._journal.append(ArtifactAdded(self._run(arm, seed), os.path.relpath(path, self._directory)))
+        self._outbox.append(ArtifactAdded(self._run(arm, seed), os.path.relpath(path, self._directory)))
 
     def describe(self, text: str, arm: str | None = None, seed: int | None = None) -> None:
         """Set the description of an arm's run, or of the comparison's: Markdown, in which a link to `artifact:NAME` leads
         to a file that is attached to the comparison."""
-        self._journal.append(DescriptionSet(self._run(arm, seed), text))
+        self._outbox.append(DescriptionSet(self._run(arm, seed), text))
 
     def uses(self, dataset: Dataset, arm: str | None = None, seed: int | None = None) -> None:
         """Say what data a run uses."""
-        self._journal.append(DatasetUsed(self._run(arm, seed), **vars(dataset)))
+        self._outbox.append(DatasetUsed(self._run(arm, seed), **vars(dataset)))
 
     def register(self, model: str, policy: Path, arm: str, seed: int, tags: Mapping[str, Any]) -> None:
         """Attach a finished policy's folder to its arm's run, and make it a version of the registered model `model`: one
         per run, however often this is called. Read when its turn comes."""
         path = os.path.relpath(policy, self._directory)
-        self._journal.append(ModelRegistered(self._run(arm, seed), model, path, _text(tags)))
+        self._outbox.append(ModelRegistered(self._run(arm, seed), model, path, _text(tags)))
 
     def alias(self, model: str, alias: str, arm: str, seed: int) -> None:
         """Name the version that was registered for an arm and seed. Takes the name from the version that had it."""
-        self._journal.append(AliasSet(self._run(arm, seed), model, alias))
+        self._outbox.append(AliasSet(self._run(arm, seed), model, alias))
 
     def finish(self, status: Status) -> list[str]:
         """Close every run that is open, wait until MLflow has it all, and say what it has not got, a line each.
@@ -146,18 +147,18 @@ class Tracker:
         """
         for arm, seed in sorted(self._open):
             self.end_arm(arm, seed, "interrupted" if status == "done" else status, {})
-        self._journal.append(RunEnded(Run(self._run_key), _now(), status, {}))
+        self._outbox.append(RunEnded(Run(self._run_key), _now(), status, {}))
         self._patience_ends = time.monotonic() + PATIENCE_SECONDS
         self._finishing.set()
         self._thread.join(FINISH_SECONDS)
         self._given_up = True
-        waiting = sum(1 for _ in self._journal.waiting())
+        waiting = sum(1 for _ in self._outbox.waiting())
         if not waiting:
-            self._journal.remove()
+            self._outbox.remove()
             return self._lost
         return [
             *self._lost,
-            f"{waiting} records, which wait in {self._journal.path}: the same command with the same --output delivers "
+            f"{waiting} records, which wait in {self._outbox.path}: the same command with the same --output delivers "
             f"them; no result in {self._directory} needs them",
         ]
 
@@ -174,11 +175,11 @@ class Tracker:
             try:
                 store = store or Store(self.uri, self._experiment, self._directory)
                 self._deliver(store)
-            except Exception as error:  # whatever MLflow, its store or the network raises: the run goes on
+            except Exception as error:  # whatever MLflow, its store or the network raises: the run continues
                 self._warn(
                     "away",
-                    f"MLflow at {self.uri} gets nothing for now: {_line(error)}; the run goes on, and what MLflow is to "
-                    f"get waits in {self._journal.path}",
+                    f"MLflow at {self.uri} cannot be reached for now: {_line(error)}; the run continues, and what MLflow is to "
+                    f"get waits in {self._outbox.path}",
                 )
                 pause = RETRY_SECONDS
                 if store:
@@ -194,12 +195,12 @@ class Tracker:
 
     def _deliver(self, store: Store) -> None:
         """Send what waits, in order, and mark what is sent or refused for good. Raises where the store is away."""
-        for batches, end in _lots(self._journal.waiting()):
+        for batches, end in _lots(self._outbox.waiting()):
             for batch in batches:
                 if self._given_up:
                     return
                 self._send(store, batch)
-            self._journal.delivered(end)
+            self._outbox.delivered(end)
 
     def _send(self, store: Store, batch: list[Item]) -> None:
         try:
@@ -222,7 +223,7 @@ class Tracker:
 
 def _lots(items: Iterable[tuple[Item, int]]) -> Iterator[tuple[list[list[Item]], int]]:
     """Items as they are sent, in batches: points of one run together, as many as fit into one request, also where those of
-    arms beside each other come in turn; anything else alone. Each lot of batches with the journal's byte behind it."""
+    arms beside each other come in turn; anything else alone. Each lot of batches with the outbox's byte behind it."""
     lot: dict[Run, list[Item]] = {}
     metrics: Counter[Run] = Counter()
     end = 0

@@ -54,12 +54,12 @@ PROBES: Mapping[str, str] = {
     "probe/format_breaking": "random tokens",
 }
 """Column of a probe set's mean log-probability → what the set is."""
-_PROBE_LOOKS: tuple[dict[str, Any], ...] = tuple(
+_PROBE_STYLES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "marker": marker, "linestyle": ":", "linewidth": 1.3, "markersize": 3.5}
     for colour, marker in zip(PALETTE[2:], ("^", "D", "v", "P"), strict=True)
 )
-_CHOSEN_LOOK: dict[str, Any] = {"color": CHOSEN, "marker": "o"}
-_REJECTED_LOOK: dict[str, Any] = {"color": REJECTED, "marker": "s", "linestyle": "--"}
+_CHOSEN_STYLE: dict[str, Any] = {"color": CHOSEN, "marker": "o"}
+_REJECTED_STYLE: dict[str, Any] = {"color": REJECTED, "marker": "s", "linestyle": "--"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ def draw(recorded: RecordedComparison, summary: Summary) -> Plots:
                 "shapes and not heights.",
             ),
             training_curve(
-                recorded, summary, "gold", "Gold score against compute",
-                "What the judge says about the same training samples: a reward that rises while this falls "
+                recorded, summary, "gold", "Judge's score against compute",
+                "The judge's score of the same training samples: a reward that rises while this falls "
                 "is being gamed.",
             ),
         ),
@@ -220,10 +220,10 @@ def time_by_activity(recorded: RecordedComparison, summary: Summary) -> Plot:
     label(axes, "wall time (s)", "")
     return Plot(
         "Where the time went",
-        "Each bar is one arm's mean wall time per seed, by what the engines were at; moments in which they were at several "
-        "things are shared between these. Driver: no engine was at work.",
+        "Each bar is one arm's mean wall time per seed, by what the engines did. Time in which they did several things "
+        "is shared between these. Driver: no engine was busy.",
         drawn(figure, "time") if there else None,
-        "" if there else "Not recorded: what the engines were at.",
+        "" if there else "Not recorded: what the engines did.",
     )
 
 
@@ -303,12 +303,12 @@ def _likelihood_panels(
     for panel, arm in zip(panels, summary.arms, strict=False):
         probes += [
             column
-            for column, look in zip(PROBES, _PROBE_LOOKS, strict=True)
+            for column, look in zip(PROBES, _PROBE_STYLES, strict=True)
             if curve(panel, arm, look, rows, column + kind.probe, details=False, series=PROBES[column])
         ]
         sides = [
             curve(panel, arm, look, rows, f"{side}_{kind.side}", series=side)
-            for side, look in (("chosen", _CHOSEN_LOOK), ("rejected", _REJECTED_LOOK))
+            for side, look in (("chosen", _CHOSEN_STYLE), ("rejected", _REJECTED_STYLE))
         ]
         recorded_arms.append(any(sides))
         if kind is CHANGES:
@@ -321,8 +321,8 @@ def _likelihood_panels(
 
 
 def _likelihood_handles(probes: Sequence[str]) -> list[Line2D]:
-    looks = {"chosen": _CHOSEN_LOOK, "rejected": _REJECTED_LOOK}
-    looks |= {PROBES[c]: look for c, look in zip(PROBES, _PROBE_LOOKS, strict=True) if c in probes}
+    looks = {"chosen": _CHOSEN_STYLE, "rejected": _REJECTED_STYLE}
+    looks |= {PROBES[c]: look for c, look in zip(PROBES, _PROBE_STYLES, strict=True) if c in probes}
     return [Line2D([], [], label=name, **look) for name, look in looks.items()]
 
 

@@ -1,6 +1,6 @@
-"""What all plots of the report share: their look, an arm's curve with its interval, and the way into the page.
+"""What all plots of the report share: style, an arm's curve with its interval, and the conversion to SVG.
 
-Axes and text take the page's own colour, so they read on light and on dark. Lines use Okabe and Ito's palette, which
+Axes and text take the page's own colour, so they can be read on light and dark pages. Lines use Okabe and Ito's palette, which
 colour-blind readers can tell apart, and a marker per arm besides.
 """
 
@@ -55,7 +55,7 @@ _STYLE = RC | {
 class Plot:
     """A finished plot. `drawing` is None where nothing was recorded; `absent` then, or for single arms, says so.
 
-    `on_white`: it has dark colours of its own, and needs a light ground on a dark page too.
+    `on_white`: it has dark colours of its own and needs a white background, on a dark page too.
     """
 
     title: str
@@ -71,7 +71,7 @@ class Plot:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Whatever is drawn inside looks like the report."""
+    """Everything that is drawn inside has the report's style."""
     with mpl.rc_context(_STYLE):
         yield
 

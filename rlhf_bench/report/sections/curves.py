@@ -25,7 +25,7 @@ from rlhf_bench.results.summary import Summary
 
 MEANS = "Mean over finished seeds, with Student's 95% interval from three seeds on."
 
-NO_PAIRS = "no held-out pair was looked at, or the run is older than these numbers."
+NO_PAIRS = "no held-out pair was evaluated, or the run was made before these numbers were recorded."
 
 
 def lines(

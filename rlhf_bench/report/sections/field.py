@@ -1,4 +1,4 @@
-"""The gradient field of every arm's own loss, with the way its policies went through it."""
+"""The gradient field of every arm's own loss, with the trajectory of its policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf_bench.theory.field_figures import draw_fields
 from rlhf_bench.theory.trajectories import RecordedRun, Trajectory, read_run
 
 MAX_FIELDS = 12
-"""A field is a large drawing; beyond so many arms the page would grow too large to read."""
+"""A field is a large drawing: with more arms the page would be too large to read."""
 
 
 def field_section(recorded: RecordedComparison, summary: Summary) -> Section:
@@ -27,8 +27,8 @@ def field_section(recorded: RecordedComparison, summary: Summary) -> Section:
     about = (
         "Where each loss pushes a pair, by its log-ratios of chosen (across) and rejected (up): arrows show the direction "
         "of descent in log-probability space, their colour how strong it is. Grey is out of reach, since no probability "
-        "exceeds 1. The arms' own losses and settings, the pairs' mean start, and the measured way of the held-out pairs "
-        "laid over it. Probability space: rlhf-bench theory field --run DIR."
+        "exceeds 1. The arms' own losses and settings, the pairs' mean start, and the measured "
+        "trajectory of the held-out pairs. For probability space: rlhf-bench theory field --run DIR."
     )
     run, seen = _read(recorded, {arm.name for arm in plotted(recorded, summary).arms})
     if run is None:
@@ -43,7 +43,9 @@ def _plots(run: RecordedRun) -> tuple[Plot, ...]:
     return tuple(
         Plot(
             f"Gradient field: {field.name}",
-            field.caption if field.loss else "No loss on pairs, so no field: the way alone.",
+            field.caption
+            if field.loss
+            else "This method has no loss on pairs, so there is no field but only the trajectory.",
             drawn(_alone(draw_fields([field], run.start, "log", run.trajectories)), f"field-{number}"),
             on_white=True,
         )
@@ -52,10 +54,10 @@ def _plots(run: RecordedRun) -> tuple[Plot, ...]:
 
 
 def _read(recorded: RecordedComparison, arms: set[str]) -> tuple[RecordedRun | None, list[str]]:
-    """The run's fields and ways, without the sweep's copies; or what stands in the way, as a sentence."""
+    """The run's fields and trajectories, without the sweep's copies; or a sentence on why there are none."""
     pairs = recorded.pairs
     if not ((pairs["split"] == MAIN_SPLIT) & (pairs["arm"].isin(list(arms))) & (pairs["mark"] > 0)).any():
-        return None, ["Not recorded: held-out pairs one by one (pairs.parquet), so no way can be drawn."]
+        return None, ["Not recorded: held-out pairs one by one (pairs.parquet), so no trajectory can be drawn."]
     try:
         run = read_run(recorded.directory)
     except BadInput as error:
@@ -68,20 +70,21 @@ def _without(directory: Path, error: BadInput) -> str:
     return error.problems[0].replace(f"{directory}/", "").replace(str(directory), "DIR")
 
 
-def _ends(way: Trajectory, arm: str) -> str:
-    """Where an arm's held-out pairs went, in words: by the mean of their last look."""
-    chosen, rejected = way.mean[-1]
+def _ends(trajectory: Trajectory, arm: str) -> str:
+    """Where an arm's held-out pairs went, in words: by the mean of their last evaluation."""
+    chosen, rejected = trajectory.mean[-1]
     moves = [f"{name} {'lost' if value < 0 else 'gained'} {quantity(abs(value))} nats"
              for name, value in (("the chosen", chosen), ("the rejected", rejected))]  # fmt: skip
     return f"{arm}: {listed(moves)} on average."
 
 
 def _alone(figure: Figure) -> Figure:
-    """A single panel is too narrow for the headings and the legend of many: the caption has the ones, rows the other."""
+    """A single panel is too narrow for the headings and legend of many panels. The caption has the headings, and the legend
+    gets a row for every entry."""
     figure.suptitle("")
     figure.axes[0].set_title("")
-    for way in figure.axes[0].containers:
-        way.set_label(named("measured mean"))
+    for container in figure.axes[0].containers:
+        container.set_label(named("measured mean"))
     (many,) = figure.legends
     handles, names = many.legend_handles, [text.get_text() for text in many.get_texts()]
     many.remove()

@@ -21,22 +21,22 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
     seen = []
     if norms := measures(told, change(recorded, "gradient/rejected_norm")):
         seen.append(
-            f"The rejected side's gradient norm {directions(norms, 'shrank in', 'grew in')}, since the base policy."
+            directions("Since the base policy, the rejected side's gradient norm", norms, "shrank in", "grew in")
         )
         if falling := measures(told, metric(recorded, "gradient/falling")):
             seen.append(
-                f"The share of pairs whose chosen response a small step of plain DPO would lower is largest, at the last look, in {largest(falling)}."
+                f"At the last evaluation, the share of pairs whose chosen response a small step of plain DPO would lower is largest in {largest(falling)}."
             )
     else:
         seen.append(
-            "Not recorded: gradients in parameter space; evaluation.gradient_pairs was 0, or the run is older than these numbers."
+            "Not recorded: gradients in parameter space; evaluation.gradient_pairs was 0, or the run was made before these numbers were recorded."
         )
     ratios = measures(told, measured)
     if ratios:
         seen += _against_theory(ratios, measures(told, _gap(measured, predicted)))
     else:
         seen.append(
-            "Not recorded: partial derivatives of the loss; no arm has a loss on pairs, or the run is older than these numbers."
+            "Not recorded: partial derivatives of the loss; no arm has a loss on pairs, or the run was made before these numbers were recorded."
         )
     seen += few(norms, ratios)
     return Section(
@@ -45,7 +45,7 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
         "g⁺ and g⁻ are one pair's own gradients in parameter space, before any β. Where they point the same way, "
         "pushing the rejected response down takes the chosen one with it: it falls where ⟨g⁺, g⁻⟩ > ‖g⁺‖². In "
         "probability space the loss's derivative towards the rejected response exceeds the one towards the chosen by "
-        "(β⁻/β⁺)(π⁺/π⁻), which explodes as the pair comes apart; it says nothing of the step in parameters.",
+        "(β⁻/β⁺)(π⁺/π⁻), which explodes as the pair comes apart; it says nothing about the step in parameters.",
         tuple(seen),
         lambda: (
             _norms(recorded, summary),
@@ -55,7 +55,7 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
                    "⟨g⁺, g⁻⟩ > ‖g⁺‖²: a small step of DPO on the pair lowers its own chosen response.", "share of pairs"),
             _ratios(recorded, summary),
         ),
-        tables_of(Table(f"At the last look. {MEANS}", rows_of(summary, {
+        tables_of(Table(f"At the last evaluation. {MEANS}", rows_of(summary, {
             "‖g⁺‖": metric(recorded, "gradient/chosen_norm"),
             "‖g⁻‖": metric(recorded, "gradient/rejected_norm"),
             "Cosine": metric(recorded, "gradient/cosine"),
@@ -68,7 +68,7 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
 
 
 def _against_theory(ratios: list[Measure], gaps: list[Measure]) -> list[str]:
-    """How far the measured ratios lie from the predicted ones, and whose loss has no prediction."""
+    """How far the measured ratios lie from the predicted ones, and which losses have no prediction."""
     close = [one.arm for one in gaps if one.mean <= AGREEMENT]
     apart = [f"{one.arm} ({short(one.mean)} nats)" for one in gaps if one.mean > AGREEMENT]
     told = []

@@ -1,4 +1,4 @@
-"""What the held-out pairs say one by one: who ranks them right, and which of them lose their chosen response."""
+"""The held-out pairs one by one: which rewards rank them right, and which pairs lose their chosen response."""
 
 from __future__ import annotations
 
@@ -45,18 +45,22 @@ def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
     explicit = {split: right for split in HELD_OUT_SPLITS if (right := _explicit(recorded, split)) is not None}
     seen = [f"Not recorded: pairwise accuracy of the implicit rewards; {NO_PAIRS}"] if not found else []
     if not explicit:
-        seen.append("No reward model looked at the held-out pairs, so there is no explicit reward to compare with.")
+        seen.append("No reward model scored the held-out pairs, so there is no explicit reward to compare with.")
     for split, own in found.items():
         right = explicit.get(split)
         if right:
-            words = f"the reward model ranks {right.cell} of {right.pairs} pairs right; {against(right, own)}"
+            words = f"the reward model ranks {right.cell} of {right.pairs} pairs right; {against(right, own)}."
         else:
             gaps = [Measure(one.arm, {seed: value - CHANCE for seed, value in one.values.items()}) for one in own]
             words = directions(
-                gaps, "rank fewer than half of the pairs right in", "rank more than half right in", "rank half right in"
+                "implicit rewards",
+                gaps,
+                "rank fewer than half of the pairs right in",
+                "rank more than half right in",
+                "rank half right in",
+                "cannot be told from chance in",
             )
-            words = f"implicit rewards {words}"
-        seen.append(f"{SPLIT_NAMES[split]}: {words}.")
+        seen.append(f"{SPLIT_NAMES[split]}: {words}")
     seen += few(*found.values())
     rows = rows_of(summary, {_heading(recorded, split): implicit[split] for split in found})
     if rows and explicit:
@@ -75,9 +79,9 @@ def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
 
 
 def displacement(recorded: RecordedComparison, summary: Summary) -> Section:
-    """How the change of a pair's chosen response hangs on what the pair was like under the base policy."""
+    """How the change of a pair's chosen response depends on what the pair was like under the base policy."""
     told = plotted(recorded, summary)
-    last = _last_looks(recorded, summary)
+    last = _last_evaluations(recorded, summary)
     known = [column for column in PREDICTORS if numbers(last, column).notna().any()]
     seen = [f"Not recorded: held-out pairs one by one; {NO_PAIRS}"] if last.empty else []
     if not last.empty and not known:
@@ -86,19 +90,29 @@ def displacement(recorded: RecordedComparison, summary: Summary) -> Section:
     for column in known:
         columns[f"{PREDICTORS[column]}: rank correlation with Δ⁺"] = of = _correlation(last, column)
         found = measures(told, of)
-        name = PREDICTORS[column][0].upper() + PREDICTORS[column][1:]
+        name = PREDICTORS[column]
         if not found:
-            seen.append(f"{name} is the same for all pairs, or the arms did not move: no correlation.")
+            seen.append(
+                f"{name[0].upper()}{name[1:]} is the same for all pairs, or the arms did not move: no correlation."
+            )
         else:
-            words = directions(found, "goes with a lower Δ⁺ in", "goes with a higher Δ⁺ in", "goes with neither in")
-            seen.append(f"{name}: a larger one {words}; rank correlation.")
+            seen.append(
+                directions(
+                    f"By rank correlation, a larger {name}",
+                    found,
+                    "goes with a lower Δ⁺ in",
+                    "goes with a higher Δ⁺ in",
+                    "goes with neither in",
+                    "goes with no settled change of Δ⁺ in",
+                )
+            )
     if known:
         seen += few(*(measures(told, of) for of in columns.values()))
     return Section(
         "displacement",
         "Which pairs lose their chosen response",
         "CHES and edit distance are properties of a pair before training. If likelihood is displaced where both sides "
-        "look alike to the model, Δ⁺ falls with CHES (a negative correlation), and rises with edit distance.",
+        "look similar to the model, Δ⁺ falls with CHES (a negative correlation), and rises with edit distance.",
         tuple(seen),
         lambda: tuple(_by_predictor(recorded, summary, last, column) for column in known if column != "ches"),
         tables_of(Table(f"Spearman's rank correlation over held-out pairs, found for each seed. {MEANS}", rows_of(summary, columns))),
@@ -120,7 +134,7 @@ class Right:
 
 
 def against(right: Right, own: Sequence[Measure]) -> str:
-    """Whose implicit reward ranks fewer or more pairs right than the reward model. Settled where the arm's interval over
+    """Which arms' implicit rewards rank fewer or more pairs right than the reward model. That is settled where the arm's interval over
     seeds and the reward model's over pairs do not overlap: the pairs are a sample too."""
     groups: dict[str, list[str]] = {"ranks fewer right": [], "ranks more right": [], "cannot be told from it": []}
     fewer, more, neither = groups.values()
@@ -131,7 +145,7 @@ def against(right: Right, own: Sequence[Measure]) -> str:
 
 
 def _explicit(recorded: RecordedComparison, split: str) -> Right | None:
-    """From the pairs' reward margins, which are the same at every look."""
+    """From the pairs' reward margins, which are the same at every evaluation."""
     own = _pair_properties(recorded, "reward_margin", split)
     if own.empty:
         return None
@@ -141,7 +155,7 @@ def _explicit(recorded: RecordedComparison, split: str) -> Right | None:
 
 
 def _pair_properties(recorded: RecordedComparison, column: str, split: str) -> pd.Series:
-    """pair_id → the value of a column that every look repeats, of the pairs that have it."""
+    """pair_id → the value of a column that every evaluation repeats, of the pairs that have it."""
     own = recorded.pairs[recorded.pairs["split"] == split]
     return own.assign(value=numbers(own, column)).groupby("pair_id")["value"].first().dropna()
 
@@ -190,7 +204,7 @@ def _accuracy_plot(
     )
 
 
-def _last_looks(recorded: RecordedComparison, summary: Summary) -> pd.DataFrame:
+def _last_evaluations(recorded: RecordedComparison, summary: Summary) -> pd.DataFrame:
     """The pairs of the main split at the last mark of every finished seed, with the properties of the pair beside."""
     pairs = recorded.pairs[(recorded.pairs["split"] == MAIN_SPLIT) & (recorded.pairs["mark"] > 0)]
     finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
@@ -216,7 +230,7 @@ def _correlation(last: pd.DataFrame, column: str) -> Of:
 
 
 def _by_predictor(recorded: RecordedComparison, summary: Summary, last: pd.DataFrame, column: str) -> Plot:
-    """Δ⁺ at the last look against a predictor: each point is the mean over a group of pairs."""
+    """Δ⁺ at the last evaluation against a predictor: each point is the mean over a group of pairs."""
     summary = plotted(recorded, summary)
     values = last.drop_duplicates("pair_id").set_index("pair_id")[column].dropna()
     groups = values.rank(method="dense") if values.nunique() <= GROUPS else _quantile_groups(values)
@@ -229,7 +243,7 @@ def _by_predictor(recorded: RecordedComparison, summary: Summary, last: pd.DataF
     there = [curve(axes, arm, look, rows, "chosen_logratio", across="predictor") for arm, look in styled(summary)]
     axes.axhline(0, color=INK, linestyle="--", linewidth=1)
     unit = "" if column == "edit_distance" else " under the base policy"
-    label(axes, f"{PREDICTORS[column]}{unit}", "Δ⁺ at the last look (nats)")
+    label(axes, f"{PREDICTORS[column]}{unit}", "Δ⁺ at the last evaluation (nats)")
     legend(figure, summary)
     how = (
         f"Each point is the mean over a group of held-out pairs, at most {GROUPS} groups of alike {PREDICTORS[column]}."

@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """`cells[i][j]` compares `arms[i]` with `arms[j]`. `seen` says what is settled, `left_out` who takes no part."""
+    """`cells[i][j]` compares `arms[i]` with `arms[j]`. `seen` says what is settled, `left_out` which arms take no part."""
 
     arms: tuple[str, ...]
     cells: tuple[tuple[Cell, ...], ...]

@@ -55,10 +55,10 @@ def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
     seen = [f"Not recorded: log-probabilities of held-out pairs; {NO_PAIRS}"]
     if was_recorded(recorded, "rejected_logprob"):
         slopes, rates = measures(told, by_update), measures(told, by_margin)
-        seen = ["No finished arm has two looks to take a slope from."]
+        seen = ["No finished arm has two evaluations, which a slope needs."]
         if slopes:
             seen = [
-                f"The rejected response's log-probability {directions(slopes, 'fell in', 'rose in')}, nats per update."
+                directions("The rejected response's log-probability (nats per update)", slopes, "fell in", "rose in")
             ]
         # Where the margin did not grow, a change per nat of it is a quotient of two noises.
         grown = [one.arm for one in measures(told, metric(recorded, "margin")) if one.side == "above"]
@@ -76,7 +76,7 @@ def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
             )
         if still := [one.arm for one in slopes if one.arm not in grown]:
             seen.append(
-                f"Whether the margin grew is not settled, or it did not, for {listed(still)}: read no rate per nat of it there."
+                f"The margin did not grow, or its growth is not settled, in {listed(still)}: the rate per nat of margin means nothing there."
             )
         seen += few(slopes)
     return Section(
@@ -88,10 +88,10 @@ def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
         tuple(seen),
         lambda: (
             lines(recorded, summary, "rejected_logprob", "Rejected log-probability against updates",
-                   "Further down and steeper is a faster drop. Arms differ in what an update costs, so they end at "
+                   "A lower and steeper line is a faster drop. An update costs different arms different amounts, so they end at "
                    "different numbers of updates.", "rejected log-probability (nats)", across="update"),
             lines(recorded, summary, "rejected_logprob", "Rejected log-probability against margin",
-                   "At the same margin, a lower line has bought it by pushing the rejected response down.",
+                   "At the same margin, an arm with a lower line reached it by pushing the rejected response down.",
                    "rejected log-probability (nats)", across="margin"),
         ),
         tables_of(Table(MEANS, rows_of(summary, {
@@ -111,16 +111,23 @@ def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
         found = measures(told, metric(recorded, "chosen_logratio"))
         scores = {one.arm: one for one in measures(told, change(recorded, "score"))}
         seen = [
-            f"The chosen response {directions(found, 'lost probability in', 'gained probability in')}, Δ⁺ in nats at the last look."
+            directions(
+                "At the last evaluation, the chosen response (Δ⁺ in nats)",
+                found,
+                "lost probability in",
+                "gained probability in",
+            )
         ]
         lost = [one for one in found if one.side == "below"]
         harmed = [one.arm for one in lost if one.arm in scores and scores[one.arm].side == "below"]
         if harmed:
             seen.append(
-                f"The score fell as well in {listed(harmed)}: there the loss is degradation, and no mere move to answers as good."
+                f"The score fell as well in {listed(harmed)}: there, the loss is a degradation and not just a move to answers that are as good."
             )
         elif lost:
-            seen.append("A fall of the score is settled in none of the arms where it lost: a loss alone is no failure.")
+            seen.append(
+                "A fall of the score is settled in none of the arms whose chosen response lost: a loss alone is no failure."
+            )
         if displaced := measures(told, metric(recorded, "displaced")):
             seen.append(f"The largest share of displaced pairs (Δ⁺ < 0) is that of {largest(displaced)}.")
         seen += few(found)
@@ -153,15 +160,18 @@ def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
     for column, name in PROBES.items():
         if found := measures(told, metric(recorded, f"{column}_logratio")):
             all_found.append(found)
-            words = directions(found, "lost log-probability in", "gained in")
-            seen.append(f"{name[0].upper()}{name[1:]}: {words}, nats a response.")
+            subject = f"The log-probability of “{name}” (nats per response)"
+            seen.append(directions(subject, found, "fell in", "rose in"))
     if lacking := [name for column, name in PROBES.items() if not was_recorded(recorded, f"{column}_logratio")]:
-        why = "the set was left empty, or the run is older than these numbers."
+        why = "the set was empty, or the run was made before these numbers were recorded."
         seen.append(f"Not recorded: {listed(lacking)}; {why}")
-    for column, name in (("entropy", "Entropy per token"), ("argmax_confidence", "The likeliest token's probability")):
+    for column, name in (
+        ("entropy", "the entropy per token"),
+        ("argmax_confidence", "the likeliest token's probability"),
+    ):
         if found := measures(told, change(recorded, column)):
             all_found.append(found)
-            seen.append(f"{name}: {directions(found, 'fell in', 'rose in')}, against the base policy.")
+            seen.append(directions(f"Since the base policy, {name}", found, "fell in", "rose in"))
     seen += few(*all_found)
     columns = {f"{name[0].upper()}{name[1:]} (nats)": metric(recorded, f"{c}_logratio") for c, name in PROBES.items()}
     own = {"Entropy (nats per token)": "entropy", "Argmax confidence": "argmax_confidence", "KL (nats)": "kl"}
@@ -172,8 +182,8 @@ def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
     return Section(
         "dispersion",
         "Dispersion onto unseen responses",
-        "Four sets of responses that stand in no pair, the same for every arm: a set that rises has taken up "
-        "probability which the pairs lost. Mass can also go where none of them looks: entropy, the likeliest token's "
+        "Four sets of responses that are in no pair, the same for every arm: a set that rises has gained "
+        "probability that the pairs lost. Probability can also move to responses outside these sets: entropy, the likeliest token's "
         "probability and KL are measured on the policy's own samples.",
         tuple(seen),
         lambda: (
@@ -181,9 +191,9 @@ def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
             lines(recorded, summary, "entropy", "Entropy against compute",
                    "Falls as the policy narrows; the first point is the base policy.", "entropy (nats per token)"),
             lines(recorded, summary, "argmax_confidence", "Argmax confidence against compute",
-                   "The likeliest token's probability: a rise means mass squeezed onto it.", "probability"),
+                   "The likeliest token's probability: a rise means that probability gathers on it.", "probability"),
             lines(recorded, summary, "kl", "KL to the base model against compute",
-                   "How far the policy has gone, in whichever direction.", "KL (nats per response)"),
+                   "How far the policy has moved, in any direction.", "KL (nats per response)"),
         ),
         tables_of(Table(f"Change of each set's log-probability since the base policy, and the policy's own samples. {MEANS}",
                         rows_of(summary, columns | {h: metric(recorded, c) for h, c in own.items()}, base))),

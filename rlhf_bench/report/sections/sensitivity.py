@@ -1,4 +1,4 @@
-"""How much hangs on a setting: the sweep's plots, and the tuning trials."""
+"""How results depend on settings: the sweep's plots, and the tuning trials."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def sensitivity(recorded: RecordedComparison, summary: Summary) -> Section:
     found = sweeps(recorded)
     seen = sensitivity_sentences(recorded)
     if not found:
-        seen = ["No setting was swept in this comparison, so nothing is known of how its scores hang on one."]
+        seen = ["No setting was swept in this comparison, so nothing is known about how its scores depend on settings."]
     settings = list(dict.fromkeys(one.setting for one in found))
     tuning = tuning_table(recorded, summary)
     return Section(
         "sensitivity",
         "Sensitivity and tuning",
-        "An arm that does well at one value of a setting only is not the same as one that always does. The range over "
-        "the values is never 0: beside it stands what noise alone would make it.",
+        "An arm may do well at one value of a setting only. The range over the values is never 0: beside it stands "
+        "the range that noise alone would cause.",
         (*seen, tuning_sentence(recorded, summary)),
         lambda: tuple(
             _plot([one for one in found if one.setting == setting], recorded, metric, words)

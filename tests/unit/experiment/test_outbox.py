@@ -1,4 +1,4 @@
-"""The journal of what MLflow is to get: what a kill, a full disk and a long outage leave of it. No MLflow here."""
+"""What MLflow has yet to be told: what a kill, a full disk and a long outage leave of it. No MLflow here."""
 
 import os
 import subprocess
@@ -21,31 +21,31 @@ ITEMS = (
 )
 
 
-def waiting(journal: Outbox) -> list:
-    return [item for item, _ in journal.waiting()]
+def waiting(outbox: Outbox) -> list:
+    return [item for item, _ in outbox.waiting()]
 
 
 def filled(directory) -> Outbox:
-    journal = Outbox(directory)
+    outbox = Outbox(directory)
     for item in ITEMS:
-        journal.append(item)
-    return journal
+        outbox.append(item)
+    return outbox
 
 
 def test_what_was_appended_waits_until_it_is_marked_in_this_process_and_the_next(tmp_path):
-    journal = filled(tmp_path)
-    assert waiting(journal) == waiting(Outbox(tmp_path)) == list(ITEMS)
-    ends = [end for _, end in journal.waiting()]
-    journal.delivered(ends[1])
-    assert waiting(journal) == waiting(Outbox(tmp_path)) == list(ITEMS[2:])
-    journal.append(ITEMS[2])
-    journal.delivered(ends[-1])
-    assert waiting(journal) == waiting(Outbox(tmp_path)) == [ITEMS[2]]
+    outbox = filled(tmp_path)
+    assert waiting(outbox) == waiting(Outbox(tmp_path)) == list(ITEMS)
+    ends = [end for _, end in outbox.waiting()]
+    outbox.delivered(ends[1])
+    assert waiting(outbox) == waiting(Outbox(tmp_path)) == list(ITEMS[2:])
+    outbox.append(ITEMS[2])
+    outbox.delivered(ends[-1])
+    assert waiting(outbox) == waiting(Outbox(tmp_path)) == [ITEMS[2]]
 
 
 def test_what_is_all_delivered_takes_no_room_in_the_next_process(tmp_path):
-    journal = filled(tmp_path)
-    journal.delivered([end for _, end in journal.waiting()][-1])
+    outbox = filled(tmp_path)
+    outbox.delivered([end for _, end in outbox.waiting()][-1])
     again = Outbox(tmp_path)
     assert waiting(again) == [] and again.path.stat().st_size == 0
     again.append(ITEMS[0])
@@ -57,16 +57,16 @@ def test_a_torn_last_line_is_dropped_and_the_next_stands_on_a_line_of_its_own(ke
     path = filled(tmp_path).path
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:-1]) + whole[-1][:kept])
-    journal = Outbox(tmp_path)
-    assert waiting(journal) == list(ITEMS[:-1])
-    journal.append(ITEMS[0])
+    outbox = Outbox(tmp_path)
+    assert waiting(outbox) == list(ITEMS[:-1])
+    outbox.append(ITEMS[0])
     assert waiting(Outbox(tmp_path)) == [*ITEMS[:-1], ITEMS[0]]
 
 
 def test_a_torn_mark_is_dropped_too(tmp_path):
-    journal = filled(tmp_path)
-    journal.delivered([end for _, end in journal.waiting()][0])
-    os.truncate(journal.path, journal.path.stat().st_size - 3)
+    outbox = filled(tmp_path)
+    outbox.delivered([end for _, end in outbox.waiting()][0])
+    os.truncate(outbox.path, outbox.path.stat().st_size - 3)
     assert waiting(Outbox(tmp_path)) == list(ITEMS)
 
 
@@ -86,10 +86,10 @@ from rlhf_bench.experiment.tracking.outbox import Outbox, MetricsLogged, Run
 from rlhf_bench.core.errors import RunFailed
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1000 bytes
-journal = Outbox(Path(sys.argv[1]))
+outbox = Outbox(Path(sys.argv[1]))
 try:
     for step in range(100):
-        journal.append(MetricsLogged(Run("key-1", "dpo", 1), 0, step, {"train/loss": 0.5}))
+        outbox.append(MetricsLogged(Run("key-1", "dpo", 1), 0, step, {"train/loss": 0.5}))
 except RunFailed as error:
     print(step, error)
 """
@@ -109,12 +109,12 @@ def test_a_directory_that_is_not_there_is_named(tmp_path):
         Outbox(tmp_path / "absent")
 
 
-def test_a_journal_of_days_is_read_line_by_line(tmp_path):
-    journal = Outbox(tmp_path)
+def test_an_outbox_of_days_is_read_line_by_line(tmp_path):
+    outbox = Outbox(tmp_path)
     metrics = {f"train/{i}": i / 3 for i in range(60)}
     for step in range(3000):
-        journal.append(MetricsLogged(ARM, 0, step, metrics))
-    assert journal.path.stat().st_size > 3e6
+        outbox.append(MetricsLogged(ARM, 0, step, metrics))
+    assert outbox.path.stat().st_size > 3e6
     tracemalloc.start()
     assert sum(1 for _ in Outbox(tmp_path).waiting()) == 3000
     most = tracemalloc.get_traced_memory()[1]

@@ -11,7 +11,12 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import table
 from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row, SplitResult
-from rlhf_bench.experiment.tracking.descriptions import MAX_CHARACTERS, begun, found, found_by
+from rlhf_bench.experiment.tracking.descriptions import (
+    MAX_CHARACTERS,
+    arm_finished,
+    comparison_finished,
+    comparison_started,
+)
 from rlhf_bench.experiment.tracking.metrics import (
     datasets,
     evaluation_metrics,
@@ -94,18 +99,18 @@ def test_an_arms_run_names_the_data_that_it_learns_from(data: DataMode, trains_o
 
 
 def test_a_description_has_the_verdict_the_table_and_a_link_to_the_recipe(summary):
-    text = found(summary)
+    text = comparison_finished(summary)
     assert "scored best" in text and "](artifact:recipe.yaml)" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(summary.arms) + 1  # the headings, a line under them, the base policy
     assert all(any(f"| {arm.name} |" in line for line in lines) for arm in summary.arms)
-    own = found_by(summary.arms[0], summary.arms[0].seeds[0], summary)
+    own = arm_finished(summary.arms[0], summary.arms[0].seeds[0], summary)
     assert f"{summary.arms[0].seeds[0].score:.3f}" in own and "](artifact:recipe.yaml)" in own
 
 
 def test_a_description_that_would_be_too_long_for_mlflow_says_how_many_rows_it_lacks(summary):
     many = replace(summary, arms=tuple(replace(summary.arms[0], name=f"arm-{i}") for i in range(200)))
-    text = found(many)
+    text = comparison_finished(many)
     assert (
         len(text) <= MAX_CHARACTERS + 50
         and "more rows are in the report." in text
@@ -114,7 +119,7 @@ def test_a_description_that_would_be_too_long_for_mlflow_says_how_many_rows_it_l
 
 
 def test_text_of_a_recipe_is_no_markup_in_a_description():
-    about = begun(parse_recipe(SMALL | {"description": "[x](javascript:alert(1)) <b>"}))
+    about = comparison_started(parse_recipe(SMALL | {"description": "[x](javascript:alert(1)) <b>"}))
     assert "\\[x](javascript" in about and "\\<b>" in about
     assert table([{"a": "x|y"}]).splitlines()[-1] == "| x\\|y |"
 

@@ -210,7 +210,7 @@ def test_the_drop_of_the_rejected_is_a_slope_by_update_and_by_margin(whole):
     assert row_of(section, "flex")["Slope per nat of margin"].startswith("-0.5 [")
     assert "fell in dpo and flex" in section.seen[0] and "most in dpo: -0.04" in section.seen[0]
     assert "by more than 1 in dpo (" in section.seen[1]
-    assert any("did not, for ppo" in sentence for sentence in section.seen)
+    assert any("not settled, in ppo" in sentence for sentence in section.seen)
 
 
 def test_suppression_tells_a_loss_with_a_falling_score_from_a_mere_loss(whole):
@@ -219,7 +219,7 @@ def test_suppression_tells_a_loss_with_a_falling_score_from_a_mere_loss(whole):
         "Displaced share"
     ].startswith("1 [")
     assert "lost probability in dpo (" in section.seen[0] and "gained probability in flex (" in section.seen[0]
-    assert "not settled for" in section.seen[0] and "ppo" in section.seen[0].partition("not settled for")[2]
+    assert "has no settled direction in ppo." in section.seen[0]
     # dpo: 0.4 ± spread of 0.05 against 0.5: with three seeds that fall is not settled.
     assert "settled in none of the arms" in section.seen[1]
     assert "that of dpo: 1" in section.seen[2]
@@ -227,10 +227,12 @@ def test_suppression_tells_a_loss_with_a_falling_score_from_a_mere_loss(whole):
 
 def test_dispersion_names_what_rose_and_what_was_not_recorded(whole):
     section = of(dispersion, whole[0])
-    permuted = next(sentence for sentence in section.seen if sentence.startswith("Chosen, tokens permuted"))
-    assert "gained in dpo (+2 [" in permuted and "not settled for flex" in permuted
+    permuted = next(sentence for sentence in section.seen if "“chosen, tokens permuted”" in sentence)
+    assert "rose in dpo (+2 [" in permuted and "no settled direction in flex" in permuted
     assert any("Not recorded: answers to other prompts and random tokens" in sentence for sentence in section.seen)
-    assert any(sentence.startswith("Entropy per token: fell in dpo") for sentence in section.seen)
+    assert any(
+        sentence.startswith("Since the base policy, the entropy per token fell in dpo") for sentence in section.seen
+    )
     assert row_of(section, "base")["Entropy (nats per token)"] == "1.2"
     assert "Random tokens (nats)" not in row_of(section, "dpo")
 
@@ -259,7 +261,7 @@ def test_the_field_has_one_drawing_for_each_arm_and_none_for_copies_of_a_sweep(w
     assert [plot.title for plot in drawings] == [f"Gradient field: {arm}" for arm in ARMS] and all(
         plot.on_white for plot in drawings
     )
-    assert "No loss on pairs" in drawings[2].how_to_read
+    assert "no loss on pairs" in drawings[2].how_to_read
     bare = of(field_section, record(tmp_path, pairs=False))
     assert bare.draw() == () and "pairs.parquet" in bare.seen[0]
 
