@@ -11,8 +11,8 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import Recipe
 
 
@@ -187,10 +187,12 @@ def time_forecast(
     kind = "gpu" if learner.gpus else "core"
     peak = device.peak_tflops or (PEAK_TFLOPS[recipe.model.dtype] if learner.gpus else CORE_TFLOPS)
     return TimeForecast(
-        flops=f.before.flops + updates * f.update.flops, updates=updates,
-        devices=learner.actors * (min(learner.gpus, 1) or learner.cpus), peak_tflops=peak,
+        flops=f.before.flops + updates * f.update.flops,
+        updates=updates,
+        devices=learner.actors * (min(learner.gpus, 1) or learner.cpus),
+        peak_tflops=peak,
         utilisation=device.utilisation or UTILISATION[kind],
-    )  # fmt: skip
+    )
 
 
 def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> float:

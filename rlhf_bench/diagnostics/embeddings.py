@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_bench.models import heads
 from rlhf_bench.models.heads import hidden_states
+from rlhf_bench.models.lm_head import tokens_in_chunk
 from rlhf_bench.models.packing import MicroBatch
 
 
@@ -30,7 +30,7 @@ class TokenNumbers:
 
 def token_numbers(model: Any, batch: MicroBatch) -> TokenNumbers:
     """What `TokenLogprobs` answers, entropies, and the argmax token's confidence, in float32; logits by chunks, as there."""
-    states, size = predictor_states(model, batch), heads.tokens_in_chunk(len(model.lm.get_output_embeddings().weight))
+    states, size = predictor_states(model, batch), tokens_in_chunk(len(model.lm.get_output_embeddings().weight))
     parts = [_of_states(model, *part) for part in zip(states.split(size), batch.targets.split(size), strict=True)]
     return TokenNumbers(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
 

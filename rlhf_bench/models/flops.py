@@ -1,7 +1,7 @@
 """Floating-point operations, counted from shapes (a multiply-add is two). docs/compute.md derives each formula.
 
 What is counted is what is executed: of attention, all scores of the blocks that its kernel is called on, masked or not
-(`attention.Layout.scores`). Element-wise work (norms, activations, softmax, optimizer) is left out, as in
+(`layout.Layout.scores`). Element-wise work (norms, activations, softmax, optimizer) is left out, as in
 `torch.utils.flop_counter`, against which a test holds these formulas to 3 %.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from rlhf_bench.models.attention import Layout
-from rlhf_bench.models.heads import tokens_in_chunk
+from rlhf_bench.models.layout import Layout
+from rlhf_bench.models.lm_head import tokens_in_chunk
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,14 @@ class ModelShape:
         ]
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
-            sum(w.numel() for w in linears), config.num_hidden_layers, config.num_attention_heads * size,
-            head.weight.numel(), sum(p.numel() for p in model.parameters()), sum(sum(w.shape) for w in linears),
+            sum(w.numel() for w in linears),
+            config.num_hidden_layers,
+            config.num_attention_heads * size,
+            head.weight.numel(),
+            sum(p.numel() for p in model.parameters()),
+            sum(sum(w.shape) for w in linears),
             len(head.weight),
-        )  # fmt: skip
+        )
 
     @property
     def adapter_weights(self) -> int:

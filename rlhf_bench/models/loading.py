@@ -33,13 +33,21 @@ def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folde
     The configuration is written as the JSON that it is: transformers' class of it takes the driver seconds to import.
     """
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": len(tokenizer),
-        "hidden_size": settings.hidden_size, "intermediate_size": settings.intermediate_size,
-        "num_hidden_layers": settings.layers, "num_attention_heads": settings.heads, "num_key_value_heads": settings.heads,
-        "max_position_embeddings": settings.max_length, "tie_word_embeddings": True, "dtype": settings.dtype,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.heads,
+        "max_position_embeddings": settings.max_length,
+        "tie_word_embeddings": True,
+        "dtype": settings.dtype,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / RANDOM_INIT).write_text(json.dumps({"seed": seed}))
     tokenizer.save_pretrained(folder)

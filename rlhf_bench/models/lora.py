@@ -31,9 +31,12 @@ def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
     backbone = model.lm.base_model
     transposed = any(type(module).__name__ == "Conv1D" for module in backbone.modules())  # GPT-2's [in, out]
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
         fan_in_fan_out=transposed,
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     inject_adapter_in_model(config, backbone, ADAPTER)
     if isinstance(model, ResponseValues):

@@ -1,7 +1,7 @@
 """How rows become tensors: packed one behind the other, without padding.
 
 A row is one prompt and its k responses. It is computed as a small tree: the prompt once, then every response, each
-seeing the prompt and itself only (`attention.py`), at the positions it would have on its own. That equals k separate
+seeing only the prompt and itself (`attention.py`), at the positions it would have on its own. That equals k separate
 sequences exactly (a test holds it), and spends the prompt's tokens once.
 
     pack:        p0 p1 p2 | a0 a1 a2 | b0 b1 || q0 q1 | c0 c1 ...
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlhf_bench.core.types import Row
-from rlhf_bench.models.attention import Layout
+from rlhf_bench.models.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,16 @@ def micro_batch(rows: Sequence[Row], weight: float = 1.0) -> MicroBatch:
         for n in rows[0].extras
     }
     return MicroBatch(
-        torch.from_numpy(ids.astype(np.int64))[None], layout.segments[2][None], layout,
-        torch.from_numpy(np.concatenate(predictor)), torch.tensor(last), torch.from_numpy(np.concatenate(targets)),
-        torch.repeat_interleave(torch.arange(len(lengths)), lengths), extras, weight,
-    )  # fmt: skip
+        torch.from_numpy(ids.astype(np.int64))[None],
+        layout.segments[2][None],
+        layout,
+        torch.from_numpy(np.concatenate(predictor)),
+        torch.tensor(last),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        extras,
+        weight,
+    )
 
 
 def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int) -> list[list[list[int]]]:

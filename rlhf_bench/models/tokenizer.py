@@ -91,9 +91,13 @@ class TrainedTokenizer:
     def save_pretrained(self, folder: Any) -> None:
         self.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "bos_token": BOS, "eos_token": EOS,
-            "unk_token": UNK, "clean_up_tokenization_spaces": False,
-        }  # fmt: skip
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "unk_token": UNK,
+            "clean_up_tokenization_spaces": False,
+        }
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 

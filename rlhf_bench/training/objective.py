@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlhf_bench.methods.base import Objective, Outputs, PairLoss, PerUnit
 from rlhf_bench.methods.pairs import pair_logprobs
-from rlhf_bench.models.heads import Sums
+from rlhf_bench.models.lm_head import Sums
 from rlhf_bench.models.packing import MicroBatch, ResponseSlice
 
 

@@ -12,8 +12,8 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import Row
 from rlhf_bench.models import cpu_kernels
-from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.models.layout import Layout
 from rlhf_bench.models.loading import load_model, random_init_shape, write_random_model
 from rlhf_bench.models.lora import add_adapters
 from rlhf_bench.models.packing import micro_batch

@@ -18,7 +18,7 @@ from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import PROBE_SETS, make_probes
 from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.methods import METHODS
-from rlhf_bench.models import heads
+from rlhf_bench.models import lm_head
 from rlhf_bench.models.attention import PACKED_ROWS, register
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.heads import TokenLogprobs
@@ -40,9 +40,16 @@ def documented() -> set[str]:
 
 def build(seed):
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
     torch.manual_seed(seed)
     return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ROWS).eval())
 
@@ -155,11 +162,15 @@ def test_every_number_by_hand(models):
     now, before = plain_sides(policy, MAIN), plain_sides(reference, MAIN)
     ratios = now - before
     expected = {
-        "chosen_logprob": now[:, 0].mean(), "rejected_logprob": now[:, 1].mean(),
-        "chosen_logratio": ratios[:, 0].mean(), "rejected_logratio": ratios[:, 1].mean(),
-        "margin": (ratios[:, 0] - ratios[:, 1]).mean(), "accuracy": (ratios[:, 0] > ratios[:, 1]).mean(),
-        "displaced": (ratios[:, 0] < 0).mean(), "probes/dropped": sum(PROBES.dropped.values()),
-    }  # fmt: skip
+        "chosen_logprob": now[:, 0].mean(),
+        "rejected_logprob": now[:, 1].mean(),
+        "chosen_logratio": ratios[:, 0].mean(),
+        "rejected_logratio": ratios[:, 1].mean(),
+        "margin": (ratios[:, 0] - ratios[:, 1]).mean(),
+        "accuracy": (ratios[:, 0] > ratios[:, 1]).mean(),
+        "displaced": (ratios[:, 0] < 0).mean(),
+        "probes/dropped": sum(PROBES.dropped.values()),
+    }
     for split, pairs in list(PAIRS.items())[1:]:
         moved = plain_sides(policy, pairs) - plain_sides(reference, pairs)
         expected[f"accuracy/{split}"] = (moved[:, 0] > moved[:, 1]).mean()
@@ -262,7 +273,7 @@ def test_token_numbers_come_by_chunks_of_logits(models, monkeypatch):
     with torch.no_grad():
         whole = token_numbers(models[0], batch)
         seen, logits = [], models[0].logits
-        monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 2 * models[0].lm.config.vocab_size)
+        monkeypatch.setattr(lm_head, "LOGITS_IN_CHUNK", 2 * models[0].lm.config.vocab_size)
         monkeypatch.setattr(type(models[0]), "logits", lambda self, states: seen.append(len(states)) or logits(states))
         pieces = token_numbers(models[0], batch)
     assert seen == [2, 2, 2]

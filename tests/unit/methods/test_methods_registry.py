@@ -10,8 +10,8 @@ from rlhf_bench.compute.forecast import Lengths, arm_forecast
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.methods.pairs import PairSettings
-from rlhf_bench.models.attention import Layout
 from rlhf_bench.models.flops import ModelShape, forward_flops, training_flops
+from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[3]

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench.models import attention
-from rlhf_bench.models.attention import Layout, flex_attention_of, packed_attention
+from rlhf_bench.models import layout as layout_file
+from rlhf_bench.models.attention import flex_attention_of, packed_attention
+from rlhf_bench.models.layout import Layout
 
 SHAPES = [(3, (4, 2)), (1, (1, 6)), (7, (3, 2, 5)), (2, (1,)), (30, (20, 25)), (4, (4, 3)), (5, (3, 1, 2, 4, 2, 1))]
 
@@ -47,7 +48,7 @@ def numbers(tokens, heads=2, size=8, key_heads=None):
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("call", [-1, 200, 10**6], ids=["a_call_per_row", "mixed", "one_call"])
 def test_each_place_sees_its_prompt_and_its_own_response_up_to_itself(call, softcap, window, monkeypatch):
-    monkeypatch.setattr(attention, "CALL_IN_SCORES", call)
+    monkeypatch.setattr(layout_file, "CALL_IN_SCORES", call)
     layout = Layout.of(SHAPES)
     assert len(layout.blocks) == {-1: len(SHAPES), 10**6: 1}.get(call, len(layout.blocks))
     tensors = numbers(layout.tokens)
@@ -97,7 +98,7 @@ def test_blocks_are_all_rows_in_order_and_waste_no_more_than_a_call_each(shapes)
     assert [row for block in layout.blocks for row in block.rows] == list(layout.rows)
     needed = sum(row.scores for row in layout.rows)
     joined = sum(len(block.rows) for block in layout.blocks if len(block.rows) > 1)
-    assert needed <= layout.scores <= needed + joined * attention.CALL_IN_SCORES
+    assert needed <= layout.scores <= needed + joined * layout_file.CALL_IN_SCORES
 
 
 def test_dropout_is_refused():

@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
-from rlhf_bench.models import heads
+from rlhf_bench.models import lm_head
 from rlhf_bench.models.attention import PACKED_ROWS, register
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, side_gradients_flops, training_flops
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
@@ -42,11 +42,13 @@ SHORT = [Row("a", (1,) * 5, ((2,) * 4, (2,) * 3)), Row("b", (1,), ((2,) * 2, (2,
 LONG = [Row("a", (1,) * 60, ((2,) * 70, (2,) * 60)), Row("b", (1,) * 80, ((2,) * 40, (2,) * 50))]
 # The fused kernel that attention runs on a CPU is missing from the counter's table; its GPU twins' formulas are there.
 FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        lambda grad, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, q, k, v),
-}  # fmt: skip
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
+        sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, out_shape=None, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 def model_of(name, kind, layers=2):
@@ -104,7 +106,7 @@ def test_forward_and_backward(name, kind, rows):
 def test_rows_longer_than_a_chunk_of_logits_cost_the_head_once_more(rows, monkeypatch):
     model = model_of("llama, untied, grouped queries", "causal")
     whole = formula(training_flops, model, "causal", rows)
-    monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 7 * VOCABULARY)
+    monkeypatch.setattr(lm_head, "LOGITS_IN_CHUNK", 7 * VOCABULARY)
     # Of the short rows the second one alone has more than seven response tokens, eight.
     longer = 8 if rows is SHORT else heads_of(rows, "causal")
     expected = formula(training_flops, model, "causal", rows)

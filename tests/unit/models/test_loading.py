@@ -26,8 +26,10 @@ def test_a_fresh_models_weights_are_the_same_every_time_and_hang_on_its_own_seed
     one, other = (load_model(str(folder), "causal", "float32", seed).state_dict() for seed in (1, 2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     (folder / "fresh.json").write_text('{"seed": 8}')
-    assert not torch.equal(load_model(str(folder), "causal", "float32", 1).state_dict()["lm.model.embed_tokens.weight"],
-                           one["lm.model.embed_tokens.weight"])  # fmt: skip
+    assert not torch.equal(
+        load_model(str(folder), "causal", "float32", 1).state_dict()["lm.model.embed_tokens.weight"],
+        one["lm.model.embed_tokens.weight"],
+    )
 
 
 def test_a_fresh_models_shape_is_known_without_its_weights(fresh):

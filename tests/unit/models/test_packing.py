@@ -24,9 +24,10 @@ from rlhf_bench.diagnostics.embeddings import token_numbers
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Objective, sum_by_response
 from rlhf_bench.methods.supervised import REWARD_MODEL, SFT
-from rlhf_bench.models import attention, heads
-from rlhf_bench.models.attention import PACKED_ROWS, Layout, register
+from rlhf_bench.models import layout, lm_head
+from rlhf_bench.models.attention import PACKED_ROWS, register
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.models.layout import Layout
 from rlhf_bench.models.loading import load_model
 from rlhf_bench.models.packing import micro_batch, split_by_tokens
 from rlhf_bench.training.objective import loss_sums
@@ -42,11 +43,17 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, head_dim=8, num_key_value_heads=1, initializer_range=0.3),
     "gpt2": GPT2Config(**SIZES, initializer_range=0.3),
     "gemma2": Gemma2Config(  # caps its scores and its logits, and every other layer looks back three tokens only
-        **SIZES, head_dim=8, num_key_value_heads=1, initializer_range=0.3, sliding_window=3, attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0, query_pre_attn_scalar=8,
+        **SIZES,
+        head_dim=8,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        sliding_window=3,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        query_pre_attn_scalar=8,
     ),
     "mistral": MistralConfig(**SIZES, num_key_value_heads=2, initializer_range=0.3, sliding_window=4),
-}  # fmt: skip
+}
 BIASED = "llama with a bias in its head"
 ROWS = [
     Row("a", (1, 2, 3), ((4, 5, 6, 2), (7, 2))),
@@ -61,8 +68,8 @@ ROWS = [
 def size_of_pieces(request, monkeypatch):
     """Everything also with every row in attention calls of its own, and logits in chunks of a few tokens."""
     if request.param == "in_pieces":
-        monkeypatch.setattr(attention, "CALL_IN_SCORES", -1)
-        monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 4 * VOCABULARY)
+        monkeypatch.setattr(layout, "CALL_IN_SCORES", -1)
+        monkeypatch.setattr(lm_head, "LOGITS_IN_CHUNK", 4 * VOCABULARY)
 
 
 def build(name, auto):
@@ -136,8 +143,12 @@ def test_as_many_responses_as_ppo_draws_share_a_prompt(name):
     model, many = causal(name), Row("many", (1, 2, 3), ((4, 5), (6,), (7, 8, 9, 2), (4, 5, 2), (10, 2), (11, 12, 2)))
     rows = [ROWS[1], many, ROWS[2]]
     tokens = [torch.tensor(response) for _, response in every_response(rows)]
-    each = torch.cat([alone(model.lm, *one).log_softmax(-1)[range(len(t)), t]
-                        for one, t in zip(every_response(rows), tokens, strict=True)])  # fmt: skip
+    each = torch.cat(
+        [
+            alone(model.lm, *one).log_softmax(-1)[range(len(t)), t]
+            for one, t in zip(every_response(rows), tokens, strict=True)
+        ]
+    )
     together = model(micro_batch(rows))
     torch.testing.assert_close(together, each)
     weights = torch.arange(1.0, len(each) + 1) / len(each)
@@ -170,7 +181,7 @@ class _Live(TorchDispatchMode):
 @pytest.mark.parametrize("objective", [SFT, None], ids=["loss", "logprobs"])
 def test_all_logits_are_never_there_at_once(monkeypatch, objective):
     """Forward and backward: no more rows at a time than a chunk's, of the 28 that the batch has."""
-    monkeypatch.setattr(heads, "LOGITS_IN_CHUNK", 5 * VOCABULARY)
+    monkeypatch.setattr(lm_head, "LOGITS_IN_CHUNK", 5 * VOCABULARY)
     model, batch = causal("llama"), micro_batch(ROWS)
     assert len(batch.targets) == 28
     with _Live() as live:
@@ -266,8 +277,10 @@ def test_the_layout_by_hand():
 
 
 def test_extras_follow_the_order_of_responses():
-    rows = [Row("r", (1,), ((2,), (3, 4)), {"a": (np.array([1.0]), np.array([2.0, 3.0]))}),
-            Row("s", (1,), ((5,),), {"a": (np.array([4.0]),)})]  # fmt: skip
+    rows = [
+        Row("r", (1,), ((2,), (3, 4)), {"a": (np.array([1.0]), np.array([2.0, 3.0]))}),
+        Row("s", (1,), ((5,),), {"a": (np.array([4.0]),)}),
+    ]
     assert micro_batch(rows).extras["a"].tolist() == [1, 2, 3, 4]
 
 
@@ -307,12 +320,17 @@ def with_extras(rows, seed=0):
     rng = np.random.default_rng(seed)
     per_token = ("old_logprobs", "old_values", "advantages", "returns")
     return [
-        Row(r.id, r.prompt_ids, r.responses, {
-            "reference_logprob": tuple(rng.normal(-8, 2, 1) for _ in r.responses),
-            **{name: tuple(rng.normal(-1, 1, len(a)) for a in r.responses) for name in per_token},
-        })
+        Row(
+            r.id,
+            r.prompt_ids,
+            r.responses,
+            {
+                "reference_logprob": tuple(rng.normal(-8, 2, 1) for _ in r.responses),
+                **{name: tuple(rng.normal(-1, 1, len(a)) for a in r.responses) for name in per_token},
+            },
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def gradient(objective: Objective, settings, model, rows, plan) -> torch.Tensor:
