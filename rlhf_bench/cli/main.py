@@ -30,10 +30,14 @@ from rlhf_bench.experiment.shutdown import raise_on_signals
 
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=(
-    "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
-    "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
-))  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=(
+        "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
+        "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
+    ),
+)
 
 
 def _version(asked: bool) -> None:

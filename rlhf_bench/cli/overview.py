@@ -43,9 +43,12 @@ def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         f, time = arm_forecast(recipe, arm, shape, n, reward), time_forecast(recipe, arm, shape, n, reward)
         before, update = (getattr(c, column) for c in (f.before, f.update))
         arms[name] = {
-            "before": before, "update": update, "updates": int((limit - before) / update) if update else None,
-            "flops": time.flops if time else None, "seconds": time.seconds if time else None,
-        }  # fmt: skip
+            "before": before,
+            "update": update,
+            "updates": int((limit - before) / update) if update else None,
+            "flops": time.flops if time else None,
+            "seconds": time.seconds if time else None,
+        }
     return {
         "recipe": recipe.resolved(),
         "model": {

@@ -39,13 +39,16 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
     learning, held = sum(m.trained for m in trained), sum(m.parameters + m.adapter_weights for m in trained)
     rollout, evaluator = (
         recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
-        if role.gpus else size + role.cache_mib * 2**20
+        if role.gpus
+        else size + role.cache_mib * 2**20
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
-    )  # fmt: skip
+    )
     bytes_by_role = {
         "learner": held * weights + learning * (gradients + optimizer) + shape.parameters * weights,
-        "rollout": rollout, "evaluator": 2 * size + evaluator, "scorer": scorer,
-    }  # fmt: skip
+        "rollout": rollout,
+        "evaluator": 2 * size + evaluator,
+        "scorer": scorer,
+    }
     return {role: b / 2**30 for role, b in bytes_by_role.items()}
 
 

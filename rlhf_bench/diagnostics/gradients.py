@@ -77,11 +77,13 @@ def pair_logprobs_of(looks: Sequence[PairEvaluation]) -> PairLogprobs:
 
     chosen, rejected = column(p.chosen_logprob for p in looks), column(p.rejected_logprob for p in looks)
     return PairLogprobs(
-        chosen=chosen, rejected=rejected,
+        chosen=chosen,
+        rejected=rejected,
         reference_chosen=chosen - column(p.chosen_logratio for p in looks),
         reference_rejected=rejected - column(p.rejected_logratio for p in looks),
-        chosen_tokens=column(p.chosen_tokens for p in looks), rejected_tokens=column(p.rejected_tokens for p in looks),
-    )  # fmt: skip
+        chosen_tokens=column(p.chosen_tokens for p in looks),
+        rejected_tokens=column(p.rejected_tokens for p in looks),
+    )
 
 
 def log_partials(pair_loss: PairLoss, pairs: PairLogprobs, settings: Any) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,14 @@ def pair_numbers(logprobs: np.ndarray, reference: np.ndarray) -> dict[str, float
     """
     ratios = logprobs - reference
     return {
-        "chosen_logprob": float(logprobs[:, 0].mean()), "rejected_logprob": float(logprobs[:, 1].mean()),
-        "chosen_logratio": float(ratios[:, 0].mean()), "rejected_logratio": float(ratios[:, 1].mean()),
-        "margin": float((ratios[:, 0] - ratios[:, 1]).mean()), "displaced": float((ratios[:, 0] < 0).mean()),
+        "chosen_logprob": float(logprobs[:, 0].mean()),
+        "rejected_logprob": float(logprobs[:, 1].mean()),
+        "chosen_logratio": float(ratios[:, 0].mean()),
+        "rejected_logratio": float(ratios[:, 1].mean()),
+        "margin": float((ratios[:, 0] - ratios[:, 1]).mean()),
+        "displaced": float((ratios[:, 0] < 0).mean()),
         "accuracy": pairwise_accuracy(ratios[:, 0], ratios[:, 1]),
-    }  # fmt: skip
+    }
 
 
 def pairwise_accuracy(chosen: Sequence[float] | np.ndarray, rejected: Sequence[float] | np.ndarray) -> float:

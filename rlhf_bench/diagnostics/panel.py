@@ -96,15 +96,20 @@ class Panel:
         ratios = logprobs - self.reference[split]
         return [
             PairEvaluation(
-                split=split, pair_id=pair.id,
-                chosen_logprob=float(logprobs[i, 0]), rejected_logprob=float(logprobs[i, 1]),
-                chosen_logratio=float(ratios[i, 0]), rejected_logratio=float(ratios[i, 1]),
-                chosen_tokens=len(pair.chosen_ids), rejected_tokens=len(pair.rejected_ids),
-                ches=float(self.ches[split][i, 0]), ches_normalised=float(self.ches[split][i, 1]),
+                split=split,
+                pair_id=pair.id,
+                chosen_logprob=float(logprobs[i, 0]),
+                rejected_logprob=float(logprobs[i, 1]),
+                chosen_logratio=float(ratios[i, 0]),
+                rejected_logratio=float(ratios[i, 1]),
+                chosen_tokens=len(pair.chosen_ids),
+                rejected_tokens=len(pair.rejected_ids),
+                ches=float(self.ches[split][i, 0]),
+                ches_normalised=float(self.ches[split][i, 1]),
                 edit_distance=self.distances[split][i],
             )
             for i, pair in enumerate(self.pairs[split])
-        ]  # fmt: skip
+        ]
 
 
 def _as_trees(probes: Probes) -> tuple[list[Row], np.ndarray]:

@@ -267,9 +267,13 @@ def _bootstrap_once(values: tuple[float, ...], statistic: Callable[..., np.ndarr
     left_out_one = [float(statistic(np.delete(array, i))) for i in range(array.size)]
     bca = np.ptp(left_out_one) > 0
     found = stats.bootstrap(
-        (array,), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa" if bca else "percentile",
+        (array,),
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="BCa" if bca else "percentile",
         rng=np.random.default_rng(BOOTSTRAP_SEED),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     return Interval(float(found.low), float(found.high), "bca" if bca else "percentile")
 
 

@@ -136,12 +136,16 @@ def pair_metrics(out: Outputs, pairs: PairLogprobs, reference_free: bool) -> dic
     the same names: the evaluations measure Δ± for all arms alike."""
     entropy = sum(split_pairs(out.by_response(out.entropy.detach()), out.responses))
     metrics = {
-        "chosen_logprob": pairs.chosen.detach(), "rejected_logprob": pairs.rejected.detach(),
+        "chosen_logprob": pairs.chosen.detach(),
+        "rejected_logprob": pairs.rejected.detach(),
         "entropy": entropy / (pairs.chosen_tokens + pairs.rejected_tokens),
-    }  # fmt: skip
+    }
     if reference_free:
         return metrics
     up, down = pairs.chosen_logratio.detach(), pairs.rejected_logratio.detach()
     return metrics | {
-        "chosen_logratio": up, "rejected_logratio": down, "margin": up - down, "accuracy": (up > down).float(),
-    }  # fmt: skip
+        "chosen_logratio": up,
+        "rejected_logratio": down,
+        "margin": up - down,
+        "accuracy": (up > down).float(),
+    }

@@ -30,7 +30,7 @@ from rlhf_bench.methods.base import (
     Outputs,
     PerUnit,
     Prepared,
-)  # fmt: skip
+)
 
 
 class PPOSettings(MethodSettings):
@@ -150,9 +150,11 @@ def prepare(
     for i, row in enumerate(rows):
         k = len(row.responses)
         extras = {
-            "old_logprobs": tuple(measured["logprobs"][i]), "old_values": tuple(measured["values"][i]),
-            "advantages": tuple(white[at : at + k]), "returns": tuple(returns[at : at + k]),
-        }  # fmt: skip
+            "old_logprobs": tuple(measured["logprobs"][i]),
+            "old_values": tuple(measured["values"][i]),
+            "advantages": tuple(white[at : at + k]),
+            "returns": tuple(returns[at : at + k]),
+        }
         if settings.rollouts_ahead:
             both = zip(measured["logprobs"][i], row.extras["sampler_logprobs"], strict=True)
             extras["importance"] = tuple(importance_weights(old, drawn, settings.importance_cap) for old, drawn in both)

@@ -11,7 +11,18 @@ from rlhf_bench.recipe.recipe import Recipe
 from rlhf_bench.recipe.sections import DataSettings, EvaluationSettings, StageSettings
 
 __all__ = [
-    "DataSettings", "EvaluationSettings", "LearnerPlacement", "Placement", "Recipe",
-    "RolePlacement", "RolloutPlacement", "StageSettings", "Variant", "load_recipe", "load_series", "merge",
-    "parse_recipe", "recipe_data",
-]  # fmt: skip
+    "DataSettings",
+    "EvaluationSettings",
+    "LearnerPlacement",
+    "Placement",
+    "Recipe",
+    "RolePlacement",
+    "RolloutPlacement",
+    "StageSettings",
+    "Variant",
+    "load_recipe",
+    "load_series",
+    "merge",
+    "parse_recipe",
+    "recipe_data",
+]

@@ -39,10 +39,13 @@ def json_schema() -> dict[str, Any]:
         "required": ["method"],
         "properties": {"method": {"enum": list(METHODS), "description": "the method; its settings stand beside it"}},
         "allOf": [
-            {"if": {"properties": {"method": {"const": name}}, "required": ["method"]}, "then": refs[method.settings, "validation"]}
+            {
+                "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
+                "then": refs[method.settings, "validation"],
+            }
             for name, method in METHODS.items()
         ],
-    }  # fmt: skip
+    }
     (pattern,) = recipe["properties"]["arms"]["patternProperties"]
     recipe["properties"]["arms"] |= {"patternProperties": {pattern: arm}, "additionalProperties": False}
     definitions.pop("MethodSettings")

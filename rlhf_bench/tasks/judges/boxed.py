@@ -78,9 +78,12 @@ class _Helper:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "rlhf_bench.tasks.judges.boxed"],
                 env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # and nothing secret
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, which may have an update to finish
-            )  # fmt: skip
+            )
             assert self.process.stdout is not None
             if self.process.stdout.readline() != "ready\n":
                 raise RuntimeError("math-verify does not start; install what requirements/ lists")

@@ -100,9 +100,13 @@ def _refused(place: Place, key: str) -> Iterator[None]:
         raise
     except Exception as error:  # its readers raise what they please
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "correct source, config or split" if Path(place.source).is_dir() else (
-            "correct the id, config or split; without a way to the Hub, download the data set and give its folder"
-        )  # fmt: skip
+        remedy = (
+            "correct source, config or split"
+            if Path(place.source).is_dir()
+            else (
+                "correct the id, config or split; without a way to the Hub, download the data set and give its folder"
+            )
+        )
         raise BadInput(f"{key}: {place.source} cannot be read as a data set ({said}); {remedy}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -18,8 +18,13 @@ def command(tmp_path, *arguments):
     environment = os.environ | {"RLHF_BENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "rlhf_bench", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def main(monkeypatch, *arguments):
@@ -66,8 +71,9 @@ def test_check_prints_every_comparison_of_a_series_at_the_size_asked_for(tmp_pat
     for done, limit in ((full, "limit: 10000000000000.0"), (fast, "limit: 3000000000000.0")):
         assert done.returncode == 0, done.stderr
         assert [line for line in done.stdout.splitlines() if line.startswith("# ")] == [
-            "# data.temperature=0.7", "# data.temperature=1.0",
-        ]  # fmt: skip
+            "# data.temperature=0.7",
+            "# data.temperature=1.0",
+        ]
         assert done.stdout.count(limit) == 2 and done.stdout.rstrip().endswith("series.yaml: valid")
     one = command(tmp_path, "check", recipe, "vary=null", "--fast")
     assert one.returncode == 0 and "# data" not in one.stdout

@@ -168,9 +168,13 @@ def on_a_terminal(*arguments, **environment):
     ours, theirs = pty.openpty()
     inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     done = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stdout=theirs, stderr=theirs, close_fds=True,
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=theirs,
+        close_fds=True,
         env=inherited | {"TERM": "xterm-256color", "COLUMNS": "120"} | environment,
-    )  # fmt: skip
+    )
     os.close(theirs)
     written = b""
     while True:

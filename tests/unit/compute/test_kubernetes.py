@@ -140,12 +140,15 @@ def test_a_series_is_one_job():
         (["name=3d"], "name: 3d cannot name a RayJob"),
         (["name=" + "a" * 48], "at most 47 characters"),
         (["placement.rollout.gpus=16", "placement.rollout.actors=1"], "placement.rollout.gpus: 16 GPUs for one actor"),
-        (["reliability.checkpoint_place=/home/me/checkpoints"], "reliability.checkpoint_place: /home/me/checkpoints is a path"),
+        (
+            ["reliability.checkpoint_place=/home/me/checkpoints"],
+            "reliability.checkpoint_place: /home/me/checkpoints is a path",
+        ),
         (["model.name_or_path=/home/me/model"], "model.name_or_path: /home/me/model is a path of this machine"),
         (["vary={key: placement.rollout.actors, values: [1, 2]}"], "this series varies the placement"),
         (["description=" + "x" * 250_000], "a manifest carries"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_there_is_refused(overrides, line):
     with pytest.raises(BadInput) as refused:
         render(ROOT / "recipes/scale/cpu.yaml", *overrides)
@@ -168,7 +171,14 @@ def test_the_command_prints_one_document_or_writes_it(tmp_path):
     (job,) = yaml.safe_load_all(printed.stdout)
     assert problems(job) == [] and job["kind"] == "RayJob"
     assert "registry.example.org/rlhf-bench:1" in printed.stdout
-    written = command("recipes/scale/cpu.yaml", "seeds=[3]", "--image", "registry.example.org/rlhf-bench:1", "--output", tmp_path / "job.yaml")  # fmt: skip
+    written = command(
+        "recipes/scale/cpu.yaml",
+        "seeds=[3]",
+        "--image",
+        "registry.example.org/rlhf-bench:1",
+        "--output",
+        tmp_path / "job.yaml",
+    )
     assert written.returncode == 0 and written.stdout == ""
     assert (tmp_path / "job.yaml").read_text() == printed.stdout
 

@@ -72,9 +72,11 @@ def test_the_whole_budget_may_be_used():
 
 @settings(deadline=None)
 @given(
-    limit=st.integers(1, 500), before=st.integers(0, 200), rollout=st.integers(0, 40),
+    limit=st.integers(1, 500),
+    before=st.integers(0, 200),
+    rollout=st.integers(0, 40),
     learning=st.lists(st.integers(1, 60), min_size=1, max_size=20),
-)  # fmt: skip
+)
 def test_an_arm_never_passes_its_limit_and_stops_within_one_update_of_it(limit, before, rollout, learning):
     """As the loop goes: sampling is paid as it happens and costs the same each time, learning is known before."""
     ledger = Ledger("flops", limit)

@@ -6,17 +6,25 @@ from rlhf_bench.compute.resources import GIB, fleet_count, fleet_needs
 from rlhf_bench.recipe import Placement, parse_recipe
 
 PLACED = {
-    "learner": {"actors": 2, "cpus": 3, "gpus": 1, "memory_gib": 10}, "rollout": {"actors": 2, "cpus": 1, "gpus": 1, "memory_gib": 5},
-    "evaluator": {"cpus": 2, "gpus": 1, "memory_gib": 4}, "scorer": {"cpus": 1, "memory_gib": 6},
-}  # fmt: skip
+    "learner": {"actors": 2, "cpus": 3, "gpus": 1, "memory_gib": 10},
+    "rollout": {"actors": 2, "cpus": 1, "gpus": 1, "memory_gib": 5},
+    "evaluator": {"cpus": 2, "gpus": 1, "memory_gib": 4},
+    "scorer": {"cpus": 1, "memory_gib": 6},
+}
 LAPTOP = {"CPU": 2.0, "memory": 14.0 * GIB}
 
 
 def recipe(compute=None, **placement):
     arms = {"a": {"method": "dpo"}}
     return parse_recipe(
-        {"name": "r", "task": {"kind": "arithmetic"}, "compute": compute or {"limit": 1e9}, "arms": arms, "placement": placement}
-    )  # fmt: skip
+        {
+            "name": "r",
+            "task": {"kind": "arithmetic"},
+            "compute": compute or {"limit": 1e9},
+            "arms": arms,
+            "placement": placement,
+        }
+    )
 
 
 def test_a_fleet_needs_what_its_bundles_ask_for_and_the_memory_of_all_its_roles():

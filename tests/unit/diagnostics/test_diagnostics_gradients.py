@@ -37,9 +37,16 @@ ROWS = [
 @pytest.fixture(scope="module")
 def model():
     config = LlamaConfig(
-        vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=31,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
     torch.manual_seed(0)
     return TokenLogprobs(AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ROWS).eval())
 
@@ -88,12 +95,20 @@ def test_nothing_is_left_behind_in_the_model(model):
 
 
 def test_means_over_pairs_and_the_share_that_falls():
-    pairs = [SideGradients(2.0, 1.0, 5.0), SideGradients(2.0, 4.0, 4.0), SideGradients(1.0, 3.0, 1.5), SideGradients(0.0, 3.0, 0.0)]  # fmt: skip
-    assert gradient_numbers(pairs) == pytest.approx({
-        "gradient/chosen_norm": 5 / 4, "gradient/rejected_norm": 11 / 4,
-        "gradient/falling": 2 / 4,  # 5 > 4 and 1.5 > 1; 4 > 4 does not hold
-        "gradient/cosine": (2.5 + 0.5 + 0.5) / 3,  # the last has none
-    })  # fmt: skip
+    pairs = [
+        SideGradients(2.0, 1.0, 5.0),
+        SideGradients(2.0, 4.0, 4.0),
+        SideGradients(1.0, 3.0, 1.5),
+        SideGradients(0.0, 3.0, 0.0),
+    ]
+    assert gradient_numbers(pairs) == pytest.approx(
+        {
+            "gradient/chosen_norm": 5 / 4,
+            "gradient/rejected_norm": 11 / 4,
+            "gradient/falling": 2 / 4,  # 5 > 4 and 1.5 > 1; 4 > 4 does not hold
+            "gradient/cosine": (2.5 + 0.5 + 0.5) / 3,  # the last has none
+        }
+    )
     assert gradient_numbers([]) == {}
     assert "gradient/cosine" not in gradient_numbers(pairs[3:])
 
@@ -179,9 +194,13 @@ def some_pairs(n=40, seed=0, spread=1.0) -> PairLogprobs:
         return torch.from_numpy(rng.uniform(low, high, n))
 
     return PairLogprobs(
-        column(-3 * spread, -0.5), column(-3 * spread, -0.5), column(-3, -0.5), column(-3, -0.5),
-        torch.from_numpy(rng.integers(2, 6, n).astype(float)), torch.from_numpy(rng.integers(2, 6, n).astype(float)),
-    )  # fmt: skip
+        column(-3 * spread, -0.5),
+        column(-3 * spread, -0.5),
+        column(-3, -0.5),
+        column(-3, -0.5),
+        torch.from_numpy(rng.integers(2, 6, n).astype(float)),
+        torch.from_numpy(rng.integers(2, 6, n).astype(float)),
+    )
 
 
 def settings_of(name):
@@ -292,8 +311,13 @@ def test_flex_dpos_ratio_in_pi():
 
 def test_whole_responses_far_below_the_smallest_float():
     pairs = some_pairs(3)
-    far = replace(pairs, chosen=pairs.chosen - 2000, rejected=pairs.rejected - 3000,
-                  reference_chosen=pairs.reference_chosen - 2000, reference_rejected=pairs.reference_rejected - 2990)  # fmt: skip
+    far = replace(
+        pairs,
+        chosen=pairs.chosen - 2000,
+        rejected=pairs.rejected - 3000,
+        reference_chosen=pairs.reference_chosen - 2000,
+        reference_rejected=pairs.reference_rejected - 2990,
+    )
     found = partials(METHODS["dpo"].pair_loss, far, settings_of("dpo"))
     assert all(math.isfinite(v) for v in found.values())
     assert found["partial/pi_log_ratio"] == pytest.approx(float((far.chosen - far.rejected).mean()))
@@ -317,7 +341,11 @@ def test_looks_become_the_pairs_that_a_loss_takes():
     pairs = pair_logprobs_of([look, replace(look, chosen_logprob=-3.0)])
     values = {f.name: getattr(pairs, f.name).tolist() for f in fields(pairs)}
     assert values == {
-        "chosen": [-2, -3], "rejected": [-5, -5], "reference_chosen": [-2.5, -3.5], "reference_rejected": [-3.5, -3.5],
-        "chosen_tokens": [3, 3], "rejected_tokens": [7, 7],
-    }  # fmt: skip
+        "chosen": [-2, -3],
+        "rejected": [-5, -5],
+        "reference_chosen": [-2.5, -3.5],
+        "reference_rejected": [-3.5, -3.5],
+        "chosen_tokens": [3, 3],
+        "rejected_tokens": [7, 7],
+    }
     assert pairs.chosen_logratio.tolist() == [0.5, 0.5] and pairs.chosen.dtype == torch.float64

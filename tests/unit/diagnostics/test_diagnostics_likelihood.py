@@ -16,12 +16,17 @@ CHANGE = np.array([[0.5, -1.0], [-0.25, -0.25], [-1.0, -3.0], [0.0, 0.5]])
 
 def test_pairs_by_hand():
     numbers = pair_numbers(REFERENCE + CHANGE, REFERENCE)
-    assert numbers == pytest.approx({
-        "chosen_logprob": -10.75 / 4, "rejected_logprob": -9.75 / 4, "chosen_logratio": -0.75 / 4,
-        "rejected_logratio": -3.75 / 4, "margin": 3.0 / 4,
-        "displaced": 0.5,  # the second and the third; 0 is no loss
-        "accuracy": 0.5,  # the first and the third; a tie is no success
-    })  # fmt: skip
+    assert numbers == pytest.approx(
+        {
+            "chosen_logprob": -10.75 / 4,
+            "rejected_logprob": -9.75 / 4,
+            "chosen_logratio": -0.75 / 4,
+            "rejected_logratio": -3.75 / 4,
+            "margin": 3.0 / 4,
+            "displaced": 0.5,  # the second and the third; 0 is no loss
+            "accuracy": 0.5,  # the first and the third; a tie is no success
+        }
+    )
 
 
 def test_the_reference_itself_has_moved_nowhere():
@@ -44,8 +49,9 @@ def test_accuracy_takes_rewards_of_any_kind():
 
 def test_probes_are_named_after_their_set():
     assert probe_numbers("permuted", np.array([-5.0, -7.0]), np.array([-4.0, -4.0])) == {
-        "probe/permuted": -6.0, "probe/permuted_logratio": -2.0,
-    }  # fmt: skip
+        "probe/permuted": -6.0,
+        "probe/permuted_logratio": -2.0,
+    }
 
 
 def test_kl_estimated_from_samples_is_the_divergence():

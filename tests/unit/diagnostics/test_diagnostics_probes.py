@@ -43,8 +43,10 @@ def test_what_each_set_is_made_of():
     assert tuple(probes.rows) == PROBE_SETS
     # The first sample that is no side; one that never ended is a response as well; all sides: no probe.
     assert {k: r.responses for k, r in by_pair(probes, "base_samples").items()} == {
-        "a": ((7, EOS),), "b": ((13, 14),), "d": ((EOS,),),
-    }  # fmt: skip
+        "a": ((7, EOS),),
+        "b": ((13, 14),),
+        "d": ((EOS,),),
+    }
     prompts = {p.id: p.prompt.token_ids for p in PAIRS}
     chosen = {p.id: p.chosen_ids for p in PAIRS}
     for name in PROBE_SETS:

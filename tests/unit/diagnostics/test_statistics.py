@@ -177,8 +177,10 @@ def test_equal_differences_have_no_width_and_rounding_does_not_hide_that():
 @pytest.mark.parametrize("differences", [[0.3, -0.1, 0.2, 0.4], [1.0, 1.0, -1.0], [0.5, 0.0, 0.25, -0.75, 2.0, 0.1]])
 def test_the_sign_flip_test_is_the_enumeration_of_all_signs(differences):
     seen = abs(sum(differences))
-    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
     assert sign_flip_p(differences) == sum(s >= seen - 1e-9 for s in sums) / len(sums)
 
 

@@ -164,10 +164,14 @@ def test_a_pairs_metrics_are_per_pair(method):
     (objective,) = METHODS[method].objectives
     _, metrics = objective.loss(policy_outputs(double(LOGPROBS)), METHODS[method].settings())
     expected = {
-        "chosen_logprob": SIDES[0::2] + REFERENCE[0::2], "rejected_logprob": SIDES[1::2] + REFERENCE[1::2],
-        "chosen_logratio": SIDES[0::2], "rejected_logratio": SIDES[1::2], "margin": SIDES[0::2] - SIDES[1::2],
-        "accuracy": SIDES[0::2] > SIDES[1::2], "entropy": [0.2, 0.6],
-    }  # fmt: skip
+        "chosen_logprob": SIDES[0::2] + REFERENCE[0::2],
+        "rejected_logprob": SIDES[1::2] + REFERENCE[1::2],
+        "chosen_logratio": SIDES[0::2],
+        "rejected_logratio": SIDES[1::2],
+        "margin": SIDES[0::2] - SIDES[1::2],
+        "accuracy": SIDES[0::2] > SIDES[1::2],
+        "entropy": [0.2, 0.6],
+    }
     assert metrics.keys() == expected.keys()
     for name, numbers in expected.items():
         np.testing.assert_allclose(metrics[name].numpy(), numbers, rtol=1e-6, err_msg=name)

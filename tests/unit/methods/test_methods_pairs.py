@@ -30,9 +30,13 @@ def double(x):
 
 def pairs_of(chosen, rejected, reference_chosen=REFERENCE_CHOSEN, reference_rejected=REFERENCE_REJECTED):
     return PairLogprobs(
-        chosen, rejected, double(reference_chosen), double(reference_rejected),
-        double(CHOSEN_TOKENS[: len(chosen)]), double(REJECTED_TOKENS[: len(chosen)]),
-    )  # fmt: skip
+        chosen,
+        rejected,
+        double(reference_chosen),
+        double(reference_rejected),
+        double(CHOSEN_TOKENS[: len(chosen)]),
+        double(REJECTED_TOKENS[: len(chosen)]),
+    )
 
 
 def at_reference():
@@ -106,9 +110,13 @@ def test_simpo_does_not_know_how_often_a_response_is_repeated(repeats):
     loss, settings = METHODS["simpo"].pair_loss, METHODS["simpo"].settings()
     once = pairs_of(double(CHOSEN), double(REJECTED))
     again = PairLogprobs(
-        once.chosen * repeats, once.rejected * repeats, once.reference_chosen, once.reference_rejected,
-        once.chosen_tokens * repeats, once.rejected_tokens * repeats,
-    )  # fmt: skip
+        once.chosen * repeats,
+        once.rejected * repeats,
+        once.reference_chosen,
+        once.reference_rejected,
+        once.chosen_tokens * repeats,
+        once.rejected_tokens * repeats,
+    )
     torch.testing.assert_close(loss(again, settings), loss(once, settings), rtol=1e-12, atol=1e-12)
 
 
@@ -125,10 +133,13 @@ def test_the_supervised_terms_gradient_in_probability_space_is_the_one_its_paper
     probability, beta, gamma = torch.tensor([0.3], dtype=torch.float64, requires_grad=True), 0.2, 0.7
     other = pairs_of(probability.log(), double([-2.0]), [-1.5], [-1.0])
     of = {
-        name: torch.autograd.grad(METHODS[name].pair_loss(other, METHODS[name].settings(beta=beta, **more)).sum(),
-                                  probability, retain_graph=True)[0].item()
+        name: torch.autograd.grad(
+            METHODS[name].pair_loss(other, METHODS[name].settings(beta=beta, **more)).sum(),
+            probability,
+            retain_graph=True,
+        )[0].item()
         for name, more in (("dpo", {}), ("sft_dpo", {"gamma": gamma}))
-    }  # fmt: skip
+    }
     assert of["sft_dpo"] - of["dpo"] == pytest.approx(-gamma / 0.3)
 
 

@@ -12,7 +12,12 @@ from rlhf_bench.methods.base import PairLogprobs
 from rlhf_bench.methods.schedules import Schedule
 from rlhf_bench.recipe import parse_recipe
 
-SCHEDULED = [("dpo", "beta"), ("flex_dpo", "beta_chosen"), ("flex_dpo", "beta_rejected"), ("adaptive_flex_dpo", "beta_chosen")]  # fmt: skip
+SCHEDULED = [
+    ("dpo", "beta"),
+    ("flex_dpo", "beta_chosen"),
+    ("flex_dpo", "beta_rejected"),
+    ("adaptive_flex_dpo", "beta_chosen"),
+]
 PAIRS = PairLogprobs(*(torch.tensor([x], dtype=torch.float64) for x in (-3.0, -4.0, -2.0, -3.5, 2.0, 2.0)))
 
 

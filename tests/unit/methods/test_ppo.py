@@ -286,9 +286,10 @@ def outputs(**tensors):
 def test_the_actors_objective_and_its_metrics():
     gaps = np.array([0.5, -0.1])
     out = outputs(
-        logprobs=double(gaps - 2.0), entropy=torch.tensor([1.0, 2.0]),
+        logprobs=double(gaps - 2.0),
+        entropy=torch.tensor([1.0, 2.0]),
         extras={"old_logprobs": [-2.0, -2.0], "advantages": [1.0, -3.0]},
-    )  # fmt: skip
+    )
     loss, metrics = actor_objective(out, PPOSettings(clip=0.2))
     np.testing.assert_allclose(loss.detach().numpy(), [-1.2, 3.0 * np.exp(-0.1)], rtol=1e-12)
     assert metrics["clip_fraction"].tolist() == [1.0, 0.0]

@@ -37,8 +37,15 @@ def problem(error):
 def test_every_arm_that_has_a_swept_setting_runs_once_with_each_value():
     recipe = parse_recipe(SMALL | {"sweep": {"beta": [0.01, 0.5], "clip": [0.3]}})
     assert list(recipe.arms) == [
-        "ppo", "dpo", "sft", "dpo.beta=0.01", "dpo.beta=0.5", "sft.beta=0.01", "sft.beta=0.5", "ppo.clip=0.3",
-    ]  # fmt: skip
+        "ppo",
+        "dpo",
+        "sft",
+        "dpo.beta=0.01",
+        "dpo.beta=0.5",
+        "sft.beta=0.01",
+        "sft.beta=0.5",
+        "ppo.clip=0.3",
+    ]
     assert recipe.arms["dpo.beta=0.5"] == METHODS["dpo"].settings(data="on_policy", beta=0.5)
     assert recipe.arms["ppo.clip=0.3"] == METHODS["ppo"].settings(learning_rate=3e-5, clip=0.3)
     assert recipe.arms["dpo"].beta == 0.1  # the arm itself stays what it was

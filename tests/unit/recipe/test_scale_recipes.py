@@ -31,17 +31,34 @@ QWEN = {
     "32B": ((5120, 27648, 64, 40, 8, 152064, False), 32.5),
 }
 SIZES = {
-    "scale/0.5b_one_gpu": "0.5B", "ultrafeedback": "0.5B", "scale/7b_one_node": "7B", "scale/13b_two_nodes": "14B",
-    "scale/33b_four_nodes": "32B", "scale/3b_lora_one_gpu": "3B",
-}  # fmt: skip
-FEW = ["data.train_prompts=20", "data.off_policy_pairs=8", "data.held_out_pairs=4", "sft.demonstrations=20",
-       "evaluation.prompts=4", "evaluation.splits=[in_distribution]"]  # fmt: skip
+    "scale/0.5b_one_gpu": "0.5B",
+    "ultrafeedback": "0.5B",
+    "scale/7b_one_node": "7B",
+    "scale/13b_two_nodes": "14B",
+    "scale/33b_four_nodes": "32B",
+    "scale/3b_lora_one_gpu": "3B",
+}
+FEW = [
+    "data.train_prompts=20",
+    "data.off_policy_pairs=8",
+    "data.held_out_pairs=4",
+    "sft.demonstrations=20",
+    "evaluation.prompts=4",
+    "evaluation.splits=[in_distribution]",
+]
 
 
 def model(folder, size):
     """A configuration without weights, and a tokenizer with a chat template."""
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "vocab_size", "tie_word_embeddings")  # fmt: skip
+    keys = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "tie_word_embeddings",
+    )
     folder.mkdir(exist_ok=True)
     sizes = dict(zip(keys, QWEN[size][0], strict=True))
     (folder / "config.json").write_text(json.dumps(sizes | {"model_type": "qwen2", "max_position_embeddings": 32768}))
@@ -78,22 +95,34 @@ def mathematics(folder):
         {"problem": f"Find x in ${n}x=1$.", "solution": f"So $x=\\boxed{{\\frac{{1}}{{{n}}}}}$."} for n in range(1, 31)
     ]
     write(folder / "a" / "train.jsonl", rows)
-    write(folder / "b" / "test.jsonl", [{"problem": "Find 0.", "solution": "0", "answer": "0"}] * 2 + rows[:2] + [
-        {"problem": f"Find {n}.", "solution": f"\\boxed{{{n}}}", "answer": f"{n}"} for n in range(1, 9)])  # fmt: skip
+    write(
+        folder / "b" / "test.jsonl",
+        [{"problem": "Find 0.", "solution": "0", "answer": "0"}] * 2
+        + rows[:2]
+        + [{"problem": f"Find {n}.", "solution": f"\\boxed{{{n}}}", "answer": f"{n}"} for n in range(1, 9)],
+    )
     return [f"task.prompts.source={folder / 'a'}", f"task.held_out.source={folder / 'b'}"]
 
 
 def ultrafeedback(folder):
     def row(n, split):
         asked, said = {"role": "user", "content": f"Tell me of {n} in {split}."}, {"role": "assistant"}
-        return {"prompt": asked["content"], "prompt_id": str(n), "score_chosen": 8.0,
-                "chosen": [asked, said | {"content": f"Gladly: {n}."}], "rejected": [asked, said | {"content": "No."}],
-                "messages": [asked]}  # fmt: skip
+        return {
+            "prompt": asked["content"],
+            "prompt_id": str(n),
+            "score_chosen": 8.0,
+            "chosen": [asked, said | {"content": f"Gladly: {n}."}],
+            "rejected": [asked, said | {"content": "No."}],
+            "messages": [asked],
+        }
 
     for split, count in (("train_prefs", 40), ("test_prefs", 8)):
         write(folder / f"{split}.jsonl", [row(n, split) for n in range(count)])
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n" + "".join(
-        f"  - split: {s}\n    path: {s}.jsonl\n" for s in ("train_prefs", "test_prefs")) + "---\n")  # fmt: skip
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: {s}.jsonl\n" for s in ("train_prefs", "test_prefs"))
+        + "---\n"
+    )
     return [f"task.{key}.source={folder}" for key in ("prompts", "held_out", "pairs")]
 
 

@@ -43,19 +43,38 @@ HUMAN = "\n\nHuman: Hello?\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
 # The row, and prompt, chosen and rejected as they are read.
 FORMS = {
     "standard": ({"prompt": "q", "chosen": "a", "rejected": "b"}, ("q", "a", "b")),
-    "standard, implicit": ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, ("The sky is", " blue.", " black.")),
+    "standard, implicit": (
+        {"chosen": "The sky is blue.", "rejected": "The sky is black."},
+        ("The sky is", " blue.", " black."),
+    ),
     "standard, one within the other": ({"chosen": "a b", "rejected": "a b c"}, ("a", " b", " b c")),
     "HH-RLHF": ({"chosen": HUMAN + " I know.", "rejected": HUMAN + " I do not."}, (HUMAN, " I know.", " I do not.")),
     "HH-RLHF, a null prompt's column absent": ({"chosen": HUMAN + "A", "rejected": HUMAN + "B"}, (HUMAN, "A", "B")),
     "conversational": ({"prompt": [user("q")], "chosen": [said("a")], "rejected": [said("b")]}, ("q", "a", "b")),
-    "conversational, implicit": ({"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]}, ("q", "a", "b")),
-    "UltraFeedback": ({"prompt": "q", "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]}, ("q", "a", "b")),
-    "a text, and answers as messages": ({"prompt": "q", "chosen": [said("a")], "rejected": [said("b")]}, ("q", "a", "b")),
-    "the prompt again in both": ({"prompt": [user("q")], "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
-                                 ("q", "a", "b")),
-    "several turns": ({"chosen": [user("q"), said("p"), user("r"), said("a")], "rejected": [user("q"), said("p"), user("r"), said("b")]},
-                      ("user: q\n\nassistant: p\n\nuser: r", "a", "b")),
-}  # fmt: skip
+    "conversational, implicit": (
+        {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+        ("q", "a", "b"),
+    ),
+    "UltraFeedback": (
+        {"prompt": "q", "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+        ("q", "a", "b"),
+    ),
+    "a text, and answers as messages": (
+        {"prompt": "q", "chosen": [said("a")], "rejected": [said("b")]},
+        ("q", "a", "b"),
+    ),
+    "the prompt again in both": (
+        {"prompt": [user("q")], "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
+        ("q", "a", "b"),
+    ),
+    "several turns": (
+        {
+            "chosen": [user("q"), said("p"), user("r"), said("a")],
+            "rejected": [user("q"), said("p"), user("r"), said("b")],
+        },
+        ("user: q\n\nassistant: p\n\nuser: r", "a", "b"),
+    ),
+}
 
 
 @pytest.mark.parametrize(("row", "found"), FORMS.values(), ids=FORMS)
@@ -108,9 +127,14 @@ def saved_with_splits(folder):
 def as_on_the_hub(folder):
     jsonl(folder / "hub" / "main" / "odd.jsonl", ROWS)
     jsonl(folder / "hub" / "other" / "odd.jsonl", ROWS[:1])
-    (folder / "hub" / "README.md").write_text("---\nconfigs:\n" + "".join(
-        f"- config_name: {name}\n  data_files:\n  - split: odd\n    path: {name}/odd.jsonl\n" for name in ("other", "main")
-    ) + "---\n")  # fmt: skip
+    (folder / "hub" / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {name}\n  data_files:\n  - split: odd\n    path: {name}/odd.jsonl\n"
+            for name in ("other", "main")
+        )
+        + "---\n"
+    )
     return Place(source=str(folder / "hub"), config="main", split="odd")
 
 
@@ -193,8 +217,15 @@ def tokenizer_folder(tmp_path_factory):
         "[{{ m.role }}]{{ m.content }}<eos>{% endfor %}{{ '[assistant]' if add_generation_prompt }}"
     )
     own.save_pretrained(folder)
-    sizes = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 1, "num_hidden_layers": 1,
-             "intermediate_size": 32, "vocab_size": 300, "max_position_embeddings": 256}  # fmt: skip
+    sizes = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "vocab_size": 300,
+        "max_position_embeddings": 256,
+    }
     (folder / "config.json").write_text(json.dumps(sizes))
     (folder / "fresh.json").write_text('{"seed": 0}')
     return folder
@@ -202,13 +233,18 @@ def tokenizer_folder(tmp_path_factory):
 
 def inputs(folder, settings, model, template="own"):
     place = {"kind": "pretrained", "name_or_path": str(model), "chat_template": template}
-    recipe = parse_recipe({
-        "name": "own", "task": settings.model_dump(mode="json"), "compute": {"limit": 1e15},
-        "model": {"name_or_path": str(model), "max_length": 128, "tokenizer": place},
-        "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8},
-        "sft": {"demonstrations": 4}, "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
-        "arms": {"b": {"method": "dpo"}},
-    })  # fmt: skip
+    recipe = parse_recipe(
+        {
+            "name": "own",
+            "task": settings.model_dump(mode="json"),
+            "compute": {"limit": 1e15},
+            "model": {"name_or_path": str(model), "max_length": 128, "tokenizer": place},
+            "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8},
+            "sft": {"demonstrations": 4},
+            "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
+            "arms": {"b": {"method": "dpo"}},
+        }
+    )
     return prepare_inputs(recipe, Cache(folder / "cache"))
 
 

@@ -41,9 +41,12 @@ def test_a_prompt_says_what_it_asks_for():
 
 
 @given(
-    st.integers(4, 8), st.sampled_from(slogan.PRODUCTS), st.sampled_from(slogan.PROMISES),
-    st.sampled_from([None, *DEFECTS]), st.integers(0, 999),
-)  # fmt: skip
+    st.integers(4, 8),
+    st.sampled_from(slogan.PRODUCTS),
+    st.sampled_from(slogan.PROMISES),
+    st.sampled_from([None, *DEFECTS]),
+    st.integers(0, 999),
+)
 def test_a_demonstration_has_the_one_defect_it_was_given(words, product, promise, defect, seed):
     brief = Brief(words, product, promise)
     judgement = TASK.judge(Prompt("p", brief.text, brief.answer), write(brief, random.Random(seed), defect))

@@ -18,32 +18,93 @@ OFFLINE = "arms={b: {method: dpo}}"
 GSM8K = {
     "train.jsonl": jsonl({"question": "How many?", "answer": "1 + 1 = 2\n#### 2"}),
     "test.jsonl": jsonl({"question": "How few, how many?", "answer": "1\n#### 1"}),
-    "example_model_solutions.jsonl": jsonl({"question": "How few?", "ground_truth": "3\nA: 3"} | {
-        f"{size}_{kind}": {"solution": f"So {n}\nA: {n}", "is_correct": n == 3}
-        for n, (size, kind) in enumerate([("6b", "finetuning"), ("6b", "verification"), ("175b", "finetuning"), ("175b", "verification")])
-    }),
-}  # fmt: skip
+    "example_model_solutions.jsonl": jsonl(
+        {"question": "How few?", "ground_truth": "3\nA: 3"}
+        | {
+            f"{size}_{kind}": {"solution": f"So {n}\nA: {n}", "is_correct": n == 3}
+            for n, (size, kind) in enumerate(
+                [("6b", "finetuning"), ("6b", "verification"), ("175b", "finetuning"), ("175b", "verification")]
+            )
+        }
+    ),
+}
 NO_PAIRS = FILES.replace(", pairs: ./pairs.jsonl", "")
 # The tokens of a micro-batch, files, overrides, and the line; a training prompt has 4 tokens, a response at most 8.
 WIDE = {
-    "a given pair": (24, other_pairs(chosen="y" * 20), [OFFLINE], r".*pairs\.jsonl:1: prompt, chosen and rejected make 28 tokens, .*"),
-    "a demonstration": (24, {"train.jsonl": one(response="a" * 30)}, [OFFLINE], r".*train\.jsonl:2: prompt and response make 35 tokens, .*"),
-    "a graded solution": (30, GSM8K, [OFFLINE, "task={kind: gsm8k, folder: ./}", "sft.demonstrations=1", "data.train_prompts=1", "data.off_policy_pairs=2", "evaluation.prompts=1"],
-                          r".*solutions\.jsonl:1: prompt, chosen and rejected make 34 tokens, .*"),
-    "generated pairs": (19, {}, [OFFLINE, NO_PAIRS], r".*(train|test)\.jsonl:\d: the prompt with 2 responses of data\.max_response_tokens 8, as the weaker policy draws them, makes 20 tokens, .*"),
-    "generated pairs on a long prompt": (24, {"train.jsonl": one(prompt="q" * 9)}, [OFFLINE, NO_PAIRS], r".*train\.jsonl:2: the prompt with 2 .*26 tokens.*"),
-    "generated held-out pairs": (24, {"test.jsonl": jsonl(*TEST[2:], *({"prompt": "h" * n, "reference": "a"} for n in (9, 10)))},
-                                 [OFFLINE, NO_PAIRS, "evaluation.prompts=4"], r".*test\.jsonl:4: the prompt with 2 .*27 tokens.*"),
-    "pairs of a task's own prompts": (24, {}, [OFFLINE, "task={kind: arithmetic}", "evaluation.splits=[in_distribution, out_of_distribution]"],
-                                      r"prompt arithmetic/out_of_distribution/\d+: the prompt with 2 .*2[56] tokens.*"),
-    "samples of an arm": (24, {}, [], r".*train\.jsonl:\d: the prompt with 4 responses .*, as arm a draws them, makes 36 tokens.*"),
-    "a pair's prompt that an arm samples on": (24, other_pairs(prompt="q" * 9), ["arms={b: {method: dpo, data: on_policy}}", "data.held_out_pairs=1", "data.off_policy_pairs=3"],
-                                               r".*pairs\.jsonl:1: the prompt with 2 responses .*, as arm b draws them, makes 26 tokens.*"),
-    "a sample beside a given side": (20, other_pairs(rejected="n" * 12, chosen="y"), ["arms={b: {method: dpo, data: chosen_on_policy}}"],
-                                     r".*jsonl:1: the prompt with 1 response of .*, as arm b draws them, and the pair's other side makes 25 tokens.*"),
-    "candidates for the reward model": (24, {}, ["arms={a: {method: ppo, samples_per_prompt: 1}}", "data.candidates_per_prompt=3"],
-                                        r".*train\.jsonl:\d: the prompt with 3 responses .*, as the reward model's stage draws them, makes 28 tokens.*"),
-}  # fmt: skip
+    "a given pair": (
+        24,
+        other_pairs(chosen="y" * 20),
+        [OFFLINE],
+        r".*pairs\.jsonl:1: prompt, chosen and rejected make 28 tokens, .*",
+    ),
+    "a demonstration": (
+        24,
+        {"train.jsonl": one(response="a" * 30)},
+        [OFFLINE],
+        r".*train\.jsonl:2: prompt and response make 35 tokens, .*",
+    ),
+    "a graded solution": (
+        30,
+        GSM8K,
+        [
+            OFFLINE,
+            "task={kind: gsm8k, folder: ./}",
+            "sft.demonstrations=1",
+            "data.train_prompts=1",
+            "data.off_policy_pairs=2",
+            "evaluation.prompts=1",
+        ],
+        r".*solutions\.jsonl:1: prompt, chosen and rejected make 34 tokens, .*",
+    ),
+    "generated pairs": (
+        19,
+        {},
+        [OFFLINE, NO_PAIRS],
+        r".*(train|test)\.jsonl:\d: the prompt with 2 responses of data\.max_response_tokens 8, as the weaker policy draws them, makes 20 tokens, .*",
+    ),
+    "generated pairs on a long prompt": (
+        24,
+        {"train.jsonl": one(prompt="q" * 9)},
+        [OFFLINE, NO_PAIRS],
+        r".*train\.jsonl:2: the prompt with 2 .*26 tokens.*",
+    ),
+    "generated held-out pairs": (
+        24,
+        {"test.jsonl": jsonl(*TEST[2:], *({"prompt": "h" * n, "reference": "a"} for n in (9, 10)))},
+        [OFFLINE, NO_PAIRS, "evaluation.prompts=4"],
+        r".*test\.jsonl:4: the prompt with 2 .*27 tokens.*",
+    ),
+    "pairs of a task's own prompts": (
+        24,
+        {},
+        [OFFLINE, "task={kind: arithmetic}", "evaluation.splits=[in_distribution, out_of_distribution]"],
+        r"prompt arithmetic/out_of_distribution/\d+: the prompt with 2 .*2[56] tokens.*",
+    ),
+    "samples of an arm": (
+        24,
+        {},
+        [],
+        r".*train\.jsonl:\d: the prompt with 4 responses .*, as arm a draws them, makes 36 tokens.*",
+    ),
+    "a pair's prompt that an arm samples on": (
+        24,
+        other_pairs(prompt="q" * 9),
+        ["arms={b: {method: dpo, data: on_policy}}", "data.held_out_pairs=1", "data.off_policy_pairs=3"],
+        r".*pairs\.jsonl:1: the prompt with 2 responses .*, as arm b draws them, makes 26 tokens.*",
+    ),
+    "a sample beside a given side": (
+        20,
+        other_pairs(rejected="n" * 12, chosen="y"),
+        ["arms={b: {method: dpo, data: chosen_on_policy}}"],
+        r".*jsonl:1: the prompt with 1 response of .*, as arm b draws them, and the pair's other side makes 25 tokens.*",
+    ),
+    "candidates for the reward model": (
+        24,
+        {},
+        ["arms={a: {method: ppo, samples_per_prompt: 1}}", "data.candidates_per_prompt=3"],
+        r".*train\.jsonl:\d: the prompt with 3 responses .*, as the reward model's stage draws them, makes 28 tokens.*",
+    ),
+}
 
 
 @pytest.mark.parametrize(("most", "changed", "overrides", "line"), WIDE.values(), ids=WIDE)
