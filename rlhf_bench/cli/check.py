@@ -14,11 +14,15 @@ from rlhf_bench.cli.options import Json, Overrides, Quiet, RecipePath, check_roo
 def check(
     recipe: RecipePath,
     overrides: Overrides = None,
-    fast: Annotated[bool, typer.Option("--fast", help="check the recipe's small size")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="check the small size that the recipe's section `fast` describes")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a recipe; print it in full, its data, and FLOPs, memory and time. Nothing is started.
+    """Validate a recipe, and print it with all defaults, statistics of its data, and a forecast of FLOPs, memory and time.
+
+    Nothing is started.
 
     Example: rlhf-bench check recipes/gsm8k.yaml task.folder=openai/gsm8k
     """

@@ -1,4 +1,4 @@
-"""What `rlhf-bench check` says of the data: counts, lengths, repeats, and what training shares with evaluation."""
+"""What `rlhf-bench check` prints about the data: counts, lengths, repeats, and leaks of held-out prompts into training."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def data_check(inputs: Inputs) -> Iterator[str]:
         "demonstrations": set(keys(inputs.demonstrations)),
         "pairs": set(keys(p.prompt for p in pairs)),
     }
-    looked_at = {**inputs.held_out, "tuning": inputs.tuning, "held-out pairs": [p.prompt for p in held_out_pairs]}
-    for split, found in looked_at.items():
+    held_out = {**inputs.held_out, "tuning": inputs.tuning, "held-out pairs": [p.prompt for p in held_out_pairs]}
+    for split, found in held_out.items():
         if found:
             yield f"  {split}: {_leaks(found, keys(found), trained)}"
 

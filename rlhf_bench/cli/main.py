@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
-        "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted, the same command goes on."
+        "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted: the same command resumes."
     ),
 )
 
@@ -75,7 +75,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         return error.exit_code
     except Stopped as stop:
         print(
-            f"stopped by {stop}: the same command with the same --output goes on from the last checkpoint",
+            f"stopped by {stop}: the same command with the same --output resumes from the last checkpoint",
             file=sys.stderr,
         )
         return 128 + stop.number
@@ -83,7 +83,7 @@ def exit_code(command: Callable[[], Any]) -> int:
 
 
 def show_traceback(*raised: Any) -> None:
-    """A defect of the program: where it was, and what was wrong, which may quote data."""
+    """An error of the program itself, with its traceback. The message may quote data, so it is escaped."""
     print(printable("".join(traceback.format_exception(*raised))), end="", file=sys.stderr)
 
 

@@ -15,23 +15,27 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import one_line, printable
 
 RecipePath = Annotated[
-    Path,  # whether it can be read is said when it is read, in one line
+    Path,  # whether it can be read is checked when it is read
     typer.Argument(help="a recipe file, such as recipes/quickstart.yaml", show_default=False, readable=False),
 ]
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key.path=value, each overriding one key of the recipe", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="key.path=value, such as seeds=[1] or data.temperature=0.7; each overrides one key of the recipe",
+        show_default=False,
+    ),
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but warnings and what the command ends with")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print only warnings and the final result")]
 
 Json = Annotated[
-    bool, typer.Option("--json", help="end with one line of JSON in place of text, alone on standard output")
+    bool, typer.Option("--json", help="print the final result as one line of JSON, alone on standard output")
 ]
 
 
 def summary_as_json(directory: Path, labels: Sequence[str]) -> str:
-    """What `summary.json` holds and where it is, on one line; of a series, that of every comparison by its label."""
+    """The contents of `summary.json` and its folder, on one line; for a series, of every comparison by its label."""
 
     def read(place: Path) -> dict[str, Any]:
         return {"output": str(place)} | json.loads((place / "summary.json").read_text(encoding="utf-8"))
@@ -41,7 +45,7 @@ def summary_as_json(directory: Path, labels: Sequence[str]) -> str:
 
 
 def open_cache() -> Any:
-    """Where base models and reward models are kept between runs; every node of a cluster must see it."""
+    """The cache of base policies and reward models between runs. Every node of a cluster must see its folder."""
     from rlhf_bench.training.cache import Cache
 
     return Cache(Path(os.environ.get("RLHF_BENCH_CACHE", Path.home() / ".cache" / "rlhf-bench")))
@@ -57,7 +61,7 @@ def check_room(settings: Any, inputs: Any) -> None:
 
 
 def write_line(text: str) -> None:
-    """The one way to standard output: what is printed may hold the user's data, or records that came from elsewhere."""
+    """Print to standard output, escaped: the text may hold the user's data or records of other programs."""
     print(printable(text), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What `rlhf-bench check` says of a recipe: model, data, budget, memory and time, as lines or as plain data."""
+"""What `rlhf-bench check` prints about a recipe: model, data, budget, memory and time, as lines or as plain data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
         f"model: {shape.parameters:,} parameters, vocabulary of {len(inputs.tokenizer)}; a prompt has about {n.prompt} tokens"
     )
     if shape.lora_rank:
-        yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters learn in place of the model's"
+        yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters are trained in place of the model's"
     reward = inputs.reward_shape
     if reward is not None:
         yield f"reward model: {recipe.reward_model.name_or_path}, {reward.parameters:,} parameters"
@@ -35,7 +35,7 @@ def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
 
 
 def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """The numbers among them, with the recipe in full, for scripts."""
+    """The same numbers as plain data, with the recipe in full, for scripts."""
     n, shape, reward = lengths_of(recipe, inputs), inputs.shape, inputs.reward_shape
     column, limit = recipe.compute.column, recipe.compute.limit
     arms = {}
@@ -65,7 +65,7 @@ def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 
 def _fleet(recipe: Recipe) -> str:
-    """What one fleet asks for, and so how many a cluster takes: which cluster that will be is not known here."""
+    """What one fleet needs, and how many will run. The cluster is not known here, so that may stay open."""
     needs = fleet_needs(recipe.placement, any(uses_reward_model(arm) for arm in recipe.arms.values()))
     gpus = f", {needs['GPU']:g} GPU" if "GPU" in needs else ""
     count, pieces = recipe.placement.fleets, len(recipe.arms) * len(recipe.seeds)
@@ -97,7 +97,7 @@ def _time(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | No
     one = next(iter(times.values()))
     kind = "GPU" if recipe.placement.learner.gpus else "core"
     yield (
-        f"time, as if all work were the learner's, on {one.devices} {kind}{'s' * (one.devices > 1)} of {one.peak_tflops:g} "
+        f"time, if the learner did all the work, on {one.devices} {kind}{'s' * (one.devices > 1)} of {one.peak_tflops:g} "
         f"TFLOP/s at a utilisation of {one.utilisation:.0%} (placement.device):"
     )
     for name, time in times.items():
@@ -122,7 +122,7 @@ def _duration(seconds: float) -> str:
 def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Iterator[str]:
     resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
     device = recipe.placement.device
-    yield "memory of each process, GiB: what stays (weights, gradients, optimizer, cache), and what comes and goes (activations, loading):"
+    yield "memory of each process, GiB: always (weights, gradients, optimizer, cache), and at times (activations, loading):"
     for role, gib in resident.items():
         place = getattr(recipe.placement, role)
         yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {transient[role]:.2f}"

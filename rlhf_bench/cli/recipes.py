@@ -13,11 +13,11 @@ from rlhf_bench.core.errors import BadInput
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="the file to write; one that is there is left alone")] = Path(
+    path: Annotated[Path, typer.Argument(help="the file to write; an existing file is not overwritten")] = Path(
         "recipe.yaml"
     ),
 ) -> None:
-    """Write a recipe to begin with: few keys set, every other one as a comment with its default and its meaning.
+    """Write a recipe to start from: a few keys are set, and every other key is a comment with its default and its meaning.
 
     Example: rlhf-bench init my.yaml
     """
@@ -27,14 +27,14 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(commented_recipe())
     except FileExistsError:
-        raise BadInput(f"{path}: is there already; give the name of a new file") from None
+        raise BadInput(f"{path}: exists already; give the name of a new file") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be written: {error.strerror}; check path and permissions") from None
     write_line(f"recipe: {path}\nnext: rlhf-bench check {path}")
 
 
 def schema() -> None:
-    """Print the JSON Schema of a recipe, by which an editor completes and checks one.
+    """Print the JSON Schema of recipes, with which an editor completes and checks keys.
 
     Example: rlhf-bench schema > recipe.schema.json
     """
@@ -45,10 +45,14 @@ def schema() -> None:
 
 def manifest(
     recipe: RecipePath,
-    image: Annotated[str, typer.Option(help="of all pods, such as registry.example.org/rlhf-bench:0.1.0-gpu")],
+    image: Annotated[str, typer.Option(help="image of all pods, such as registry.example.org/rlhf-bench:0.1.0-gpu")],
     overrides: Overrides = None,
-    fast: Annotated[bool, typer.Option("--fast", help="the recipe's small size")] = False,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="actors with GPUs share pods of at most so many")] = 8,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="use the small size that the recipe's section `fast` describes")
+    ] = False,
+    gpus_per_node: Annotated[
+        int, typer.Option(min=1, help="number of GPUs of a node: actors with GPUs share pods of at most this many")
+    ] = 8,
     output: Annotated[Path | None, typer.Option(help="file to write", show_default="standard output")] = None,
 ) -> None:
     """Render a RayJob for KubeRay whose worker groups fit the recipe's placement. Nothing is started.

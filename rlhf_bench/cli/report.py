@@ -11,14 +11,16 @@ from rlhf_bench.cli.options import Json, summary_as_json, write_line
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder that --page kept")],
+    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder data/NAME that --page wrote")],
     page: Annotated[
         Path | None,
-        typer.Option(help="also write a page NAME.md with its figure, and keep its data in data/NAME beside it"),
+        typer.Option(
+            help="write a page NAME.md with its figure in place of the report, and copy its data to data/NAME beside it"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Render report.html and summary.json again from what was recorded.
+    """Render report.html and summary.json again from the recorded files, for example after an upgrade.
 
     Example: rlhf-bench report outputs/data_scenarios --page docs/results/data_scenarios.md
     """
@@ -31,7 +33,7 @@ def report(
         kept = page.parent / "data" / page.stem
         if kept.resolve() != directory.resolve():
             archive(directory, kept)
-        write_page(kept, page)  # from what was kept: whoever has that can write the page again
+        write_page(kept, page)  # from the copy, so that the page can be written again from it
         write_line(f"page: {page.resolve()}")
         return
     labels = series_labels(directory)
@@ -43,10 +45,12 @@ def report(
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(help="the --output of a run, or a folder that `report --page` kept")],
+    directory: Annotated[
+        Path, typer.Argument(help="the --output of a run, or a folder data/NAME that `report --page` wrote")
+    ],
     output: Annotated[Path, typer.Option(help="folder for the files", show_default=False)],
 ) -> None:
-    """Write what a paper takes: every plot as SVG with its numbers as CSV beside it, the tables as LaTeX (booktabs).
+    """Write figures and tables for a paper: plots as SVG, their numbers as CSV, tables as LaTeX (booktabs).
 
     Example: rlhf-bench export outputs/quickstart --output paper/figures
     """

@@ -33,23 +33,29 @@ if TYPE_CHECKING:
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="directory for all results; default outputs/NAME")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="directory for all results (DIR); default outputs/NAME. A DIR with an unfinished run is resumed"
+        ),
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="run only this arm (repeatable)", show_default="all")] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="run only this seed (repeatable)", show_default="the recipe's")
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="the recipe's small size: its section `fast` laid over it")
+        bool, typer.Option("--fast", help="run the small size that the recipe's section `fast` describes")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="write DIR/profile.json: what every process was at, as a Chrome trace")
+        bool,
+        typer.Option("--profile", help="write DIR/profile.json: what every process did and when, as a Chrome trace"),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run a comparison, or carry on with the one in DIR: arms and seeds that are done are kept.
+    """Run a comparison, or resume the one in DIR: arms and seeds that are done are not run again.
 
-    A recipe that varies a shared key (`vary`) is a series: one comparison for each value, each in a directory of its own.
+    A recipe with `vary` is a series: one comparison for each value, each in its own directory below DIR.
 
     Example: rlhf-bench run recipes/quickstart.yaml seeds=[1] --output outputs/try
     """
@@ -57,7 +63,7 @@ def run(
     from actors.ray_cluster import cluster
 
     began, todo = BEGAN, []
-    with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and what follows here too
+    with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and the checks below run meanwhile
         from rlhf_bench.recipe import load_series
         from rlhf_bench.results.store import open_directory
         from rlhf_bench.training.checkpoints import check_writable
@@ -66,7 +72,9 @@ def run(
         variants, cache = load_series(recipe, overrides or [], fast), open_cache()
         chosen = [_chosen(arm, seed, variant.recipe) for variant in variants]
         directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
-        for variant, (arms, seeds) in zip(variants, chosen, strict=True):  # all are checked before the first one starts
+        for variant, (arms, seeds) in zip(
+            variants, chosen, strict=True
+        ):  # check all of them before the first one starts
             settings = variant.recipe
             inputs = prepare_inputs(settings, cache)
             check_room(settings, inputs)
@@ -105,9 +113,9 @@ def _chosen(arms: list[str] | None, seeds: list[int] | None, recipe: Recipe) -> 
 
 
 def guard_local_cluster() -> None:
-    """Close a cluster of our own to others by a token. Ray reads this as it is imported, so it must be set before."""
+    """Protect a local cluster by a token. Ray reads these variables when it is imported, so call this before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS") in ("", "local"):  # Ray's own words for none: one of our own, and closed as such
+    if os.environ.get("RAY_ADDRESS") in ("", "local"):  # in Ray these mean a local cluster, so it gets a token too
         del os.environ["RAY_ADDRESS"]
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -115,7 +123,7 @@ def guard_local_cluster() -> None:
 
 @contextmanager
 def _refusing_at_once() -> Iterator[None]:
-    """What is wrong with the input is said before Ray, which is starting meanwhile, has ended again."""
+    """Report bad input at once: Ray, which is still starting, takes seconds to stop."""
     try:
         yield
     except BadInput as error:

@@ -10,14 +10,15 @@ import typer
 from rlhf_bench.cli.options import write_line
 
 theory = typer.Typer(
-    no_args_is_help=True, help="Gradient fields, the toy model and the bandit: seconds each, no run needed."
+    no_args_is_help=True,
+    help="Draw gradient fields, or run the toy model or the bandit. Each takes seconds and needs no run.",
 )
 
 TheoryOutput = Annotated[Path, typer.Option(help="directory for figures and tables")]
 
 TheorySeeds = Annotated[int | None, typer.Option(min=3, help="how many seeds", show_default="20, or 5 with --fast")]
 
-Fast = Annotated[bool, typer.Option("--fast", help="a small size, for trying out")]
+Fast = Annotated[bool, typer.Option("--fast", help="a small size, to try it out")]
 
 
 @theory.command("field")
@@ -36,7 +37,7 @@ def theory_field(
         ),
     ] = None,
     rejected_start: Annotated[
-        float | None, typer.Option(help="the same of the rejected response", show_default="0.2, or the run's mean")
+        float | None, typer.Option(help="the same for the rejected response", show_default="0.2, or the run's mean")
     ] = None,
 ) -> None:
     """Draw the gradient field of losses on pairs (arXiv 2404.04626) over π/π0 of both responses.

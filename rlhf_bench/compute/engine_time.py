@@ -1,4 +1,4 @@
-"""When engines compute or data travels, and so what is left of the wall time: the driver's own work."""
+"""When engines work or data is sent to them; the rest of the wall time is the driver's own work."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 
 Activity = Literal["starting", "loading", "rollout", "scoring", "measuring", "learning", "sync", "evaluation", "saving"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
-"""What an engine may be at; `ledger.Phase` says who pays for it."""
+"""What an engine may do; `costs.Phase` says what it is charged as."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of wall time, in seconds of `perf_counter`, and what an engine was at in it."""
+    """A stretch of wall time, in seconds of `perf_counter`, and what an engine did in it."""
 
     began: float
     ended: float
@@ -24,11 +24,11 @@ class Span:
 
 
 class EngineTime:
-    """Spans in which an engine was at work or data was on its way to one."""
+    """Spans in which an engine worked or data was sent to one."""
 
     def __init__(self) -> None:
-        # Began, ended and number of the activity, one span behind the other: a run may have a million, and as records
-        # they would take 300 bytes each. All three come in one call, since more than one thread may be at it.
+        # Start, end and number of the activity, span after span: a run may have a million spans, and as records each would
+        # take 300 bytes. All three are added in one call, since several threads may add spans.
         self._numbers = array("d")
         self.aside_until: dict[str, float] = {}  # by engine
 
@@ -36,14 +36,14 @@ class EngineTime:
         self._numbers.extend((span.began, span.ended, ACTIVITIES.index(span.activity)))
 
     def spans(self) -> Iterator[Span]:
-        """In the order in which they ended, but for those aside."""
+        """In the order in which they ended, except for background spans."""
         numbers = iter(self._numbers[:])
         for began, ended, activity in zip(numbers, numbers, numbers, strict=True):
             yield Span(began, ended, ACTIVITIES[int(activity)])
 
     @contextmanager
     def busy(self, activity: Activity) -> Iterator[None]:
-        """Around handing work to engines and waiting for it."""
+        """Record the time in this block as a span in which engines work."""
         began = perf_counter()
         try:
             yield
@@ -51,29 +51,29 @@ class EngineTime:
             self.add(Span(began, perf_counter(), activity))
 
     def during(self, activity: Activity, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A call that lasts as long as engines work for it."""
+        """Call it, and record the time as a span in which engines work."""
         with self.busy(activity):
             return call(*args, **kwargs)
 
     def record_background(self, activity: Activity, engine: str, submitted: float, seconds: float) -> None:
-        """`engine` worked `seconds` on something submitted then, after what was submitted to it before, while the
-        driver went on."""
+        """`engine` worked `seconds` on something that was submitted at `submitted`, after its earlier work, while the driver
+        continued."""
         began = max(submitted, self.aside_until.get(engine, 0.0))
         ended = min(began + seconds, perf_counter())
         self.aside_until[engine] = ended
         self.add(Span(began, ended, activity))
 
     def idle(self, began: float, ended: float) -> float:
-        """Seconds between `began` and `ended` in which no engine was at work."""
+        """Seconds between `began` and `ended` in which no engine worked."""
         return ended - began - sum(self.by_activity(began, ended).values())
 
     def breakdown(self, began: float, ended: float) -> dict[str, float]:
-        """The same by what engines were at; `driver` where they were at nothing."""
+        """Seconds by activity; `driver` is the time in which no engine worked."""
         return {**self.by_activity(began, ended), "driver": self.idle(began, ended)}
 
     def by_activity(self, began: float, ended: float) -> dict[str, float]:
-        """Seconds between `began` and `ended` by what engines were at. Where they were at several things at a time,
-        these share the moment equally: the sum is the time in which any engine was at work."""
+        """Seconds between `began` and `ended` by activity. Activities that run at the same time
+        share the moment equally, so the sum is the time in which any engine worked."""
         edges: list[tuple[float, int, Activity]] = []
         for span in self.spans():
             start, stop = max(span.began, began), min(span.ended, ended)

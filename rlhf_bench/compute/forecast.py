@@ -28,7 +28,7 @@ class ArmForecast:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a typical prompt; responses are reckoned at their longest."""
+    """Tokens of a typical prompt, and of the longest response that may be sampled."""
 
     prompt: int
     response: int
@@ -48,7 +48,7 @@ def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
 
 
 def _rows(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
-    """One row or two, and how many times their cost is that of `rows` such: a recipe may ask for any number."""
+    """A layout of one or two rows, and the factor from its cost to that of `rows` rows, which may be any number."""
     layout = Layout.of([(n.prompt, [n.response] * responses)] * min(rows, 2))  # two neighbours may share a block
     return layout, rows / len(layout.rows)
 
@@ -58,7 +58,7 @@ def arm_forecast(
 ) -> ArmForecast:
     """Costs with every response at full length: an upper estimate. device_seconds are not forecast.
 
-    Here and below, `reward` is the shape of a given reward model; None where it is trained, and so of the policy's."""
+    Here and below, `reward` is the shape of a given reward model; None where it is trained and has the policy's shape."""
     scorer, critic = reward or shape, critic_shape(arm, shape, reward)
     method, data = METHODS[arm.method], recipe.data
     judged = getattr(arm, "feedback", "judge") == "judge"
@@ -93,7 +93,9 @@ def arm_forecast(
     learnt = [critic if o.model == "critic" else shape for o in method.objectives]
     epochs = getattr(arm, "epochs_per_update", 1)
     update += Cost(flops=epochs * sum(map(learn, learnt)), trained_tokens=epochs * len(learnt) * heads)
-    if method.adapt is not None:  # one forward and two backward passes: at the first update, and then now and again
+    if (
+        method.adapt is not None
+    ):  # one forward and two backward passes: at the first update, then every `adapt_every` updates
         flops = 2 * learn(shape) - look(shape)
         before += Cost(flops=flops, scored_tokens=heads)
         update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
@@ -104,7 +106,7 @@ def arm_forecast(
 def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> Cost:
     settings, data = recipe.reward_model, recipe.data
     samples = settings.start_policy_prompts * data.candidates_per_prompt
-    if reward is not None:  # nothing to train: its scores' scale alone
+    if reward is not None:  # nothing to train: only the scale of its scores is found
         return sampling(shape, n, samples, judged=False) + scoring(reward, n, samples)
     total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
@@ -129,7 +131,7 @@ def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelSha
         if before + update > limit:
             problems.append(
                 f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "
-                f"for it ({update:.3g}); raise it to {_rounded_up(before + update):.2g} at the very least"
+                f"for it ({update:.3g}); raise it to at least {_rounded_up(before + update):.2g}"
             )
             continue
         if recipe.tuning is None:
@@ -146,21 +148,21 @@ def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelSha
 
 
 def _rounded_up(x: float) -> float:
-    """The next number of two digits, so that following the advice is enough."""
+    """The number rounded up to two digits, so that the advice in the error is enough."""
     unit = 10.0 ** (math.floor(math.log10(x)) - 1)
     return math.ceil(x / unit) * unit
 
 
 PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0}
-"""Of an H100 SXM without sparsity, by NVIDIA's data sheet."""
+"""Peak of an H100 SXM without sparsity, from NVIDIA's data sheet."""
 CORE_TFLOPS = 0.066
-"""Of one core: half of what two do in products of matrices, by docs/benchmarks.md."""
+"""Peak of one core: half of what two cores reached in matrix products, in docs/benchmarks.md."""
 UTILISATION = {"gpu": 0.3, "core": 0.6}
 
 
 @dataclass(frozen=True)
 class TimeForecast:
-    """Seconds of one arm with one seed, and what they were reckoned with: FLOPs, devices, 10¹² FLOP/s each, share of them."""
+    """Seconds of one arm with one seed, and what they are computed from: FLOPs, devices, peak of each, share of it."""
 
     flops: float
     updates: float
@@ -176,8 +178,8 @@ class TimeForecast:
 def time_forecast(
     recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, reward: ModelShape | None = None
 ) -> TimeForecast | None:
-    """As if all of an arm's work were the learner's: sampling is slower a FLOP, and has devices of its own. None where
-    the budget is in seconds already."""
+    """The time if the learner did all of the arm's work. Sampling takes longer per FLOP, but has its own devices. None where
+    the budget is in seconds."""
     column, learner, device = recipe.compute.column, recipe.placement.learner, recipe.placement.device
     f = arm_forecast(recipe, arm, shape, n, reward)
     before, update = getattr(f.before, column), getattr(f.update, column)
@@ -196,7 +198,7 @@ def time_forecast(
 
 
 def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> float:
-    """Of fine-tuning the base policy, and a `weaker` one where the data has no pairs: shared, and paid by no arm."""
+    """FLOPs of fine-tuning the base policy, and a `weaker` one where the data has no pairs. They are charged to no arm."""
     if recipe.sft is None:
         return 0.0
     layout, many = _rows(n, 1, recipe.sft.examples_per_step)

@@ -2,9 +2,9 @@
 
     recipe ── worker_groups ──> pods of a size ──> rayjob ──> YAML (`rlhf-bench manifest`)
 
-The recipe travels in the job itself: as an annotation of the head's pod, which the kubelet shows the driver as a file
-(downward API). So one document is the whole comparison: nothing is left behind when it is deleted, and no two jobs can
-take each other's recipe, as they could with ConfigMaps of one name.
+The recipe is part of the job: an annotation of the head's pod, which the driver sees as a file (downward API). So one
+document is the whole comparison: deleting it leaves nothing behind, and no job can read the recipe of another one, as
+could happen with ConfigMaps of the same name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECIPE = "rlhf-bench/recipe"
 MAX_NAME_LENGTH = 47  # of a RayJob: the operator makes names of pods and services out of it
 MAX_RECIPE_BYTES = 200 * 1024  # all annotations of an object together: 256 KiB
 RETRIES = 3
-FINISHED_SECONDS = 600  # so long the pods of an ended job stay, for a look at their logs
+FINISHED_SECONDS = 600  # how long the pods of an ended job stay, so that their logs can be read
 DRIVER_SECONDS = 40  # beyond reliability.grace_seconds: actors end, MLflow gets its last lines
 HEAD = {"cpu": "2", "memory": "8Gi"}
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
@@ -43,7 +43,7 @@ SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
 
 @dataclass(frozen=True)
 class Paths:
-    """Where pods see the recipe, and the volume that all of them share."""
+    """Where pods find the recipe, and the volume that all of them share."""
 
     recipe: str = "/etc/rlhf-bench"
     shared: str = "/shared"
@@ -51,7 +51,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """`pods` alike, each with room for `actors` of them. `role` is "" where all roles share the group."""
+    """Equal pods, each with room for `actors` actors. `role` is "" where all roles share the group."""
 
     role: str
     pods: int
@@ -133,7 +133,7 @@ def rayjob(
         "kind": "RayJob",
         "metadata": {"name": job_name(recipe.name), "labels": dict(LABELS)},
         "spec": {
-            # A retry is a new cluster and the same command, with the same --output: it goes on from the last checkpoint.
+            # A retry is a new cluster and the same command, with the same --output: it resumes from the last checkpoint.
             "backoffLimit": RETRIES,
             "entrypoint": shlex.join([*command, "--output", f"{paths.shared}/outputs/{recipe.name}"]),
             "runtimeEnvYAML": as_yaml({"env_vars": environment}),

@@ -28,7 +28,7 @@ class Ledger:
         self.by_phase[phase] = self.by_phase.get(phase, Cost()) + cost
 
     def charge_all(self, other: Ledger) -> None:
-        """Everything that was charged to another one, whose account ends with that."""
+        """Move everything that was charged to another ledger into this one. The other is empty afterwards."""
         for phase, cost in other.by_phase.items():
             self.charge(phase, cost)
         other.by_phase.clear()
@@ -64,7 +64,7 @@ class Ledger:
         return self.update_began_at + self.max_update_cost <= self.limit
 
     def has_room_for(self, cost: Cost) -> bool:
-        """Would the rest of this update, at this cost, stay within the limit?"""
+        """Whether the rest of this update, at this cost, stays within the limit."""
         return self._committed() + getattr(cost, self.column) <= self.limit
 
     def end_update(self) -> float:
@@ -74,7 +74,7 @@ class Ledger:
         return cost
 
     def _committed(self) -> float:
-        # Added up phase by phase, as it will be once it is charged: the same sum to the last bit.
+        # Summed phase by phase, in the order in which it will be charged: the same sum bit for bit.
         by_phase = dict(self.by_phase)
         for phase, cost in self.reserved:
             by_phase[phase] = by_phase.get(phase, Cost()) + cost

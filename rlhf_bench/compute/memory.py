@@ -1,4 +1,4 @@
-"""How much memory a recipe's models take on each device."""
+"""How much memory a recipe's models need on each device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIBRARIES_GIB = 1.0
 
 
 def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
-    """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries come on top."""
+    """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries are not included."""
     number, learner = BYTES[recipe.model.dtype], recipe.placement.learner
     size, scorer = shape.parameters * number, (reward or shape).parameters * number
     master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
@@ -53,15 +53,15 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
 
 
 def _trained(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> list[ModelShape]:
-    """What the learner trains at a time, at most: the policy, and a critic, the largest, where an arm has one."""
+    """What the learner trains at the same time, at most: the policy and, where an arm has a critic, the largest critic."""
     arms = [a for a in recipe.arms.values() if any(o.model == "critic" for o in METHODS[a.method].objectives)]
     critics = sorted((critic_shape(a, shape, reward) for a in arms), key=lambda s: s.parameters)
     return [shape, *critics[-1:]]
 
 
 def transient_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
-    """GiB by role and process that come and go: activations of a micro-batch, gradients of held-out pairs, a whole model
-    while it is loaded and not yet sharded."""
+    """GiB by role and process that are needed only at times: activations of a micro-batch, gradients of held-out pairs, a
+    whole model while it is loaded and not yet sharded."""
     number, tokens = BYTES[recipe.model.dtype], recipe.compute.tokens_per_micro_batch
     size = shape.parameters * number
 
@@ -69,7 +69,7 @@ def transient_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None =
         return ACTIVATION_FACTOR[recipe.model.dtype] * model.linear_width * number * tokens
 
     def one_layer(model: ModelShape) -> float:
-        return 2 * kept(model) / model.layers  # a forward pass alone keeps nothing but the layer it is in
+        return 2 * kept(model) / model.layers  # a forward pass without a backward pass keeps only its current layer
 
     trained, whole = _trained(recipe, shape, reward), recipe.placement.learner.zero_stage == 3
     learning = max(max(kept(model), model.parameters * number * whole) for model in trained)
@@ -80,7 +80,7 @@ def transient_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None =
 
 @dataclass(frozen=True)
 class GpuForecast:
-    """What shares one GPU: the roles' processes, GiB that stay, and GiB that come and go."""
+    """The roles that share one GPU, the GiB that they always need, and the GiB that they need at times."""
 
     roles: tuple[str, ...]
     resident: float
@@ -88,8 +88,8 @@ class GpuForecast:
 
 
 def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> list[GpuForecast]:
-    """Every kind of GPU there is: with `colocated`, actor i of every role shares one. Roles take turns, so of what comes
-    and goes only the largest is there at a time, and the evaluator's beside it, which does not wait for its turn."""
+    """One forecast for each kind of GPU: with `colocated`, actor i of every role shares one. Roles work in turn, so only the
+    largest transient need counts, plus the evaluator's, which works at any time."""
     resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
     placement = recipe.placement
     needed = [role for role in resident if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
@@ -111,7 +111,7 @@ def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None =
 
 
 def check_gpu_memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> None:
-    """BadInput, one line for each kind of GPU whose memory cannot hold even what stays there."""
+    """BadInput, one line for each kind of GPU whose memory is too small for what is always needed."""
     device, problems = recipe.placement.device, []
     for gpu in gpu_forecasts(recipe, shape, reward):
         if gpu.resident > device.memory_gib:

@@ -1,4 +1,4 @@
-"""What a fleet asks of a cluster, and how many fleets a cluster has room for. Pure: nothing is started, nobody asked."""
+"""What a fleet needs of a cluster, and how many fleets a cluster has room for. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_bench.recipe import Placement, Recipe, RolePlacement
 Bundle = dict[str, float]
 
 PIN = 0.001
-"""Of a role's own resource, for one actor: with 1 of it a node takes as many as its CPUs and GPUs allow."""
+"""What one actor takes of its role's own Ray resource. A node that offers 1 of it takes as many as CPUs and GPUs allow."""
 GIB = 2**30
 
 
@@ -37,7 +37,7 @@ def _bundle(*roles: RolePlacement) -> Bundle:
 
 
 def fleet_needs(placement: Placement, scorer: bool) -> Bundle:
-    """All of one fleet together, by Ray's names; `memory` in bytes, which is reckoned with and not reserved."""
+    """All of one fleet together, by Ray's names; `memory` in bytes, which is counted and not reserved."""
     needs: Bundle = {}
     for bundle in bundles(placement, scorer)[0]:
         for name, amount in bundle.items():
@@ -47,11 +47,11 @@ def fleet_needs(placement: Placement, scorer: bool) -> Bundle:
 
 
 def fleet_count(recipe: Recipe, scorer: bool, cluster: Mapping[str, float], todo: int) -> int:
-    """How many fleets to start for `todo` arms and seeds, on a cluster with these resources: one at least, and never more
-    than there is work for.
+    """How many fleets to start for `todo` arms and seeds, on a cluster with these resources: at least one, and at most
+    `todo`.
 
-    A recipe that names a number gets it: memory is the recipe's own guess. One fleet where the budget is in seconds and
-    no number is named: fleets on one machine share its memory bandwidth, and arms beside each other would pay for that.
+    A recipe that names a number gets it, since `memory_gib` is only an estimate. Without one, a budget in seconds means one
+    fleet: fleets on one machine share its memory bandwidth, and arms that run at once would be charged for that.
     """
     placement = recipe.placement
     wanted = placement.fleets

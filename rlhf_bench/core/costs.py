@@ -14,7 +14,7 @@ Phase = Literal[
 ]
 
 UNCHARGED_PHASES: tuple[Phase, ...] = ("evaluation", "tuning", "shared")
-"""Charged to nobody: looking at a policy is not part of making it, and all arms start from the same base."""
+"""Charged to no arm: evaluation is not part of training, and all arms start from the same base policy."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What goes wrong, by who must act on it."""
+"""Errors, by what the reader of the message has to do."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class BadInput(Exception):
 
 
 class ArmFailed(Exception):
-    """One arm cannot go on with one seed, for a reason of its own; the others can. One line with the cause; `spent` is the
-    ledger's total by then."""
+    """One arm with one seed cannot continue, and the others can. One line with the cause; `spent` is the ledger's total
+    at that moment."""
 
     spent: Mapping[str, float]
 
 
 class RunFailed(Exception):
-    """The run cannot go on: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""
+    """The run cannot continue: an engine, the cluster or a check failed. One line with the cause. Exit code 1."""
 
 
 class StateLost(Exception):
-    """A role has lost what cannot be handed to it again. Whoever knows how begins that piece of work anew."""
+    """A role has lost state that cannot be restored. The caller must start this piece of work again."""
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end. Not an Exception: nothing on the way may take it for an error of its own.
+    """A signal asked the run to end. It is not an Exception, so that no handler of errors catches it.
 
     `number` is the signal's; a shell expects 128 + number as the exit code."""
 

@@ -1,7 +1,8 @@
-"""Text as it may go out to a terminal or a log: answers of a model, the user's data, recipes, other programs' errors.
+"""Text that is safe to print to a terminal, a log or Markdown.
 
-Such text may hold characters that act instead of show: a terminal obeys control sequences (clear the screen, rewrite
-the title, go back over what was said), and bidirectional overrides show words in another order than they stand.
+Responses of a model, the user's data, recipes and errors of other programs may hold characters that act instead of being
+shown: a terminal obeys control sequences (clear the screen, change the title, overwrite earlier lines), and bidirectional
+overrides show words in another order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-_ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, formats, surrogates, no glyph, other line ends
+_ACTING = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+)  # controls, formats, surrogates, private use, unassigned, line and paragraph separators
 _NOT_ASCII = re.compile(r"[^\n\t -~]")
 _USER = re.compile(
     r"(?<=://)[^\s/?#]*:[^\s/?#]*@|(?<=http://)[^\s/?#]+@|(?<=https://)[^\s/?#]+@"
@@ -40,7 +49,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same on one line, whatever ends a line in it: no text can pass for a further line of the program's own."""
+    """The same on one line, so that no part of the text can look like a line of this program."""
     return printable(" ".join(text.splitlines()))
 
 
@@ -49,12 +58,12 @@ def _shown(character: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """At least one name, as prose: "a", "a and b", "a, b and c"."""
+    """One name or more, as prose: "a", "a and b", "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same headings, the first column to the left."""
+    """A Markdown table of rows with the same headings; the first column is aligned left."""
     headings = list(rows[0])
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     lines += [[_cell(cell) for cell in row.values()] for row in rows]
@@ -62,7 +71,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text of the recipe's author, or of the records, as text: no markup, one line."""
+    """Text from a recipe or from records, on one line, in which Markdown finds no markup."""
     text = in_codes(" ".join(text.split()))
     for character in "\\`*_<[":
         text = text.replace(character, f"\\{character}")

@@ -1,6 +1,6 @@
-"""The records that travel between the roles. No behaviour beyond what their shapes promise.
+"""The records that travel between the roles. They hold data and have almost no behaviour.
 
-One sample's way: a task makes a `Prompt`; the rollout pool turns it into a `Group` of `Sample`s; the scorer
+The path of a sample: a task makes a `Prompt`; the rollout pool turns it into a `Group` of `Sample`s; the scorer
 and the judge fill in `reward` and `gold`; a method turns groups or pairs into `Row`s; the learner turns rows
 into gradients.
 """
@@ -31,7 +31,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `answer` is whatever the
+    """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `answer` is what the
     task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it. `turns` are the messages of a prompt
     that is a conversation, for a chat template; `text` then shows them. `where` is the row of the user's that it was read
     from, "prompts.jsonl:17", and "" for one that its task made: for errors alone, so it tells no prompt from another."""
@@ -45,7 +45,7 @@ class Prompt:
 
     @property
     def place(self) -> str:
-        """Where an error says that it stands."""
+        """Where it comes from, for error messages."""
         return self.where or f"prompt {self.id}"
 
 
@@ -71,7 +71,7 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The gold score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]."""
+    """The judge's score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]."""
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference as tokens. Responses end with EOS. Golds are the judge's scores (nan where not asked)."""
+    """A preference as tokens. Responses end with EOS. The scores are the judge's (nan where it was not asked)."""
 
     id: str
     prompt: Prompt
@@ -125,7 +125,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the learner computes in one go: a prompt, once, and k responses to it.
+    """What the learner computes together: a prompt, once, and k responses to it.
 
     `extras` maps a name to one array per response: length 1 for a number per response (a reference
     log-probability), or the response's length for a number per token (an advantage).
@@ -150,7 +150,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """Held-out results of one split: mean gold score, means of its parts, mean response length (tokens), and a few
+    """Held-out results of one split: mean judge score, means of its parts, mean response length (tokens), and a few
     samples as (prompt id, prompt, reference, response, score)."""
 
     score: float
@@ -183,7 +183,7 @@ PAIR_PROPERTIES = ("ches", "ches_normalised", "edit_distance")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One look at a policy: results per split, likelihood numbers (nats), what it cost by ledger column, seconds, pairs."""
+    """One evaluation of a policy: results per split, likelihood numbers (nats), what it cost by ledger column, seconds, pairs."""
 
     splits: Mapping[str, SplitResult]
     numbers: Mapping[str, float]

@@ -1,5 +1,5 @@
-"""YAML as plain data: no tag makes an object, no document is much larger than it looks, and what would stall or break a reader
-is refused. YAML allows more than any recipe needs."""
+"""YAML as plain data. YAML allows more than a recipe needs, and some of it is dangerous: tags that create objects, aliases that
+make a small document huge, values that stall a reader. All of that is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # other controls are text, and are 
 
 
 class Unreadable(yaml.YAMLError):
-    """A YAML text that is no recipe's. One line: where in it, what is wrong, the remedy."""
+    """A YAML text that cannot be a recipe. One line: where, what is wrong, the remedy."""
 
 
 def read_yaml(text: str) -> Any:
@@ -54,7 +54,7 @@ def _extent(
     if node.tag not in PLAIN:
         _refuse(
             node,
-            f"{node.tag.removeprefix('tag:yaml.org,2002:')} is no value of a recipe",
+            f"{node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can have",
             "quote it, or remove its tag",
         )
     parts: list[yaml.Node] = []

@@ -1,1 +1,1 @@
-"""What a run's numbers say: pure functions on arrays, with no knowledge of who recorded them."""
+"""Numbers about one policy, and statistics over seeds: pure functions."""

@@ -1,4 +1,4 @@
-"""What the policy's last hidden states say: the next token's distribution, and how alike a pair's sides look to it."""
+"""Numbers from the policy's last hidden states: the next token's distribution, and how similar a pair's sides are."""
 
 from __future__ import annotations
 

@@ -66,23 +66,23 @@ def gradient_numbers(pairs: Sequence[SideGradients]) -> dict[str, float]:
 
 
 PROBED_AT = ((0.0, 0.0), (0.7, -0.4), (-0.9, 0.3), (-1.3, -1.9))
-"""Points (Δ⁺, Δ⁻) at which `constant_ratio` looks. No loss is known to have a flat spot or kink exactly there."""
+"""Points (Δ⁺, Δ⁻) at which `constant_ratio` takes the ratio. No loss is known to have a flat spot or kink exactly there."""
 
 
-def pair_logprobs_of(looks: Sequence[PairEvaluation]) -> PairLogprobs:
-    """Looks at held-out pairs as the tensors [P] that a method's `pair_loss` takes, in float64."""
+def pair_logprobs_of(evaluations: Sequence[PairEvaluation]) -> PairLogprobs:
+    """Evaluated held-out pairs as the tensors [P] that a method's `pair_loss` takes, in float64."""
 
     def column(values: Iterable[float]) -> Tensor:
         return torch.tensor(list(values), dtype=torch.float64)
 
-    chosen, rejected = column(p.chosen_logprob for p in looks), column(p.rejected_logprob for p in looks)
+    chosen, rejected = column(p.chosen_logprob for p in evaluations), column(p.rejected_logprob for p in evaluations)
     return PairLogprobs(
         chosen=chosen,
         rejected=rejected,
-        reference_chosen=chosen - column(p.chosen_logratio for p in looks),
-        reference_rejected=rejected - column(p.rejected_logratio for p in looks),
-        chosen_tokens=column(p.chosen_tokens for p in looks),
-        rejected_tokens=column(p.rejected_tokens for p in looks),
+        reference_chosen=chosen - column(p.chosen_logratio for p in evaluations),
+        reference_rejected=rejected - column(p.rejected_logratio for p in evaluations),
+        chosen_tokens=column(p.chosen_tokens for p in evaluations),
+        rejected_tokens=column(p.rejected_tokens for p in evaluations),
     )
 
 

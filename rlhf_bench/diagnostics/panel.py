@@ -1,6 +1,6 @@
 """All diagnostics of one policy at one moment, in plain PyTorch: held-out pairs, probe sets, gradients of pairs.
 
-What does not hang on the policy is found once, as the panel is made: everything under π0, CHES, edit distances.
+What does not depend on the policy is computed once, when the panel is made: everything under π0, CHES, edit distances.
 """
 
 from __future__ import annotations

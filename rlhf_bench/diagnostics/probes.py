@@ -1,4 +1,4 @@
-"""Fixed responses that no pair contains: where probability goes that the pairs' two sides lose (arXiv 2406.07327).
+"""Fixed responses that no pair contains: where the probability goes that both sides of the pairs lose (arXiv 2406.07327).
 
 For each held-out pair, at most one response of every kind, to the pair's own prompt:
 
@@ -7,8 +7,8 @@ For each held-out pair, at most one response of every kind, to the pair's own pr
     permuted         the chosen response's tokens in another order, its end kept last
     format_breaking  tokens drawn evenly from the whole vocabulary, as many as the chosen response has, then its end
 
-A response that is a side of any pair with this prompt, held out or trained on, is no probe: it is pushed by the loss
-itself. Another one is tried in its place; a prompt for which none is found is dropped from the set, and counted.
+A response that is a side of any pair with this prompt, held out or trained on, is not a probe: the loss acts on it
+directly. Another one is tried in its place; a prompt for which none is found is dropped from the set, and counted.
 """
 
 from __future__ import annotations

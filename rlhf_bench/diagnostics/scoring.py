@@ -28,7 +28,7 @@ class Scored:
 
 @dataclass
 class Scorer:
-    """Computes, and counts the work in `flops` and `scored_tokens` until somebody takes the count."""
+    """Computes, and counts the work in `flops` and `scored_tokens` until the caller resets them."""
 
     shape: ModelShape
     tokens_per_micro_batch: int

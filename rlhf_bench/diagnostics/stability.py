@@ -16,7 +16,7 @@ from rlhf_bench.diagnostics.statistics import Interval
 SPIKE_FACTOR = 5.0
 """A gradient norm counts as a spike above this many running medians."""
 SPIKE_WINDOW = 25
-"""The running median looks back this many updates: norms drift as training settles, so older ones mislead."""
+"""The running median covers this many updates: norms change as training settles, so older ones mislead."""
 SPIKE_WARM_UP = 5
 """No update is judged before this many norms came before it."""
 
@@ -24,7 +24,7 @@ SPIKE_WARM_UP = 5
 def best_score(scores: Sequence[float]) -> float:
     """The best score of a curve [evaluations]; nan where nothing was recorded.
 
-    The largest of several noisy numbers, so it flatters a restless curve: never rank by it alone.
+    The largest of several noisy numbers, so it favours a noisy curve: do not rank by it alone.
     """
     recorded = _recorded(scores)
     return float(recorded.max()) if recorded.size else float("nan")
@@ -69,7 +69,7 @@ def diverged_count(statuses: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """How much the final score hangs on one setting, from a sweep over k >= 2 of its values.
+    """How much the final score depends on one setting, from a sweep over k >= 2 of its values.
 
     `means` [k], in the order of `settings`, are over the seeds that finished there (nan: none did). `score_range` is
     best mean minus worst mean; noise alone is expected to make it 1.1 times `standard_error`, that

@@ -34,12 +34,12 @@ class AdaptiveFlexDPOSettings(PairSettings):
         0.1,
         gt=0,
         validate_default=True,
-        description="the largest β⁻ that the rule may choose; taken where the two sides do not conflict",
+        description="the largest β⁻ that the rule may choose; used where the two sides do not conflict",
     )
     safety: float = Field(0.9, gt=0, le=1, description="κ, the share of the bound that is used")
     adapt_every: int = Field(8, ge=1, description="updates from one measurement of the gradients to the next")
     smoothing: float = Field(
-        0.5, ge=0, lt=1, description="weight of what was before in the average; 0 takes the latest"
+        0.5, ge=0, lt=1, description="weight of earlier measurements in the average; 0 uses only the latest"
     )
     _beta_rejected: float | None = PrivateAttr(None)  # set by `resolve_at`
 
@@ -52,7 +52,7 @@ class AdaptiveFlexDPOSettings(PairSettings):
 
     @property
     def beta_rejected(self) -> float:
-        """β⁻ now: what `resolve_at` was told, and the maximum before anything was measured."""
+        """β⁻ now: the value in the state that `resolve_at` got, and the maximum before the first measurement."""
         return self.beta_rejected_max if self._beta_rejected is None else self._beta_rejected
 
     def resolve_at(self, fraction: float, state: Mapping[str, float]) -> Self:

@@ -31,12 +31,12 @@ class MethodSettings(Section):
 
     @property
     def draws_ahead(self) -> bool:
-        """Whether an update's samples are drawn while the update before it is being learned from."""
+        """Whether the samples of an update are drawn while the learner still works on the update before it."""
         return False
 
     @property
     def reference_free(self) -> bool:
-        """Whether the loss leaves the reference out; its log-probabilities are then neither measured nor charged."""
+        """Whether the loss has no reference. Its log-probabilities are then neither measured nor charged."""
         return False
 
     def resolve_at(self, fraction: float, state: Mapping[str, float]) -> Self:
@@ -49,13 +49,13 @@ class MethodSettings(Section):
         return self.model_copy(update=values) if values else self
 
     def scheduled_values(self) -> dict[str, float]:
-        """The numbers that may follow a schedule, to be logged with every update; of settings that `resolve_at` gave."""
+        """The numbers that may follow a schedule, to log with every update. Call it on what `resolve_at` returned."""
         names = [name for name, f in type(self).model_fields.items() if Schedule in get_args(f.annotation)]
         return {name: resolved(getattr(self, name)) for name in names}
 
 
 def uses_reward_model(arm: MethodSettings) -> bool:
-    """Whether an arm asks the reward model for anything, and so pays for it."""
+    """Whether an arm uses the reward model, and so is charged for it."""
     return arm.data != "offline" and getattr(arm, "feedback", None) == "reward_model"
 
 
@@ -130,13 +130,13 @@ class SideGradients:
 
     @property
     def cosine(self) -> float:
-        """Of the angle between the sides; nan where one of them has no gradient."""
+        """Cosine of the angle between the two gradients; nan where one of them is 0."""
         scale = self.chosen_norm * self.rejected_norm
         return self.dot / scale if scale else float("nan")
 
 
 Measured = Mapping[str, Sequence[PerResponse]]
-"""name -> for each row, one array per response with a number per token: what a forward pass found."""
+"""name -> for each row, one array per response with a number per token, from a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Method:
     pair_weight: PairLoss | None = None
 
     def needs(self, settings: MethodSettings) -> tuple[Measure, ...]:
-        """What must be measured for an arm with these settings: `measures`, less a reference that its loss leaves out."""
+        """What must be measured for an arm with these settings: `measures`, without the reference where the loss has none."""
         return tuple(m for m in self.measures if not (m == "reference_logprobs" and settings.reference_free))
 
 

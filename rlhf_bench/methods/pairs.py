@@ -33,11 +33,11 @@ class PairSettings(MethodSettings):
 
     data: DataMode = Field(
         "offline",
-        description="offline: a fixed set written by others; on_policy: pairs among samples of the start policy, drawn once; chosen_on_policy, rejected_on_policy: only that side is such a sample, the other is the fixed set's; online: drawn afresh in every update",
+        description="offline: a fixed set of off-policy pairs; on_policy: pairs among samples of the base policy, drawn once; chosen_on_policy, rejected_on_policy: only that side is such a sample, the other comes from the fixed set; online: new samples in every update",
     )
     feedback: Feedback = Field(
         "judge",
-        description="who ranks sampled candidates (on_policy and online): the task's judge, or the reward model",
+        description="what ranks the sampled candidates (on_policy and online): the task's judge, or the reward model",
     )
     pairs_per_update: int = Field(32, ge=1, description="pairs in one optimizer step (offline, on_policy)")
     prompts_per_update: int = Field(
@@ -45,7 +45,7 @@ class PairSettings(MethodSettings):
     )
     edit_distance: tuple[float, float] | None = Field(
         None,
-        description="keep pairs whose sides are this far apart: from, to, as shares of their tokens between 0 and 1 (not for online)",
+        description="keep only pairs whose edit distance is in this range: from, to, as shares of their tokens between 0 and 1 (not for online)",
     )
 
     @field_validator("edit_distance")
@@ -56,7 +56,7 @@ class PairSettings(MethodSettings):
         if value is not None and not 0 <= value[0] < value[1] <= 1:
             raise ValueError("a range is two numbers with 0 <= from < to <= 1")
         if value is not None and info.data.get("data") == "online":
-            raise ValueError("data: online draws its pairs as it goes and keeps them all; leave edit_distance out")
+            raise ValueError("data: online draws new pairs in every update and keeps them all; leave edit_distance out")
         return value
 
 

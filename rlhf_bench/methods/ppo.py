@@ -35,7 +35,7 @@ from rlhf_bench.methods.base import (
 
 class PPOSettings(MethodSettings):
     method: Literal["ppo"] = "ppo"
-    data: Literal["online"] = Field("online", description="PPO always learns from fresh samples of its own policy")
+    data: Literal["online"] = Field("online", description="PPO always learns from new samples of its own policy")
     feedback: Feedback = Field(
         "reward_model", description="where scores come from: the reward model, or the task's judge"
     )
@@ -44,18 +44,20 @@ class PPOSettings(MethodSettings):
     epochs_per_update: int = Field(4, ge=1, description="passes over an update's samples")
     minibatches_per_epoch: int = Field(1, ge=1, description="optimizer steps in one pass")
     critic_learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the critic")
-    clip: float = Field(0.2, gt=0, lt=1, description="ε of the clipped surrogate and of the clipped value loss")
+    clip: float = Field(0.2, gt=0, lt=1, description="ε of the clipped policy loss and of the clipped value loss")
     value_coefficient: float = Field(0.1, gt=0, description="weight of the value loss")
     discount: float = Field(1.0, gt=0, le=1, description="γ")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="λ")
-    kl_coefficient: float = Field(0.05, ge=0, description="k, the price of a nat of KL, in units of a whitened score")
+    kl_coefficient: float = Field(
+        0.05, ge=0, description="k, the penalty for one nat of KL, in units of a whitened score"
+    )
     kl_target: float | None = Field(
-        None, gt=0, description="sequence KL (nats) that an adaptive k steers to; null keeps k fixed"
+        None, gt=0, description="sequence KL (nats) that an adaptive k aims for; null keeps k fixed"
     )
     missing_eos_score: float = Field(-1.0, description="whitened score of a response without EOS")
     rollouts_ahead: Literal[0, 1] = Field(
         0,
-        description="1 samples for an update while the one before it is being learned from: faster where engines and learner have cores of their own, and one update off-policy, which truncated importance weights correct",
+        description="1: sample for an update while the learner still works on the update before it. Faster where engines and learner have separate cores. Samples are then one update old, which truncated importance weights correct",
     )
     importance_cap: float = Field(2.0, ge=1, description="largest importance weight of a token (rollouts_ahead: 1)")
 
@@ -63,7 +65,9 @@ class PPOSettings(MethodSettings):
     @classmethod
     def _steers_something(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("kl_coefficient") == 0:
-            raise ValueError("a target multiplies kl_coefficient, and 0 stays 0: give it a value above 0 to begin with")
+            raise ValueError(
+                "kl_target adapts kl_coefficient by multiplying it, and 0 would stay 0: set kl_coefficient above 0"
+            )
         return value
 
     @property

@@ -34,7 +34,7 @@ class Schedule(Section):
         return self
 
     def resolve_at(self, fraction: float) -> float:
-        """The value at this fraction of the budget; past its end (the last update may overshoot) the end's value."""
+        """The value at this fraction of the budget; beyond 1, which the last update may reach, the value at the end."""
         done = min(max(fraction, 0.0), 1.0)
         if self.kind == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
@@ -45,7 +45,7 @@ _POSITIVE: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_i
 
 
 def _number_or_schedule(value: Any) -> float | Schedule:
-    """One or the other by the value's shape, so that a mistake is one problem at its own key and not one per kind."""
+    """A number or a schedule, decided by the value's shape, so that a mistake gives one error and not one for each kind."""
     if isinstance(value, (Mapping, Schedule)):
         return Schedule.model_validate(value)
     return _POSITIVE.validate_python(value)
@@ -56,7 +56,7 @@ Scheduled = Annotated[float | Schedule, BeforeValidator(_number_or_schedule)]
 
 
 def resolved(strength: float | Schedule) -> float:
-    """A strength as the plain number that it is after `MethodSettings.resolve_at`; TypeError for a schedule."""
+    """A strength as a plain number, after `MethodSettings.resolve_at`. TypeError for a schedule."""
     if isinstance(strength, Schedule):
-        raise TypeError("a schedule has no value of its own: call settings.at(fraction, state) first")
+        raise TypeError("a schedule has no value of its own: call settings.resolve_at(fraction, state) first")
     return strength

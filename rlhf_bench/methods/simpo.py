@@ -18,7 +18,7 @@ from rlhf_bench.methods.pairs import PairSettings, pair_method
 class SimPOSettings(PairSettings):
     method: Literal["simpo"] = "simpo"
     beta: float = Field(2.0, gt=0, description="β, scale of the mean log-probability per token")
-    gamma: float = Field(1.0, ge=0, description="γ, the margin between the two sides that the loss aims beyond")
+    gamma: float = Field(1.0, ge=0, description="γ, the margin between the two sides that the loss asks for")
 
     @property
     def reference_free(self) -> bool:

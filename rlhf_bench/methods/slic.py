@@ -25,7 +25,7 @@ class SLiCSettings(PairSettings):
         "likelihood",
         description="what the hinge is on: log-probabilities, as in the paper, or log-ratios to the reference",
     )
-    delta: float = Field(1.0, gt=0, description="δ, the margin (nats) beyond which a pair pulls no more")
+    delta: float = Field(1.0, gt=0, description="δ, the margin (nats) above which a pair has no gradient")
     sft_weight: float = Field(0.05, ge=0, description="λ, weight of the supervised term on the chosen response")
 
     @property

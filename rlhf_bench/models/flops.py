@@ -1,6 +1,6 @@
 """Floating-point operations, counted from shapes (a multiply-add is two). docs/compute.md derives each formula.
 
-What is counted is what is executed: of attention, all scores of the blocks that its kernel is called on, masked or not
+The count is of what is executed: in attention, all scores of the blocks that the kernel is called on, masked or not
 (`layout.Layout.scores`). Element-wise work (norms, activations, softmax, optimizer) is left out, as in
 `torch.utils.flop_counter`, against which a test holds these formulas to 3 %.
 """
@@ -18,20 +18,20 @@ from rlhf_bench.models.lm_head import tokens_in_chunk
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the formulas need to know of a decoder."""
+    """What the formulas need to know about a decoder."""
 
     matmul_weights: int  # weights of the backbone's linear layers, all layers together
     layers: int
     attention_width: int  # query heads × head size
     head_weights: int  # hidden × vocabulary, or hidden × 1
     parameters: int  # all of them, shared ones once
-    linear_width: int  # inputs and outputs of the backbone's linear layers together: what a token leaves for backward
+    linear_width: int  # inputs and outputs of the backbone's linear layers together: numbers that a token keeps for the backward pass
     vocabulary: int  # rows of the head; 1 of a scalar one
-    lora_rank: int = 0  # of the adapters beside these layers, which alone learn then; 0 where there are none
+    lora_rank: int = 0  # of the adapters beside these layers, which alone are trained then; 0 without adapters
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
-        """Read the shape off a Hugging Face model without adapters (it may live on the meta device)."""
+        """The shape of a Hugging Face model without adapters, which may be on the meta device."""
         config = model.config
         head = model.get_output_embeddings() or model.score
         linears = [
@@ -57,7 +57,7 @@ class ModelShape:
 
     @property
     def trained(self) -> int:
-        """Parameters that learn."""
+        """Number of parameters that are trained."""
         return self.adapter_weights or self.parameters
 
     @property
@@ -77,7 +77,7 @@ def forward_flops(shape: ModelShape, layout: Layout, head_positions: int) -> flo
 
 def training_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     """Forward and backward: products with weights cost twice the forward again, once where these are frozen (only their
-    inputs need a gradient); attention 2.5 times. Of a row longer than a chunk of logits the head runs once more."""
+    inputs need a gradient); attention 2.5 times. For a row longer than a chunk of logits the head runs once more."""
     again = sum(n for row in layout.rows if (n := sum(row.responses)) > tokens_in_chunk(shape.vocabulary))
     forward = forward_flops(shape, layout, head_positions)
     return forward + _backward(shape, layout, head_positions) + 2.0 * shape.head_weights * again
@@ -105,7 +105,9 @@ def _attention(shape: ModelShape, layout: Layout) -> float:
 
 
 def generation_flops(shape: ModelShape, requests: Iterable[tuple[int, int, int]]) -> float:
-    """Sampling with a key-value cache, by an engine: it holds merged weights. Each request: (prompt tokens, of these taken from the prefix cache, response tokens).
+    """Sampling with a key-value cache by an engine, which holds merged weights.
+
+    Each request: (prompt tokens, how many of them came from the prefix cache, response tokens).
 
     Position t attends to t+1 keys; the head runs once for each response token; the last response token is never fed.
     """

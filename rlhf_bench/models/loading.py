@@ -1,7 +1,7 @@
-"""Building and loading Hugging Face models in the two shapes that are needed: causal, and scalar (reward model, critic).
+"""Building and loading Hugging Face models of two kinds: causal, and scalar (reward model, critic).
 
-transformers' model classes are imported inside the functions: they take seconds, and a driver whose model is in the
-cache never needs them.
+transformers' model classes are imported inside functions. The import takes seconds, and a driver whose model is in the cache
+never needs them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.settings import ModelSettings
 
 RANDOM_INIT = "fresh.json"
-"""Marks a folder whose weights are yet to be drawn: {"seed": N}. Loading it draws them, the same ones every time."""
+"""Marks a folder without weights: {"seed": N}. They are drawn when it is loaded, the same ones every time."""
 REWARD = "reward.json"
 """In the folder of a reward model that a run has made or was given: a `RewardScaling`."""
 
 
 def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
-    """A Llama without weights, and its tokenizer, as a Hugging Face folder that `load_model` draws the weights of.
+    """Write a Llama without weights, and its tokenizer, as a Hugging Face folder. `load_model` draws the weights.
 
-    The configuration is written as the JSON that it is: transformers' class of it takes the driver seconds to import.
+    The configuration is written as plain JSON, since transformers' configuration class takes seconds to import.
     """
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -65,8 +65,8 @@ def random_init_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
-    """A model that answers about response tokens. `seed` fixes a scalar head that the folder does not have. Where the
-    folder holds a reward model, the head is multiplied by its scale, and what it answers is less its offset."""
+    """A model that answers about response tokens. `seed` draws a scalar head where the folder has none. Where the folder
+    holds a reward model, its scores are scale × the head's output − offset."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     reward = RewardScaling.read(path)
@@ -76,8 +76,8 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     config = AutoConfig.from_pretrained(
         path, trust_remote_code=False, **({} if kind == "causal" else {"num_labels": 1})
     )
-    config.transformers_weights = None  # a file that the configuration names, and which may be a pickle
-    # Without dropout the policy that learns is the policy that sampled: PPO's ratio begins at 1, DPO's margin at 0.
+    config.transformers_weights = None  # the configuration could name a file that is a pickle
+    # Without dropout the policy that is trained is the policy that sampled: PPO's ratio starts at 1, DPO's margin at 0.
     for name in [
         n for n in vars(config) if re.search("dropout|_pdrop$|^drop", n) and isinstance(getattr(config, n), float)
     ]:
@@ -106,7 +106,7 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
 
 @dataclass(frozen=True)
 class RewardScaling:
-    """How a reward model's scores are read, as `reward.json` in its folder says: scale × its head's answer − offset."""
+    """How a reward model's output becomes a score, by `reward.json` in its folder: scale × the head's output − offset."""
 
     model: str | None = None  # a folder or id where the weights are; None: in the folder itself
     scale: float = 1.0
@@ -117,13 +117,13 @@ class RewardScaling:
 
     @classmethod
     def read(cls, path: str) -> RewardScaling:
-        """Of a folder or id that is no reward model of a run: as it is."""
+        """The scaling of a folder or id. Without `reward.json` scores are taken unchanged."""
         file = Path(path) / REWARD
         return cls(**json.loads(file.read_text())) if file.exists() else cls()
 
 
 def _scaled(classifier: nn.Module, scale: float) -> nn.Module:
-    """With its head multiplied, in memory alone, so that its scores have the spread one wants."""
+    """The classifier with its head multiplied by `scale`, in memory only."""
     with torch.no_grad():
         for parameter in classifier.score.parameters():
             parameter.mul_(scale)

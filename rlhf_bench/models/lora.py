@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): a model learns W + α/r · B A in place of W, in every linear layer of its
-backbone. W stays as it is; A [r, in] is drawn at random and B [out, r] is 0 at the start, so the model starts unchanged.
+backbone. W is frozen; A [r, in] is drawn at random and B [out, r] starts at 0, so the model starts unchanged.
 
-peft makes the layers. What is sent to engines or written to a folder is the merged model, under the names it had before.
+peft makes the layers. Engines and folders get the merged model, under the names of the model without adapters.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ADAPTER = "default"
 
 
 def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
-    """Freeze all that `model` (TokenLogprobs or ResponseValues) has, but for a scalar head, and put adapters beside
-    every linear layer of its backbone, in place. `seed` draws them.
+    """Freeze the model (TokenLogprobs or ResponseValues), except for a scalar head, and add an adapter to every linear
+    layer of its backbone, in place. `seed` draws the adapters.
 
-    They have no dropout: the policy that learns is the policy that sampled."""
+    They have no dropout: the policy that is trained is the policy that sampled."""
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
@@ -46,11 +46,11 @@ def add_adapters(model: nn.Module, settings: LoraSettings, seed: int) -> None:
 
 @dataclass(frozen=True)
 class PlainWeight:
-    """A parameter of the model as it is without adapters."""
+    """A parameter of the model without adapters."""
 
     name: str  # in the plain model
-    parameters: tuple[nn.Parameter, ...]  # what it is made of: itself, and the adapter's A and B where there is one
-    layer: nn.Module | None  # peft's, where there is an adapter
+    parameters: tuple[nn.Parameter, ...]  # itself, and the adapter's A and B where there is one
+    layer: nn.Module | None  # peft's layer, where there is an adapter
 
     def value(self) -> Tensor:
         """The parameter's own memory, or a new tensor where an adapter is merged into it. Neither changes."""
@@ -72,8 +72,8 @@ def plain_weights(lm: nn.Module) -> Iterator[PlainWeight]:
 
 
 def plain_state_dict(lm: nn.Module) -> dict[str, Tensor]:
-    """The state of the model without adapters, theirs merged into it: what `save_pretrained` writes. What is merged is in
-    the host's memory: the device need not hold the model twice."""
+    """The state that `save_pretrained` writes: the model with its adapters merged. Merged weights are in the host's memory,
+    so the device does not hold the model twice."""
     merged = {weight.name: weight.value().cpu() for weight in plain_weights(lm) if weight.layer is not None}
     whole = {_plain(name): value for name, value in lm.state_dict().items() if ".lora_" not in name}
     return whole | merged

@@ -11,10 +11,10 @@ from rlhf_bench.models.tokenizer import TokenizerSettings
 
 
 class LoraSettings(Section):
-    """Adapters of low rank beside every linear layer but the head, which learn in place of the weights (docs/lora.md)."""
+    """Low-rank adapters beside every linear layer except the head. They are trained in place of the weights (docs/lora.md)."""
 
     rank: int = Field(16, ge=1, description="rank of an adapter's two matrices")
-    alpha: float = Field(32.0, gt=0, description="what the adapter adds is scaled by alpha / rank")
+    alpha: float = Field(32.0, gt=0, description="the adapter's output is multiplied by alpha / rank")
 
 
 class ModelSettings(Section):
@@ -27,7 +27,7 @@ class ModelSettings(Section):
     layers: int = Field(4, ge=1, description="decoder layers (from scratch)")
     heads: int = Field(4, ge=1, description="attention heads (from scratch)")
     intermediate_size: int = Field(384, ge=8, description="width of the feed-forward layers (from scratch)")
-    max_length: int = Field(64, ge=8, description="most tokens of a prompt and its response together")
+    max_length: int = Field(64, ge=8, description="maximum number of tokens of a prompt and its response together")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of weights and activations")
     lora: LoraSettings | None = Field(
         None,

@@ -36,12 +36,12 @@ class TokenizerSettings(Section):
         None,
         ge=len(SPECIALS) + len(_BYTES),
         le=1_000_000,
-        description="Most tokens, the special ones and all 256 bytes included (bpe).",
+        description="Maximum number of tokens, special tokens and all 256 bytes included (bpe).",
     )
     name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
     chat_template: Literal["own"] | None = Field(
         None,
-        description="own: the tokenizer's own chat template around every prompt, whose text is one message of a user (pretrained); null: texts as they stand.",
+        description="own: put the tokenizer's own chat template around every prompt, as one message of the user (pretrained); null: use the text unchanged.",
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class TokenizerSettings(Section):
 
 
 class TextTokenizer(Protocol):
-    """What a run asks of a tokenizer; transformers' own fit."""
+    """What a run needs of a tokenizer. transformers' tokenizers have it."""
 
     @property
     def backend_tokenizer(self) -> Tokenizer: ...
@@ -77,7 +77,7 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """One that was trained here. transformers' class of it would take the driver seconds to import."""
+    """A tokenizer trained by this project. transformers' class for it takes seconds to import."""
 
     backend_tokenizer: Tokenizer
     pad_token_id: int = 0
@@ -119,8 +119,8 @@ def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextT
             return _pretrained(settings.name_or_path, settings.chat_template is not None)
 
 
-# Below, the tokenizer's own core is asked, as transformers asks it: a tenth of the time, and a run encodes tens of
-# thousands of texts.
+# The functions below call the backend tokenizer directly, as transformers does inside: it takes a tenth of the time, and a run
+# encodes tens of thousands of texts.
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
@@ -136,9 +136,7 @@ def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (
-        Exception
-    ) as error:  # a template refuses by whatever it raises: roles that do not take turns, a system message
+    except Exception as error:  # templates raise errors of any kind, for example for roles that do not alternate or for a system message
         raise BadInput(
             f"{prompt.place}: the tokenizer's chat template does not take the prompt ({first_line(error)}); "
             "leave the row out, or set model.tokenizer.chat_template: null"
@@ -152,7 +150,7 @@ def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
 
 
 def decode_response(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
-    """The text without EOS and padding at its end. A special token elsewhere stays visible: a judge must see it."""
+    """The text without EOS and padding at its end. Special tokens elsewhere stay, so that the judge sees them."""
     end, ends = len(ids), (tokenizer.eos_token_id, tokenizer.pad_token_id)
     while end and ids[end - 1] in ends:
         end -= 1
@@ -194,8 +192,8 @@ def _wrap(tokenizer: Tokenizer) -> TrainedTokenizer:
 
 
 def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
-    """Without a padding token EOS pads: padding is told by lengths, never by its id, so nothing is lost."""
-    # Imported where it is used: it takes seconds, and most runs train a tokenizer of their own.
+    """Load it. Where it has no padding token, EOS is used: padding is recognised by lengths, never by its id."""
+    # Imported here, since it takes seconds and most runs train their own tokenizer.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     key = "model.tokenizer.name_or_path"
@@ -203,7 +201,7 @@ def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
     folder = Path(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of a user's files, the files are wrong
+    except Exception as error:  # any error of transformers means that the user's files are wrong
         lacking = folder.is_dir() and not (folder / "tokenizer.json").exists()
         reason = "it has no tokenizer.json" if lacking else first_line(error)
         raise BadInput(f"{key}: cannot load '{name_or_path}' ({reason}); give a Hugging Face id or a folder") from None
@@ -221,20 +219,20 @@ def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.backend_tokenizer.no_truncation()  # its file may ask for either
+    tokenizer.backend_tokenizer.no_truncation()  # its file may turn on either
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def check_folder(key: str, name_or_path: str) -> None:
-    """BadInput where the name can only be a folder's, and none is there: the Hub need not be asked for it."""
-    if os.path.isfile(name_or_path):  # unlike Path's, these answer whatever the name
+    """BadInput where the name can only mean a folder and there is no such folder. The Hub is not asked."""
+    if os.path.isfile(name_or_path):  # unlike Path's methods, these never raise
         raise BadInput(f"{key}: {name_or_path} is a file; give the folder it is in")
     if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
         raise BadInput(f"{key}: there is no folder {name_or_path}; correct the path, or give a Hugging Face id")
 
 
 def first_line(error: BaseException) -> str:
-    """What the error says first, or else its kind."""
+    """The first line of the error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) or not lines else lines[0]

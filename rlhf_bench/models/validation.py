@@ -1,5 +1,6 @@
-"""Models that the user gives. Whether one can be used is said before any process starts, from what is quick to read:
-its configuration and, of a folder, the headers of its weights. No weight itself is read."""
+"""Checks of models that the user names, before any process starts.
+
+They read only what is quick to read: the configuration and, for a folder, the headers of its weight files."""
 
 from __future__ import annotations
 
@@ -37,14 +38,14 @@ class ModelSource:
         return Path(self.name) if Path(self.name).is_dir() else None
 
     def refuse(self, reason: str, remedy: str = "give one that transformers can load") -> NoReturn:
-        raise BadInput(f"{self.key}: {self.name} is no {self.kind} that can be used: {reason}; {remedy}") from None
+        raise BadInput(f"{self.key}: {self.name} cannot be used as a {self.kind}: {reason}; {remedy}") from None
 
 
 def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, ModelShape]:
     """The model at a folder or Hugging Face id without its weights, and its shape; `scalar` says whether a reward model
     or critic is made of it too. BadInput where a role could not load it, or it has fewer than `max_length` positions.
 
-    The weights of an id are first seen when a role loads them."""
+    The weights of a Hugging Face id are first seen when a role loads them."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
@@ -84,8 +85,8 @@ def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer
 
 
 def identity(name: str) -> str:
-    """What caches know a given model by: its name, and of a folder the names, sizes and times of all files. Weights may be
-    many gigabytes, and `check` takes seconds, so their contents are not read."""
+    """What identifies the model in caches: its name and, for a folder, names, sizes and times of all files. The contents are
+    not read, since weights may be many gigabytes and `check` must take seconds."""
     folder = Path(name)
     if not folder.is_dir():
         return name
@@ -96,7 +97,7 @@ def identity(name: str) -> str:
 
 def _check_token_ids(given: ModelSource, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where an id of the policy's is beyond the model's vocabulary, or its tokenizer knows it as another token.
-    More tokens are no mistake: many a reward model has one for padding."""
+    More tokens are allowed: many reward models have one for padding."""
     from transformers.utils import cached_file
 
     vocabulary, policys = model.get_input_embeddings().weight.shape[0], _ids(tokenizer.backend_tokenizer)
@@ -108,7 +109,7 @@ def _check_token_ids(given: ModelSource, model: Any, tokenizer: TextTokenizer) -
     try:
         file = cached_file(given.name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         own = policys if file is None else _ids(Tokenizer.from_file(file))
-    except Exception as error:  # tokenizers raises nothing more particular
+    except Exception as error:  # tokenizers has no more specific error
         raise BadInput(
             f"{given.key}: the tokenizer of {given.name} cannot be read ({first_line(error)}); copy or download it again"
         ) from None
@@ -124,13 +125,13 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _too_few_positions(config: Any, max_length: int) -> int | None:
-    """How many the model has, where that is fewer than are needed."""
+    """The model's number of positions, where that is less than `max_length`."""
     positions = getattr(config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and 0 < positions < max_length else None
 
 
 def check_tokenizer(name: str, model: Any, tokenizer: TextTokenizer) -> None:
-    """BadInput where the tokenizer has tokens that the model does not know. Fewer are no mistake: models are padded."""
+    """BadInput where the tokenizer has tokens that the model does not know. Fewer are allowed: models' vocabularies are often padded."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     highest = max(_ids(tokenizer.backend_tokenizer).values())
     if highest >= vocabulary:
@@ -144,30 +145,32 @@ def _config(given: ModelSource) -> Any:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     check_folder(given.key, given.name)
-    if find_adapter_config_file(given.name):  # which transformers would load, from a pickle if need be
+    if find_adapter_config_file(given.name):  # transformers would load it, possibly from a pickle
         given.refuse("it holds an adapter (adapter_config.json)", "merge the adapter into its model and save that")
     if given.folder is not None and not (given.folder / "config.json").is_file():
         given.refuse("it has no config.json", "give a folder that save_pretrained wrote")
     try:
         return AutoConfig.from_pretrained(given.name, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of a user's file, the file is wrong
+    except Exception as error:  # any error of transformers means that the user's file is wrong
         given.refuse(first_line(error))
 
 
 def _built(given: ModelSource, config: Any, kind: Any, weights: Mapping[str, _Weight]) -> tuple[Any, ModelShape]:
-    """The model without its weights, built as the roles build it, and its shape. BadInput where the weights that there
-    are to be seen do not fit it."""
+    """The model without its weights, built as the roles build it, and its shape. BadInput where `weights` do not fit it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     layers = getattr(config, "num_hidden_layers", 0)
-    if weights and layers > len(weights):  # before so many are built
+    if weights and layers > len(weights):  # before that many are built
         raise BadInput(
             f"{given.key}: {given.name}/config.json has {layers} layers, and its weights are {len(weights)} tensors; give both of one model"
         )
     if config.is_encoder_decoder:
-        given.refuse(f"{config.model_type} has an encoder and a decoder", "give one with a decoder alone")
+        given.refuse(f"{config.model_type} has an encoder and a decoder", "give one that is a decoder only")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        given.refuse(f"{config.model_type} sees the words to come", "give one with a decoder alone")
+        given.refuse(
+            f"{config.model_type} also attends to later tokens (a masked language model)",
+            "give one that is a decoder only",
+        )
     if getattr(config, "quantization_config", None) is not None:
         given.refuse("its weights are quantized and cannot be trained", "give it as it was before")
     attention.register()
@@ -179,7 +182,9 @@ def _built(given: ModelSource, config: Any, kind: Any, weights: Mapping[str, _We
     except Exception as error:  # as above
         given.refuse(first_line(error))
     if not model.is_backend_compatible():
-        given.refuse(f"{config.model_type} has an attention of its own, which cannot take rows of several responses")
+        given.refuse(
+            f"{config.model_type} has an attention implementation of its own, which cannot compute rows of several responses"
+        )
     if weights:
         _check_weights(given, weights, model)
     return model, shape
@@ -187,7 +192,7 @@ def _built(given: ModelSource, config: Any, kind: Any, weights: Mapping[str, _We
 
 @dataclass(frozen=True)
 class _Weight:
-    """What the header of a safetensors file says of one tensor."""
+    """What the header of a safetensors file says about one tensor."""
 
     file: Path
     shape: tuple[int, ...]
@@ -195,7 +200,7 @@ class _Weight:
 
 
 def _weights(given: ModelSource) -> dict[str, _Weight]:
-    """Every tensor of a folder's weights, by name; none of an id's."""
+    """Every tensor of a folder's weights, by name; empty for a Hugging Face id."""
     from safetensors import SafetensorError, safe_open
 
     weights = {}
@@ -258,7 +263,7 @@ def _check_weights(given: ModelSource, weights: Mapping[str, _Weight], model: An
             raise BadInput(
                 f"{given.key}: {weight.file}: {key} holds {weight.dtype}, no fractions; {remedy}, not quantized"
             )
-        if source is not None:  # several tensors become one, or one several: their shapes are the library's affair
+        if source is not None:  # several tensors become one, or one becomes several: transformers checks their shapes
             targets = by_source[source].target_patterns
             filled |= {to.replace(targets[0], target) for target in targets}
             continue

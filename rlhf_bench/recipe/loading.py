@@ -1,4 +1,4 @@
-"""Recipe files: what one extends, what the command line overrides, and where its relative paths start."""
+"""Reading recipe files: `extends`, overrides of the command line, and relative paths."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_NAME_LENGTH = 255  # bytes of a file's name
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> Recipe:
-    """Read a recipe file, apply what it extends and the overrides, check it. Relative paths in it start at its folder."""
+    """Read a recipe file with what it extends, apply the overrides, and check it. Paths are relative to the file's folder."""
     data = recipe_data(path, overrides, fast)
     if data.pop("vary", None) is not None:
-        raise BadInput(f"{path}: vary: is a series of comparisons, and this command takes one; override vary=null")
+        raise BadInput(f"{path}: vary: is a series of comparisons, and this command needs one; override vary=null")
     return parse_recipe(data)
 
 
@@ -37,14 +37,14 @@ class Variant:
 def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> list[Variant]:
     """The comparisons that a recipe file asks for: one, or with `vary: {key: …, values: […]}` one for each value.
 
-    `vary` is for keys that all arms of a comparison share, so that they can only differ between comparisons.
+    `vary` is for keys that all arms of a comparison share and that therefore can only differ between comparisons.
     """
     data = recipe_data(path, overrides, fast)
     vary = data.pop("vary", None)
     if vary is None:
         return [Variant("", parse_recipe(data))]
     if not isinstance(vary, dict) or set(vary) != {"key", "values"} or not isinstance(vary["values"], list):
-        raise BadInput("vary: is written {key: KEY.PATH, values: [A, B, …]}; correct it")
+        raise BadInput("vary: must be {key: KEY.PATH, values: [A, B, …]}; correct it")
     if not vary["values"] or len({str(value) for value in vary["values"]}) < len(vary["values"]):
         raise BadInput("vary.values: needs one value or more, each of them once; correct it")
     variants = []

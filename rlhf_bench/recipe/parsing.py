@@ -44,20 +44,20 @@ def _arm_settings(name: str, arm: Any) -> MethodSettings:
 
 
 def _meant(word: str, known: Any) -> str:
-    """The known word that is fewest slips of the keyboard away, among those that look like it at all."""
+    """A hint with the known word that is the fewest typing errors away, or "" where none is similar."""
     close = get_close_matches(word, list(known))
     return f" (did you mean {min(close, key=lambda k: DamerauLevenshtein.distance(word, k))}?)" if close else ""
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The settings models that a field's type allows, whatever unions and annotations are around them."""
+    """The settings models that a field's type allows, inside unions and annotations too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_of(part)]
 
 
 def _shown(value: Any) -> str:
-    """As Python writes it, cut where it is long."""
+    """The value as Python writes it, shortened where it is long."""
     written = repr(value)
     return written if len(written) <= 100 else written[:99] + "…"
 

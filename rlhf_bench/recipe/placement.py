@@ -14,19 +14,19 @@ SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 class RolePlacement(Section):
     actors: int = Field(1, ge=1, description="processes of this role (for the learner: ranks)")
-    cpus: int = Field(1, ge=1, description="cores each may use: its threads")
-    gpus: int = Field(0, ge=0, description="GPUs each may use")
+    cpus: int = Field(1, ge=1, description="cores of each actor: its number of threads")
+    gpus: int = Field(0, ge=0, description="GPUs of each actor")
     memory_gib: float = Field(
         8,
         gt=0,
-        description="host memory that `rlhf-bench manifest` asks for each, GiB, and that more than one fleet is reckoned with",
+        description="host memory of each actor, GiB: what `rlhf-bench manifest` asks for, and what limits the number of fleets",
     )
 
 
 class RolloutPlacement(RolePlacement):
-    concurrent_requests: int = Field(256, ge=1, description="sequences an engine decodes at once")
+    concurrent_requests: int = Field(256, ge=1, description="sequences that an engine decodes at once")
     cache_mib: int = Field(128, ge=16, description="key-value cache of an engine without a GPU, MiB")
-    gpu_memory_fraction: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory an engine takes")
+    gpu_memory_fraction: float = Field(0.5, gt=0, lt=1, description="share of a GPU's memory that an engine uses")
 
 
 class LearnerPlacement(RolePlacement):
@@ -36,16 +36,16 @@ class LearnerPlacement(RolePlacement):
 
 
 class Device(Section):
-    """What one GPU is, or one core where there is none: for the forecast of `check` alone, which starts nothing."""
+    """What one GPU (or one core, without GPUs) can do. Only the forecast of `check` uses it."""
 
     memory_gib: float = Field(79.0, gt=0, description="memory of a GPU; the default is an H100 of 80 GB")
     peak_tflops: float | None = Field(
         None,
         gt=0,
-        description="most 10¹² FLOP/s; null takes the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32, or without GPUs 0.066 a core, as docs/benchmarks.md measured",
+        description="peak speed, 10¹² FLOP/s; null uses the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32, or without GPUs 0.066 a core, as measured in docs/benchmarks.md",
     )
     utilisation: float | None = Field(
-        None, gt=0, le=1, description="share of them that a run makes use of; null takes 0.3 on GPUs and 0.6 on cores"
+        None, gt=0, le=1, description="share of the peak that a run reaches; null uses 0.3 on GPUs and 0.6 on cores"
     )
 
 
@@ -62,16 +62,18 @@ class Placement(Section):
     fleets: int | None = Field(
         None,
         ge=1,
-        description="how many fleets, each with all roles, may work on arms at once; null: as many as the cluster has room for, one where the budget is in device_seconds",
+        description="how many fleets, each with all roles, may train arms at once; null: as many as the cluster has room for, or one where the budget is in device_seconds",
     )
     timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster to have room")
     rollout: RolloutPlacement = Field(default_factory=RolloutPlacement, description="the vLLM engines that sample")
     scorer: RolePlacement = Field(default_factory=RolePlacement, description="the reward model")
     learner: LearnerPlacement = Field(default_factory=LearnerPlacement, description="the DeepSpeed ranks that train")
     evaluator: RolloutPlacement = Field(
-        default_factory=RolloutPlacement, description="the engine that looks at held-out prompts; one actor"
+        default_factory=RolloutPlacement, description="the engine that answers held-out prompts; one actor"
     )
-    device: Device = Field(default_factory=Device, description="what the forecast of `check` takes a GPU or core to be")
+    device: Device = Field(
+        default_factory=Device, description="speed and memory of a GPU or core, for the forecast of `check`"
+    )
     weight_sync: Literal["object_store", "nccl", "ipc"] = Field(
         "object_store", description="how weights reach the engines; nccl and ipc need GPUs"
     )
@@ -84,7 +86,7 @@ class Placement(Section):
     @model_validator(mode="after")
     def _possible(self) -> Placement:
         if self.evaluator.actors != 1:
-            raise ValueError("evaluator.actors must be 1: snapshots are looked at one after the other")
+            raise ValueError("evaluator.actors must be 1: snapshots are evaluated one after the other")
         if self.pinned and self.colocated:
             raise ValueError(
                 "pinned: true gives every role nodes of its own, and colocated: true puts all roles together; set colocated: false"
@@ -102,7 +104,7 @@ class Placement(Section):
         return self.sync_tolerance or SYNC_TOLERANCE[dtype]
 
     def roles(self, scorer: bool) -> dict[str, RolePlacement]:
-        """By name; the scorer's only where an arm is rewarded by a model."""
+        """Placements by role; `scorer` says whether an arm uses the reward model, and so needs that role."""
         roles: dict[str, RolePlacement] = {
             "learner": self.learner,
             "rollout": self.rollout,

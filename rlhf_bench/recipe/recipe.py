@@ -40,16 +40,16 @@ def alias_of(arm: str) -> str:
 class TuningSettings(Section):
     """Trials before the comparison: every arm tries the same settings, once each, and keeps its best.
 
-    Trials are scored on held-out prompts of their own, which the comparison never looks at. What they spend is
+    Trials are scored on held-out prompts that the comparison never uses. What they spend is
     recorded in the ledger (phase `tuning`) and shown beside the budget: the same number of trials for every arm.
     """
 
     trials: tuple[dict[str, float], ...] = Field(
         min_length=2, description="settings to try, each a mapping such as {learning_rate: 1.0e-4}"
     )
-    fraction: float = Field(0.5, gt=0, le=1, description="of compute.limit, what one trial may spend")
+    fraction: float = Field(0.5, gt=0, le=1, description="share of compute.limit that one trial may spend")
     prompts: int = Field(256, ge=1, description="held-out prompts that trials are scored on")
-    seed: int = Field(0, ge=0, description="the trials' seed; not one of the comparison's")
+    seed: int = Field(0, ge=0, description="seed of the trials; it must not be one of the comparison's")
 
 
 class Claim(Section):
@@ -59,7 +59,7 @@ class Claim(Section):
     more: str = Field(description="the arm whose metric is claimed to be larger")
     less: str = Field(description="the arm whose metric is claimed to be smaller")
     metric: str = Field(
-        "score", description="score, best_score, drawdown, or a number of the held-out looks; see docs/statistics.md"
+        "score", description="score, best_score, drawdown, or a number that evaluations record; see docs/statistics.md"
     )
 
 
@@ -76,14 +76,16 @@ class Recipe(Section):
         default_factory=DataSettings, description="prompts, pairs and sampling, shared by all arms"
     )
     sft: SFTSettings | None = Field(
-        default_factory=SFTSettings, description="null starts from model.name_or_path as it is"
+        default_factory=SFTSettings, description="supervised fine-tuning; null starts from model.name_or_path unchanged"
     )
     reward_model: RewardModelSettings = Field(
-        default_factory=RewardModelSettings, description="trained, or given, when an arm needs it, and charged to it"
+        default_factory=RewardModelSettings,
+        description="trained or given; used where an arm needs it, and charged to that arm",
     )
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
     evaluation: EvaluationSettings = Field(
-        default_factory=EvaluationSettings, description="held-out looks at fixed fractions of the budget"
+        default_factory=EvaluationSettings,
+        description="evaluations on held-out prompts at fixed fractions of the budget",
     )
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="every arm runs once per seed")
     placement: Placement = Field(default_factory=Placement, description="which role gets which part of the cluster")
@@ -121,14 +123,14 @@ class Recipe(Section):
                 f"model.hidden_size / model.heads is {size}, and vLLM on a CPU knows only {', '.join(map(str, CPU_HEAD_SIZES))}; change one of the two"
             )
         if self.sft is None and self.model.name_or_path is None:
-            raise ValueError("sft: null needs model.name_or_path: untrained weights are no base model")
+            raise ValueError("sft: null needs model.name_or_path: untrained weights cannot be a base policy")
         if self.model.lora is not None and self.model.name_or_path is None:
             raise ValueError(
-                "model.lora needs model.name_or_path: adapters learn beside pretrained weights; name a model, or remove model.lora"
+                "model.lora needs model.name_or_path: adapters are trained beside pretrained weights; name a model, or remove model.lora"
             )
         if self.model.lora is not None and self.placement.weight_sync != "object_store":
             raise ValueError(
-                f"placement.weight_sync: {self.placement.weight_sync} sends parameters as they are, and with model.lora an engine needs adapters and weights merged; use object_store"
+                f"placement.weight_sync: {self.placement.weight_sync} sends parameters unmerged, and with model.lora an engine needs adapters merged into the weights; use object_store"
             )
         known = ", ".join(self.arms)
         if self.baseline is not None and self.baseline not in self.arms:
@@ -145,7 +147,7 @@ class Recipe(Section):
         ahead = [name for name, arm in self.arms.items() if arm.draws_ahead]
         if ahead and self.compute.column == "device_seconds":
             raise ValueError(
-                f"arms.{ahead[0]}.rollouts_ahead: 1 draws before the seconds of the update under way are known, so a budget of device_seconds could be passed; use another compute.column"
+                f"arms.{ahead[0]}.rollouts_ahead: 1 samples before the seconds of the pending update are known, so it could exceed a budget of device_seconds; use another compute.column"
             )
         if self.tracking.register_as is not None:
             self._check_aliases()

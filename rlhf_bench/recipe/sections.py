@@ -1,4 +1,4 @@
-"""Every section of a recipe as a typed model: keys, defaults, limits, and the checks across keys."""
+"""Sections of a recipe as typed models: data, stages, compute, evaluation, reliability, tracking."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ class DataSettings(Section):
 
     train_prompts: int = Field(2048, ge=1, description="prompts that methods sample from")
     off_policy_pairs: int = Field(
-        1024, ge=1, description="fixed pairs that another, weaker policy's answers make (or that come with the data)"
+        1024, ge=1, description="fixed off-policy pairs: from the data, or from the answers of a weaker policy"
     )
-    held_out_pairs: int = Field(128, ge=1, description="further such pairs, kept for looking at likelihoods only")
+    held_out_pairs: int = Field(
+        128, ge=1, description="further such pairs, never trained on, for measuring likelihoods"
+    )
     weaker_policy_steps: float = Field(
-        0.5, gt=0, le=1, description="the other policy's fine-tuning, as a fraction of sft.steps"
+        0.5, gt=0, le=1, description="fine-tuning steps of the weaker policy, as a fraction of sft.steps"
     )
     on_policy_prompts: int = Field(
-        512, ge=1, description="prompts sampled once from the start policy for data: on_policy"
+        512, ge=1, description="prompts that the base policy answers once, for data: on_policy"
     )
     candidates_per_prompt: int = Field(
-        8, ge=2, description="samples among which best and worst are picked (on_policy, online)"
+        8, ge=2, description="samples per prompt, of which the best and the worst become a pair (on_policy, online)"
     )
-    max_response_tokens: int = Field(16, ge=1, description="longest response that is sampled")
+    max_response_tokens: int = Field(16, ge=1, description="maximum number of tokens of a sampled response")
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
 
 
@@ -49,15 +51,16 @@ class SFTSettings(StageSettings):
 class RewardModelSettings(StageSettings):
     name_or_path: str | None = Field(
         None,
-        description="a Hugging Face id or a folder of an AutoModelForSequenceClassification with one label and the policy's tokenizer, used as it is; null trains one",
+        description="a Hugging Face id or a folder of an AutoModelForSequenceClassification with one label and the policy's tokenizer, used unchanged; null trains one",
     )
     pairs: Literal["off_policy", "start_policy", "both"] = Field(
-        "both", description="what it learns from: the off-policy pairs, pairs among the start policy's samples, or both"
+        "both",
+        description="what it is trained on: the off-policy pairs, pairs among samples of the base policy, or both",
     )
     start_policy_prompts: int = Field(
-        512, ge=1, description="prompts sampled from the start policy, for its pairs and for the scores' scale"
+        512, ge=1, description="prompts that the base policy answers, for the pairs and for the scale of the scores"
     )
-    pairs_per_prompt: int = Field(4, ge=1, description="most pairs made among one prompt's samples")
+    pairs_per_prompt: int = Field(4, ge=1, description="maximum number of pairs among the samples of one prompt")
 
     @model_validator(mode="after")
     def _trained_or_given(self) -> RewardModelSettings:
@@ -66,7 +69,7 @@ class RewardModelSettings(StageSettings):
         set_here = [key for key in of_training if getattr(self, key) != type(self).model_fields[key].default]
         if self.name_or_path is not None and set_here:
             raise ValueError(
-                f"{set_here[0]} is for training one, and name_or_path gives one that is trained; remove one of the two"
+                f"{set_here[0]} is for training a reward model, and name_or_path names a trained one; remove one of the two"
             )
         return self
 
@@ -80,35 +83,35 @@ class ComputeSettings(Section):
     skips_in_a_row: int = Field(
         5,
         ge=1,
-        description="so many updates in a row without finite numbers, each of them skipped, end an arm as diverged",
+        description="an update whose numbers are not finite is skipped; this many in a row end the arm as diverged",
     )
 
 
 class EvaluationSettings(Section):
-    """Held-out looks at fixed fractions of the budget. Metered apart."""
+    """Evaluations on held-out prompts at fixed fractions of the budget. Their cost is recorded separately."""
 
     prompts: int = Field(256, ge=1, description="held-out prompts per split")
-    samples_per_prompt: int = Field(1, ge=1, description="responses that are sampled and scored for each of them")
+    samples_per_prompt: int = Field(1, ge=1, description="responses sampled and scored for each prompt")
     splits: tuple[HeldOutSplit, ...] = Field(
         HELD_OUT_SPLITS,
         min_length=1,
-        description="the first one is the score that is compared",
+        description="held-out splits; the first one gives the score that is compared",
     )
     marks: tuple[float, ...] = Field(
         (0.25, 0.5, 0.75, 1.0),
-        description="fractions of the budget at which to look; the start and the end are always seen",
+        description="fractions of the budget at which to evaluate; the start and the end are always evaluated",
     )
     temperature: float = Field(
         1.0,
         ge=0,
-        description="how the scored responses are sampled: 1 scores the policy as the distribution it is, 0 its likeliest tokens",
+        description="sampling temperature of the scored responses: 1 samples from the policy itself, 0 takes its most likely tokens",
     )
     kl_samples: int = Field(
         128, ge=1, description="responses sampled at temperature 1 to estimate sequence KL to the reference"
     )
-    sample_prompts: int = Field(8, ge=0, description="prompts per split whose generations the report shows")
+    sample_prompts: int = Field(8, ge=0, description="prompts per split whose responses the report shows")
     gradient_pairs: int = Field(
-        16, ge=0, description="held-out pairs whose gradients ∇θ log π are looked at (docs/diagnostics.md); 0 for none"
+        16, ge=0, description="held-out pairs whose gradients ∇θ log π are measured (docs/diagnostics.md); 0 for none"
     )
 
     @field_validator("splits")
@@ -129,24 +132,24 @@ class EvaluationSettings(Section):
 
 
 class Reliability(Section):
-    """What is done so that a process may die at any moment (docs/reliability.md)."""
+    """Checkpoints and restarts, so that a process may die at any moment (docs/reliability.md)."""
 
     checkpoint_seconds: float = Field(
-        120, ge=0, description="at least so long between two checkpoints of an arm; 0 writes one after every update"
+        120, ge=0, description="minimum time between two checkpoints of an arm; 0 writes one after every update"
     )
     checkpoints: int = Field(2, ge=1, description="how many of an arm's checkpoints are kept while it runs")
     checkpoint_place: str | None = Field(
         None,
-        description="folder or URI for them that every node sees, such as s3://bucket/folder; null takes DIR/state",
+        description="folder or URI for checkpoints that every node can reach, such as s3://bucket/folder; null uses DIR/state",
     )
     grace_seconds: float = Field(
-        20, gt=0, description="how long a signal to end may wait for the update under way, and its checkpoint"
+        20, gt=0, description="after a signal to stop, how long to wait for the current update and its checkpoint"
     )
     hang_seconds: float = Field(
-        60, ge=4, description="an actor that shows no sign of life for so long is ended and started again"
+        60, ge=4, description="an actor without a heartbeat for this long is ended and started again"
     )
     restarts: int = Field(
-        5, ge=0, description="so many restarts of one actor within window_seconds; one more ends the run"
+        5, ge=0, description="maximum number of restarts of one actor within window_seconds; one more ends the run"
     )
     window_seconds: float = Field(600, gt=0, description="see restarts")
 
@@ -154,7 +157,7 @@ class Reliability(Section):
 class Tracking(Section):
     uri: str | None = Field(
         None,
-        description="MLflow tracking URI, without a password; null takes MLFLOW_TRACKING_URI, or a sqlite file beside the output",
+        description="MLflow tracking URI, without a password; null uses MLFLOW_TRACKING_URI, or an SQLite file beside the output",
     )
 
     register_as: str | None = Field(

@@ -1,4 +1,4 @@
-"""The tasks: prompts, demonstrations, judge and data. To add one, write its file and its lines in `_single.py`."""
+"""The tasks: prompts, demonstrations, judge and data. To add one, write its file and its lines in `registry.py`."""
 
 from __future__ import annotations
 

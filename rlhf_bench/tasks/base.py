@@ -18,14 +18,14 @@ Item = TypeVar("Item", bound=Hashable)
 HELD_OUT_FRACTION = 0.1
 """The share of the training distribution that is kept for `in_distribution`."""
 MAX_DRAWN = 1_000_000
-"""Most prompts of a split: drawing them takes half a minute, and they are all kept in memory."""
+"""Maximum number of prompts of a split: drawing them takes half a minute, and all are kept in memory."""
 _PATIENCE = 100_000
-"""Draws in a row without anything new after which a space counts as used up."""
+"""After this many draws in a row without a new item, all items count as found."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as six functions; all of them are deterministic in their arguments.
+    """A task as functions that are deterministic in their arguments.
 
     `prompts(split, count, seed)`: distinct prompts. A text belongs to one split whatever the seed, ids are unique
     across splits, and fewer prompts with the same seed are a prefix of more.
@@ -36,7 +36,7 @@ class Task:
     `corpus()`: texts with every character and word that any prompt or right answer can need.
     `splits`: the splits that have prompts. `notes`: what the user should know about how the data was made.
 
-    Asking for more than there is raises BadInput."""
+    They raise BadInput where more is asked for than there is."""
 
     name: str
     prompts: Callable[[Split, int, int], list[Prompt]]
@@ -57,7 +57,7 @@ class TaskKind:
 
 
 def generator(*parts: object) -> random.Random:
-    """A random generator of its own for each purpose: seeded by the names and numbers given, in any process."""
+    """A random generator for one purpose, seeded by these names and numbers: the same in every process."""
     return random.Random("/".join(map(str, parts)))
 
 

@@ -70,7 +70,7 @@ class FilesSettings(Section):
 
 
 class _Long(Unusable):
-    """Beyond the recipe's limits, and so left out whatever `unusable` says."""
+    """Beyond the recipe's limits, and so left out even where `unusable` is refuse."""
 
 
 @dataclass

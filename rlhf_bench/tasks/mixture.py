@@ -1,7 +1,7 @@
-"""Two tasks in one: the base policy knows both, preference methods train on the first, and the second looks on.
+"""Two tasks in one: the base policy knows both, preference methods train on the first, and the second is only evaluated.
 
-This is how transfer is measured: what training on one task does to a policy's answers in another, which no pair and no
-training prompt ever shows.
+This measures transfer: what training on one task does to the policy's answers in another, which no pair and no training
+prompt shows.
 
 Splits. `train`, `in_distribution` and `out_of_distribution` are the first task's. `unseen` holds the second task's
 in-distribution prompts; the first task's own unseen prompts are left out. Ids begin with the key of the task that they

@@ -401,7 +401,7 @@ def test_sigterm_leaves_all_in_order(stopped):
 
     assert stopped.code == 143, stopped.errors
     assert stopped.errors.strip().splitlines()[-1] == (
-        "stopped by SIGTERM: the same command with the same --output goes on from the last checkpoint"
+        "stopped by SIGTERM: the same command with the same --output resumes from the last checkpoint"
     )
     store = MlflowClient(tracking_uri=f"sqlite:///{stopped.directory.parent / 'mlflow.db'}")
     experiment = store.get_experiment_by_name("tiny").experiment_id

@@ -139,7 +139,7 @@ def test_a_job_by_the_sdk_shows_its_metrics_is_stopped_and_goes_on_when_it_is_su
 
     code, status, logs = told["stopped"]
     assert (code, status) == (0, "STOPPED"), told["stopped"]
-    assert "stopped by SIGTERM: the same command with the same --output goes on from the last checkpoint" in logs
+    assert "stopped by SIGTERM: the same command with the same --output resumes from the last checkpoint" in logs
     assert told["again"][0] == 0 and told["status"] == "SUCCEEDED", told["again"]
     assert "ppo-ahead · seed 4: done" in told["logs"] and "tiny: held-out score at equal compute" in told["again"][1]
     assert "resuming from" in (directory / "events.log").read_text()

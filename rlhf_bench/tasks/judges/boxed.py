@@ -17,9 +17,9 @@ from rlhf_bench.core.types import Judgement
 
 _BOX = "\\boxed{"
 MAX_CHARACTERS = 300
-"""Characters of an answer that is looked at. Right ones are short; reading LaTeX takes time that grows with them."""
+"""Maximum length of an answer. Right answers are short, and the time to parse LaTeX grows with the length."""
 CPU_SECONDS = 3
-"""What one answer may take of a processor: a few milliseconds are usual."""
+"""Processor time that one answer may take; a few milliseconds are usual."""
 MEMORY_BYTES = 2 * 2**30
 
 
@@ -53,7 +53,7 @@ class _Helper:
         self.lock = threading.Lock()
 
     def equal(self, right: str, given: str) -> bool:
-        """Whether math-verify takes both for the same. False where it cannot tell within its limits."""
+        """Whether math-verify finds both equal. False where it cannot decide within its limits."""
         if not given or max(len(right), len(given)) > MAX_CHARACTERS:
             return False
         with self.lock:

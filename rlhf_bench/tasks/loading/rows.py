@@ -16,7 +16,7 @@ from rlhf_bench.core.errors import BadInput
 
 
 class Unusable(BadInput):
-    """A row that is read well and that no one can learn from. `kind` completes "rows ..." where they are left out."""
+    """A row that can be read and that cannot be used for training. `kind` completes "rows ..." where they are left out."""
 
     def __init__(self, problem: str, kind: str):
         super().__init__(problem)

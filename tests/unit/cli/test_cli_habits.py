@@ -53,7 +53,7 @@ def test_init_writes_a_recipe_that_check_accepts_and_never_over_a_file(monkeypat
     assert capsys.readouterr().out == f"{path}: valid\n"
     path.write_text("mine")
     assert main(monkeypatch, "init", path) == 2
-    assert "is there already; give the name of a new file" in capsys.readouterr().err and path.read_text() == "mine"
+    assert "exists already; give the name of a new file" in capsys.readouterr().err and path.read_text() == "mine"
     assert main(monkeypatch, "init", tmp_path / "nowhere" / "mine.yaml") == 2
     assert capsys.readouterr().err.startswith("error: ")
 

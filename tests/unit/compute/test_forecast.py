@@ -171,7 +171,7 @@ def test_the_limit_that_the_refusal_names_is_accepted(prompts):
     arms = {"a": {"method": "ppo", "prompts_per_update": prompts}}
     with pytest.raises(BadInput) as refused:
         check_budget(recipe(arms, limit=10), SHAPE, N)
-    (named,) = re.findall(r"raise it to (\S+) at the very least", str(refused.value))
+    (named,) = re.findall(r"raise it to at least (\S+)", str(refused.value))
     check_budget(recipe(arms, limit=float(named)), SHAPE, N)
 
 

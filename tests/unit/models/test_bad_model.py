@@ -44,7 +44,7 @@ BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
 T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
 BART = {"model_type": "bart", "architectures": ["BartForCausalLM"]}
 CODEGEN = {"model_type": "codegen", "n_embd": 16, "n_head": 4, "rotary_dim": 4, "n_layer": 2}
-USED = r"model\.name_or_path: .* is no causal language model that can be used: "
+USED = r"model\.name_or_path: .* cannot be used as a causal language model: "
 # What is done to the folder, and the line.
 MODELS = {
     "no folder": (no_files, r"model\.name_or_path: there is no folder .*; correct the path, or give a .*id"),
@@ -53,10 +53,10 @@ MODELS = {
     "a config that is no JSON": (written("config.json", b"{"), USED + r".*not a valid JSON file.*; give .*"),
     "a config that is a list": (written("config.json", b"[1]"), USED + r".*; give one that transformers can load"),
     "an unknown architecture": (changed_json("config.json", model_type="nonesuch"), USED + r".*nonesuch.*; give one .*"),
-    "an encoder": (changed_json("config.json", **BERT), USED + r"bert sees the words to come; give one with a decoder alone"),
-    "an encoder and a decoder": (changed_json("config.json", **T5), USED + r"t5 has an encoder .*; give one with a decoder alone"),
+    "an encoder": (changed_json("config.json", **BERT), USED + r"bert also attends to later tokens .*; give one that is a decoder only"),
+    "an encoder and a decoder": (changed_json("config.json", **T5), USED + r"t5 has an encoder .*; give one that is a decoder only"),
     "half of an encoder and a decoder": (changed_json("config.json", **BART), USED + r"bart has an encoder .*; give one .*"),
-    "attention of its own": (changed_json("config.json", **CODEGEN), USED + r"codegen has an attention of its own.*; give one .*"),
+    "attention of its own": (changed_json("config.json", **CODEGEN), USED + r"codegen has an attention implementation of its own.*; give one .*"),
     "quantized weights": (changed_json("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
                           USED + r".*quantized.*; give it as it was before"),
     "a width that is text": (changed_json("config.json", hidden_size="wide"), USED + r".*hidden_size.*; give one .*"),

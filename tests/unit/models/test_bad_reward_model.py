@@ -54,7 +54,7 @@ def another_alphabet(folder):
 
 REWARDS, NO_REWARD = (
     r"reward_model\.name_or_path: ",
-    r"reward_model\.name_or_path: .* is no reward model that can be used: ",
+    r"reward_model\.name_or_path: .* cannot be used as a reward model: ",
 )
 REWARD_MODELS = {
     "no folder": (no_files, REWARDS + r"there is no folder .*; correct the path, or give a .*id"),
@@ -67,7 +67,7 @@ REWARD_MODELS = {
     "a language model's weights": (changed_weights(lambda t: t.pop("score.weight") is None),
                                    REWARDS + r"the weights of .* lack 1 of .* tensors, first score\.weight; give .*"),
     "an encoder": (changed_json("config.json", model_type="bert", architectures=["BertForSequenceClassification"]),
-                   NO_REWARD + r"bert sees the words to come; give one with a decoder alone"),
+                   NO_REWARD + r"bert also attends to later tokens .*; give one that is a decoder only"),
     "quantized weights": (changed_json("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
                           NO_REWARD + r".*quantized.*; give it as it was before"),
     "no weights": (without("model.safetensors"), REWARDS + r".* has no weights; put model\.safetensors there, or .*"),
@@ -106,7 +106,7 @@ def test_a_reward_model_is_trained_or_given(override, sound_reward_model, tmp_pa
     said = refusal(tmp_path / "recipe.yaml", *of_reward_model(sound_reward_model, f"reward_model.{override}"))
     key = override.split("=")[0]
     assert re.fullmatch(
-        rf"reward_model: {key} is for training one, and name_or_path .*; remove one of the two; .*", said
+        rf"reward_model: {key} is for training a reward model, and name_or_path .*; remove one of the two; .*", said
     ), said
 
 

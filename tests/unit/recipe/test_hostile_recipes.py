@@ -18,8 +18,8 @@ MERGES = "\n".join(["m0: &m0 {k: 1}", *(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1
     (MERGES, "is nested more than 20 deep"),
     ("task: &t {kind: files, more: *t}", "contains itself by an alias"),
     ("task: " + "[" * 5000, "is nested more than 20 deep"),
-    ("task: !!python/object/apply:os.system ['touch marker']", "is no value of a recipe"),
-    ("name: 2024-13-45", "is no value of a recipe; quote it"),
+    ("task: !!python/object/apply:os.system ['touch marker']", "is not a value that a recipe can have"),
+    ("name: 2024-13-45", "is not a value that a recipe can have; quote it"),
 ], ids=["lists", "arms", "merges", "circle", "depth", "object", "date"])  # fmt: skip
 def test_a_hostile_recipe_is_refused_in_one_line_and_at_once(text, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

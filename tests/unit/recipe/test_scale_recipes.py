@@ -178,7 +178,9 @@ def test_on_one_gpu_adapters_of_a_larger_model_fit_where_its_weights_do_not(tmp_
     # 36 layers of 2048: q, o of 2048², k, v of 2048 × 256, three of 2048 × 11008; an adapter has 16 of each input and output.
     adapters = 16 * 36 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008))
     assert inputs.shape.trained == adapters
-    assert f"adapters of rank 16: {adapters:,} parameters learn in place of the model's" in list(lines(recipe, inputs))
+    assert f"adapters of rank 16: {adapters:,} parameters are trained in place of the model's" in list(
+        lines(recipe, inputs)
+    )
     recipe, inputs = prepared("scale/3b_lora_one_gpu", tmp_path, "model.lora=null")
     assert inputs.shape.trained == inputs.shape.parameters
     with pytest.raises(
