@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from rlhf_bench.compute.engine_time import ACTIVITIES
 from rlhf_bench.core.plot_style import PALETTE
+from rlhf_bench.report.plots.likelihoods import CHANGES, changes, fill_panels, handles, likelihoods, nothing
 from rlhf_bench.report.plots.style import (
-    CHOSEN,
     INK,
-    REJECTED,
     Plot,
     absent,
     arm_handles,
@@ -28,7 +24,6 @@ from rlhf_bench.report.plots.style import (
     legend,
     new_figure,
     own_rows,
-    panel_grid,
     plotted,
     styled,
 )
@@ -47,33 +42,6 @@ _PARTS = (
 """A phase of the ledger and an engine's activity of one name have one colour in both plots."""
 TRAINING_BINS = 20
 """Updates of different arms and seeds cost differently; their means are taken per twentieth of the budget."""
-PROBES: Mapping[str, str] = {
-    "probe/base_samples": "base's own samples",
-    "probe/other_prompts": "answers to other prompts",
-    "probe/permuted": "chosen, tokens permuted",
-    "probe/format_breaking": "random tokens",
-}
-"""Column of a probe set's mean log-probability → what the set is."""
-_PROBE_STYLES: tuple[dict[str, Any], ...] = tuple(
-    {"color": colour, "marker": marker, "linestyle": ":", "linewidth": 1.3, "markersize": 3.5}
-    for colour, marker in zip(PALETTE[2:], ("^", "D", "v", "P"), strict=True)
-)
-_CHOSEN_STYLE: dict[str, Any] = {"color": CHOSEN, "marker": "o"}
-_REJECTED_STYLE: dict[str, Any] = {"color": REJECTED, "marker": "s", "linestyle": "--"}
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Which columns a likelihood plot shows: `side` ends the columns of both sides, `probe` those of the probe sets."""
-
-    side: str
-    probe: str
-    axis: str
-    what: str
-
-
-LEVELS = Kind("logprob", "", "log-probability (nats)", "log-probabilities")
-CHANGES = Kind("logratio", "_logratio", "change of log-probability (nats)", "log-ratios")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,37 +107,6 @@ def score_against_kl(recorded: RecordedComparison, summary: Summary) -> Plot:
         drawn(figure, "score-kl") if any(recorded_arms) else None,
         absent(summary, recorded_arms, "KL at the evaluations"),
     )
-
-
-def likelihoods(recorded: RecordedComparison, summary: Summary) -> Plot:
-    """Log-probabilities of held-out chosen, rejected and unseen responses on one axis, one panel per arm."""
-    return _likelihood_plot(
-        recorded, summary, LEVELS, "Chosen, rejected and unseen responses",
-        "On held-out pairs, a gap between chosen and rejected that opens means the arm tells good answers from bad "
-        "ones. Dotted lines are responses that stand in no pair.",
-    )  # fmt: skip
-
-
-def changes(recorded: RecordedComparison, summary: Summary) -> Plot:
-    """The same as differences from the base policy: small moves of large numbers can be seen."""
-    return _likelihood_plot(
-        recorded, summary, CHANGES, "The same, as change since the base policy",
-        "Where chosen and rejected both fall, probability goes elsewhere: a dotted line that rises is where it went.",
-    )  # fmt: skip
-
-
-def _likelihood_plot(recorded: RecordedComparison, summary: Summary, kind: Kind, title: str, how_to_read: str) -> Plot:
-    figure, panels = panel_grid(len(summary.arms), sharey=True)
-    recorded_arms, probes = _likelihood_panels(panels, recorded, summary, kind)
-    figure.supxlabel(budget_label(summary), color=INK, fontsize=9)
-    figure.supylabel(kind.axis, color=INK, fontsize=9)
-    figure.legend(handles=_likelihood_handles(probes), loc="outside upper center", ncols=2)
-    missing = absent(summary, recorded_arms, f"chosen and rejected {kind.what}")
-    lacking = [name for column, name in PROBES.items() if column not in probes]
-    if lacking and any(recorded_arms):
-        missing += f"{' ' if missing else ''}Not recorded, of the unseen responses: {', '.join(lacking)}."
-    drawing = drawn(figure, f"likelihoods{kind.probe}".replace("_", "-")) if any(recorded_arms) else None
-    return Plot(title, how_to_read, drawing, missing)
 
 
 def training_curve(recorded: RecordedComparison, summary: Summary, column: str, title: str, how_to_read: str) -> Plot:
@@ -258,17 +195,17 @@ def overview(recorded: RecordedComparison, summary: Summary) -> Figure:
     by_compute, by_kl = upper.subplots(1, 2, sharey=True)
     _score_curves(by_compute, recorded, summary)
     if not any(_score_by_kl(by_kl, recorded, summary)):
-        _nothing(by_kl, "KL was not recorded")
+        nothing(by_kl, "KL was not recorded")
     upper.legend(handles=arm_handles(summary, base=True), loc="outside lower center", ncols=4)
     panels = list(lower.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten())
     for panel in panels[len(summary.arms) :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(summary.arms) - columns) : len(summary.arms)]:
         panel.tick_params(labelbottom=True)
-    _, probes = _likelihood_panels(panels, recorded, summary, CHANGES)
+    _, probes = fill_panels(panels, recorded, summary, CHANGES)
     lower.supxlabel(budget_label(summary), color=INK, fontsize=9)
     lower.supylabel(CHANGES.axis, color=INK, fontsize=9)
-    lower.legend(handles=_likelihood_handles(probes), loc="outside upper center", ncols=3)
+    lower.legend(handles=handles(probes), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -293,38 +230,3 @@ def _score_by_kl(axes: Axes, recorded: RecordedComparison, summary: Summary) -> 
     axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
     label(axes, "KL to the base model (nats per response)", "held-out score")
     return recorded_arms
-
-
-def _likelihood_panels(
-    panels: Sequence[Axes], recorded: RecordedComparison, summary: Summary, kind: Kind
-) -> tuple[list[bool], list[str]]:
-    """Fill one panel per arm; which arms recorded likelihoods, and which probe sets any of them recorded."""
-    rows, recorded_arms, probes = recorded.main_split, [], []
-    for panel, arm in zip(panels, summary.arms, strict=False):
-        probes += [
-            column
-            for column, look in zip(PROBES, _PROBE_STYLES, strict=True)
-            if curve(panel, arm, look, rows, column + kind.probe, details=False, series=PROBES[column])
-        ]
-        sides = [
-            curve(panel, arm, look, rows, f"{side}_{kind.side}", series=side)
-            for side, look in (("chosen", _CHOSEN_STYLE), ("rejected", _REJECTED_STYLE))
-        ]
-        recorded_arms.append(any(sides))
-        if kind is CHANGES:
-            panel.axhline(0, color=INK, linewidth=0.8, alpha=0.6)
-        panel.set_title(arm.name, fontsize=9)
-        if not recorded_arms[-1]:
-            _nothing(panel, "not recorded")
-        panel.xaxis.set_major_formatter("{x:.0f}%")
-    return recorded_arms, [column for column in PROBES if column in probes]
-
-
-def _likelihood_handles(probes: Sequence[str]) -> list[Line2D]:
-    looks = {"chosen": _CHOSEN_STYLE, "rejected": _REJECTED_STYLE}
-    looks |= {PROBES[c]: look for c, look in zip(PROBES, _PROBE_STYLES, strict=True) if c in probes}
-    return [Line2D([], [], label=name, **look) for name, look in looks.items()]
-
-
-def _nothing(axes: Axes, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center")

@@ -17,7 +17,7 @@ from rlhf_bench.report.measures import (
     rows_of,
     was_recorded,
 )
-from rlhf_bench.report.plots.overview import PROBES
+from rlhf_bench.report.plots.likelihoods import PROBES
 from rlhf_bench.report.plots.style import (
     INK,
     Plot,
