@@ -399,7 +399,7 @@ def test_wall_time_is_drawn_by_what_the_engines_were_at_or_said_to_be_missing(tm
     directory = record(tmp_path)
     with style():
         bare = time_by_activity(read_recorded(directory), summarize(read_recorded(directory)))
-    assert bare.svg == "" and bare.absent == "Not recorded: what the engines were at."
+    assert bare.svg == "" and bare.absent == "Not recorded: what the engines did."
     results = json.loads((directory / "results.json").read_text())
     results["timing"]["before_arms"] = {"starting": 5.0, "driver": 1.0}
     for arm in results["arms"].values():
