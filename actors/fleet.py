@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,14 @@ from rlhf_bench.recipe import Placement, Recipe, RolePlacement
 from rlhf_bench.training.roles import Roles
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
-"""Of roles on CPUs: glibc keeps what a tensor frees for the next one. By default it hands large ones back to the system
-each time, and a step takes half as long again while their pages are zeroed anew (docs/benchmarks.md)."""
-LOOK_SECONDS = 1.0
-"""Between two looks whether the run is ending, while a fleet waits for room."""
+"""Of roles on CPUs: glibc keeps the memory that a tensor frees for the next one. By default it returns large blocks to the
+system each time, and a step takes half as long again while their pages are zeroed anew (docs/benchmarks.md)."""
+CHECK_SECONDS = 1.0
+"""How often a fleet that waits for room checks whether the run is ending."""
 
 
 class NoRoom(RunFailed):
-    """The cluster had none for a fleet, for as long as that may take."""
+    """The cluster had none for a fleet within placement.timeout_seconds."""
 
 
 @dataclass
@@ -69,8 +69,8 @@ class Fleet:
         return self.supervisor.actors
 
     def recover(self, lost: StateLost) -> None:
-        """After this whatever was under way may begin again: from a checkpoint, or from its start."""
-        while True:  # bounded by the crew
+        """After this, work that was cut short may begin again: from a checkpoint, or from its start."""
+        while True:  # the supervisor bounds how often
             try:
                 self.learner.rebuild(str(lost))
                 break
@@ -83,31 +83,48 @@ class Fleet:
         remove_placement_group(self.group)
 
 
-def reserve(
-    placement: Placement, scorer: bool = True, ending: threading.Event | None = None
-) -> tuple[PlacementGroup, list[Bundle], dict[str, list[int]]]:
-    """A placement group, or NoRoom saying what was asked and what the cluster has: at once where the run is `ending`."""
+@dataclass(frozen=True)
+class Room:
+    """What a fleet has reserved in the cluster."""
+
+    group: PlacementGroup
+    bundles: list[Bundle]
+    where: dict[str, list[int]]  # role -> the bundle of each of its actors
+
+    def share(self, role: str, number: int) -> tuple[int, Bundle]:
+        """An actor's bundle, and its share of that, which it has with all actors in it."""
+        bundle = self.where[role][number]
+        actors = sum(bundles.count(bundle) for bundles in self.where.values())
+        return bundle, {name: amount / actors for name, amount in self.bundles[bundle].items()}
+
+
+def reserve(placement: Placement, scorer: bool = True, ending: threading.Event | None = None) -> Room:
+    """Raises NoRoom, saying what was asked and what the cluster has: at once where the run is `ending`."""
     asked, where = bundles(placement, scorer)
     group = placement_group(asked, strategy="PACK")
     if not _placed(group, placement.timeout_seconds, ending or threading.Event()):
         remove_placement_group(group)
-        pins = list(where) if placement.pinned else []
-        total, free = (
-            {k: has.get(k, 0) for k in ("CPU", "GPU", *pins) if k != "GPU" or has.get(k)}
-            for has in (ray.cluster_resources(), ray.available_resources())
-        )
-        raise NoRoom(
-            f"placement: no room after {placement.timeout_seconds:.0f} s: asked for {' + '.join(_shown(b) for b in asked)}; "
-            f"the cluster has {_shown(total)}, of which {_shown(free)} free; make placement smaller or the cluster larger"
-            + (", with nodes that offer the resource of each role's name" if pins else "")
-        )
-    return group, asked, where
+        raise _no_room(placement, asked, where)
+    return Room(group, asked, where)
+
+
+def _no_room(placement: Placement, asked: Sequence[Bundle], roles: Iterable[str]) -> NoRoom:
+    pins = list(roles) if placement.pinned else []
+    total, free = (
+        {k: has.get(k, 0) for k in ("CPU", "GPU", *pins) if k != "GPU" or has.get(k)}
+        for has in (ray.cluster_resources(), ray.available_resources())
+    )
+    return NoRoom(
+        f"placement: no room after {placement.timeout_seconds:.0f} s: asked for {' + '.join(_shown(b) for b in asked)}; "
+        f"the cluster has {_shown(total)}, of which {_shown(free)} free; make placement smaller or the cluster larger"
+        + (", with nodes that offer the resource of each role's name" if pins else "")
+    )
 
 
 def _placed(group: PlacementGroup, seconds: float, ending: threading.Event) -> bool:
     deadline = time.monotonic() + seconds
     while not ending.is_set() and (left := deadline - time.monotonic()) > 0:
-        if group.wait(min(left, LOOK_SECONDS)):
+        if group.wait(min(left, CHECK_SECONDS)):
             return True
     return False
 
@@ -119,6 +136,37 @@ def _shown(resources: dict[str, float]) -> str:
 def variables(role: RolePlacement, profile: bool) -> dict[str, str]:
     """The environment of a role's processes."""
     return {"OMP_NUM_THREADS": str(role.cpus)} | ({} if role.gpus else ALLOCATOR) | ({ENABLED: "1"} if profile else {})
+
+
+@dataclass(frozen=True)
+class ActorStarter:
+    """Starts the actors of roles where the fleet has room for them, under its supervisor."""
+
+    room: Room
+    supervisor: Supervisor
+    roles: dict[str, RolePlacement]
+    profile: bool
+
+    def start(self, cls: type, role: str, number: int, *args: Any) -> Any:
+        bundle, share = self.room.share(role, number)
+        settings = self.roles[role]
+        place = PlacementGroupSchedulingStrategy(self.room.group, placement_group_bundle_index=bundle)
+        remote = ray.remote(cls).options(
+            num_cpus=share["CPU"], num_gpus=share.get("GPU", 0) if settings.gpus else 0, scheduling_strategy=place,
+            name=None, runtime_env={"env_vars": variables(settings, self.profile)},
+        )  # fmt: skip
+        return self.supervisor.start(f"{role} {number}", lambda: remote.remote(*args))
+
+    def start_all(self, cls: type, role: str, *args: Any) -> list[Any]:
+        """All actors of a role, alike."""
+        return [self.start(cls, role, i, *args) for i in range(self.roles[role].actors)]
+
+    def replace(self, role: str) -> Replace:
+        def one(number: int, error: Exception) -> Any:
+            (actor,) = self.supervisor.replace(failure_reason(error), f"{role} {number}")
+            return actor
+
+        return one
 
 
 def start_fleet(
@@ -135,60 +183,42 @@ def start_fleet(
     """Start every role at once, which takes no time once there is room for them: `Fleet.join` waits for the learner, and
     calls wait for a role that is still starting."""
     placement, dtype, length = recipe.placement, recipe.model.dtype, recipe.model.max_length
-    group, asked, where = engine_time.during("starting", reserve, placement, scorer, ending)
-    supervisor = Supervisor(recipe.reliability, group, placement.timeout_seconds, say)
-    sharing = [sum(name_where.count(i) for name_where in where.values()) for i in range(len(asked))]
-
-    def start(cls: type, role: str, i: int, *args: Any) -> Any:
-        bundle = where[role][i]
-        share = {key.lower(): amount / sharing[bundle] for key, amount in asked[bundle].items()}
-        place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        remote = ray.remote(cls).options(
-            num_cpus=share["cpu"], num_gpus=share.get("gpu", 0) if placement.roles(scorer)[role].gpus else 0,
-            scheduling_strategy=place, name=None,
-            runtime_env={"env_vars": variables(placement.roles(scorer)[role], profile)},
-        )  # fmt: skip
-        return supervisor.start(f"{role} {i}", lambda: remote.remote(*args))
-
-    def replace(role: str) -> Replace:
-        def one(i: int, error: Exception) -> Any:
-            (actor,) = supervisor.replace(failure_reason(error), f"{role} {i}")
-            return actor
-
-        return one
-
-    learner, rollout, evaluator = placement.learner, placement.rollout, placement.evaluator
-    each = (learner.actors, learner.cpus, learner.gpus, learner.zero_stage, dtype, recipe.model.lora)
-    ranks = [start(LearnerRank, "learner", i, i, *each) for i in range(learner.actors)]
-    engines = [
-        start(RolloutActor, "rollout", i, model_path, rollout, length, dtype, placement.weight_sync)
-        for i in range(rollout.actors)
-    ]
-    looker = start(EvaluatorActor, "evaluator", 0, model_path, evaluator, length, dtype)
-    scorers = (
-        [
-            start(ScorerActor, "scorer", i, placement.scorer.cpus, placement.scorer.gpus)
-            for i in range(placement.scorer.actors)
-        ]
-        if scorer
-        else []
+    room = engine_time.during("starting", reserve, placement, scorer, ending)
+    supervisor = Supervisor(recipe.reliability, room.group, placement.timeout_seconds, say)
+    starter = ActorStarter(room, supervisor, placement.roles(scorer), profile)
+    learner = _start_learner(recipe, starter, engine_time)
+    engines = starter.start_all(
+        RolloutActor, "rollout", model_path, placement.rollout, length, dtype, placement.weight_sync
     )
-    budget = recipe.compute.tokens_per_micro_batch
-    names = [f"learner {i}" for i in range(learner.actors)]
-    group_handle = LearnerGroup(
-        ranks, learner.cpus, learner.gpus, budget, engine_time, lambda cause: supervisor.replace(cause, *names)
-    )
-    sync = weight_sync(placement.weight_sync, group_handle, engines, replace("rollout"))
+    (evaluator,) = starter.start_all(EvaluatorActor, "evaluator", model_path, placement.evaluator, length, dtype)
+    sync = weight_sync(placement.weight_sync, learner, engines, starter.replace("rollout"))
+    tokens_per_chunk = recipe.compute.tokens_per_micro_batch * placement.learner.actors
     return Fleet(
-        pool=RolloutPool(engines, rollout, shape, eos_id, budget * learner.actors, engine_time, sync.bring_up),
-        scorer=RewardScorer(
-            scorers, placement.scorer.cpus, placement.scorer.gpus, budget, engine_time, replace("scorer")
-        )
-        if scorer
-        else None,
-        learner=group_handle,
-        evaluator=Evaluator(looker, engine_time, replace("evaluator")),
+        pool=RolloutPool(engines, placement.rollout, shape, eos_id, tokens_per_chunk, engine_time, sync.bring_up),
+        scorer=_start_scorer(recipe, starter, engine_time) if scorer else None,
+        learner=learner,
+        evaluator=Evaluator(evaluator, engine_time, starter.replace("evaluator")),
         sync=sync,
-        group=group,
+        group=room.group,
         supervisor=supervisor,
     )
+
+
+def _start_learner(recipe: Recipe, starter: ActorStarter, engine_time: EngineTime) -> LearnerGroup:
+    settings = recipe.placement.learner
+    common = (settings.cpus, settings.gpus, settings.zero_stage, recipe.model.dtype, recipe.model.lora)
+    ranks = [starter.start(LearnerRank, "learner", i, i, settings.actors, *common) for i in range(settings.actors)]
+    names = [f"learner {i}" for i in range(settings.actors)]
+    return LearnerGroup(
+        ranks, settings.cpus, settings.gpus, recipe.compute.tokens_per_micro_batch, engine_time,
+        restart=lambda cause: starter.supervisor.replace(cause, *names),
+    )  # fmt: skip
+
+
+def _start_scorer(recipe: Recipe, starter: ActorStarter, engine_time: EngineTime) -> RewardScorer:
+    settings = recipe.placement.scorer
+    actors = starter.start_all(ScorerActor, "scorer", settings.cpus, settings.gpus)
+    return RewardScorer(
+        actors, settings.cpus, settings.gpus, recipe.compute.tokens_per_micro_batch, engine_time,
+        starter.replace("scorer"),
+    )  # fmt: skip

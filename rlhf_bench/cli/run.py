@@ -64,6 +64,7 @@ def run(
 
     began, todo = BEGAN, []
     with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and the checks below run meanwhile
+        from rlhf_bench.experiment.spec import ComparisonSpec
         from rlhf_bench.recipe import load_series
         from rlhf_bench.results.store import open_directory
         from rlhf_bench.training.checkpoints import check_writable
@@ -81,13 +82,13 @@ def run(
             open_directory(directory / variant.label, settings, inputs.fingerprint["data"])
             if settings.reliability.checkpoint_place is not None:
                 check_writable(settings.reliability.checkpoint_place)
-            todo.append((settings, inputs, directory / variant.label, arms, seeds))
+            todo.append(ComparisonSpec(settings, directory / variant.label, inputs, arms, seeds))
 
-        from actors.driver import drive
+        from actors.driver import Job, run_on_cluster
 
         ready()
-        for settings, inputs, place, arms, seeds in todo:
-            ending = drive(settings, inputs, cache, place, arms, seeds, began, profile, quiet)
+        for spec in todo:
+            ending = run_on_cluster(Job(spec=spec, cache=cache, began=began, profile=profile, quiet=quiet))
             if not as_json:
                 write_line(ending)
             began = perf_counter()

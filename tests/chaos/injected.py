@@ -110,10 +110,10 @@ def main() -> None:
     sys.argv[1:3] = []
     chaos = Chaos([Fault(*f) for f in json.loads(Path(faults).read_text())], Path(outcomes))
 
-    from actors import driver
+    from actors import driver, fleet_pool
     from rlhf_bench.cli import main as cli
 
-    plain_time, plain_display, plain_start = driver.EngineTime, driver.ProgressDisplay, driver.start_fleet
+    plain_time, plain_display, plain_start = fleet_pool.EngineTime, driver.ProgressDisplay, fleet_pool.start_fleet
 
     class Time(plain_time):
         @contextmanager
@@ -127,15 +127,15 @@ def main() -> None:
             super().update(*args)
             chaos.went_ahead()
 
-        def looked(self, *args: Any) -> None:
-            super().looked(*args)
+        def evaluated(self, *args: Any) -> None:
+            super().evaluated(*args)
             chaos.went_ahead()
 
     def start(*args: Any, **kwargs: Any) -> Any:
         chaos.fleet = plain_start(*args, **kwargs)
         return chaos.fleet
 
-    driver.EngineTime, driver.ProgressDisplay, driver.start_fleet = Time, ProgressDisplay, start  # type: ignore[misc]
+    fleet_pool.EngineTime, driver.ProgressDisplay, fleet_pool.start_fleet = Time, ProgressDisplay, start  # type: ignore[misc]
     cli.main()
 
 

@@ -15,11 +15,11 @@ def main() -> None:
     (when,) = sys.argv[1:2]
     sys.argv[1:2] = []
 
-    from actors import driver
+    from actors import driver, fleet_pool
     from rlhf_bench.cli import main as cli
 
     updates = []
-    plain_time, plain_display = driver.EngineTime, driver.ProgressDisplay
+    plain_time, plain_display = fleet_pool.EngineTime, driver.ProgressDisplay
 
     class Time(plain_time):
         @contextmanager
@@ -34,7 +34,7 @@ def main() -> None:
             super().update(*args)
             updates.append(args)
 
-    driver.EngineTime, driver.ProgressDisplay = Time, ProgressDisplay  # type: ignore[misc]
+    fleet_pool.EngineTime, driver.ProgressDisplay = Time, ProgressDisplay  # type: ignore[misc]
     cli.main()
 
 

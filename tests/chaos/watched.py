@@ -33,12 +33,12 @@ def main() -> None:
     (samples,) = sys.argv[1:2]
     sys.argv[1:2] = []
 
-    from actors import driver
+    from actors import driver, fleet_pool
     from rlhf_bench.cli import main as cli
 
     fleets: list[Any] = []
     pids: dict[str, int] = {}
-    plain_display, plain_start = driver.ProgressDisplay, driver.start_fleet
+    plain_display, plain_start = driver.ProgressDisplay, fleet_pool.start_fleet
 
     class ProgressDisplay(plain_display):
         def update(self, arm: str, seed: int, update: int, *args: Any) -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         fleets.append(plain_start(*args, **kwargs))
         return fleets[-1]
 
-    driver.ProgressDisplay, driver.start_fleet = ProgressDisplay, start  # type: ignore[misc]
+    driver.ProgressDisplay, fleet_pool.start_fleet = ProgressDisplay, start  # type: ignore[misc]
     cli.main()
 
 

@@ -82,9 +82,9 @@ def test_what_was_refused_is_not_kept(cluster):
 
     with pytest.raises(RunFailed):
         reserve(Placement.model_validate({"timeout_seconds": 1, "learner": {"cpus": 3}}))
-    group, asked, _ = reserve(Placement.model_validate({"timeout_seconds": 20, "learner": {"cpus": 2}}))
-    assert asked == [{"CPU": 2.0}]
-    remove_placement_group(group)
+    room = reserve(Placement.model_validate({"timeout_seconds": 20, "learner": {"cpus": 2}}))
+    assert room.bundles == [{"CPU": 2.0}]
+    remove_placement_group(room.group)
 
 
 # Further fleets
