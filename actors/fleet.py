@@ -21,13 +21,13 @@ from actors.rollout.actor import RolloutActor
 from actors.rollout.pool import RolloutPool
 from actors.supervision.failures import Replace, failure_reason
 from actors.supervision.supervisor import Supervisor
-from actors.weight_sync import WeightSync, weight_sync
+from actors.weight_sync import weight_sync
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.compute.resources import Bundle, bundles
 from rlhf_bench.core.errors import RunFailed, StateLost
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
-from rlhf_bench.training.roles import Roles
+from rlhf_bench.training.roles import Roles, WeightSync
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 """Of roles on CPUs: glibc keeps the memory that a tensor frees for the next one. By default it returns large blocks to the

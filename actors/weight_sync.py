@@ -1,8 +1,8 @@
 """How the learner's weights reach the engines: one interface, three ways.
 
 object_store: rank 0 puts the gathered weights into Ray's object store, every engine maps them. CPU and GPU.
-nccl, ipc:    vLLM's own trainer engines broadcast or share GPU memory. Written to vLLM 0.32's API; not run so far,
-              for want of GPUs (docs/architecture.md says what has been run).
+nccl, ipc:    vLLM's own trainer engines broadcast or share GPU memory. Written to vLLM 0.32's API; not run so far, since
+              no GPUs were at hand (docs/architecture.md says what has been run).
 
 On the engines' side all three are vLLM weight-transfer engines and follow its protocol:
 init_weight_transfer_engine, start_weight_update, update_weights, finish_weight_update.
@@ -14,7 +14,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -27,22 +27,15 @@ if TYPE_CHECKING:
     import torch
 
     from actors.learner.deepspeed_engine import DeepSpeedModel
+    from actors.learner.group import LearnerGroup
 
 OBJECT_STORE = "object_store"
-
-
-class WeightSync(Protocol):
-    def send(self, version: int) -> ray.ObjectRef | None:
-        """Bring every engine to the learner's current weights. Returns them where they exist as one object."""
-
-    def bring_up(self, number: int, error: Exception) -> Any:
-        """Another engine in the place of one that is lost, with the weights that it held."""
 
 
 class ObjectStoreSync:
     """`engines` is the pool's own list. The weights that were sent last are kept, for an engine in a lost one's place."""
 
-    def __init__(self, learner: Any, engines: list[Any], replace: Replace = no_replacement):
+    def __init__(self, learner: LearnerGroup, engines: list[Any], replace: Replace = no_replacement):
         self.learner, self.engines, self.replace = learner, engines, replace
         self.sent: tuple[ray.ObjectRef, int] | None = None
 
@@ -51,12 +44,12 @@ class ObjectStoreSync:
         weights = self.learner.weights("policy")
         self.sent = (weights, version)
 
-        def again(i: int, error: Exception) -> ray.ObjectRef:
+        def retry(i: int, error: Exception) -> ray.ObjectRef:
             self.engines[i] = self.replace(i, error)
             return self.engines[i].load_weights.remote([weights], version)
 
         asked = [e.load_weights.remote([weights], version) for e in self.engines]
-        self.learner.engine_time.during("sync", gather, asked, again)
+        self.learner.engine_time.during("sync", gather, asked, retry)
         return weights
 
     def bring_up(self, number: int, error: Exception) -> Any:
@@ -73,15 +66,15 @@ class ObjectStoreSync:
 
 
 class DeviceSync:
-    """nccl or ipc: all learner ranks gather, rank 0 drives the engines through vLLM's protocol. An engine that is lost ends the
-    run, which can be carried on: vLLM's group of GPUs has no way to take in another one."""
+    """nccl or ipc: all learner ranks gather, rank 0 drives the engines through vLLM's protocol. A lost engine ends the run,
+    which can be resumed: vLLM's group of GPUs cannot take in another one."""
 
-    def __init__(self, backend: str, learner: Any, engines: list[Any]):
+    def __init__(self, backend: str, learner: LearnerGroup, engines: list[Any]):
         self.backend, self.learner, self.engines = backend, learner, engines
 
     @functools.cached_property
     def meeting(self) -> tuple[str, int]:
-        """Where the engines meet the learner: asked for when it is first needed, since rank 0 may still be starting."""
+        """Where the engines meet the learner. Asked for when it is first needed: rank 0 may still be starting."""
         return ray.get(self.learner.ranks[0].address.remote())
 
     @timing_sync()
@@ -94,14 +87,17 @@ class DeviceSync:
         raise error
 
 
-def weight_sync(backend: str, learner: Any, engines: list[Any], replace: Replace = no_replacement) -> WeightSync:
+def weight_sync(
+    backend: str, learner: LearnerGroup, engines: list[Any], replace: Replace = no_replacement
+) -> ObjectStoreSync | DeviceSync:
+    """A `WeightSync` which can also bring up another engine in the place of a lost one."""
     if backend == OBJECT_STORE:
         return ObjectStoreSync(learner, engines, replace)
     return DeviceSync(backend, learner, engines)
 
 
 class EngineClient:
-    """What vLLM's trainer engines call: every step goes to all rollout actors at once."""
+    """vLLM's trainer engines call this: every step goes to all rollout actors at once."""
 
     def __init__(self, engines: list[Any]):
         self.engines = engines
@@ -165,16 +161,16 @@ def trainer_engine(
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """An array of `LearnerRank.weights` as a tensor on the same memory. It lies in Ray's store: to be read only."""
+    """An array of `LearnerRank.weights` as a tensor on the same memory. That is in Ray's store, and must not be written to."""
     import torch
 
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # which says that it must not be written to
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says the same
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def register_object_store_engine() -> None:
-    """Teach this process's vLLM the object_store backend: weights arrive as a mapping of name to array."""
+    """Register the object_store backend with this process's vLLM: weights arrive as a mapping of name to array."""
     from vllm.distributed.weight_transfer.base import (
         WeightTransferEngine,
         WeightTransferInitInfo,
@@ -196,7 +192,7 @@ def register_object_store_engine() -> None:
         init_info_cls, update_info_cls = Nothing, Arrays
 
         def init_transfer_engine(self, init_info: Nothing) -> None:
-            """There is no connection to make: the object store is there."""
+            """No connection to make: the object store is there."""
 
         def start_weight_update(self) -> None:
             initialize_layerwise_reload(self.model)
