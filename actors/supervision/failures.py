@@ -56,7 +56,7 @@ def as_run_failed() -> Iterator[None]:
         raise RunFailed(f"{type(error).__name__}: {_one_line(error)}") from error
     except OSError as error:
         raise RunFailed(
-            f"{error.filename or 'a file'}: {error.strerror or error}; mend that, and the same command goes on from the last checkpoint"
+            f"{error.filename or 'a file'}: {error.strerror or error}; mend that, and the same command resumes from the last checkpoint"
         ) from error
 
 

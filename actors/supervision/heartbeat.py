@@ -23,14 +23,15 @@ Load = dict[str, float]
 """How busy a machine is: see node_load.py."""
 
 HEARTBEATS_PER_TIMEOUT = 5
-"""In the time after which silence counts as a hang."""
+"""How many an actor sends in the time after which silence counts as a hang."""
 
 
 class Heartbeat:
     """An actor that gives signs of life."""
 
-    def be_watched(self, watch: Any, key: str, every: float) -> None:
-        """From now on, whatever the actor is at. A thread: it stops when the process is stopped, and ends with it."""
+    def send_heartbeats(self, monitor: Any, key: str, every: float) -> None:
+        """From now on, every so many seconds, also while the actor is busy: from a thread, which stops when the process is
+        stopped, and ends with it."""
 
         where = (ray.get_runtime_context().get_node_id(), os.getpid())
         _crash_at_once()
@@ -39,7 +40,7 @@ class Heartbeat:
             node_load.begin()
             load: Load = {}
             while True:
-                watch.beat.remote(key, where, socket.gethostname(), load)
+                monitor.beat.remote(key, where, socket.gethostname(), load)
                 time.sleep(every)
                 load = node_load.node_load()
 
@@ -47,8 +48,8 @@ class Heartbeat:
 
 
 def _crash_at_once() -> None:
-    """Ray's handler for crashes asks for memory. In a process that has none left it crashes too, and again, until its stack is
-    full: minutes in which the other threads give signs of life. Python's own needs none."""
+    """Use Python's handler for crashes, which needs no memory. Ray's allocates some: in a process that has none left it crashes
+    too, again and again, until its stack is full. For minutes the other threads would give signs of life."""
     faulthandler.disable()
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
         signal.signal(number, signal.SIG_DFL)
@@ -56,7 +57,7 @@ def _crash_at_once() -> None:
 
 
 class HeartbeatMonitor:
-    """When each actor was last heard of."""
+    """When each actor's last heartbeat came."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -69,23 +70,24 @@ class HeartbeatMonitor:
             self.loads[host] = load
 
     def new_loads(self) -> dict[str, Load]:
-        """Of every machine that an actor has told of since this was last asked, by host name."""
+        """Of every machine with an actor that has reported since the last call, by host name."""
         loads, self.loads = self.loads, {}
         return loads
 
     def silence(self) -> tuple[float, dict[str, float]]:
-        """Seconds since this watch began to listen, and since an actor was last heard of, for those that ever were."""
+        """Seconds since this monitor began to listen; and since the last heartbeat of every actor that has sent one."""
         now = time.monotonic()
         return now - self.began, {key: now - at for key, (at, _) in self.heard.items()}
 
     def forget(self, key: str) -> Where | None:
-        """Its last word: where it is, or was."""
+        """Where it is, or was, by its last heartbeat."""
         _, where = self.heard.pop(key, (0.0, None))
         return where
 
 
 def end_process(pid: int) -> None:
-    """On its node: a process that is out of memory, say, does not end when Ray asks it to. Not if its number is another's."""
+    """Kill a process of Ray's on this node: one that is out of memory, for example, does not end when Ray asks it to. Another
+    process that has got its number is left alone."""
     name = Path(f"/proc/{pid}/cmdline")
     with suppress(OSError):  # it is gone
         if name.read_bytes().startswith(b"ray::"):

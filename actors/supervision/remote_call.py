@@ -1,4 +1,4 @@
-"""A call to every actor of a role that the driver has made and not waited for yet."""
+"""A pending call to every actor of a role: the driver has made it and not waited for it yet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlhf_bench.compute.engine_time import Activity, EngineTime
 T = TypeVar("T")
 
 Retry = Callable[[int, Exception], ray.ObjectRef]
-"""An actor's number and what its call raised -> the same call, made to another actor in its place. Raises what it cannot
-mend."""
+"""An actor's number and what its call raised -> the same call, made to another actor in its place. Raises an error that it
+cannot mend."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class RemoteCall(Generic[T]):
     activity: Activity
     role: str
     refs: Sequence[ray.ObjectRef]
-    finish: Callable[[list[Any], list[float]], T]  # answers and seconds of all actors -> what the caller wants of them
+    finish: Callable[[list[Any], list[float]], T]  # answers and seconds of all actors -> the result
     engine_time: EngineTime
     retry: Retry
     began: float = field(default_factory=perf_counter)
 
     def result(self) -> T:
-        """Wait for all of them, once: a checkpoint may ask before the update that needs it does."""
+        """Wait for all actors. The result is computed once: a checkpoint may ask for it before the update that needs it."""
         return self._result
 
     @cached_property
@@ -45,7 +45,7 @@ class RemoteCall(Generic[T]):
 
 
 def gather(refs: Sequence[ray.ObjectRef], retry: Retry) -> list[Any]:
-    """Of a call to every actor of a role, as soon as one of them fails: the others may be waiting for it."""
+    """The answers of all actors. A failed call is retried at once: the other actors may be waiting for this one."""
     waiting = {ref: i for i, ref in enumerate(refs)}
     found: dict[int, Any] = {}
     while waiting:

@@ -1,4 +1,4 @@
-"""Actors that die, freeze and run out of memory, and what is done for them. Real processes, small enough to be many."""
+"""Actors that die, freeze and run out of memory are replaced. They are real processes, small enough for many of them."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def echo_class():
 
 @pytest.fixture
 def supervisor(cluster):
-    """begin(**settings) -> a crew, and what it has said."""
+    """begin(**settings) -> a supervisor, and what it has said."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     from actors.supervision.supervisor import Supervisor
@@ -87,11 +87,11 @@ def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(supervisor, cl
     assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
 
-def test_a_watch_that_is_started_again_takes_nobody_for_silent(supervisor, cluster):
+def test_a_monitor_that_is_started_again_takes_no_actor_for_silent(supervisor, cluster):
     supervisor, said = supervisor(room=1)
     actor = start(supervisor, cluster, echo_class())
     cluster.get(actor.sleep.remote(8))  # longer than a starting actor may take here
-    pid = cluster.get(supervisor._watch.__ray_call__.remote(lambda _: os.getpid()))
+    pid = cluster.get(supervisor._monitor.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
     assert cluster.get(actor.sleep.remote(13)) == "slept" and not said
 
@@ -102,7 +102,7 @@ def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(
     supervisor.replace("has died", "echo 0")
     supervisor.replace("has died", "echo 0")
     with pytest.raises(
-        RunFailed, match=r"^echo 0: has died; 2 restarts .*the same command goes on from the last checkpoint$"
+        RunFailed, match=r"^echo 0: has died; 2 restarts .*the same command resumes from the last checkpoint$"
     ):
         supervisor.replace("has died", "echo 0")
     supervisor._recent["echo 0"][0] -= 2000
@@ -110,7 +110,7 @@ def test_too_many_restarts_end_the_run_with_the_cause_and_old_ones_do_not_count(
 
 
 def test_an_actor_that_finds_its_port_taken_is_started_again(supervisor, cluster, tmp_path):
-    """Between the choice of a free port and its use others may take it: that is bad luck, and no fault of the actor's."""
+    """Another process may take a free port between its choice and its use: the actor has made no mistake."""
     import socket
 
     from actors.supervision.failures import failure_reason
@@ -208,7 +208,7 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(superviso
 
 
 def test_a_process_that_cannot_end_by_itself_is_ended(supervisor, cluster):
-    """As one that is out of memory: Ray's own request to exit is work too. A process that is stopped stands for it."""
+    """One that is out of memory, for example, cannot exit at Ray's request. A stopped process stands for it."""
     supervisor, _ = supervisor(restarts=5)
     actor = start(supervisor, cluster, echo_class())
     pid = cluster.get(actor.pid.remote())
@@ -222,7 +222,7 @@ def test_a_process_that_cannot_end_by_itself_is_ended(supervisor, cluster):
 
 
 def test_a_process_without_memory_crashes_at_once(supervisor, cluster):
-    """And not by way of handlers that ask for memory, over and over."""
+    """And not through handlers that ask for memory again and again."""
     from tests.chaos.injected import be_exhausted
 
     supervisor, _ = supervisor()
@@ -257,7 +257,7 @@ def scoring_class():
     return Scoring
 
 
-def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(supervisor, cluster):
+def test_a_scorer_that_dies_with_two_calls_pending_is_replaced_once(supervisor, cluster):
     from actors.reward_scorer import RewardScorer
     from actors.supervision.failures import failure_reason
     from rlhf_bench.core.types import Row
@@ -276,7 +276,7 @@ def test_a_scorer_that_dies_with_two_calls_under_way_is_replaced_once(supervisor
     assert len(supervisor.restarts) == 1
 
 
-def test_a_crew_that_has_ended_wakes_who_waits_and_starts_nobody(supervisor, cluster):
+def test_a_supervisor_that_has_ended_wakes_who_waits_and_starts_no_actor(supervisor, cluster):
     from actors.supervision.failures import failure_reason
 
     supervisor, said = supervisor()

@@ -1,4 +1,4 @@
-"""A node is lost with an actor on it, in a cluster of its own."""
+"""The loss of a node with an actor on it, in a cluster of its own."""
 
 import json
 import os
@@ -29,13 +29,13 @@ def found():
 def test_a_run_that_finds_no_room_in_time_ends_with_a_line_that_names_the_setting(found):
     assert found["failure"] == (
         f"placement: a node was lost, and after {SHORT_SECONDS:.0f} s (placement.timeout_seconds) the cluster still has no "
-        "room for echo 0; the same command goes on from the last checkpoint"
+        "room for echo 0; the same command resumes from the last checkpoint"
     )
     # Until Ray has noticed the loss, and until another actor that waits for room has been silent for too long.
     assert SHORT_SECONDS <= found["waited"] < SHORT_SECONDS + 60
 
 
-def test_it_says_once_that_it_waits_and_goes_on_when_a_node_is_there(found):
+def test_it_says_once_that_it_waits_and_continues_when_there_is_a_node(found):
     waits = [line for line in found["said"] if line.startswith(WAITS)]
     assert len(waits) == 1, found["said"]
     assert found["after"] == "here"
