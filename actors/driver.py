@@ -17,7 +17,7 @@ import ray
 
 from actors import provenance
 from actors.fleet_pool import FleetPool, FleetStarter, later_worker, worker_of
-from actors.monitoring.trace import write_profile
+from actors.monitoring.trace import write_trace
 from actors.report_worker import begin_report
 from actors.supervision.failures import as_run_failed
 from rlhf_bench.compute.resources import fleet_count
@@ -119,7 +119,7 @@ def _compare(job: Job, tags: Mapping[str, str], tracker: Tracker, display: Progr
         )  # fmt: skip
         summary = Comparison(job.spec, runtime).run()
         if job.profile:
-            write_profile(job.trace, [(f.learner.engine_time, f.actors) for _, f in sorted(fleets.fleets.items())])
+            write_trace(job.trace, [(f.learner.engine_time, f.actors) for _, f in sorted(fleets.fleets.items())])
         return summary
     finally:
         fleets.stop()

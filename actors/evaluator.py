@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from actors.monitoring.ray_metrics import queue_depth
-from actors.monitoring.trace import Profiled, noted
+from actors.monitoring.trace import Traced, traced
 from actors.rollout.vllm_engine import Completion, VLLMEngine
 from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.heartbeat import Heartbeat
@@ -46,15 +46,15 @@ class HeldOut:
     decode: Callable[[Sequence[int]], str] = field(repr=False)
 
 
-class EvaluatorActor(Profiled, Heartbeat):
-    @noted
+class EvaluatorActor(Traced, Heartbeat):
+    @traced
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, "object_store")
         self.devices = placement.gpus or placement.cpus
         self.device = "cuda" if placement.gpus else "cpu"
         self.dtype, self.max_length = dtype, max_length
 
-    @noted
+    @traced
     def begin(self, held_out: HeldOut, reference: str, charged: bool) -> tuple[str, ...]:
         """Set what is looked at, and the policy that KL, log-ratios and probes refer to. Returns what a reader of the
         probe sets must know, a sentence each. The next look is charged with what this costs, unless it was before."""
@@ -81,7 +81,7 @@ class EvaluatorActor(Profiled, Heartbeat):
             self._reset_counts()
         return probes.notes
 
-    @noted
+    @traced
     def evaluate(self, weights: list[ray.ObjectRef], version: int) -> Evaluation:
         """Scores per split; held-out pairs, probes and gradients; KL, entropy and confidence under the policy's samples."""
         began = perf_counter()

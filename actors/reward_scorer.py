@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.monitoring.ray_metrics import count_tokens
-from actors.monitoring.trace import Profiled, noted
+from actors.monitoring.trace import Traced, traced
 from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.heartbeat import Heartbeat
 from actors.supervision.remote_call import RemoteCall, Retry, gather
@@ -22,8 +22,8 @@ from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.training.roles import Scores
 
 
-class ScorerActor(Profiled, Heartbeat):
-    @noted
+class ScorerActor(Traced, Heartbeat):
+    @traced
     def __init__(self, cpus: int, gpus: int):
         import torch
 
@@ -31,7 +31,7 @@ class ScorerActor(Profiled, Heartbeat):
         self.device = "cuda" if gpus else "cpu"
         self.model: Any = None
 
-    @noted
+    @traced
     def load(self, path: str, dtype: str) -> ModelShape:
         """A folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names one and
         says how its scores are read."""
@@ -40,7 +40,7 @@ class ScorerActor(Profiled, Heartbeat):
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
         return ModelShape.of(self.model.lm)
 
-    @noted
+    @traced
     def score(self, rows: Sequence[Row], plan: list[list[int]]) -> tuple[dict[int, list[float]], float]:
         """Scores read at each response's last token, `{row index: a score per response}`; and the seconds it took."""
         import torch

@@ -19,7 +19,7 @@ import torch
 
 from actors.learner import training_state
 from actors.learner.deepspeed_engine import DeepSpeedModel, ModelName, RankSetup
-from actors.monitoring.trace import Profiled, noted
+from actors.monitoring.trace import Traced, traced
 from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import PairLoss, PerResponse
@@ -28,10 +28,10 @@ from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.roles import Step
 
 
-class LearnerRank(Profiled, Heartbeat):
+class LearnerRank(Traced, Heartbeat):
     """Methods are called on all ranks at once: they hold collectives."""
 
-    @noted
+    @traced
     def __init__(
         self, rank: int, ranks: int, cpus: int, gpus: int, zero_stage: int, dtype: str, lora: LoraSettings | None = None
     ):
@@ -64,7 +64,7 @@ class LearnerRank(Profiled, Heartbeat):
     def ping(self) -> None:
         """An answer says that this rank lives and waits for no other."""
 
-    @noted
+    @traced
     def join(self, address: str, port: int) -> None:
         """Wait until all ranks have met at rank 0's store."""
         import deepspeed
@@ -79,7 +79,7 @@ class LearnerRank(Profiled, Heartbeat):
         torch.distributed.init_process_group(backend, store=store, rank=setup.rank, world_size=setup.ranks)
         deepspeed.init_distributed(backend, verbose=False)  # takes the group that there is
 
-    @noted
+    @traced
     def load(
         self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
     ) -> ModelShape:
@@ -88,7 +88,7 @@ class LearnerRank(Profiled, Heartbeat):
         self.models[name] = DeepSpeedModel(name, path, self.setup, seed, learning_rate, max_grad_norm)
         return self.models[name].shape
 
-    @noted
+    @traced
     def measure(
         self, name: ModelName, rows: Sequence[Row], plan: list[list[int]], idle: int, temperature: float
     ) -> tuple[dict[int, PerResponse], float]:
@@ -96,7 +96,7 @@ class LearnerRank(Profiled, Heartbeat):
         began = perf_counter()
         return self.models[name].measure(rows, plan, idle, temperature), perf_counter() - began
 
-    @noted
+    @traced
     def steps(
         self, work: Sequence[Step], plans: list[list[list[int]]], idle: list[int], units: list[int], temperature: float
     ) -> tuple[list[dict[str, float]], float]:
@@ -109,7 +109,7 @@ class LearnerRank(Profiled, Heartbeat):
         ]
         return sums, perf_counter() - began
 
-    @noted
+    @traced
     def side_gradients(
         self, weight: PairLoss, rows: Sequence[Row], plan: list[list[int]], settings: Any, temperature: float
     ) -> tuple[list[float], float]:
@@ -117,7 +117,7 @@ class LearnerRank(Profiled, Heartbeat):
         began = perf_counter()
         return self.models["policy"].side_gradients(weight, rows, plan, settings, temperature), perf_counter() - began
 
-    @noted
+    @traced
     def weights(self, name: ModelName) -> tuple[dict[str, np.ndarray] | None, None]:
         """See `DeepSpeedModel.weights`; None except on rank 0. And a second None, which the driver waits for: so it sees an
         error, and need not fetch the weights.
@@ -127,17 +127,17 @@ class LearnerRank(Profiled, Heartbeat):
         found = dict(self.models[name].weights())
         return (found if self.setup.rank == 0 else None), None
 
-    @noted
+    @traced
     def save(self, name: ModelName, path: str) -> None:
         """Write a Hugging Face folder from rank 0, adapters merged."""
         self.models[name].save(path)
 
-    @noted
+    @traced
     def save_state(self, folder: str) -> dict[str, str]:
         """Write what training resumes from; names and SHA-256 of this rank's files. See `training_state`."""
         return training_state.save_state(self.models.values(), self.setup, folder)
 
-    @noted
+    @traced
     def load_state(self, folder: str, files: Sequence[str]) -> None:
         """Take up what `save_state` wrote, into models that `load` has placed."""
         training_state.load_state(self.models.values(), self.setup, folder, files)

@@ -1,4 +1,4 @@
-"""`--profile`: what every process was at, as a Chrome trace on one time axis (open it in Perfetto or chrome://tracing)."""
+"""`--profile`: what every process did, as a Chrome trace on one time axis (open it in Perfetto or chrome://tracing)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ import ray
 from rlhf_bench.compute.engine_time import EngineTime
 
 ENABLED = "RLHF_BENCH_PROFILE"
-"""Set in the environment of the roles' processes where they are to take notes."""
+"""Set in the environment of the roles' processes where they are to record their calls."""
+
 Call = tuple[str, float, float]
-"""A method of an actor: its name, when it began (`time.time`, of its own node), and the seconds it took."""
+"""A call of an actor's method: its name, when it began (`time.time`, of its own node), and the seconds it took."""
 
 
-class Profiled:
-    """A role's actor that notes its calls. Methods that carry the work are marked by `noted`."""
+class Traced:
+    """A role's actor that records its calls of the methods marked by `traced`."""
 
     calls: list[Call]
 
     def profile(self) -> tuple[list[Call], float]:
-        """All calls so far, and what this node's clock says now."""
+        """All calls so far, and this node's clock now."""
         return getattr(self, "calls", []), time.time()
 
 
-def noted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a method of an actor as one whose calls a profile shows."""
+def traced(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a method of an actor: a trace shows its calls."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,15 +50,15 @@ def noted(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _named(method: str, args: Sequence[Any]) -> str:
-    """The call, and of which model it is."""
+    """The method, and the model that it is called for."""
     if method == "__init__":
         return "start"
     what = next((a for a in args if isinstance(a, str) and not set(a) & set("/.:")), "")  # no path, no address
     return f"{method} {what}".strip()
 
 
-def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]]]) -> None:
-    """Ask every actor for its notes and write the trace. Of each fleet: its spans, and its actors by name."""
+def write_trace(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]]]) -> None:
+    """Ask every actor for its calls and write the trace. Of each fleet: when its engines worked, and its actors by name."""
     to_wall = time.time() - time.perf_counter()
     tracks: dict[str, list[Call]] = {}
     for number, (engine_time, actors) in enumerate(fleets, 1):
@@ -69,17 +70,17 @@ def write_profile(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, An
             asked = time.time()
             try:
                 calls, clock = ray.get(actor.profile.remote())
-            except ray.exceptions.RayActorError:  # its notes are gone with it; the run is done all the same
+            except ray.exceptions.RayActorError:  # its calls are lost with it; the run is done all the same
                 tracks[f"{which}{name}: lost before it was asked"] = []
                 continue
-            # The node's clock against the driver's, to half of the way there and back.
+            # The node's clock was read about half way between the question and the answer.
             behind = (asked + time.time()) / 2 - clock
             tracks[which + name] = [(what, began + behind, seconds) for what, began, seconds in calls]
     path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
 
 
 def trace_events(tracks: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:
-    """One process of the trace per track, and in it as many lines as calls overlap. Microseconds from the first call on."""
+    """One process of the trace for each track, with as many lines as calls overlap. Microseconds since the first call."""
     start = min((began for calls in tracks.values() for _, began, _ in calls), default=0.0)
     events: list[dict[str, Any]] = []
     for number, (track, calls) in enumerate(tracks.items()):

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.monitoring.trace import Profiled, noted
+from actors.monitoring.trace import Traced, traced
 from actors.rollout.vllm_engine import Completion, Request, VLLMEngine
 from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Sampling
@@ -25,14 +25,14 @@ class Advance:
     seconds: float  # that the engine worked
 
 
-class RolloutActor(Profiled, Heartbeat):
+class RolloutActor(Traced, Heartbeat):
     """One engine in one process."""
 
-    @noted
+    @traced
     def __init__(self, path: str, placement: RolloutPlacement, max_length: int, dtype: str, sync_backend: str):
         self.engine = VLLMEngine(path, placement, max_length, dtype, sync_backend)
 
-    @noted
+    @traced
     def advance(self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int) -> Advance:
         """Queue requests, and decode until so many, of these or earlier ones, have ended."""
         began = perf_counter()
@@ -43,12 +43,12 @@ class RolloutActor(Profiled, Heartbeat):
     def abandon(self) -> None:
         self.engine.abandon()
 
-    @noted
+    @traced
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[float], int]:
         """Of a given response; and the version of the weights."""
         return self.engine.logprobs(prompt_ids, response_ids), self.engine.version
 
-    @noted
+    @traced
     def load_weights(self, weights: list[ray.ObjectRef], version: int) -> None:
         self.engine.load(ray.get(weights[0]), version)
 

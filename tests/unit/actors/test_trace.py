@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from actors.monitoring.trace import ENABLED, Profiled, noted, trace_events
+from actors.monitoring.trace import ENABLED, Traced, trace_events, traced
 
 
-def test_calls_that_overlap_stand_on_lines_of_their_own_and_nothing_is_lost():
+def test_calls_that_overlap_are_on_separate_lines_and_none_is_lost():
     rng = random.Random(0)
     tracks = {
         name: [(f"{name} {i}", 1e9 + rng.uniform(0, 10), rng.uniform(0, 2)) for i in range(60)] for name in ("driver", "learner 0")
@@ -29,27 +29,27 @@ def test_calls_that_overlap_stand_on_lines_of_their_own_and_nothing_is_lost():
         assert len(lines) == most  # no more lines than calls ever overlap
 
 
-def test_a_process_that_was_asked_for_nothing_has_its_track():
+def test_a_process_without_calls_has_its_track():
     events = trace_events({"driver": [("learning", 5.0, 1.0)], "scorer 0": []})
     assert [e["ts"] for e in events if e["ph"] == "X"] == [0]
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"driver", "scorer 0"}
 
 
-class Role(Profiled):
-    @noted
+class Role(Traced):
+    @traced
     def __init__(self, folder):
         self.folder = folder
 
-    @noted
+    @traced
     def join(self, address, port):
         pass
 
-    @noted
+    @traced
     def load(self, name, folder):
         raise OSError(folder)
 
 
-def test_a_role_notes_its_start_and_its_calls_by_model_also_those_that_fail(monkeypatch):
+def test_a_role_records_its_start_and_its_calls_by_model_also_those_that_fail(monkeypatch):
     monkeypatch.setenv(ENABLED, "1")
     role = Role("/models/one")
     role.join("10.0.0.1", 4000)
@@ -60,5 +60,5 @@ def test_a_role_notes_its_start_and_its_calls_by_model_also_those_that_fail(monk
     assert all(began <= clock and seconds >= 0 for _, began, seconds in calls)
 
 
-def test_without_a_profile_nothing_is_noted():
+def test_without_a_profile_nothing_is_recorded():
     assert Role("/models/one").profile()[0] == []
