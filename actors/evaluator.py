@@ -1,4 +1,4 @@
-"""The evaluator: looks at a snapshot of the policy with an engine of its own, while training goes on."""
+"""The evaluator: evaluates snapshots of the policy with an engine of its own, while training continues."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.models.flops import ModelShape, generation_flops
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
-PROBE_SEED, KL_SEED, SCORE_SEED = 11, 12, 13  # evaluation samples alike for every arm and seed: common random numbers
+PROBE_SEED, KL_SEED, SCORE_SEED = 11, 12, 13
+"""The same for every arm and seed: evaluations sample with common random numbers."""
+
 PROBE_CANDIDATES = 4
 """Samples of the reference per held-out pair, of which the first that is no side of a pair becomes a probe."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is looked at, the same for every arm, seed and mark."""
+    """What a policy is evaluated on, the same for every arm, seed and mark."""
 
     prompts: Mapping[str, Sequence[Prompt]]  # split -> prompts, encoded; the first split is the main one
     pairs: Mapping[str, Sequence[Pair]]  # split -> pairs that are never trained on
@@ -56,8 +58,8 @@ class EvaluatorActor(Traced, Heartbeat):
 
     @traced
     def begin(self, held_out: HeldOut, reference: str, charged: bool) -> tuple[str, ...]:
-        """Set what is looked at, and the policy that KL, log-ratios and probes refer to. Returns what a reader of the
-        probe sets must know, a sentence each. The next look is charged with what this costs, unless it was before."""
+        """Set what policies are evaluated on, and the one that KL, log-ratios and probes refer to. Returns what a reader of the
+        probe sets must know, a sentence each. `charged`: the cost of this is added to the next evaluation's."""
         from rlhf_bench.models.loading import load_model
 
         self.held_out = held_out
@@ -89,12 +91,12 @@ class EvaluatorActor(Traced, Heartbeat):
         self.engine.load(arrays, version)
         self._load_policy(arrays)
         splits = {name: self._score(prompts) for name, prompts in self.held_out.prompts.items()}
-        looked = self.panel.look(self.policy)
+        diagnosed = self.panel.look(self.policy)
         own_cost = {
-            "diagnostics/seconds": looked.seconds + self.setup_seconds,
-            "diagnostics/flops": looked.flops + self.setup_flops,
+            "diagnostics/seconds": diagnosed.seconds + self.setup_seconds,
+            "diagnostics/flops": diagnosed.flops + self.setup_flops,
         }
-        numbers = looked.numbers | self._kl() | own_cost
+        numbers = diagnosed.numbers | self._kl() | own_cost
         seconds = perf_counter() - began + self.setup_seconds
         cost = Cost(
             flops=self._flops(), generated_tokens=self.counts["generated_tokens"],
@@ -103,7 +105,7 @@ class EvaluatorActor(Traced, Heartbeat):
         )  # fmt: skip
         self.setup_seconds = self.setup_flops = 0.0
         self._reset_counts()
-        return Evaluation(splits, numbers, cost.as_dict(), seconds, looked.pairs)
+        return Evaluation(splits, numbers, cost.as_dict(), seconds, diagnosed.pairs)
 
     def _flops(self) -> float:
         return self.counts["generation_flops"] + self.scorer.flops
@@ -146,7 +148,7 @@ class EvaluatorActor(Traced, Heartbeat):
         prompts = [p for p in prompts for _ in range(each)]
         found = self._generate(prompts, self.held_out.settings.temperature, SCORE_SEED)
         texts = [self.held_out.decode(f.ids) for f in found]
-        # A response that was cut off is judged as what it is: text without an end, which no judge calls right.
+        # A response that was cut off has no end: no judge calls it right.
         judged = [
             self.held_out.judge(p, t) if f.finished else Judgement(0.0)
             for p, t, f in zip(prompts, texts, found, strict=True)
@@ -174,9 +176,11 @@ class EvaluatorActor(Traced, Heartbeat):
 
 
 @dataclass(frozen=True)
-class _Submitted:
+class Submitted:
+    """A snapshot whose evaluation is pending."""
+
     label: Any
-    at: float
+    began: float  # `perf_counter`
     weights: ray.ObjectRef
     version: int
 
@@ -188,12 +192,13 @@ class Evaluator:
         self.engine_time, self.replace = engine_time, replace
         self.actor = actor
         self.begun: tuple[HeldOut, str] | None = None
-        self.charged = False  # has a look been charged with what beginning has cost?
-        self.pending: list[tuple[_Submitted, ray.ObjectRef]] = []
-        self.beginning: ray.ObjectRef | None = None  # by an evaluator in a lost one's place
+        self.charged = False  # whether an evaluation was charged with the cost of `begin`
+        self.pending: list[tuple[Submitted, ray.ObjectRef]] = []
+        self.beginning: ray.ObjectRef | None = None  # of an evaluator in a lost one's place
 
     def begin(self, held_out: HeldOut, reference: str, charged: bool = True) -> tuple[str, ...]:
-        """What a reader of the probe sets must know, a sentence each. `charged`: the next look is, with what this costs."""
+        """What a reader of the probe sets must know, a sentence each. `charged`: the cost of this is added to the next
+        evaluation's."""
         self.begun, self.charged = (held_out, reference), not charged
         with self.engine_time.busy("evaluation"):
             while True:
@@ -204,44 +209,47 @@ class Evaluator:
 
     def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
         """Start an evaluation; `label` comes back with its result."""
-        self._submit(_Submitted(label, perf_counter(), weights, version))
+        self._submit(Submitted(label, perf_counter(), weights, version))
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]:
-        """Results that are there, in order; with `wait`, all that were submitted."""
+        """Results that are there, in order; with `wait`, of all that was submitted."""
         done = []
         while self.pending:
             submitted, ref = self.pending[0]
             if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
             try:
-                if self.beginning is not None:  # first, since it says why a look could not be taken
-                    self.engine_time.during("evaluation", ray.get, self.beginning)
-                    self.beginning = None
-                evaluation = self.engine_time.during("evaluation", ray.get, ref)
+                evaluation = self._result(ref)
             except Exception as error:
                 self._begin_again(error)
                 continue
             self.charged = True
-            self.engine_time.record_background("evaluation", "evaluator", submitted.at, evaluation.seconds)
+            self.engine_time.record_background("evaluation", "evaluator", submitted.began, evaluation.seconds)
             done.append((submitted.label, evaluation))
             self.pending.pop(0)
             queue_depth("evaluator", len(self.pending))
         return done
 
+    def _result(self, ref: ray.ObjectRef) -> Evaluation:
+        if self.beginning is not None:  # first: its error says why there is no evaluation
+            self.engine_time.during("evaluation", ray.get, self.beginning)
+            self.beginning = None
+        return self.engine_time.during("evaluation", ray.get, ref)
+
     def forget(self) -> None:
-        """What was submitted: nobody asks for it any more."""
+        """Drop all that was submitted."""
         self.pending.clear()
 
-    def _submit(self, one: _Submitted) -> None:
+    def _submit(self, one: Submitted) -> None:
         self.pending.append((one, self.actor.evaluate.remote([one.weights], one.version)))
         queue_depth("evaluator", len(self.pending))
 
     def _begin_again(self, error: Exception) -> None:
-        """Another evaluator in the place of a lost one, which looks at all that has no result yet. Nobody waits for it here:
-        training goes on."""
+        """Hand everything that is pending to another evaluator in the place of a lost one, without waiting: training
+        continues."""
         self.actor = self.replace(0, error)
         if self.begun is not None:
             self.beginning = self.actor.begin.remote(*self.begun, not self.charged)
-        waiting, self.pending = self.pending, []
-        for one, _ in waiting:
+        pending, self.pending = self.pending, []
+        for one, _ in pending:
             self._submit(one)

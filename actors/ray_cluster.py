@@ -1,4 +1,4 @@
-"""Ray: joining the cluster that there is, or starting one of our own."""
+"""Ray: joining a running cluster, or starting a local one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUIET = {
 
 
 def machine() -> str:
-    """The cluster and the driver's processor, in a few words: numbers in seconds mean nothing without them."""
+    """The cluster and the driver's processor, in a few words: times in seconds mean nothing without them."""
     has = ray.cluster_resources()
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
@@ -49,17 +49,17 @@ def _lines(path: str) -> list[str]:
 def cluster() -> Iterator[Callable[[], None]]:
     """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one; leave or end it after.
 
-    Gives a function that waits until the cluster is there: seconds in which there is other work. Raises RunFailed where
-    there is none to join, or none starts.
+    Gives a function that waits until the cluster is up: that takes seconds, in which there is other work. Raises RunFailed
+    where there is none to join, or none starts.
 
     Ray starts its processes by forking. A signal whose handler raises inside one of Python's fork hooks is swallowed,
-    and leaves the hook's lock (logging's, say) held for ever. Handlers run in the main thread only, so Ray forks in
+    and leaves the hook's lock (logging's, for example) held for ever. Handlers run in the main thread only, so Ray forks in
     another one, which must outlive the cluster, since Ray's processes die with the thread that made them.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _answers(address)
-    # Ray's own choice for its files is a folder that every user of the machine can write to.
+    # By default Ray puts its files into a folder that every user of the machine can write to.
     folder = None if address else tempfile.mkdtemp(prefix="rlhf-ray-")
     local = {"include_dashboard": False, "object_store_memory": 512 * 2**20, "_temp_dir": folder} if folder else {}
     settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
@@ -73,7 +73,7 @@ def cluster() -> Iterator[Callable[[], None]]:
             what = f"the cluster at {address} cannot be joined" if address else "the local cluster did not start"
             reason = " ".join(str(error).split())[:200]
             raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
-        raise_on_signals()  # once more: Ray's core sets a handler of its own
+        raise_on_signals()  # again: Ray's core has set a handler of its own
 
     keep = False
     try:
@@ -88,11 +88,11 @@ def cluster() -> Iterator[Callable[[], None]]:
         if folder and keep:
             print(f"Ray's own logs: {folder}/session_latest/logs", file=sys.stderr)
         elif folder:
-            shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may be at its last line in there
+            shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may still write a last line there
 
 
 def _answers(address: str) -> None:
-    """Raise RunFailed where nothing listens at host:port: Ray itself would wait there for many minutes."""
+    """Raise RunFailed where nothing listens at host:port: Ray itself would wait for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like: Ray finds it or says so at once

@@ -1,4 +1,4 @@
-"""A process that draws figures of the report while the driver draws the others: no engine waits for them then."""
+"""A second process draws a part of the report's figures while the driver draws the others: engines are idle meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 300.0
 
 class ReportWorker:
     def __init__(self) -> None:
-        import rlhf_bench.report  # noqa: F401  takes seconds, long before there is anything to draw
+        import rlhf_bench.report  # noqa: F401  this takes seconds, before there is anything to draw
 
     def draw(self, recorded: Any, summary: Any) -> Any:
         from rlhf_bench.report import draw_properties
@@ -26,8 +26,8 @@ class ReportWorker:
 def begin_report(say: Callable[[str], None]) -> Callable[[Any, Any], Callable[[], Any]]:
     """Start the process; gives `rlhf_bench.report.page.Elsewhere`. It ends with the last reference to that.
 
-    It is on the driver's node, so that no other node's loss is its own; where it is lost all the same, or does not answer,
-    this process draws."""
+    It is on the driver's node, so that it does not depend on another one. Where it is lost all the same, or does not answer,
+    the driver draws its figures."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(ReportWorker).options(num_cpus=0, scheduling_strategy=here).remote()
 

@@ -33,8 +33,8 @@ class ScorerActor(Traced, Heartbeat):
 
     @traced
     def load(self, path: str, dtype: str) -> ModelShape:
-        """A folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names one and
-        says how its scores are read."""
+        """`path`: a folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names
+        one and says how its scores are read."""
         from rlhf_bench.models.loading import load_model
 
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
@@ -56,7 +56,7 @@ class ScorerActor(Traced, Heartbeat):
 
 
 class RewardScorer:
-    """The driver's handle."""
+    """The driver's handle on all scorers: rows in, scores and cost out."""
 
     def __init__(
         self,
@@ -77,17 +77,16 @@ class RewardScorer:
     def load(self, path: Path, dtype: str) -> None:
         self.model = (str(path), dtype)
         asked = [a.load.remote(*self.model) for a in self.actors]
-        self.shape = self.engine_time.during("loading", gather, asked, self._again("load", [self.model] * len(asked)))[
-            0
-        ]
+        retry = self._retry("load", [self.model] * len(asked))
+        self.shape, *_ = self.engine_time.during("loading", gather, asked, retry)
 
-    def _again(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Retry:
-        """The call to another scorer, with the same model, in the place of one that is lost."""
+    def _retry(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Retry:
+        """The call to another scorer, with the same model, in the place of a lost one."""
 
         asked = list(self.actors)
 
         def retry(i: int, error: Exception) -> ray.ObjectRef:
-            if asked[i] is self.actors[i]:  # else another call to it has seen to that
+            if asked[i] is self.actors[i]:  # otherwise another pending call has replaced it already
                 self._bring_up(i, error)
             asked[i] = self.actors[i]
             return getattr(asked[i], method).remote(*arguments[i])
@@ -105,22 +104,22 @@ class RewardScorer:
                 error = next_error
 
     def begin_score(self, rows: Sequence[Row]) -> RemoteCall[Scores]:
-        """Hand rows in, and go on."""
+        """Hand rows in, without waiting for their scores."""
         assert self.shape is not None, "load comes first"
         plan = split_by_tokens(rows, len(self.actors), self.tokens_per_micro_batch)
-        parts = [[rows[i] for i in indices] for rank in plan for indices in rank]
-        flops = sum(forward_flops(self.shape, layout_of(p), sum(len(r.responses) for r in p)) for p in parts)
+        batches = [[rows[i] for i in indices] for share in plan for indices in share]
+        flops = sum(forward_flops(self.shape, layout_of(b), sum(len(r.responses) for r in b)) for b in batches)
         cost, count = Cost(flops=flops, scored_tokens=sum(r.tokens for r in rows)), len(rows)
 
         def finish(found: list[dict[int, list[float]]], seconds: list[float]) -> Scores:
             count_tokens("scorer", cost.scored_tokens)
-            by_row = {i: scores for part in found for i, scores in part.items()}
+            by_row = {i: scores for share in found for i, scores in share.items()}
             return [by_row[i] for i in range(count)], cost + Cost(device_seconds=sum(seconds) * self.devices_each)
 
         with self.engine_time.busy("scoring"):
             ref = ray.put(list(rows))
-            refs = [a.score.remote(ref, p) for a, p in zip(self.actors, plan, strict=True)]
-        retry = self._again("score", [(ref, p) for p in plan])
+            refs = [a.score.remote(ref, share) for a, share in zip(self.actors, plan, strict=True)]
+        retry = self._retry("score", [(ref, share) for share in plan])
         return RemoteCall("scoring", "scorer", refs, finish, self.engine_time, retry)
 
     def score(self, rows: Sequence[Row]) -> Scores:

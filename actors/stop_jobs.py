@@ -4,7 +4,7 @@ Usage: python -m actors.stop_jobs ADDRESS      (of the dashboard; on the node wh
 
 Kubernetes signals a container's first process only, and Ray ends its own in seconds. Here the driver itself gets
 SIGTERM, while Ray is whole, and can write its checkpoint. It then ends with an exit code of its own, so that the job is
-FAILED and KubeRay tries again; after `ray job stop` it would be STOPPED, which KubeRay takes for done.
+FAILED and KubeRay tries again; after `ray job stop` it would be STOPPED, which KubeRay takes as done.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 import time
 
 
-def end_jobs(address: str) -> None:
-    """Returns when no job runs any more. How long that may take is the caller's affair."""
+def stop_jobs(address: str) -> None:
+    """Returns when no job runs any more. The caller decides how long that may take."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     client = JobSubmissionClient(address)
@@ -28,4 +28,4 @@ def end_jobs(address: str) -> None:
 
 
 if __name__ == "__main__":
-    end_jobs(sys.argv[1])
+    stop_jobs(sys.argv[1])

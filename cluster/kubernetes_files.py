@@ -1,8 +1,8 @@
-"""Write what cluster/kubernetes holds of jobs and clusters, from recipes/scale: base, and each overlay's patch of it.
+"""Write the jobs and clusters in cluster/kubernetes from recipes/scale: the base, and each overlay's patch of it.
 
 Usage, from the repository root: .venv/bin/python -m cluster.kubernetes_files
 
-So base and overlays fit their recipes' placement, as `rlhf-bench manifest` does; a test holds that they still do.
+So base and overlays fit their recipes' placement, like the output of `rlhf-bench manifest`; a test checks that they do.
 """
 
 from __future__ import annotations

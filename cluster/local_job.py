@@ -3,8 +3,8 @@
 Usage: python cluster/local_job.py RECIPE [key=value ...] --output DIR
 
 The cluster asks for a token made for this run, has its dashboard on loopback and its files in a folder that only you
-can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM stops the job in good order: the same
-command carries on from there. The exit code is that of `rlhf-bench run`.
+can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM
+stops the job after a checkpoint: the same command resumes from there. The exit code is that of `rlhf-bench run`.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def local_cluster() -> Iterator[tuple[str, Path]]:
         _wait_until_up(head, address, folder)
         yield address, folder
     finally:
-        head.terminate()  # `ray start --block` takes its own processes along
+        head.terminate()  # `ray start --block` ends its own processes too
         with suppress(subprocess.TimeoutExpired):
             head.wait(timeout=40)
-        with suppress(ProcessLookupError):  # nobody left, as it should be
+        with suppress(ProcessLookupError):  # all have ended, as they should
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,20 +167,20 @@ def _submit_and_follow(address: str, entrypoint: Sequence[str], working_director
         print(f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
         return 1
     client = JobSubmissionClient(address)
-    # No word about its web socket in the middle of the job's log.
+    # No warnings about its web socket in the middle of the job's log.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    # In a thread, so that the main one can take a signal and stop the job while its last lines still come.
-    log_ended = threading.Event()  # and not Thread.join: an exception in there takes the thread for ended
+    # In a thread, so that the main one can receive a signal and stop the job while the last lines of the log still arrive.
+    log_ended = threading.Event()  # and not Thread.join: a signal's exception in there marks the thread as ended
     threading.Thread(target=_print_log, args=(client, submission, log_ended), daemon=True).start()
     stopped_by = None
     while not log_ended.is_set():
         try:
             log_ended.wait(timeout=1)
         except Interrupted as interrupted:
-            if stopped_by is not None:  # asked twice: the cluster's end takes the job along
+            if stopped_by is not None:  # the second signal: the end of the cluster ends the job
                 raise
             stopped_by = interrupted.number
-            print("Stopping the job; once more to end it at once.", file=sys.stderr, flush=True)
+            print("Stopping the job; a second signal ends it at once.", file=sys.stderr, flush=True)
             client.stop_job(submission)
     code = _exit_code(client, submission)
     return code if stopped_by is None else 128 + stopped_by
@@ -208,7 +208,7 @@ def _exit_code(client, submission: str) -> int:
     if job.driver_exit_code is None:
         print(f"The job did not run: {job.message}", file=sys.stderr)
         return 1
-    # A shell runs the driver: the end by a signal comes as 128 + n, or as -n where the shell gave way to the driver.
+    # A shell runs the driver: an end by signal n is reported as 128 + n, or as -n where the driver has replaced the shell.
     return job.driver_exit_code if job.driver_exit_code >= 0 else 128 - job.driver_exit_code
 
 
@@ -222,7 +222,7 @@ def _commit(directory: Path) -> str:
 
 
 def print_where_to_look(output: Path) -> None:
-    """Say where the report is, and how to open MLflow on the store that the run used."""
+    """Where the report is, and how to open MLflow on the store that the run used."""
     sys.path.insert(0, str(ROOT))
     from rlhf_bench.core.text import printable
     from rlhf_bench.core.yaml import read_yaml

@@ -1,4 +1,4 @@
-"""How busy the machine is that this process runs on: processors, memory, network of the nodes that a run uses, and GPUs."""
+"""How busy this machine is: processors, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NVIDIA_SMI_SECONDS = 5.0
 
 
 def begin() -> None:
-    """Processor time is measured from here on: between two calls of one thread."""
+    """Start measuring processor time: `node_load` gives it since the call before, of the same thread."""
     psutil.cpu_percent()
 
 
 def node_load() -> dict[str, float]:
-    """By the names that MLflow's own system metrics have. Sizes in MiB, shares in percent."""
+    """By the names of MLflow's own system metrics. Sizes in MiB, shares in percent."""
     memory = psutil.virtual_memory()
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -28,7 +28,7 @@ def node_load() -> dict[str, float]:
 
 
 def _gpus() -> dict[str, float]:
-    """Of all NVIDIA GPUs of the machine, whichever of them this process may use; nothing where there are none."""
+    """Of all NVIDIA GPUs of the machine, also those that this process may not use; empty where there are none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
@@ -36,12 +36,12 @@ def _gpus() -> dict[str, float]:
     try:
         told = subprocess.run([command, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
     except subprocess.TimeoutExpired:
-        return {}  # a driver in trouble; the next call may find it well
+        return {}  # the GPU driver is in trouble; the next call may succeed
     return parsed(told.stdout) if told.returncode == 0 else {}
 
 
 def parsed(lines: str) -> dict[str, float]:
-    """What nvidia-smi says, a line per GPU; a number that it does not know, "[N/A]", is left out."""
+    """From the output of nvidia-smi, a line per GPU; a number that it does not know, "[N/A]", is left out."""
     found: dict[str, float] = {}
     for line in lines.splitlines():
         index, *numbers = [cell.strip() for cell in line.split(",")]

@@ -1,7 +1,7 @@
-"""What Ray's metrics say of a run: every node of the cluster serves them for Prometheus (docs/ray.md).
+"""A run's metrics in Ray: every node of the cluster serves them for Prometheus (docs/ray.md).
 
-All are recorded by the driver, which hands out the work: `role` says whose work it is, `arm` and `seed` for which arm. Ray
-puts `ray_` before the names, and `_total` behind those of counters.
+The driver records all of them, since it hands out the work: `role` says whose work it is, `arm` and `seed` what it is for. Ray
+puts `ray_` before the names, and `_total` after those of counters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SYNC_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 METERS: dict[str, tuple[type, str]] = {
     "rlhf_bench_queue_depth": (
         Gauge,
-        "samples, or snapshots to be looked at, that were asked for and are not there yet",
+        "samples, or evaluations of snapshots, that were asked for and are not there yet",
     ),
-    "rlhf_bench_tokens": (Counter, "tokens drawn (rollout), trained on (learner) or scored (scorer)"),
+    "rlhf_bench_tokens": (Counter, "tokens sampled (rollout), trained on (learner) or scored (scorer)"),
     "rlhf_bench_sync_seconds": (Histogram, "seconds until every engine had the learner's weights"),
     "rlhf_bench_restarts": (Counter, "actors that were started again, for one that died or hung"),
 }
@@ -31,7 +31,7 @@ METERS: dict[str, tuple[type, str]] = {
 
 
 class _Now(threading.local):
-    """Whose work a thread hands out: arms beside each other have a thread each."""
+    """What a thread's work is for: arms that run side by side have a thread each."""
 
     arm = seed = ""
 
@@ -40,7 +40,7 @@ _now = _Now()
 
 
 def begin_arm(arm: str, seed: int) -> None:
-    """From now on this thread's work is this arm's. Before its first one it is everybody's, and has no name."""
+    """From now on this thread's work is for this arm. Work before the first arm is for all arms, and has no name."""
     _now.arm, _now.seed = arm, str(seed)
 
 
