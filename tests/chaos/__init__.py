@@ -1,1 +1,1 @@
-"""`make chaos`: faults into a run's own processes while it runs; it must survive them and end as one without them."""
+"""`make chaos`: faults in the processes of a run. It must survive them, and end with the results of a run without faults."""

@@ -1,5 +1,5 @@
-"""`make chaos`: every fault in every phase of a run, and the driver's end in every phase. Prints a table, writes it as JSON, and
-fails where a run did not end as one that was left alone. (The loss of a node: tests/end_to_end/test_lost_node.py.)
+"""`make chaos`: every fault in every phase of a run, and the end of the driver in every phase. Prints a table, writes it as
+JSON, and fails where results differ from those of an undisturbed run. (Loss of a node: tests/end_to_end/test_lost_node.py.)
 
 python -m tests.chaos [--json FILE] [--only kill|freeze|exhaust|drivers]
 """
@@ -19,9 +19,9 @@ from rich.table import Table
 
 from tests.chaos.compare import differences
 from tests.chaos.faults import KINDS, PHASES, ROLES, Outcome, every_fault
-from tests.chaos.runs import outcomes_in, straight, with_faults, with_killed_drivers, write_recipe
+from tests.chaos.runs import outcomes_in, undisturbed, with_faults, with_killed_drivers, write_recipe
 
-MOST_SECONDS = 60.0
+MAX_SECONDS = 60.0
 DRIVERS = "drivers"
 
 
@@ -36,26 +36,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
         recipe = write_recipe(folder, updates)
-        print(f"a run of {updates} updates that is left alone ...", flush=True)
-        alone = straight(folder, recipe)
+        print(f"an undisturbed run of {updates} updates ...", flush=True)
+        plain = undisturbed(folder, recipe)
         problems: list[str] = []
         drivers: dict[str, float] = {}
         try:
             if faults:
                 print(f"the same with {len(faults)} faults ...", flush=True)
                 disturbed, _ = with_faults(folder, recipe, faults, seconds=60.0 * len(faults) + 300)
-                problems += differences(disturbed, alone, ["ppo"])
+                problems += differences(disturbed, plain, ["ppo"])
             if DRIVERS in chosen:
                 print("the same with the driver killed in every phase ...", flush=True)
                 killed, drivers = with_killed_drivers(folder, recipe, PHASES)
-                problems += [f"killed drivers: {line}" for line in differences(killed, alone, ["ppo"])]
+                problems += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
         except (AssertionError, subprocess.TimeoutExpired) as error:  # the table shows how far it came
             problems.append(f"a run did not end: {error}")
         outcomes = outcomes_in(folder)
     show(outcomes, drivers)
     missing = len(faults) - len(outcomes)
     noticed = [o.seconds for o in outcomes if o.noticed] + list(drivers.values())
-    slow = [seconds for seconds in noticed if seconds > MOST_SECONDS]
+    slow = [seconds for seconds in noticed if seconds > MAX_SECONDS]
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(
         json.dumps(
@@ -77,9 +77,9 @@ def main() -> int:
 
 
 def show(outcomes: list[Outcome], drivers: dict[str, float]) -> None:
-    """Seconds until the run went ahead again; – where nobody noticed."""
+    """Seconds until the run made progress again; – where the fault was not noticed."""
     shown = {(o.fault.kind, o.fault.role, o.fault.phase): f"{o.seconds:.1f} s" if o.noticed else "–" for o in outcomes}
-    table = Table(title="Seconds from the fault until the run went ahead")
+    table = Table(title="Seconds from the fault until the run made progress")
     for heading in ("fault", *PHASES):
         table.add_column(heading)
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""Is a run that was disturbed the one that it would have been?"""
+"""Does a disturbed run have the results of an undisturbed one?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 TABLES = ("metrics", "samples", "pairs", "ledger")
 TIMES = ["wall_seconds", "device_seconds", "diagnostics/seconds"]
-"""Columns that are seconds: the only ones that may differ."""
+"""Columns in seconds: only these may differ."""
 
 
 def table(directory: Path, name: str) -> pd.DataFrame:

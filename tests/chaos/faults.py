@@ -1,4 +1,4 @@
-"""Which faults there are: what is done to which role while the driver waits for what."""
+"""Which faults there are: what is done to which role, in which phase of the run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PHASES = {
     "generate": "rollout", "score": "scoring", "train": "learning", "sync": "sync", "evaluate": "evaluation",
     "checkpoint": "saving",
 }  # fmt: skip
-"""Phase -> the driver's activity (`engine_time.Activity`) in which the fault comes."""
+"""Phase -> the driver's activity (`engine_time.Activity`) at whose beginning the fault comes."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """SIGKILL, SIGSTOP, or memory that is used up, for actor 0 of a role, at the beginning of a phase."""
+    """SIGKILL, SIGSTOP, or the loss of all free memory, for actor 0 of a role, at the beginning of a phase."""
 
     kind: Kind
     role: str
@@ -30,8 +30,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`noticed`: whether an actor was started again for it (memory that is used up may never be asked for again).
-    `seconds`: from the fault until the run next went ahead by an update or a look."""
+    """`noticed`: whether an actor was started again for it (one without free memory may never need more).
+    `seconds`: from the fault until the run made progress, by an update or an evaluation."""
 
     fault: Fault
     noticed: bool
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def every_fault() -> list[Fault]:
-    """Roles alternate, so that one is long up again when its turn comes again."""
+    """Roles alternate, so that each is up again long before its next fault."""
     return [Fault(kind, role, phase) for kind in KINDS for phase in PHASES for role in ROLES]
 
 
@@ -53,4 +53,4 @@ SAMPLE: Sequence[Fault] = (
     Fault("kill", "evaluator", "evaluate"),
     Fault("freeze", "evaluator", "score"),
 )
-"""One of each kind, for every role that it can hit at work."""
+"""One of each kind, for every role that can be at work then."""

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos.injected FAULTS OUTCOMES run RECIPE ...`: the command line, with faults on the way.
+"""`python -m tests.chaos.injected FAULTS OUTCOMES run RECIPE ...`: the command line, with faults.
 
-FAULTS is a JSON file with a list of [kind, role, phase]; they come one after another, each once the run has gone ahead after
-the one before. OUTCOMES, a JSON lines file, says how each went.
+FAULTS is a JSON file with a list of [kind, role, phase]. They come one after another, each once the run has made progress
+since the one before. OUTCOMES is a JSON lines file with the outcome of each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from tests.chaos.faults import PHASES, Fault
 
 DELAY = 0.02
-"""Seconds into the phase: the call is on its way."""
-UNNOTICED = 6, 3.0
-"""So many times the run goes ahead, and for so many seconds, before memory that is gone counts as missed by nobody."""
+"""Seconds from the beginning of the phase: the call has reached the actor."""
+UNNOTICED_STEPS, UNNOTICED_SECONDS = 6, 3.0
+"""The run makes progress so many times, and for so many seconds, before a loss of memory counts as not noticed."""
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "exhaust": signal.SIGUSR1}
 
 
@@ -32,17 +32,17 @@ class Chaos:
         self.fleet: Any = None
         self.now: Fault | None = None
         self.at = 0.0
-        self.ahead = self.restarts = 0
-        self.pids: dict[str, tuple[Any, int]] = {}  # by role: of which actor, and its process
+        self.progress = self.restarts = 0
+        self.pids: dict[str, tuple[Any, int]] = {}  # by role: the actor, and its process
         self.lock = threading.Lock()
 
     def phase(self, activity: str) -> None:
-        """The driver begins to wait for this."""
+        """The driver begins to wait for this activity."""
         with self.lock:
-            ready = self.fleet is not None and self.now is None and self.left and self.ahead > 0
+            ready = self.fleet is not None and self.now is None and self.left and self.progress > 0
             if not ready or PHASES[self.left[0].phase] != activity:
                 return
-            self.now, self.ahead = self.left.pop(0), 0
+            self.now, self.progress = self.left.pop(0), 0
             self.restarts = len(self.fleet.supervisor.restarts)
         pid = self.pids[self.now.role][1]
         self.at = time.monotonic()
@@ -51,14 +51,14 @@ class Chaos:
     def strike(self, fault: Fault, pid: int) -> None:
         os.kill(pid, SIGNALS[fault.kind])
 
-    def went_ahead(self) -> None:
-        """An update is done, or a look is there. Whoever is new in the fleet is made ready for its own fault meanwhile."""
+    def made_progress(self) -> None:
+        """An update or an evaluation is done. New actors of the fleet are prepared for their own faults."""
         with self.lock:
-            self.ahead += 1
+            self.progress += 1
             noticed = self.now is not None and len(self.fleet.supervisor.restarts) > self.restarts
             seconds = time.monotonic() - self.at
-            over = self.now is not None and self.now.kind == "exhaust" and self.ahead >= UNNOTICED[0]
-            if self.now is not None and (noticed or (over and seconds >= UNNOTICED[1])):
+            over = self.now is not None and self.now.kind == "exhaust" and self.progress >= UNNOTICED_STEPS
+            if self.now is not None and (noticed or (over and seconds >= UNNOTICED_SECONDS)):
                 with self.outcomes.open("a") as file:
                     file.write(json.dumps([self.now.kind, self.now.role, self.now.phase, noticed, seconds]) + "\n")
                 print(
@@ -66,11 +66,11 @@ class Chaos:
                     file=sys.stderr,
                     flush=True,
                 )
-                self.now, self.ahead = None, 0
+                self.now, self.progress = None, 0
             if self.now is None:
-                self._look_up()
+                self._prepare_actors()
 
-    def _look_up(self) -> None:
+    def _prepare_actors(self) -> None:
         import ray
 
         for role in {f.role for f in self.left}:
@@ -83,8 +83,7 @@ class Chaos:
 def be_exhausted(actor: Any) -> int:
     """In an actor: use up this process's memory when SIGUSR1 comes. Returns the process's number.
 
-    A handler runs in the main thread, as the actor's own work does: what is left over in that thread's part of the allocator
-    is used up too."""
+    The handler runs in the main thread, like the actor's own work: it also uses up that thread's part of the allocator."""
     import ctypes
     import resource
     from pathlib import Path
@@ -125,11 +124,11 @@ def main() -> None:
     class ProgressDisplay(plain_display):
         def update(self, *args: Any) -> None:
             super().update(*args)
-            chaos.went_ahead()
+            chaos.made_progress()
 
         def evaluated(self, *args: Any) -> None:
             super().evaluated(*args)
-            chaos.went_ahead()
+            chaos.made_progress()
 
     def start(*args: Any, **kwargs: Any) -> Any:
         chaos.fleet = plain_start(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own: left alone, with faults on the way, with a driver that is killed."""
+"""Runs of the command line in processes of their own: undisturbed, with faults, with a driver that is killed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ reliability: {checkpoint_seconds: 0, hang_seconds: 8, restarts: 1000, grace_seco
 arms:
   ppo: {method: ppo, prompts_per_update: 8, samples_per_prompt: 2, epochs_per_update: 1}
 """
-"""As small as can be with all roles at work. LIMIT and MARKS hang on how many faults there are."""
+"""As small as possible with all roles at work. LIMIT and MARKS depend on the number of faults."""
 FLOPS_OF_AN_UPDATE = 4.1e7
 
 
-def write_recipe(folder: Path, updates: int, looks: int | None = None) -> Path:
-    """With time for about so many updates, and a look at every other one, or `looks` of them in all."""
-    looks = looks or updates // 2
-    marks = [round(k / looks, 6) for k in range(1, looks + 1)]
+def write_recipe(folder: Path, updates: int, evaluations: int | None = None) -> Path:
+    """With a budget for about so many updates, and an evaluation after every other one, or so many in all."""
+    evaluations = evaluations or updates // 2
+    marks = [round(k / evaluations, 6) for k in range(1, evaluations + 1)]
     path = folder / "chaos.yaml"
     path.write_text(RECIPE.replace("LIMIT", f"{updates * FLOPS_OF_AN_UPDATE:.3e}").replace("MARKS", str(marks)))
     return path
@@ -57,12 +57,12 @@ def begin(
 
 
 def mark(folder: Path, name: str) -> str:
-    """A setting in the environment of this run's processes, and of no others."""
+    """A variable in the environment of this run's processes, and of no others."""
     return f"CHAOS_RUN={folder / name}"
 
 
 def finish(process: subprocess.Popen, folder: Path, name: str, seconds: float) -> Path:
-    """The run's directory, once it has ended well."""
+    """The run's directory, once it has succeeded."""
     try:
         code = process.wait(timeout=seconds)
     finally:
@@ -72,13 +72,12 @@ def finish(process: subprocess.Popen, folder: Path, name: str, seconds: float) -
     return folder / name / "out"
 
 
-def straight(folder: Path, recipe: Path) -> Path:
-    """Left alone."""
-    return finish(begin(folder, recipe, "straight", ["rlhf_bench"]), folder, "straight", 600)
+def undisturbed(folder: Path, recipe: Path) -> Path:
+    return finish(begin(folder, recipe, "undisturbed", ["rlhf_bench"]), folder, "undisturbed", 600)
 
 
 def with_faults(folder: Path, recipe: Path, faults: Sequence[Fault], seconds: float) -> tuple[Path, list[Outcome]]:
-    """With each of them on the way, in order. Outcomes are in the folder's outcomes.jsonl as they come."""
+    """With all of them, in order. Each outcome is written to the folder's outcomes.jsonl at once."""
     (folder / "faults.json").write_text(json.dumps([[f.kind, f.role, f.phase] for f in faults]))
     outcomes = folder / "outcomes.jsonl"
     module = ["tests.chaos.injected", str(folder / "faults.json"), str(outcomes)]
@@ -94,20 +93,20 @@ def outcomes_in(folder: Path) -> list[Outcome]:
 
 
 def with_killed_drivers(folder: Path, recipe: Path, phases: Mapping[str, str]) -> tuple[Path, dict[str, float]]:
-    """The driver gets SIGKILL in each phase in turn, and the same command goes on. Seconds from the next start until it has read
-    its checkpoint."""
+    """The driver gets SIGKILL in each phase in turn, and the same command resumes. Seconds from its next start until it has
+    read its checkpoint."""
     log, found, first = folder / "drivers.log", list[float](), next(iter(phases.values()))
     for activity in phases.values():
         process = begin(folder, recipe, "drivers", ["tests.chaos.killed_driver", activity])
         if activity != first:
-            found += _until_it_goes_on(process, log, len(found))
+            found += _until_it_resumes(process, log, len(found))
         assert process.wait(timeout=300) == -signal.SIGKILL, log.read_text()[-2000:]
     process = begin(folder, recipe, "drivers", ["rlhf_bench"])
-    found += _until_it_goes_on(process, log, len(found))
+    found += _until_it_resumes(process, log, len(found))
     return finish(process, folder, "drivers", 600), dict(zip(phases, found, strict=True))
 
 
-def _until_it_goes_on(process: subprocess.Popen, log: Path, times: int) -> list[float]:
+def _until_it_resumes(process: subprocess.Popen, log: Path, times: int) -> list[float]:
     began = time.monotonic()
     while log.read_text().count("resuming from") <= times:
         if process.poll() is not None:

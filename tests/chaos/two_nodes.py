@@ -1,7 +1,8 @@
-"""`python -m tests.chaos.two_nodes READY`: a Ray cluster of a head without CPUs and two nodes with two each, on this machine. Its
-address is in the file READY once it is up. A line on standard input kills the node that has actors; its end ends the cluster.
+"""`python -m tests.chaos.two_nodes READY`: a Ray cluster on this machine, of a head without CPUs and two nodes with two each.
+Its address is in the file READY once it is up. A line on standard input kills the node that has actors; the end of standard
+input ends the cluster.
 
-The object store of every node is full: whoever wants to put something there must wait until Ray has made room on disk."""
+The object store of every node is full: a process that puts something there must wait until Ray has made room on disk."""
 
 from __future__ import annotations
 
@@ -42,12 +43,12 @@ def main() -> None:
             busy = _busy()
             cluster.remove_node(next(node for node in workers if node.node_id in busy), allow_graceful=False)
     finally:
-        ray.shutdown()  # else the cluster refuses to end the node that this process is connected to
+        ray.shutdown()  # otherwise the cluster refuses to end the node that this process is connected to
         cluster.shutdown()
 
 
 def _busy() -> set[str]:
-    """Nodes of which a CPU is reserved."""
+    """Nodes with reserved CPUs."""
     from ray._private.state import available_resources_per_node
 
     return {node for node, free in available_resources_per_node().items() if free.get("CPU", 0) < CPUS}

@@ -1,5 +1,5 @@
-"""`python -m tests.chaos.watched SAMPLES run RECIPE ...`: the command line, which writes down now and again what its processes
-hold: a JSON line with the update, resident MiB by role, bytes in the object store, open files, and numbers of processes."""
+"""`python -m tests.chaos.watched SAMPLES run RECIPE ...`: the command line, which records what its processes hold after some of
+its updates: a JSON line with resident MiB by role, bytes in the object store, open files, and numbers of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EVERY = 10
+UPDATES_PER_SAMPLE = 10
 
 
 def held(fleet: Any, pids: dict[str, int]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def main() -> None:
     class ProgressDisplay(plain_display):
         def update(self, arm: str, seed: int, update: int, *args: Any) -> None:
             super().update(arm, seed, update, *args)
-            if update % EVERY == 0 or update == 1:
+            if update % UPDATES_PER_SAMPLE == 0 or update == 1:
                 with Path(samples).open("a") as file:
                     file.write(json.dumps({"update": update, **held(fleets[-1], pids)}) + "\n")
 

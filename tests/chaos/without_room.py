@@ -1,5 +1,5 @@
-"""`python -m tests.chaos.without_room`: an actor's node is lost and the cluster has no room for another one in its place, at first for
-longer than a run waits, then until a node is added. Prints as JSON what became of either."""
+"""`python -m tests.chaos.without_room`: the node of an actor is lost, and the cluster has no room for another one in its place: at
+first for longer than a run waits, then until a node is added. Prints both outcomes as JSON."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def main() -> None:
             found["after"] = answer.result()
         supervisor.stop()
     finally:
-        ray.shutdown()  # else the cluster refuses to end the node that this process is connected to
+        ray.shutdown()  # otherwise the cluster refuses to end the node that this process is connected to
         cluster.shutdown()
     print(json.dumps(found))
 
 
 def _until_lost(actor: Any) -> None:
-    """A process outlives its node by a moment."""
+    """A process lives for a moment after its node is lost."""
     import ray
 
     with suppress(ray.exceptions.RayActorError):
@@ -76,7 +76,7 @@ def _until_lost(actor: Any) -> None:
 
 
 def _answer(supervisor: Any) -> str:
-    """As whoever waits for an actor does: another one in the place of one that is lost, as often as it takes."""
+    """As every caller of an actor does: replace a lost one, as often as necessary."""
     import ray
 
     from actors.supervision.failures import failure_reason

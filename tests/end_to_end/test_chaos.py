@@ -4,14 +4,14 @@ import pytest
 
 from tests.chaos.compare import differences
 from tests.chaos.faults import SAMPLE
-from tests.chaos.runs import straight, with_faults, write_recipe
+from tests.chaos.runs import undisturbed, with_faults, write_recipe
 
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
     recipe = write_recipe(folder, updates=3 * len(SAMPLE))
-    alone = straight(folder, recipe)
+    alone = undisturbed(folder, recipe)
     return alone, *with_faults(folder, recipe, SAMPLE, seconds=900)
 
 

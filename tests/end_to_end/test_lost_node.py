@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.chaos.compare import differences, table
-from tests.chaos.runs import ROOT, environment, finish, straight, write_recipe
+from tests.chaos.runs import ROOT, environment, finish, undisturbed, write_recipe
 from tests.support.mlflow_server import Server
 
 
@@ -23,7 +23,7 @@ def server(tmp_path):
 
 def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
     recipe = write_recipe(tmp_path, updates=12)
-    alone = straight(tmp_path, recipe)
+    alone = undisturbed(tmp_path, recipe)
     ready, log = tmp_path / "ready", tmp_path / "moved.log"
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     nodes = subprocess.Popen(

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def watched(folder, name, updates, *overrides):
-    recipe = write_recipe(folder, updates, looks=20)
+    recipe = write_recipe(folder, updates, evaluations=20)
     recipe.write_text(recipe.read_text().replace("checkpoint_seconds: 0", "checkpoint_seconds: 5"))
     samples = folder / f"{name}.jsonl"
     return begin(folder, recipe, name, ["tests.chaos.watched", str(samples)], overrides), samples
