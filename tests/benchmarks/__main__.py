@@ -1,9 +1,9 @@
-"""`make bench`: measure every row, or those named; print the table and write it as JSON.
+"""`make bench`: measure every row, or the named ones; print the table and write it as JSON.
 
 python -m tests.benchmarks                       # all rows
 python -m tests.benchmarks dpo weight_sync       # these
 
-Ends with 0 where every row was measured, whether or not it meets its target: machines differ. With 1 where one failed.
+Exit code 0 where every row was measured, also where one misses its target: machines differ. 1 where a row failed.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def main() -> int:
     for row in chosen:
         print(f"{row.name}: {row.what}, against {row.against} ...", flush=True)
         try:
-            result = _in_a_process_of_its_own(row)
+            result = in_own_process(row)
             print(f"  {_ratio(result)}, wanted {result['target']}: {'met' if result['met'] else 'NOT MET'}", flush=True)
         except subprocess.CalledProcessError as error:
-            print(f"  failed, with exit code {error.returncode}; its last words are above", flush=True)
+            print(f"  failed, with exit code {error.returncode}; its last output is above", flush=True)
             failed.append(row.name)
             result = {"name": row.name, "failed": error.returncode}
         results = [r for r in results if r["name"] != row.name] + [result | circumstances()]
@@ -78,7 +78,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _in_a_process_of_its_own(row: Row) -> dict[str, Any]:
+def in_own_process(row: Row) -> dict[str, Any]:
     """So that no row sees another's memory, threads or Ray."""
     with tempfile.NamedTemporaryFile() as answer:
         environment = os.environ | {

@@ -1,4 +1,4 @@
-"""What the engine tests share: one small Ray cluster, closed to others, and tiny models with sharp distributions."""
+"""Shared by the engine tests: one small Ray cluster, closed to other users, and tiny models with sharp distributions."""
 
 import os
 import secrets
@@ -31,7 +31,7 @@ def start(cluster):
     actors = []
 
     def begin(cls, *arguments):
-        # No CPUs of Ray's account: the two there are would otherwise bound the number of actors.
+        # They reserve no CPUs: the cluster's two would bound the number of actors.
         actors.append(cluster.remote(cls).options(num_cpus=0).remote(*arguments))
         return actors[-1]
 

@@ -12,7 +12,7 @@ from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
-EOS, LONGEST = 2, 64
+EOS, MAX_LENGTH = 2, 64
 SPLITS = ("in_distribution", "out_of_distribution", "unseen")
 PAGE = Path(__file__).parents[2] / "docs" / "diagnostics.md"
 
@@ -27,8 +27,8 @@ def pairs(split, count=6):
 
 
 @pytest.fixture(scope="module")
-def looks(start, write_llama, tmp_path_factory):
-    """One evaluator; the base policy looked at, then one with other weights."""
+def evaluations(start, write_llama, tmp_path_factory):
+    """Notes of one evaluator, and its evaluations of the base policy and of one with other weights."""
     import ray
     import torch
 
@@ -42,7 +42,7 @@ def looks(start, write_llama, tmp_path_factory):
         return " ".join(str(i) for i in ids if i != EOS)
 
     base = write_llama(tmp_path_factory.mktemp("models") / "base")
-    actor = start(EvaluatorActor, str(base), RolloutPlacement(cpus=1, cache_mib=32), LONGEST, "float32")
+    actor = start(EvaluatorActor, str(base), RolloutPlacement(cpus=1, cache_mib=32), MAX_LENGTH, "float32")
     evaluator = Evaluator(actor, EngineTime())
     held_out = HeldOut(
         prompts={s: prompts(s) for s in SPLITS}, pairs={s: pairs(s) for s in SPLITS}, training=pairs(SPLITS[0])[:1],
@@ -59,13 +59,13 @@ def looks(start, write_llama, tmp_path_factory):
     return notes, [evaluation for _, evaluation in evaluator.collect(wait=True)]
 
 
-def test_a_held_out_pair_that_is_trained_on_is_said(looks):
-    (note,) = looks[0]
+def test_a_held_out_pair_that_is_trained_on_is_reported(evaluations):
+    (note,) = evaluations[0]
     assert note.startswith("1 of 6 held-out pairs")
 
 
-def test_every_number_that_is_documented_and_no_other(looks):
-    _, (_, moved) = looks
+def test_numbers_are_those_that_are_documented(evaluations):
+    _, (_, moved) = evaluations
     main = pair_logprobs_of([p for p in moved.pairs if p.split == SPLITS[0]])
     produced = set(moved.numbers) | set(partials(METHODS["dpo"].pair_loss, main, METHODS["dpo"].settings()))
     rows = re.findall(r"^\| (`[^|]*`) \|", PAGE.read_text("utf-8"), re.MULTILINE)
@@ -73,21 +73,21 @@ def test_every_number_that_is_documented_and_no_other(looks):
     assert all(np.isfinite(value) for value in moved.numbers.values())
 
 
-def test_the_base_policy_has_moved_nowhere(looks):
-    base = looks[1][0]
+def test_the_base_policy_has_moved_nowhere(evaluations):
+    base = evaluations[1][0]
     assert base.numbers["kl"] == 0 == base.numbers["margin"]
     assert all(base.numbers[k] == 0 for k in base.numbers if k.endswith("_logratio"))
 
 
-def test_what_the_base_policy_is_sampled_for_is_likely_under_it(looks):
+def test_the_base_policys_own_samples_are_likely_under_it(evaluations):
     """The samples come from the reference's weights, not from those that the engine started with or saw last."""
-    base, moved = looks[1]
+    base, moved = evaluations[1]
     assert base.numbers["probe/base_samples"] > base.numbers["probe/format_breaking"]
     assert moved.numbers["probe/base_samples_logratio"] < 0 < moved.numbers["kl"]
 
 
-def test_what_is_fixed_stays_and_the_rest_moves(looks):
-    base, moved = looks[1]
+def test_properties_of_the_data_stay_and_those_of_the_policy_move(evaluations):
+    base, moved = evaluations[1]
     for name in ("ches", "ches_normalised", "probes/dropped"):
         assert base.numbers[name] == moved.numbers[name]
     for name in ("chosen_logprob", "probe/permuted", "gradient/chosen_norm", "entropy", "argmax_confidence"):
@@ -95,19 +95,19 @@ def test_what_is_fixed_stays_and_the_rest_moves(looks):
     assert 0 < moved.numbers["argmax_confidence"] <= 1
 
 
-def test_a_row_for_every_pair(looks):
-    for look in looks[1]:
-        assert [(p.split, p.pair_id) for p in look.pairs] == [(s, p.id) for s in SPLITS for p in pairs(s)]
-        main = [p for p in look.pairs if p.split == SPLITS[0]]
-        assert np.mean([p.chosen_logprob for p in main]) == pytest.approx(look.numbers["chosen_logprob"])
+def test_a_row_for_every_pair(evaluations):
+    for one in evaluations[1]:
+        assert [(p.split, p.pair_id) for p in one.pairs] == [(s, p.id) for s in SPLITS for p in pairs(s)]
+        main = [p for p in one.pairs if p.split == SPLITS[0]]
+        assert np.mean([p.chosen_logprob for p in main]) == pytest.approx(one.numbers["chosen_logprob"])
 
 
-def test_the_diagnostics_are_in_the_looks_cost_and_set_up_is_charged_once(looks):
-    base, moved = looks[1]
-    for look in (base, moved):
-        assert 0 < look.numbers["diagnostics/flops"] < look.cost["flops"]
-        assert 0 < look.numbers["diagnostics/seconds"] < look.seconds
-        assert look.cost["device_seconds"] == pytest.approx(look.seconds)
-        assert look.cost["judge_queries"] == 3 * 12
+def test_the_diagnostics_are_in_the_evaluations_cost_and_set_up_is_charged_once(evaluations):
+    base, moved = evaluations[1]
+    for one in (base, moved):
+        assert 0 < one.numbers["diagnostics/flops"] < one.cost["flops"]
+        assert 0 < one.numbers["diagnostics/seconds"] < one.seconds
+        assert one.cost["device_seconds"] == pytest.approx(one.seconds)
+        assert one.cost["judge_queries"] == 3 * 12
     sampled = base.cost["generated_tokens"] - moved.cost["generated_tokens"]
     assert base.numbers["diagnostics/flops"] > moved.numbers["diagnostics/flops"] and sampled > 0

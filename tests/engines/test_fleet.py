@@ -1,4 +1,4 @@
-"""Placement: what is asked of a cluster, and what is said where it has no room."""
+"""Placement: what is asked of a cluster, and the error where it has no room."""
 
 import time
 
@@ -46,7 +46,7 @@ def test_a_pinned_roles_bundles_ask_for_the_resource_of_its_name():
         assert all(asked[i] == plain[i] | {role: asked[i][role]} and 0 < asked[i][role] <= 0.01 for i in indices)
 
 
-def test_where_no_node_offers_a_role_that_is_said(cluster):
+def test_roles_that_no_node_offers_are_an_error(cluster):
     from actors.fleet import reserve
 
     with pytest.raises(RunFailed) as failure:
@@ -64,7 +64,7 @@ def test_where_no_node_offers_a_role_that_is_said(cluster):
         ({"colocated": False, "rollout": {"actors": 2, "gpus": 1}}, "1 CPU, 1 GPU"),
     ],
 )
-def test_no_room_is_said_in_numbers(cluster, settings, asked):
+def test_the_error_of_no_room_has_the_numbers(cluster, settings, asked):
     from actors.fleet import reserve
 
     with pytest.raises(RunFailed) as failure:
@@ -74,8 +74,8 @@ def test_no_room_is_said_in_numbers(cluster, settings, asked):
     assert "the cluster has 2 CPU" in line and "after 2 s" in line and "\n" not in line
 
 
-def test_what_was_refused_is_not_kept(cluster):
-    """A placement that fits is to be had at once after one that did not."""
+def test_a_refused_placement_keeps_no_room(cluster):
+    """A placement that fits succeeds at once after one that did not."""
     from ray.util.placement_group import remove_placement_group
 
     from actors.fleet import reserve
@@ -90,7 +90,7 @@ def test_what_was_refused_is_not_kept(cluster):
 # Further fleets
 
 
-def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
+def test_a_further_fleet_without_room_is_reported_and_left_out(cluster):
     from actors.fleet import reserve
     from actors.fleet_pool import FleetPool
 
@@ -104,7 +104,7 @@ def test_a_further_fleet_that_finds_no_room_is_told_of_and_left_out(cluster):
     fleets.stop()
 
 
-def test_who_waits_for_room_gives_up_when_the_run_ends(cluster):
+def test_waiting_for_room_ends_when_the_run_ends(cluster):
     from actors.fleet import reserve
     from actors.fleet_pool import FleetPool
 

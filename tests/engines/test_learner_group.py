@@ -12,7 +12,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.training.roles import Step
 
-EOS, BETA, RATE, MOST_NORM = 2, 0.5, 1e-3, 0.5
+EOS, BETA, RATE, MAX_NORM = 2, 0.5, 1e-3, 0.5
 DPO, ADAPTIVE = METHODS["dpo"], METHODS["adaptive_flex_dpo"]
 SETTINGS = DPOSettings(beta=BETA)
 PAIRS = [
@@ -22,8 +22,8 @@ PAIRS = [
     Row("d", (1, 15, 14), ((13, 12, 11, 10, 9, EOS), (5, EOS))),
     Row("e", (1, 6), ((EOS,), (7, EOS))),
 ]
-# Few tokens to a micro-batch: several of them, and not as many on one rank as on the other. In the second update one
-# of two ranks has nothing at all.
+# Few tokens in a micro-batch: ranks have several of them, and not the same number. In the second update one of two ranks has
+# none.
 BETA_CHOSEN, BETA_REJECTED, TEMPERATURE = 0.5, 0.2, 0.8
 WEIGHTED = ADAPTIVE.settings(beta_chosen=BETA_CHOSEN).resolve_at(0.0, {"beta_rejected": BETA_REJECTED})
 TOKENS_PER_MICRO_BATCH = 16
@@ -73,9 +73,9 @@ def oracle(model) -> Trained:
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), MOST_NORM).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM).item())
         optimizer.step()
-    assert min(norms) > MOST_NORM  # or clipping would not be tested
+    assert min(norms) > MAX_NORM  # or clipping would not be tested
     with torch.no_grad():
         measured = [tuple(logprobs(policy, r.prompt_ids, a).numpy() for a in r.responses) for r in PAIRS]
     return Trained(losses, norms, {n: p.detach().numpy() for n, p in policy.named_parameters()}, measured)
@@ -123,7 +123,7 @@ def set_stage(group, stage, ray):
 
 
 def train(group, model, ray) -> Trained:
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     group.load("reference", model)
     losses, norms = [], []
     for rows in UPDATES:
@@ -144,12 +144,12 @@ def trained(group, model, cluster) -> Trained:
 def test_every_stage_and_number_of_ranks_gives_the_same_update(trained, oracle):
     np.testing.assert_allclose(trained.losses, oracle.losses, rtol=1e-5)
     np.testing.assert_allclose(trained.norms, oracle.norms, rtol=1e-4)
-    # AdamW divides every gradient by its own size. Where a gradient is next to nothing but rounding, its sign decides
-    # a step of the full learning rate; so weights are compared against the size of a step, and not to the last bit.
+    # AdamW divides every gradient by its own size. Where a gradient is little more than rounding, its sign decides about a
+    # step of the full learning rate; so weights are compared to within a share of a step, and not to the last bit.
     assert gap(trained.weights, oracle.weights) < 0.02 * RATE
 
 
-def test_nobody_can_take_the_port_at_which_ranks_meet(start, cluster):
+def test_no_other_process_can_take_the_port_at_which_ranks_meet(start, cluster):
     import socket
 
     from actors.learner.rank import LearnerRank
@@ -190,13 +190,13 @@ def learn(group, updates) -> list[float]:
     return [means["loss"] for means in group.steps(work)[0]]
 
 
-def test_training_goes_on_from_a_checkpoint_to_the_last_bit(group, trained, model, cluster, tmp_path):
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+def test_training_resumes_from_a_checkpoint_to_the_last_bit(group, trained, model, cluster, tmp_path):
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     learn(group, UPDATES[:2])
     sums = group.save_state(str(tmp_path))
     losses = learn(group, UPDATES[2:])
     weights = {name: array.copy() for name, array in cluster.get(group.weights("policy")).items()}
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     group.load_state(str(tmp_path), list(sums))
     assert learn(group, UPDATES[2:]) == losses
     assert gap(cluster.get(group.weights("policy")), weights) == 0
@@ -211,10 +211,10 @@ def test_a_step_whose_gradient_is_not_finite_leaves_no_trace(group, trained, mod
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": zero}) for r in PAIRS]
     bad = [*rows[:2], Row("x", (1, 4), PAIRS[2].responses, {"reference_logprob": spoiled}), *rows[3:]]
     good, wrong = (Step(DPO.objectives[0], some, SETTINGS, RATE) for some in (rows, bad))
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     alone = [group.steps([good])[0][0] for _ in range(2)]
     expected = weights()
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     found = [group.steps([step])[0][0] for step in (good, wrong, wrong, good)]
     assert [means["skipped"] for means in found] == [0, 1, 1, 0]
     assert not np.isfinite(found[1]["loss"]) and [found[0], found[3]] == alone
@@ -223,10 +223,10 @@ def test_a_step_whose_gradient_is_not_finite_leaves_no_trace(group, trained, mod
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):
+def test_another_number_of_ranks_resumes_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):
     for group in groups.values():
         set_stage(group, stage, cluster)
-        group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+        group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     learn(groups[before], UPDATES[:2])
     sums = groups[before].save_state(str(tmp_path))
     groups[after].load_state(str(tmp_path), list(sums))
@@ -237,7 +237,7 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after,
         group.free("policy")
 
 
-def test_what_steps_cost_is_known_before(group, trained):
+def test_the_cost_of_steps_is_known_before_them(group, trained):
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
     work = [Step(DPO.objectives[0], rows, SETTINGS, 0.0), Step(DPO.objectives[0], rows[:3], SETTINGS, 0.0)]
     before = group.steps_cost(work)
@@ -249,10 +249,10 @@ def test_what_steps_cost_is_known_before(group, trained):
 def test_steps_in_one_call_are_steps_one_by_one(group, trained, model, cluster):
     rows = [Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": (np.zeros(1), np.zeros(1))}) for r in PAIRS]
     work = [Step(DPO.objectives[0], rows[i : i + 3], SETTINGS, RATE / (i + 1)) for i in range(3)]
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     single = [group.steps([step])[0][0] for step in work]
     alone = {name: array.copy() for name, array in cluster.get(group.weights("policy")).items()}
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     together, _ = group.steps(work)
     assert together == single
     assert gap(cluster.get(group.weights("policy")), alone) == 0
@@ -291,7 +291,7 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
 
     group, rng = groups[ranks], np.random.default_rng(0)
     set_stage(group, stage, cluster)
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
     group.load("reference", model)
     for count in (5, 1):  # with one pair, the second of two ranks has none
         rows = [
@@ -315,10 +315,10 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
     ]
     sides, _ = group.side_gradients(ADAPTIVE, at_reference, WEIGHTED)
     with torch.enable_grad():
-        looked = side_gradients(load_model(str(model), "causal", "float32", 0).eval(), micro_batch(PAIRS))
+        expected = side_gradients(load_model(str(model), "causal", "float32", 0).eval(), micro_batch(PAIRS))
     np.testing.assert_allclose(
         [2 * sides.chosen_norm, 2 * sides.rejected_norm, sides.cosine],
-        [looked.chosen_norm, looked.rejected_norm, looked.cosine], rtol=1e-4,
+        [expected.chosen_norm, expected.rejected_norm, expected.cosine], rtol=1e-4,
     )  # fmt: skip
 
     # The same updates as above, with a measurement before each: the hooks of a sharded optimizer must not see it.

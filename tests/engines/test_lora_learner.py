@@ -14,7 +14,7 @@ from rlhf_bench.methods.supervised import REWARD_MODEL
 from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.roles import Step
 
-EOS, RATE, MOST_NORM, SEED = 2, 1e-2, 0.1, 3
+EOS, RATE, MAX_NORM, SEED = 2, 1e-2, 0.1, 3
 LORA = LoraSettings(rank=2, alpha=8.0)
 DPO, SETTINGS = METHODS["dpo"], DPOSettings(beta=0.5)
 PAIRS = [
@@ -74,9 +74,9 @@ def oracle(model):
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
-        norms.append(torch.nn.utils.clip_grad_norm_(learning, MOST_NORM).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(learning, MAX_NORM).item())
         optimizer.step()
-    assert min(norms) > MOST_NORM
+    assert min(norms) > MAX_NORM
     return losses, norms, {name: value.detach().numpy() for name, value in weights().items()}
 
 
@@ -114,12 +114,12 @@ def set_stage(group, stage, ray):
 
 
 def load(group, model):
-    group.load("policy", model, SEED, learning_rate=RATE, max_grad_norm=MOST_NORM)
+    group.load("policy", model, SEED, learning_rate=RATE, max_grad_norm=MAX_NORM)
     group.load("reference", model)
 
 
 def learn(group, updates):
-    """What every step says of itself."""
+    """The numbers of every step."""
     found = []
     for rows in updates:
         reference, _ = group.measure("reference", rows)
@@ -171,7 +171,7 @@ def test_a_finished_policy_is_a_plain_folder_that_answers_as_the_adapted_one(gro
         np.testing.assert_allclose(np.concatenate(one), np.concatenate(other), atol=1e-4)
 
 
-def test_training_goes_on_from_a_checkpoint_of_adapters_to_the_last_bit(group, model, cluster, tmp_path):
+def test_training_resumes_from_a_checkpoint_of_adapters_to_the_last_bit(group, model, cluster, tmp_path):
     from safetensors import safe_open
 
     load(group, model)
@@ -189,7 +189,7 @@ def test_training_goes_on_from_a_checkpoint_of_adapters_to_the_last_bit(group, m
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_ranks_goes_on_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):
+def test_another_number_of_ranks_resumes_from_a_checkpoint(stage, before, after, groups, model, cluster, tmp_path):
     for group in groups.values():
         set_stage(group, stage, cluster)
         load(group, model)

@@ -1,5 +1,5 @@
-"""A learner of two ranks loses one in the middle of a step: the other must not wait for it without end, both begin anew, and from
-the last checkpoint on they learn what they would have learnt."""
+"""A learner of two ranks loses one in the middle of a step: the other must not wait for it forever, both are started again, and
+from the last checkpoint they learn what they would have learnt."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def model(write_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def group(cluster):
-    """Two ranks in the care of a crew, as a run has them."""
+    """Two ranks under a supervisor, as in a run."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     from actors.learner.group import LearnerGroup
@@ -67,7 +67,7 @@ def learn(group, cluster):
 
 
 @pytest.fixture(scope="module")
-def left_alone(group, model, cluster, tmp_path_factory):
+def undisturbed(group, model, cluster, tmp_path_factory):
     """A checkpoint after one step, the sums of its files, and what the next step gives."""
     folder = str(tmp_path_factory.mktemp("state"))
     load(group, model)
@@ -77,23 +77,23 @@ def left_alone(group, model, cluster, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 0)], ids=["killed", "frozen"])
-def test_a_rank_lost_in_a_step_is_noticed_and_the_group_goes_on_from_its_checkpoint(
-    number, rank, group, model, cluster, left_alone
+def test_a_rank_lost_in_a_step_is_noticed_and_the_group_resumes_from_its_checkpoint(
+    number, rank, group, model, cluster, undisturbed
 ):
-    folder, files, (loss, norm, weights) = left_alone
+    folder, files, (loss, norm, weights) = undisturbed
     pids = cluster.get([r.__ray_call__.remote(lambda own: os.getpid()) for r in group.ranks])
     os.kill(pids[rank], signal.SIGSTOP)  # so that the other one is in the step, and waits for its numbers
-    under_way = group.begin_steps([STEP])
+    pending = group.begin_steps([STEP])
     time.sleep(2)
     os.kill(pids[rank], number)
     began = time.monotonic()
     with pytest.raises(StateLost, match=r"^rank [01] has (died|lost a rank beside it)") as lost:
-        under_way.result()
+        pending.result()
     assert time.monotonic() - began < HANG_SECONDS + 24
 
     group.rebuild(str(lost.value))
-    anew = cluster.get([r.__ray_call__.remote(lambda own: os.getpid()) for r in group.ranks])
-    assert not set(anew) & set(pids), "ranks hold collectives: none of the old ones can go on"
+    new_pids = cluster.get([r.__ray_call__.remote(lambda own: os.getpid()) for r in group.ranks])
+    assert not set(new_pids) & set(pids), "ranks hold collectives: none of the old ones can continue"
     load(group, model)
     group.load_state(folder, files)
     again, again_norm, others = learn(group, cluster)

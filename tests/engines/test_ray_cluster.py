@@ -1,4 +1,4 @@
-"""Joining Ray: a cluster that is not there is said so at once."""
+"""Joining Ray: an address without a cluster is an error at once."""
 
 import socket
 from time import perf_counter

@@ -1,20 +1,20 @@
-"""Every metric reaches the address at which a node serves them for Prometheus."""
+"""A node serves every metric for Prometheus."""
 
 import time
 import urllib.request
 
 
 def test_all_metrics_are_served_with_role_arm_and_seed(cluster):
-    from actors.monitoring import ray_metrics as meters
+    from actors.monitoring import ray_metrics
 
     (node,) = [node for node in cluster.nodes() if node["Alive"]]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    meters.begin_arm("flex-dpo", 7)
-    meters.queue_depth("rollout", 12)
-    meters.count_tokens("learner", 30)
-    meters.count_tokens("learner", 12)
-    meters.count_restart("evaluator")
-    with meters.timing_sync():
+    ray_metrics.begin_arm("flex-dpo", 7)
+    ray_metrics.queue_depth("rollout", 12)
+    ray_metrics.count_tokens("learner", 30)
+    ray_metrics.count_tokens("learner", 12)
+    ray_metrics.count_restart("evaluator")
+    with ray_metrics.timing_sync():
         time.sleep(0.02)
     tags = 'arm="flex-dpo"', 'seed="7"'
     expected = {
@@ -36,18 +36,18 @@ def test_all_metrics_are_served_with_role_arm_and_seed(cluster):
         time.sleep(0.5)
 
 
-def test_arms_beside_each_other_have_tags_of_their_own():
+def test_arms_side_by_side_have_their_own_tags():
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
-    from actors.monitoring import ray_metrics as meters
+    from actors.monitoring import ray_metrics
 
     both = Barrier(2, timeout=20)
 
     def tags(arm, seed):
-        meters.begin_arm(arm, seed)
+        ray_metrics.begin_arm(arm, seed)
         both.wait()
-        return meters._tags("learner")
+        return ray_metrics._tags("learner")
 
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.submit(tags, "dpo", 1), threads.submit(tags, "ppo", 2)

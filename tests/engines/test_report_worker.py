@@ -1,4 +1,4 @@
-"""The report's second process: what it draws, and a report whose second process is killed."""
+"""The report's second process: its figures, and a report whose second process is killed."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def draughtsmen():
+def report_workers():
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -27,16 +27,16 @@ def test_figures_come_from_the_other_process_and_from_this_one_when_that_is_kill
 
     recorded = read_recorded(ROOT / "docs" / "results" / "data" / "verse")
     summary = summarize(recorded)
-    said, others = [], draughtsmen()
+    said, others = [], report_workers()
     begin = begin_report(said.append)
     drawn = begin(recorded, summary)()
     assert drawn == draw_properties(recorded, summary)
     assert said == []
-    (pid,) = draughtsmen() - others
+    (pid,) = report_workers() - others
     pending = begin(recorded, summary)
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
-    while pid in draughtsmen():
+    while pid in report_workers():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert pending() == drawn

@@ -62,10 +62,10 @@ def test_scores_are_the_classifiers_whatever_the_batch(score, expected):
 
 def test_a_prompt_is_paid_for_once_whatever_its_responses(score):
     apart = [Row(r.id, r.prompt_ids, (a,)) for r in ROWS for a in r.responses]
-    (together, cost), (single, dearer) = score(ROWS), score(apart)
+    (together, cost), (single, separate) = score(ROWS), score(apart)
     np.testing.assert_allclose([s for row in together for s in row], [s for row in single for s in row], atol=1e-5)
-    assert dearer.scored_tokens - cost.scored_tokens == sum(len(r.prompt_ids) for r in ROWS)
-    assert cost.flops < dearer.flops
+    assert separate.scored_tokens - cost.scored_tokens == sum(len(r.prompt_ids) for r in ROWS)
+    assert cost.flops < separate.flops
 
 
 def test_scale_and_offset_beside_the_model_are_applied(score, model, expected):

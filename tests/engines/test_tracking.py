@@ -101,7 +101,7 @@ def wait_until(true, seconds: float = 60.0) -> None:
 
 
 def begin(uri: str, experiment: str, directory: Path, warnings: list[str]) -> Tracker:
-    """A comparison of one arm, under way."""
+    """A comparison of one arm, in progress."""
     tracker = Tracker(uri, experiment, directory, warnings.append)
     tracker.start_comparison("key-1", {"task.name": "arithmetic"}, {})
     tracker.start_arm("dpo", 1, {"learning_rate": 1e-4}, {})
@@ -319,7 +319,7 @@ def test_what_was_accepted_and_not_yet_marked_is_not_logged_again(tmp_path, sqli
 
 
 def test_a_metric_that_two_calls_name_at_the_same_step_stands_there_once(tmp_path, sqlite):
-    """An update and a look at it both say what was spent; the look's numbers may come some updates later."""
+    """An update and its evaluation both have the spent budget; the evaluation's numbers may come some updates later."""
     tracker = begin(sqlite, "twice", tmp_path, [])
     for step in range(3):
         tracker.log("dpo", 1, step, {"budget/fraction": step / 10})
@@ -440,7 +440,7 @@ def test_descriptions_data_and_policies_stand_there_once_however_often_they_are_
     uri = found.address if store == "server" else found
     (directory := tmp_path / f"policies-{store}").mkdir()
     policy(directory)
-    for _ in range(2):  # the second time as after a crash: nobody knows what arrived
+    for _ in range(2):  # the second time as after a crash: what arrived is not known
         assert registered(begin(uri, directory.name, directory, warnings := []), directory) == [] and warnings == []
 
     parent, child = (runs(uri, directory.name)[name] for name in ("comparison", "dpo · seed 1"))

@@ -15,7 +15,7 @@ from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.roles import Step
 
-EOS, LONGEST, TOLERANCE = 2, 400, 1e-4
+EOS, MAX_LENGTH, TOLERANCE = 2, 400, 1e-4
 PLACEMENT = RolloutPlacement(cpus=1, cache_mib=32, concurrent_requests=16)
 PROBE = Row("probe", (1, 5, 9, 4), ((7, 8, 3, 3, 12, EOS),))
 LESSONS = [Row(f"lesson {i}", (1, 4 + i), ((7, 5 + i, 9, EOS),)) for i in range(4)]
@@ -58,7 +58,9 @@ def sides(start, write_llama, tmp_path_factory):
     found = {}
     for name, engines in (("tied", 2), ("untied", 1)):
         path = write_llama(folder / name, tie_word_embeddings=name == "tied")
-        actors = [start(RolloutActor, str(path), PLACEMENT, LONGEST, "float32", "object_store") for _ in range(engines)]
+        actors = [
+            start(RolloutActor, str(path), PLACEMENT, MAX_LENGTH, "float32", "object_store") for _ in range(engines)
+        ]
         found[name] = Side(path, learner, actors, None, weight_sync("object_store", learner, actors))
     learner.join()
     for side in found.values():
@@ -211,7 +213,7 @@ def test_an_engine_in_a_lost_ones_place_draws_only_with_the_weights_that_were_ch
     alone, _ = pool.generate(PROMPTS, sampling)
 
     def lose():
-        dead = start(RolloutActor, "nowhere", PLACEMENT, LONGEST, "float32", "object_store")
+        dead = start(RolloutActor, "nowhere", PLACEMENT, MAX_LENGTH, "float32", "object_store")
         cluster.kill(dead)
         pool.actors[0] = dead
 

@@ -110,7 +110,7 @@ def test_no_cluster_is_started_with_a_dashboard_for_others_or_without_a_token(pa
 def test_benchmarks_start_ray_with_a_token(monkeypatch):
     import subprocess
 
-    from tests.benchmarks.__main__ import _in_a_process_of_its_own, rows
+    from tests.benchmarks.__main__ import in_own_process, rows
 
     seen = {}
 
@@ -119,7 +119,7 @@ def test_benchmarks_start_ray_with_a_token(monkeypatch):
         Path(command[-1]).write_bytes(pickle.dumps({}))
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert _in_a_process_of_its_own(next(iter(rows().values()))) == {}
+    assert in_own_process(next(iter(rows().values()))) == {}
     assert seen["RAY_AUTH_MODE"] == "token" and len(seen["RAY_AUTH_TOKEN"]) == 64
 
 

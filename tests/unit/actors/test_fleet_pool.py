@@ -1,4 +1,4 @@
-"""The fleets of a run as they come up and end, with fleets that start no process."""
+"""How the fleets of a run start and end, with fleets that have no processes."""
 
 import threading
 import time
@@ -49,7 +49,7 @@ def test_the_first_fleet_waits_for_no_other_one():
     assert all(fleet.stopped.is_set() for fleet in made.values()) and none_is_starting()
 
 
-def test_a_fleet_without_room_is_told_of_and_left_out():
+def test_a_fleet_without_room_is_reported_and_left_out():
     def start(number, ending):
         raise NoRoom("placement: no room after 1 s")
 
@@ -73,7 +73,7 @@ def test_a_fleet_that_cannot_start_says_why():
     fleets.stop()
 
 
-def test_the_end_of_the_run_wakes_who_waits_for_a_fleet():
+def test_the_end_of_the_run_ends_the_wait_for_a_fleet():
     fleet = Scripted(hangs=True)
     fleets = FleetPool(lambda number, ending: fleet, print)
     (other,) = fleets.others(1)
@@ -84,7 +84,7 @@ def test_the_end_of_the_run_wakes_who_waits_for_a_fleet():
     assert none_is_starting()
 
 
-def test_who_waits_for_room_hears_of_the_end_and_says_nothing():
+def test_the_end_of_the_run_ends_the_wait_for_room_without_a_warning():
     def start(number, ending):
         assert ending.wait(PATIENCE)
         raise NoRoom("placement: no room")
@@ -96,7 +96,7 @@ def test_who_waits_for_room_hears_of_the_end_and_says_nothing():
     assert other.result(0) is None and said == []
 
 
-def test_a_fleet_that_comes_up_as_the_run_ends_is_ended_too():
+def test_a_fleet_that_comes_up_while_the_run_ends_is_ended_too():
     fleet = Scripted()
 
     def start(number, ending):

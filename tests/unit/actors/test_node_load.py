@@ -12,7 +12,7 @@ def test_processor_and_memory_of_this_machine():
     assert load["system_memory_usage_megabytes"] > 0 and all(map(math.isfinite, load.values()))
 
 
-def test_what_nvidia_smi_prints_is_read_and_what_it_does_not_know_is_left_out():
+def test_the_output_of_nvidia_smi_is_parsed_without_unknown_numbers():
     assert node_load.parsed("0, 37, 1024, 81559\n1, [N/A], 2048, 81559\n") == {
         "gpu_0_utilization_percentage": 37.0, "gpu_0_memory_usage_megabytes": 1024.0,
         "gpu_0_memory_total_megabytes": 81559.0,
