@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -9,7 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,26 +59,14 @@ def cluster() -> Iterator[Callable[[], None]]:
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        _answers(address)
+        _check_answers(address)
     # By default Ray puts its files into a folder that every user of the machine can write to.
     folder = None if address else tempfile.mkdtemp(prefix="rlhf-ray-")
-    local = {"include_dashboard": False, "object_store_memory": 512 * 2**20, "_temp_dir": folder} if folder else {}
-    settings = {"runtime_env": {"env_vars": QUIET}, "log_to_driver": False, "logging_level": "error", **local}
     starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
-    started = starter.submit(ray.init, address=address or "local", **settings)
-
-    def ready() -> None:
-        try:
-            started.result()
-        except Exception as error:  # Ray has no class of its own for this
-            what = f"the cluster at {address} cannot be joined" if address else "the local cluster did not start"
-            reason = " ".join(str(error).split())[:200]
-            raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
-        raise_on_signals()  # again: Ray's core has set a handler of its own
-
+    started = starter.submit(_start_ray, address, folder)
     keep = False
     try:
-        yield ready
+        yield functools.partial(_wait_for_ray, started, address)
     except RunFailed:
         keep = True
         raise
@@ -91,7 +80,23 @@ def cluster() -> Iterator[Callable[[], None]]:
             shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may still write a last line there
 
 
-def _answers(address: str) -> None:
+def _start_ray(address: str | None, folder: str | None) -> None:
+    local = {"include_dashboard": False, "object_store_memory": 512 * 2**20, "_temp_dir": folder} if folder else {}
+    environment = {"env_vars": QUIET}
+    ray.init(address=address or "local", runtime_env=environment, log_to_driver=False, logging_level="error", **local)
+
+
+def _wait_for_ray(started: Future[None], address: str | None) -> None:
+    try:
+        started.result()
+    except Exception as error:  # Ray has no class of its own for this
+        what = f"the cluster at {address} cannot be joined" if address else "the local cluster did not start"
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailed(f"Ray: {what} ({reason}); the same command tries again") from error
+    raise_on_signals()  # again: Ray's core has set a handler of its own
+
+
+def _check_answers(address: str) -> None:
     """Raise RunFailed where nothing listens at host:port: Ray itself would wait for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():

@@ -177,7 +177,6 @@ def register_object_store_engine() -> None:
         WeightTransferUpdateInfo,
     )
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     @dataclass
@@ -206,14 +205,20 @@ def register_object_store_engine() -> None:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
-            # On CPU a head multiplies with a packed copy of its weight. One that is tied to the embedding receives no
-            # weight of its own, so the reload leaves that copy as it was.
-            for module in self.model.modules():
-                if isinstance(module, ParallelLMHead):
-                    module.quant_method.process_weights_after_loading(module)
+            _pack_heads(self.model)
 
         def shutdown(self) -> None:
             """Nothing is held."""
 
     if OBJECT_STORE not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(OBJECT_STORE, ObjectStoreEngine)
+
+
+def _pack_heads(model: torch.nn.Module) -> None:
+    """On CPU a head multiplies with a packed copy of its weight. One that is tied to the embedding receives no weight of its
+    own, so a reload leaves its copy as it was."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -18,11 +19,25 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.compare import differences
-from tests.chaos.faults import KINDS, PHASES, ROLES, Outcome, every_fault
+from tests.chaos.faults import KINDS, PHASES, ROLES, Fault, Outcome, every_fault
 from tests.chaos.runs import outcomes_in, undisturbed, with_faults, with_killed_drivers, write_recipe
 
 MAX_SECONDS = 60.0
 DRIVERS = "drivers"
+
+
+@dataclass
+class Found:
+    """What the runs gave."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    drivers: dict[str, float] = field(default_factory=dict)  # phase -> seconds until a killed driver's run has resumed
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def recoveries(self) -> list[float]:
+        """Seconds of all that were noticed."""
+        return [o.seconds for o in self.outcomes if o.noticed] + list(self.drivers.values())
 
 
 def main() -> int:
@@ -32,48 +47,53 @@ def main() -> int:
     asked = parser.parse_args()
     chosen = asked.only or (*KINDS, DRIVERS)
     faults = [f for f in every_fault() if f.kind in chosen]
-    updates = 3 * max(len(faults), len(PHASES))
+    found = run_all(faults, DRIVERS in chosen)
+    missing = len(faults) - len(found.outcomes)
+    show(found.outcomes, found.drivers)
+    write(asked.json, found, missing)
+    for line in found.differences:
+        print(f"differs: {line}")
+    print(f"{summary(found, missing)}; results: {asked.json}")
+    return 1 if found.differences or missing or max(found.recoveries, default=0.0) > MAX_SECONDS else 0
+
+
+def run_all(faults: list[Fault], drivers: bool) -> Found:
+    updates, found = 3 * max(len(faults), len(PHASES)), Found()
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
         recipe = write_recipe(folder, updates)
         print(f"an undisturbed run of {updates} updates ...", flush=True)
         plain = undisturbed(folder, recipe)
-        problems: list[str] = []
-        drivers: dict[str, float] = {}
         try:
             if faults:
                 print(f"the same with {len(faults)} faults ...", flush=True)
                 disturbed, _ = with_faults(folder, recipe, faults, seconds=60.0 * len(faults) + 300)
-                problems += differences(disturbed, plain, ["ppo"])
-            if DRIVERS in chosen:
+                found.differences += differences(disturbed, plain, ["ppo"])
+            if drivers:
                 print("the same with the driver killed in every phase ...", flush=True)
-                killed, drivers = with_killed_drivers(folder, recipe, PHASES)
-                problems += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
+                killed, found.drivers = with_killed_drivers(folder, recipe, PHASES)
+                found.differences += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
         except (AssertionError, subprocess.TimeoutExpired) as error:  # the table shows how far it came
-            problems.append(f"a run did not end: {error}")
-        outcomes = outcomes_in(folder)
-    show(outcomes, drivers)
-    missing = len(faults) - len(outcomes)
-    noticed = [o.seconds for o in outcomes if o.noticed] + list(drivers.values())
-    slow = [seconds for seconds in noticed if seconds > MAX_SECONDS]
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(
-        json.dumps(
-            {
-                "faults": [[o.fault.kind, o.fault.role, o.fault.phase, o.noticed, o.seconds] for o in outcomes],
-                "drivers": drivers, "differences": problems, "not_reached": missing,
-            },
-            indent=1,
-        )
-    )  # fmt: skip
-    for line in problems:
-        print(f"differs: {line}")
-    recovery = f"recovery median {median(noticed):.1f} s, longest {max(noticed):.1f} s" if noticed else "no recovery"
-    print(
-        f"{len(noticed)} faults noticed and survived, {len(outcomes) + len(drivers) - len(noticed)} not noticed, "
-        f"{missing} not reached; {recovery}; records and weights {'DIFFER' if problems else 'equal'}; results: {asked.json}"
+            found.differences.append(f"a run did not end: {error}")
+        found.outcomes = outcomes_in(folder)
+    return found
+
+
+def write(path: Path, found: Found, missing: int) -> None:
+    faults = [[o.fault.kind, o.fault.role, o.fault.phase, o.noticed, o.seconds] for o in found.outcomes]
+    data = {"faults": faults, "drivers": found.drivers, "differences": found.differences, "not_reached": missing}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1))
+
+
+def summary(found: Found, missing: int) -> str:
+    seconds = found.recoveries
+    recovery = f"recovery median {median(seconds):.1f} s, longest {max(seconds):.1f} s" if seconds else "no recovery"
+    unnoticed = sum(not o.noticed for o in found.outcomes)
+    return (
+        f"{len(seconds)} faults noticed and survived, {unnoticed} not noticed, {missing} not reached; {recovery}; "
+        f"records and weights {'DIFFER' if found.differences else 'equal'}"
     )
-    return 1 if problems or missing or slow else 0
 
 
 def show(outcomes: list[Outcome], drivers: dict[str, float]) -> None:
