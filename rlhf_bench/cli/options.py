@@ -52,6 +52,7 @@ def open_cache() -> Any:
 
 
 def check_room(settings: Any, inputs: Any) -> None:
+    """BadInput where the budget or a GPU's memory is too small for the recipe."""
     from rlhf_bench.compute.forecast import check_budget
     from rlhf_bench.compute.memory import check_gpu_memory
     from rlhf_bench.training.inputs import lengths_of

@@ -66,7 +66,7 @@ class ResponseValues(nn.Module):
     """A one-label sequence classifier that answers with values and scores: the critic, and the reward model in training.
 
     forward(batch) -> (values [T]: V of the state each response token is chosen in, scores [R]: read at the last token),
-    both less `offset`, the mean score of the start policy's samples: what is given as reward has its mean at 0.
+    both less `offset`, the mean score of the base policy's samples, so that rewards have a mean of 0.
     """
 
     def __init__(self, classifier: nn.Module, offset: float = 0.0):

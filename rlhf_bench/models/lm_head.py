@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from rlhf_bench.models.packing import MicroBatch, ResponseSlice
 
 LOGITS_IN_CHUNK = 2**24
-"""Numbers of a chunk of logits: 64 MiB of float32."""
+"""Size of a chunk of logits: 64 MiB of float32."""
 SMALLEST_PROBABILITY = 1e-30
-"""Below it a float32 loses digits, and then all: a smaller probability's logarithm is taken from its logits."""
+"""Below it a float32 loses digits, and in the end all of them. The logarithm of a smaller probability is computed from the
+logits."""
 
 Sums = tuple[Tensor, dict[str, Tensor]]
 """A loss and named numbers, each summed over the units of some rows."""
@@ -33,7 +34,7 @@ def tokens_in_chunk(vocabulary: int) -> int:
 
 @dataclass(frozen=True)
 class Head:
-    """The last linear layer as numbers: logits = hidden · weightᵀ + bias, capped where the model caps them, and divided
+    """The last linear layer: logits = hidden · weightᵀ + bias, capped where the model caps them, and divided
     by the temperature."""
 
     weight: Tensor  # [V, H]
@@ -46,7 +47,7 @@ class Head:
         return [slice(at, min(at + size, tokens)) for at in range(0, tokens, size)]
 
     def logits(self, hidden: Tensor, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """[t, H] -> [t, V] in float32, in `room` if there is one; and where they are capped, the slope of the cap."""
+        """Logits [t, H] -> [t, V] in float32, written to `room` if given; and the slope of the cap, where there is a cap."""
         if room is None:
             logits = nn.functional.linear(hidden, self.weight, self.bias).float()
         else:
@@ -60,8 +61,8 @@ class Head:
         return (logits / self.temperature if self.temperature != 1 else logits), slope
 
     def room(self, tokens: int) -> Tensor | None:
-        """Memory for the logits of one chunk of so many tokens, to be used again by each: a product takes a third longer
-        where it is written to memory that no cache holds. None where products are not in float32."""
+        """Memory for the logits of a chunk, which every chunk uses again: a product takes a third longer where it is written to
+        memory that is not in a cache. None where products are not in float32."""
         if self.weight.dtype != torch.float32:
             return None
         vocabulary = len(self.weight)
@@ -72,11 +73,10 @@ class Head:
         return self._softmax_(hidden, self.logits(hidden, room)[0], targets)[0]
 
     def chunk(self, hidden: Tensor, targets: Tensor, room: Tensor | None) -> _Chunk:
-        """What a loss may ask of some tokens, and what its gradient is made of: [t, H], [t] -> t tokens. Its errors may lie
-        in `room`."""
+        """What a loss and its gradient need, for t tokens: [t, H], [t] -> t tokens. Its errors may be stored in `room`."""
         logits, slope = self.logits(hidden, room)
         # Entropy is −logprob − Σ_v errors · logits. Where logits are a plain product in float32 the sum is that of
-        # hidden · (errors · weight), which is needed anyway: one pass over the vocabulary less, and no copy of it.
+        # hidden · (errors · weight), which is needed anyway. This saves a pass over the vocabulary and a copy.
         plain = slope is None and self.weight.dtype == torch.float32
         logprobs, errors = self._softmax_(hidden, logits if plain else logits.clone(), targets)
         if not plain:
@@ -90,7 +90,7 @@ class Head:
         return _Chunk(logprobs, -logprobs - rest, errors, by_hidden)
 
     def errors(self, hidden: Tensor, targets: Tensor, room: Tensor | None) -> Tensor:
-        """Those of `chunk`, once more."""
+        """The errors of `chunk`, computed again."""
         logits, slope = self.logits(hidden, room)
         errors = _less_one_(torch.softmax(logits, -1, out=logits), targets)
         return errors if slope is None else errors.mul_(slope)
@@ -113,7 +113,7 @@ def _less_one_(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """t tokens, as the head sees them. `errors` are probabilities less 1 at the target, times the cap's slope: the gradient
+    """The head's results for t tokens. `errors` are probabilities less 1 at the target, times the cap's slope: the gradient
     of −temperature · logprob by hidden · weightᵀ."""
 
     logprobs: Tensor  # [t] float32
@@ -123,17 +123,17 @@ class _Chunk:
 
 
 class _Gradients:
-    """What flows back from the head: to the hidden states, and added up over chunks to weight and bias."""
+    """Gradients of the head: by hidden states, and by weight and bias summed over chunks."""
 
     def __init__(self, head: Head, hidden: Tensor, to_weight: bool, to_bias: bool):
         self.head, self.hidden, self.to_weight, self.to_bias = head, hidden, to_weight, to_bias
         self.by_hidden = torch.empty_like(hidden)
-        # In float32 also where the weights are not: many chunks add up.
+        # In float32 even where the weights are not, since many chunks are summed.
         self.by_weight: Tensor | None = None
         self.by_bias: Tensor | None = None
 
     def add(self, part: slice, errors: Tensor, by_hidden: Tensor, upstream: Tensor) -> None:
-        """Of the tokens of this part: ∂loss/∂logprob [t] is `upstream`."""
+        """Add the gradients of the tokens of this part. `upstream` is ∂loss/∂logprob [t]."""
         dtype = self.hidden.dtype
         scale = -upstream / self.head.temperature
         torch.mul(by_hidden, scale[:, None], out=self.by_hidden[part])
@@ -187,8 +187,8 @@ class ChunkedLogprobs(torch.autograd.Function):
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """hidden [T, H] -> the summed loss. Every chunk is whole rows; its gradient is taken while its probabilities are
-    there. A chunk of one row that is longer than that has its logits computed twice."""
+    """hidden [T, H] -> the summed loss. A chunk holds whole rows; its gradient is taken while its probabilities are
+    in memory. The logits of a row that is longer than a chunk are computed twice."""
 
     @staticmethod
     def forward(
@@ -213,7 +213,7 @@ class ChunkedLoss(torch.autograd.Function):
             for piece in pieces:
                 chunk = head.chunk(hidden[piece], batch.targets[piece], room)
                 found.append(chunk if len(pieces) == 1 else replace(chunk, errors=None))
-                del chunk  # or its errors would be there beside the next one's
+                del chunk  # frees its errors before the next chunk's are made
             with torch.enable_grad():
                 logprobs = torch.cat([f.logprobs for f in found]).requires_grad_()
                 loss, numbers = loss_of(rows, logprobs, torch.cat([f.entropy for f in found]))
@@ -238,7 +238,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def _whole_rows(batch: MicroBatch, tokens: int) -> list[ResponseSlice]:
-    """The batch in parts of whole rows with at most so many response tokens, or one row."""
+    """The batch in parts of whole rows: each has at most `tokens` response tokens, or is one row."""
     cuts, room = [0], tokens
     for i, row in enumerate(batch.layout.rows):
         own = sum(row.responses)
