@@ -12,13 +12,16 @@ import typer
 
 from rlhf_bench import __version__
 from rlhf_bench.cli.check import check
+from rlhf_bench.cli.export import export
+from rlhf_bench.cli.init import init
+from rlhf_bench.cli.manifest import manifest
 from rlhf_bench.cli.options import (
     say_problems,
     write_line,
 )
-from rlhf_bench.cli.recipes import init, manifest, schema
-from rlhf_bench.cli.report import export, report
+from rlhf_bench.cli.report import report
 from rlhf_bench.cli.run import run
+from rlhf_bench.cli.schema import schema
 from rlhf_bench.cli.theory import theory
 from rlhf_bench.core.errors import (
     BadInput,

@@ -1,4 +1,4 @@
-"""`rlhf-bench report` and `export`."""
+"""`rlhf-bench report`."""
 
 from __future__ import annotations
 
@@ -42,19 +42,3 @@ def report(
     else:
         table = f"{render_text_table(write_report(directory))}\nreport: {(directory / 'report.html').resolve()}"
     write_line(summary_as_json(directory.resolve(), labels or []) if as_json else table)
-
-
-def export(
-    directory: Annotated[
-        Path, typer.Argument(help="the --output of a run, or a folder data/NAME that `report --page` wrote")
-    ],
-    output: Annotated[Path, typer.Option(help="folder for the files", show_default=False)],
-) -> None:
-    """Write figures and tables for a paper: plots as SVG, their numbers as CSV, tables as LaTeX (booktabs).
-
-    Example: rlhf-bench export outputs/quickstart --output paper/figures
-    """
-    from rlhf_bench.report.export import write_export
-
-    files = write_export(directory, output)
-    write_line(f"export: {len(files)} files in {output.resolve()}")
