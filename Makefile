@@ -39,13 +39,13 @@ ifdef ARGS
 	@$(PYTEST) $(ARGS)
 else
 	@failed=0; \
-	$(PYTEST) -n logical $(UNIT) || failed=1; \
+	$(PYTEST) -n logical --dist worksteal $(UNIT) || failed=1; \
 	$(PYTEST) $(addprefix --ignore=,$(UNIT)) || failed=1; \
 	exit $$failed
 endif
 
 test-unit: $(DEVELOPMENT)
-	@$(PYTEST) -n logical $(if $(ROOM),$(call room,$(ROOM)),$(UNIT)) $(ARGS)
+	@$(PYTEST) -n logical --dist worksteal $(if $(ROOM),$(call room,$(ROOM)),$(UNIT)) $(ARGS)
 
 test-engines: $(DEVELOPMENT)
 	@$(PYTEST) tests/engines $(ARGS)
