@@ -75,7 +75,7 @@ def test_settings_without_a_schedule_stay_as_they_are(method):
 @pytest.mark.parametrize(("method", "key"), SCHEDULED)
 def test_a_schedule_cannot_be_taken_for_a_number(method, key):
     settings = arm_of({"method": method, key: {"kind": "linear", "start": 0.3, "end": 0.1}})
-    with pytest.raises(TypeError, match="call settings.at"):
+    with pytest.raises(TypeError, match="call settings.resolve_at"):
         METHODS[method].pair_loss(PAIRS, settings)
 
 

@@ -316,6 +316,6 @@ def test_the_critics_objective_is_weighted_by_its_coefficient():
 
 
 def test_a_target_with_nothing_to_multiply_is_refused():
-    with pytest.raises(ValueError, match="kl_target\n.*0 stays 0"):
+    with pytest.raises(ValueError, match="kl_target\n.*0 would stay 0"):
         PPOSettings(method="ppo", kl_coefficient=0, kl_target=1.0)
     assert PPOSettings(method="ppo", kl_coefficient=0.1, kl_target=1.0).kl_target == 1.0
