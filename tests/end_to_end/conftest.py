@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.chaos import runs
+from tests.chaos.faults import SAMPLE
 from tests.support.chromium import MISSING, find_chromium
 from tests.support.running import Run, run, with_cache
 
@@ -76,10 +78,23 @@ def environment(folder) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory) -> Run:
-    """The whole recipe, run once with an empty cache: for all who only look at what it has left."""
+    """The whole recipe, run once with an empty cache: for all tests that only read what it has left."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "tiny.yaml").write_text(TINY)
-    environment, log = with_cache(folder / "cache"), folder / "first.log"
+    environment, log = with_cache(folder / "cache") | {"COMPARED_RUN": str(folder)}, folder / "first.log"
     done = run(folder / "tiny.yaml", folder / "out" / "first", environment, log, f"tracking.register_as={REGISTERED}")
     assert done.code == 0, done.errors
     return done
+
+
+@pytest.fixture(scope="session")
+def prepared(compared) -> dict[str, str]:
+    """An environment whose cache has all that an arm of the recipe starts from: base policy, pairs and reward model."""
+    return with_cache(compared.directory.parents[1] / "cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> Path:
+    """The output directory of the run of tests/chaos that is left alone; its recipe and its cache lie in the folder above."""
+    folder = tmp_path_factory.mktemp("chaos")
+    return runs.undisturbed(folder, runs.write_recipe(folder, updates=3 * len(SAMPLE)))

@@ -1,4 +1,4 @@
-"""A whole comparison by `python -m rlhf_bench run`: what it writes, that it goes on, and that it comes out the same."""
+"""A whole comparison by `python -m rlhf_bench run`: what it writes, and how it ends."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from rlhf_bench.compute.engine_time import ACTIVITIES
-from tests.support.running import Run, begin, end, processes_with, run
+from tests.support.running import Run, begin, end, left_running, run
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
@@ -23,8 +23,6 @@ TRIALS = [1e-4, 5e-4]  # the learning rates that every arm tries
 COLUMNS = ["flops", "generated_tokens", "trained_tokens", "scored_tokens", "judge_queries", "device_seconds"]
 SPLITS = ["in_distribution", "out_of_distribution", "unseen"]
 MARKS = [0.0, 0.5, 1.0]
-ENGINES_AWAY_SECONDS = 30
-"""How long after the command's end a process of its cluster may take to notice."""
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +35,6 @@ def first(compared) -> Run:
 def folder(compared) -> Path:
     """Where that run's cache is: the runs here go on from it."""
     return compared.directory.parents[1]
-
-
-@pytest.fixture(scope="module")
-def stopped(first, tiny, folder, environment) -> Run:
-    """A run into another directory that gets SIGTERM once its first arm is done."""
-    directory, log, began = folder / "out" / "second", folder / "stopped.log", time.monotonic()
-    process = begin(tiny, directory, environment | {"STOPPED_RUN": str(folder)}, log)
-    events = directory / "events.log"
-    while not (events.exists() and "ppo · seed 1: done" in events.read_text()):
-        assert process.poll() is None and time.monotonic() - began < 500, Path(f"{log}.err").read_text()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    return end(process, directory, log, began)
-
-
-@pytest.fixture(scope="module")
-def second(stopped, tiny, folder, environment) -> Run:
-    """The stopped run, carried on by the same command."""
-    done = run(tiny, stopped.directory, environment, folder / "second.log")
-    assert done.code == 0, done.errors
-    return done
 
 
 def test_every_arm_spends_the_budget_to_within_an_update(first):
@@ -396,67 +373,23 @@ def test_an_arms_failure_is_its_own(first, tiny, folder, environment):
     assert "dpo-offline" in page and set(failed.table("metrics")["arm"]) == {"dpo-offline"}
 
 
-def test_sigterm_leaves_all_in_order(stopped):
+def test_nothing_is_left_after_a_normal_end(folder):
+    assert left_running(f"COMPARED_RUN={folder}") == []
+
+
+def test_a_stop_while_the_engines_start_is_in_order_too(tiny, folder, environment):
     from mlflow.tracking import MlflowClient
 
-    assert stopped.code == 143, stopped.errors
-    assert stopped.errors.strip().splitlines()[-1] == (
-        "stopped by SIGTERM: the same command with the same --output resumes from the last checkpoint"
-    )
-    store = MlflowClient(tracking_uri=f"sqlite:///{stopped.directory.parent / 'mlflow.db'}")
-    experiment = store.get_experiment_by_name("tiny").experiment_id
-    key = (stopped.directory / "run_key").read_text()
-    # Who asks later, when it has been carried on, sees it finished: no run is ever left RUNNING.
-    assert "RUNNING" not in {r.info.status for r in store.search_runs([experiment], f"tags.run_key = '{key}'")}
-    deadline = time.monotonic() + ENGINES_AWAY_SECONDS
-    while left := processes_with(f"STOPPED_RUN={stopped.directory.parents[1]}"):
-        assert time.monotonic() < deadline, f"left running: {left}"
-        time.sleep(0.2)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_stop_while_the_engines_start_is_in_order_too(number, tiny, folder, environment):
-    from mlflow.tracking import MlflowClient
-
-    directory, log, began = folder / number.name / "out", folder / f"{number.name}.log", time.monotonic()
+    directory, log, began = folder / "early" / "out", folder / "early.log", time.monotonic()
     process = begin(tiny, directory, environment, log)
     events = directory / "events.log"
     while not (events.exists() and "starting the engines" in events.read_text()):
         assert process.poll() is None and time.monotonic() - began < 200, Path(f"{log}.err").read_text()
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     stopped = end(process, directory, log, began)
-    assert stopped.code == 128 + number, stopped.errors
-    assert "the same command with the same --output goes on" in stopped.errors.strip().splitlines()[-1]
-    store = MlflowClient(tracking_uri=f"sqlite:///{folder / number.name / 'mlflow.db'}")
+    assert stopped.code == 128 + signal.SIGINT, stopped.errors
+    assert "the same command with the same --output resumes" in stopped.errors.strip().splitlines()[-1]
+    store = MlflowClient(tracking_uri=f"sqlite:///{folder / 'early' / 'mlflow.db'}")
     (parent,) = store.search_runs([store.get_experiment_by_name("tiny").experiment_id])
     assert parent.info.status == "KILLED"
-
-
-def as_it_was_computed(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Without seconds, and in an order that does not hang on when the evaluator was ready."""
-    keys = ["arm", "seed", "phase", "update", "mark", "split"]
-    return (
-        metrics.drop(columns=["wall_seconds", "device_seconds", "diagnostics/seconds"])
-        .sort_values(keys)
-        .reset_index(drop=True)
-    )
-
-
-def test_a_stopped_run_goes_on_to_the_very_same_end(first, second):
-    """The same seed, on the same machine, with a stop in between: the same updates, samples and scores, bit for bit."""
-    assert "ppo · seed 1: already done, kept" in second.errors
-    assert "fine-tuning" not in second.errors and "trial 1 of" not in second.errors
-    one, other = (as_it_was_computed(r.table("metrics")) for r in (first, second))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
-    for name in ("samples", "pairs"):
-        pd.testing.assert_frame_equal(first.table(name), second.table(name), check_exact=True)
-    for arm in ARMS:
-        (one,), (other,) = (r.summary["arms"][arm]["seeds"] for r in (first, second))
-        assert (one["score"], one["kl"], one["spent"]["flops"]) == (
-            other["score"],
-            other["kl"],
-            other["spent"]["flops"],
-        )
-        weights = f"checkpoints/{arm}/seed-1/model.safetensors"
-        assert (first.directory / weights).read_bytes() == (second.directory / weights).read_bytes()

@@ -73,6 +73,14 @@ def processes_with(setting: str) -> list[str]:
     return found
 
 
+def left_running(setting: str, seconds: float = 30) -> list[str]:
+    """Those of them that are still there when they have had time to notice that their command has ended."""
+    deadline = time.monotonic() + seconds
+    while (left := processes_with(setting)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
 SECRETS = {
     "HF_TOKEN": "hf_not-to-be-written-1",
     "AWS_SECRET_ACCESS_KEY": "not-to-be-written-2",
