@@ -20,6 +20,8 @@ RESAMPLES = 9_999
 BOOTSTRAP_SEED = 0
 MINIMUM_SEEDS = 3
 """Below this many common seeds two arms are not tested: with two, one number would have to stand for the spread."""
+MAX_FORESEEN_SEEDS = 200
+"""More seeds than that are no plan."""
 EXACT_FLIPS = 13
 """Up to this many differences all sign flips are tried (2^13 sums); beyond, `RESAMPLES` random ones, which are more."""
 
@@ -66,10 +68,12 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class Adjusted:
-    """What is left of one comparison's certainty when its whole family is judged together: see `adjust`."""
+    """What is left of one comparison's certainty when its whole family is judged together: see `adjust`. `confidence` is
+    the level of the interval."""
 
     p: float
     interval: Interval | None
+    confidence: float = CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,17 @@ def confidence_interval(values: Sequence[float]) -> Interval | None:
     if array.size == 2:
         return _t_interval(array, CONFIDENCE)
     return _bootstrap(array, np.mean)
+
+
+def share_interval(values: Sequence[float]) -> Interval | None:
+    """Student's 95% interval for the mean of shares `values` [n], one per seed, each in [0, 1]: cut off where no mean of
+    shares can lie. None below two values. A bootstrap of three, five or ten values holds the mean in .72, .83, .89 of
+    cases; this one in .95, where values are about normal."""
+    array = _finite(values)
+    if array.size < 2:
+        return None
+    found = _t_interval(array, CONFIDENCE)
+    return Interval(max(0.0, found.low), min(1.0, found.high), found.method)
 
 
 def interquartile_interval(values: Sequence[float]) -> Interval | None:
@@ -194,12 +209,27 @@ def adjust(family: Sequence[Paired]) -> list[Adjusted]:
     """
     factors = _holm_factors(np.array([comparison.p_t for comparison in family], dtype=np.float64))
     adjusted = holm([comparison.p_t for comparison in family])
+    levels = [1 - (1 - CONFIDENCE) / float(factor) for factor in factors]
     return [
-        Adjusted(
-            p, _t_interval(np.array(one.differences), 1 - (1 - CONFIDENCE) / float(factor)) if one.tested else None
-        )
-        for one, p, factor in zip(family, adjusted, factors, strict=True)
+        Adjusted(p, _t_interval(np.array(one.differences), level) if one.tested else None, level)
+        for one, p, level in zip(family, adjusted, levels, strict=True)
     ]
+
+
+def seeds_to_settle(comparison: Paired, adjusted: Adjusted | None) -> int | None:
+    """How many more seeds would settle a comparison, were mean and spread of its differences to stay as they are: the
+    fewest with which Student's interval at the comparison's corrected level leaves out 0.
+
+    0 where it is settled. None where it was not tested, where the mean is 0, or where `MAX_FORESEEN_SEEDS` would not do.
+    """
+    if adjusted is None or adjusted.interval is None or comparison.mean == 0:
+        return None
+    spread = float(np.std(comparison.differences, ddof=1))
+    for seeds in range(len(comparison.differences), MAX_FORESEEN_SEEDS + 1):
+        half = float(special.stdtrit(seeds - 1, (1 + adjusted.confidence) / 2)) * spread / np.sqrt(seeds)
+        if half < abs(comparison.mean):
+            return seeds - len(comparison.differences)
+    return None
 
 
 def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> Improvement:

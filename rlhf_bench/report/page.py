@@ -51,7 +51,7 @@ def write_report(directory: Path, elsewhere: Elsewhere | None = None) -> Summary
     properties = elsewhere(recorded, summary) if elsewhere else partial(draw_properties, recorded, summary)
     with style():
         page = render_page(recorded, summary, properties)
-    write_text(directory / SUMMARY, json.dumps(to_json(summary), indent=2, allow_nan=False) + "\n")
+    write_text(directory / SUMMARY, json.dumps(to_json(summary, verdict(summary)), indent=2, allow_nan=False) + "\n")
     write_text(directory / REPORT, page)
     return summary
 

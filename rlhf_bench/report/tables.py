@@ -104,7 +104,7 @@ def equal_kl_table(summary: Summary) -> list[Row]:
     rows = []
     for arm, scores in summary.equal_kl.scores.items():
         values = list(scores.values())
-        cell = estimate_cell(statistics.mean(values), statistics.confidence_interval(values))
+        cell = estimate_cell(statistics.mean(values), statistics.share_interval(values))
         rows.append({"Arm": arm, "Score at equal KL [95% interval]": cell, "Seeds": str(len(values))})
     if rows:
         absent = {"Score at equal KL [95% interval]": ABSENT, "Seeds": ABSENT}
@@ -204,7 +204,7 @@ def part_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
 def _over_seeds(final: pd.DataFrame, arm: str, split: str, column: str) -> str:
     own = final[(final["arm"] == arm) & (final["split"] == split)]
     values = numbers(own, column).dropna().tolist()
-    return estimate_cell(statistics.mean(values), statistics.confidence_interval(values))
+    return estimate_cell(statistics.mean(values), statistics.share_interval(values))
 
 
 def phase_means(recorded: RecordedComparison) -> pd.DataFrame:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.diagnostics.statistics import Interval
+from rlhf_bench.diagnostics.statistics import MINIMUM_SEEDS, Interval
 from rlhf_bench.report.format import ABSENT, decimal, quantity
 from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, PairedComparison
+from rlhf_bench.results.standing import Difference, Standing
 from rlhf_bench.results.summary import ArmResult, Summary
 
 FEW_SEEDS = 5
@@ -19,19 +20,17 @@ _SCORES = (SCORE, SCORE_AT_EQUAL_KL, "best_score", "drawdown")
 _AGAINST_BASELINE = {"yes": "better", "no": "worse"}
 
 _INTERVALS = {
-    "bca": "BCa bootstrap over the seeds",
-    "t": "Student's t from two seeds, hence wide",
+    "t": "Student's t over the seeds",
     "degenerate": "zero width, because all seeds scored the same",
     None: "one seed: no interval",
 }
 
 
 def verdict(summary: Summary) -> str:
-    """Which arm did best at equal compute, whether that is settled, and which arms did not beat the base model."""
-    finished = sorted((arm for arm in summary.arms if arm.finished), key=lambda arm: arm.mean, reverse=True)
-    if not finished:
+    """Which arm leads at equal compute, over which arms that is settled, and which arms beat the base policy."""
+    if summary.standing.leader is None:
         return "No arm finished a seed, so there is nothing to compare."
-    sentences = [_best(finished, summary), _against_base(finished, summary)]
+    sentences = [_leader(summary), *_lead(summary.standing), _against_base(summary)]
     if missing := [arm.name for arm in summary.arms if not arm.finished]:
         sentences.append(f"{listed(missing)} finished no seed and {_is(missing)} not ranked.")
     return " ".join(sentences)
@@ -45,11 +44,10 @@ def notes(summary: Summary) -> list[str]:
         if names := [arm.name for arm in finished if (arm.interval.method if arm.interval else None) == method]:
             found.append(f"{'all arms' if len(names) == len(finished) else listed(names)}: {text}")
     lines = [f"95% intervals: {'; '.join(found)}."] if found else []
-    bootstrapped = [len(arm.finished) for arm in finished if arm.interval and arm.interval.method == "bca"]
-    if bootstrapped and min(bootstrapped) < FEW_SEEDS:
+    if summary.standing.compared:
         lines.append(
-            f"With fewer than {FEW_SEEDS} seeds a bootstrap cannot reach beyond the seeds it has seen: "
-            "read these intervals as too narrow."
+            "A difference in score is settled where Student's interval of the seeds that both share, corrected by Holm for the "
+            f"{summary.standing.compared} differences between arms and with the base policy, leaves out 0."
         )
     lines += [_unfinished(arm) for arm in summary.arms if len(arm.finished) < len(arm.seeds) or not arm.seeds]
     if skipping := [f"{arm.name} {arm.skipped_updates}" for arm in summary.arms if arm.skipped_updates]:
@@ -145,7 +143,7 @@ def _equal_kl_notes(summary: Summary) -> list[str]:
     told = []
     for arm, scores in at.scores.items():
         values = list(scores.values())
-        told.append(f"{arm} {estimate_cell(statistics.mean(values), statistics.confidence_interval(values))}")
+        told.append(f"{arm} {estimate_cell(statistics.mean(values), statistics.share_interval(values))}")
     lines = [f"At equal KL ({at.kl:.3g} nats, the most that every seed reached): {', '.join(told)}."]
     if at.left_out:
         lines.append(
@@ -185,49 +183,57 @@ def _tested(family: Iterable[PairedComparison]) -> list[PairedComparison]:
     return [one for one in family if one.adjusted]
 
 
-def _best(finished: list[ArmResult], summary: Summary) -> str:
-    best, rivals = finished[0], finished[1:]
+def _leader(summary: Summary) -> str:
+    """Who has the highest mean score, and the base policy's beside it."""
+    scores = {arm.name: arm.mean for arm in summary.arms if arm.finished}
+    best, *rivals = summary.standing.ranking
     budget = f"{quantity(summary.limit, summary.unit)} per seed"
+    base = f"the base policy has {summary.base_score:.3f}"
     if not rivals:
-        return f"{best.name} is the only arm with a finished seed: it scored {best.mean:.3f} within {budget}."
-    if tied := [arm.name for arm in rivals if arm.mean == best.mean]:
-        return f"At equal compute ({budget}), {listed([best.name, *tied])} share the best score, {best.mean:.3f}."
-    opening = f"At equal compute ({budget}), {best.name} scored best: {best.mean:.3f} on held-out prompts"
-    if best.interval is None:
-        return f"{opening}, but with one seed it has no interval, so its lead is not settled."
-    close = [arm.name for arm in rivals if arm.interval and arm.interval.overlaps(best.interval)]
-    bare = [arm.name for arm in rivals if arm.interval is None]
-    doubts = [f"its 95% interval overlaps {_possessive(close)}"] if close else []
-    doubts += [f"{listed(bare)} {'has' if len(bare) == 1 else 'have'} one seed and no interval"] if bare else []
-    if doubts:
-        return f"{opening}, but {' and '.join(doubts)}, so that lead is not settled."
-    return f"{opening}, and its 95% interval lies above every other arm's."
+        return f"{best} is the only arm with a finished seed: it scored {scores[best]:.3f} within {budget}; {base}."
+    tied = [best, *(arm for arm in rivals if scores[arm] == scores[best])]
+    has = f"{best} has" if len(tied) == 1 else f"{listed(tied)} share"
+    return f"At equal compute ({budget}), {has} the highest mean score, {scores[best]:.3f} on held-out prompts; {base}."
 
 
-def _against_base(finished: list[ArmResult], summary: Summary) -> str:
-    base = f"the base model's {summary.base_score:.3f}"
-    below = [arm.name for arm in finished if arm.mean <= summary.base_score]
-    # A base score inside the interval of an arm above it: better on average, and not settled.
-    unsettled = [
-        arm.name
-        for arm in finished
-        if arm.mean > summary.base_score and arm.interval and arm.interval.contains(summary.base_score)
-    ]
-    arm = "arm" if len(finished) == len(summary.arms) else "ranked arm"
-    if len(unsettled) == len(finished) > 1:
-        return f"All lie above {base} on average, but every interval includes it, so no {arm} beat it for certain."
-    if len(finished) == 1:
-        said = f"It did not beat {base}" if below else f"It beat {base}"
-    elif len(below) == len(finished):
-        said = f"No {arm} beat {base}"
-    elif below:
-        said = f"{listed(below)} did not beat {base}"
-    else:
-        said = f"Every {arm} lies above {base}" if unsettled else f"Every {arm} beat {base}"
+def _lead(standing: Standing) -> Iterator[str]:
+    """Over whom the leader's lead is settled, and what would settle the rest."""
+    settled = [one for one in standing.over if one.above]
+    if standing.over and len(settled) == len(standing.over):
+        yield f"That lead is settled over {'every other arm' if len(settled) > 1 else settled[0].against}."
+        return
+    if settled:
+        yield f"That lead is settled over {listed([one.against for one in settled])}."
+    if open_ones := [one for one in standing.over if not one.above]:
+        yield f"It is not settled over {listed([f'{one.against} ({_outlook(one)})' for one in open_ones])}."
+
+
+def _outlook(one: Difference) -> str:
+    """What would settle a difference."""
+    if one.adjusted is None:
+        return f"{one.seeds} common seed{'s' * (one.seeds != 1)}, and a test needs {MINIMUM_SEEDS}"
+    if one.more_seeds is None:
+        return "no number of seeds in sight would settle it"
+    return f"about {one.more_seeds} more seed{'s' * (one.more_seeds != 1)} would settle it"
+
+
+def _against_base(summary: Summary) -> str:
+    found, base = summary.standing.against_base, f"the base policy's {summary.base_score:.3f}"
+    above, below, unsettled = (
+        [one.arm for one in found if one.above],
+        [one.arm for one in found if one.below],
+        [one.arm for one in found if not one.settled],
+    )
+    everyone = "Every arm" if len(found) == len(summary.arms) else "Every ranked arm"
+    if len(above) == len(found):
+        return f"{everyone if len(found) > 1 else above[0]} beat {base}."
+    parts = [f"{listed(above)} beat {base}" if above else f"No arm beat {base}"]
+    if below:
+        parts.append(f"{listed(below)} ended below it")
     if unsettled:
-        includes = "the interval includes" if len(unsettled) == 1 else "the intervals include"
-        said += f", and for {listed(unsettled)}, above it on average, {includes} it"
-    return f"{said}."
+        every = "no arm" if len(unsettled) == len(found) > 1 else listed(unsettled)
+        parts.append(f"the difference from it is {'' if every == 'no arm' else 'not '}settled for {every}")
+    return f"{'; '.join(parts)}."
 
 
 def _unfinished(arm: ArmResult) -> str:
@@ -236,10 +242,6 @@ def _unfinished(arm: ArmResult) -> str:
     lost = listed([f"seed {seed.seed} ({seed.status})" for seed in arm.seeds if not seed.done])
     rest = "no score can be given" if not arm.finished else "its score is over the seeds that finished"
     return f"{arm.name}: {lost} did not finish; {rest}."
-
-
-def _possessive(names: list[str]) -> str:
-    return f"that of {listed(names)}" if len(names) == 1 else f"those of {listed(names)}"
 
 
 def _is(names: list[str]) -> str:

@@ -16,6 +16,7 @@ from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import Status
+from rlhf_bench.results.standing import Standing, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class Summary:
     comparisons: tuple[PairedComparison, ...]
     claims: tuple[Claim, ...]
     equal_kl: AtEqualKL
+    standing: Standing
     timing: Mapping[str, Any]
     run_key: str | None
     commit: str | None
@@ -138,6 +140,7 @@ def summarize(recorded: RecordedComparison) -> Summary:
     """Reduce the recorded rows to the numbers of the comparison."""
     compute, results = recorded.recipe["compute"], recorded.results
     arms = tuple(_arm(name, result, recorded) for name, result in results["arms"].items())
+    base_score = float(recorded.base["score"][MAIN_SPLIT])
     return Summary(
         recipe=recorded.recipe,
         unit=compute["column"],
@@ -147,6 +150,7 @@ def summarize(recorded: RecordedComparison) -> Summary:
         comparisons=against_baseline(recorded),
         claims=evaluate_claims(recorded),
         equal_kl=scores_at_equal_kl(recorded, [arm.name for arm in arms if arm.finished]),
+        standing=standing({arm.name: {s.seed: s.score for s in arm.finished} for arm in arms}, base_score),
         timing=results.get("timing", {}),
         run_key=results.get("run_key"),
         commit=results.get("commit"),
@@ -163,7 +167,7 @@ def _arm(name: str, result: Mapping[str, Any], recorded: RecordedComparison) -> 
         seeds=seeds,
         mean=statistics.mean(scores),
         iqm=statistics.interquartile_mean(scores),
-        interval=statistics.confidence_interval(scores),
+        interval=statistics.share_interval(scores),
         iqm_interval=statistics.interquartile_interval(scores),
     )
 

@@ -14,6 +14,7 @@ from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.statistics import Interval, IntervalMethod
 from rlhf_bench.results.claims import PairedComparison, Verdict
 from rlhf_bench.results.schema import Status
+from rlhf_bench.results.standing import Difference
 from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
 
 Number = float | None
@@ -126,6 +127,29 @@ class EqualKL(Closed):
     left_out: list[str] = Field(description="arms that were not evaluated at or below that KL, after the base policy")
 
 
+class Settled(Closed):
+    """A difference in final score. It is settled where `ci95_holm` leaves out 0."""
+
+    arm: str = Field(description="the arm")
+    against: str = Field(description="the other arm, or `the base policy`")
+    difference: Number = Field(description="mean over common seeds of `arm` less `against`")
+    ci95_holm: Ends = Field(description="its 95% interval, by Student's t, corrected by Holm over all differences")
+    p_holm: Number = Field(description="p of the paired t-test, corrected alike")
+    settled: bool = Field(description="whether the interval leaves out 0")
+    seeds: int = Field(description="common seeds")
+    more_seeds: int | None = Field(description="more seeds that would settle it, were mean and spread to stay")
+
+
+class VerdictEntry(Closed):
+    """Which arm leads, and what is settled: all arms and the base policy are one family of differences."""
+
+    text: str = Field(description="the verdict in words")
+    leader: str | None = Field(description="the arm with the highest mean score")
+    over: tuple[Settled, ...] = Field(description="the leader against every other arm")
+    against_base: tuple[Settled, ...] = Field(description="every arm against the base policy, the highest score first")
+    compared: int = Field(description="differences in the family that Holm's correction is for")
+
+
 class Timing(Closed):
     """Of the last run into the directory; older runs recorded less."""
 
@@ -147,6 +171,7 @@ class SummaryFile(Closed):
     comparisons: tuple[Comparison, ...] = Field(description="every other arm against the baseline")
     claims: tuple[ClaimEntry, ...]
     equal_kl: EqualKL
+    verdict: VerdictEntry
     timing: Timing
     run_key: str | None = Field(description="the comparison's key in MLflow")
     commit: str | None = Field(description="commit of rlhf-bench")
@@ -157,8 +182,8 @@ def summary_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SummaryFile.model_json_schema()}
 
 
-def to_json(summary: Summary) -> dict[str, Any]:
-    """The content of summary.json."""
+def to_json(summary: Summary, verdict: str) -> dict[str, Any]:
+    """The content of summary.json. `verdict`: in words."""
     known = {key: value for key, value in summary.timing.items() if key in Timing.model_fields}
     file = SummaryFile(
         recipe=dict(summary.recipe),
@@ -169,6 +194,13 @@ def to_json(summary: Summary) -> dict[str, Any]:
         comparisons=tuple(Comparison(**_compared(comparison)) for comparison in summary.comparisons),
         claims=tuple(ClaimEntry(statement=one.statement, **_compared(one.comparison)) for one in summary.claims),
         equal_kl=_equal_kl(summary.equal_kl),
+        verdict=VerdictEntry(
+            text=verdict,
+            leader=summary.standing.leader,
+            over=tuple(map(_settled, summary.standing.over)),
+            against_base=tuple(map(_settled, summary.standing.against_base)),
+            compared=summary.standing.compared,
+        ),
         timing=Timing(**known),
         run_key=summary.run_key,
         commit=summary.commit,
@@ -241,11 +273,24 @@ def _compared(comparison: PairedComparison) -> dict[str, Any]:
     }
 
 
+def _settled(one: Difference) -> Settled:
+    return Settled(
+        arm=one.arm,
+        against=one.against,
+        difference=one.mean,
+        ci95_holm=_ends(one.adjusted.interval if one.adjusted else None),
+        p_holm=one.adjusted.p if one.adjusted else None,
+        settled=one.settled,
+        seeds=one.seeds,
+        more_seeds=one.more_seeds,
+    )
+
+
 def _equal_kl(at: AtEqualKL) -> EqualKL:
     arms = {}
     for arm, scores in at.scores.items():
         values = list(scores.values())
-        interval = statistics.confidence_interval(values)
+        interval = statistics.share_interval(values)
         arms[arm] = EqualKLArm(
             mean=statistics.mean(values), ci95=_ends(interval), ci95_method=_method(interval), seeds=dict(scores)
         )

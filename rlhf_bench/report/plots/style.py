@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from rlhf_bench.core.plot_style import PALETTE, RC
 from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
+from rlhf_bench.diagnostics.statistics import Interval
 from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.svg import SvgFigure, axis_titles, named, points_of
 from rlhf_bench.report.sweeps import swept
@@ -142,12 +143,12 @@ def curve(
         at = places[seeds].loc[finished.index].mean(axis=1).to_numpy()
         axes.plot(at, finished.mean(axis=1), label=named(called), **look)
         if details:
-            _band(axes, at, finished, look["color"], named(called))
+            interval = statistics.share_interval if column == "score" else statistics.confidence_interval
+            _band(axes, at, [interval(v.dropna()) for _, v in finished.iterrows()], look["color"], named(called))
     return not table.empty
 
 
-def _band(axes: Axes, at: np.ndarray, finished: pd.DataFrame, colour: str, label: str) -> None:
-    intervals = [statistics.confidence_interval(values.dropna()) for _, values in finished.iterrows()]
+def _band(axes: Axes, at: np.ndarray, intervals: Sequence[Interval | None], colour: str, label: str) -> None:
     low, high = ([getattr(i, end) if i else np.nan for i in intervals] for end in ("low", "high"))
     # The lines set the plot's range: an interval from two seeds can be far wider than all curves together.
     limits = axes.dataLim.frozen()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf_bench.core.text import listed
 from rlhf_bench.report.format import ABSENT, decimal
@@ -41,11 +41,14 @@ class Matrix:
 
 
 def pairwise(recorded: RecordedComparison, summary: Summary) -> Matrix:
-    """All pairs of finished arms as one family, corrected by Holm; without the copies that a sweep made."""
+    """All pairs of finished arms, corrected by Holm as the verdict is; without the copies that a sweep made."""
     able = [arm.name for arm in plotted(recorded, summary).arms if arm.finished]
     arms = able[:MAX_ARMS]
     wanted = [(one, other, SCORE) for i, one in enumerate(arms) for other in arms[i + 1 :]]
-    found = compare(recorded, wanted)
+    # As in the verdict: one family of all arms and the base policy, also of those that this table leaves out.
+    found = [
+        replace(c, adjusted=summary.standing.difference(c.more, c.less).adjusted) for c in compare(recorded, wanted)
+    ]
     both = {(c.more, c.less): _cell(c, False) for c in found} | {(c.less, c.more): _cell(c, True) for c in found}
     cells = tuple(tuple(both.get((row, column), Cell()) for column in arms) for row in arms)
     out = []

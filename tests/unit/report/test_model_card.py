@@ -55,9 +55,9 @@ def test_it_names_the_hubs_data_sets_and_no_files(summary, tmp_path, monkeypatch
 def test_it_says_what_the_policy_scored_and_what_it_cost(summary):
     arm, seed = summary.arms[1], summary.arms[1].seeds[1]
     text = model_card(arm, seed, summary)
-    recorded = to_json(summary)["arms"][arm.name]["seeds"][1]
+    recorded = to_json(summary, "in words")["arms"][arm.name]["seeds"][1]
     assert f"| Score on held-out prompts | {recorded['score']:.3f} |" in text
-    assert f"| Score of the base policy | {to_json(summary)['base']['score']:.3f} |" in text
+    assert f"| Score of the base policy | {summary.base_score:.3f} |" in text
     assert f"| KL to the base policy (nats per response) | {recorded['kl']:.3f} |" in text
     assert f"seed {seed.seed}" in text and all(other.name in text for other in summary.arms)
 

@@ -132,7 +132,7 @@ def test_the_comparison_table_holds_the_hand_computed_numbers(summary):
     rows = comparison_table(summary)
     assert [row["Arm"] for row in rows] == ["ppo", "single", "dpo", "broken", "base"]
     ppo = row_of(rows, "ppo")
-    assert ppo["Score [95% interval]"].startswith("0.800 [0.7")
+    assert ppo["Score [95% interval]"].startswith("0.800 [0.552, 1.000]")
     assert ppo["Against base"] == "+0.300"
     assert ppo["KL (nats)"] == "3.00"
     assert ppo["Seed spread"] == "0.100"
@@ -163,12 +163,17 @@ def test_the_summary_follows_its_schema_and_is_strict_json(reported):
     ppo = summary["arms"]["ppo"]
     assert ppo["score"]["mean"] == pytest.approx(0.8) and ppo["score"]["iqm"] == pytest.approx(0.8)
     low, high = ppo["score"]["ci95"]
-    assert 0.699 < low < 0.8 < high < 0.901
+    assert low == pytest.approx(0.8 - 4.302653 * 0.1 / math.sqrt(3)) and high == 1.0  # Student's; no share is above 1
+    assert summary["verdict"]["text"].startswith("At equal compute") and summary["verdict"]["leader"] == "ppo"
+    over = {one["against"]: one for one in summary["verdict"]["over"]}
+    assert over["dpo"]["settled"] and over["dpo"]["difference"] == pytest.approx(0.4) and over["dpo"]["more_seeds"] == 0
+    assert not over["single"]["settled"] and over["single"]["ci95_holm"] is over["single"]["p_holm"] is None
+    assert [one["arm"] for one in summary["verdict"]["against_base"]] == ["ppo", "single", "dpo"]
     assert ppo["seeds"][1] == {
         "seed": 1, "status": "done", "spent": {"flops": 0.95 * LIMIT}, "score": 0.8, "kl": 3.0,
         "stability": {"best_score": 0.8, "drawdown": pytest.approx(0.1), "gradient_norm_spikes": 1, "skipped_updates": 0},
     }  # fmt: skip
-    assert ppo["score"]["iqm_ci95"] == ppo["score"]["ci95"]  # three seeds: nothing to trim
+    assert ppo["score"]["iqm_ci95_method"] == "bca" and ppo["score"]["ci95_method"] == "t"
     assert ppo["score"]["best"] == pytest.approx(0.8)
     assert summary["arms"]["single"]["score"]["ci95"] is summary["arms"]["single"]["score"]["iqm_ci95"] is None
     assert summary["baseline"] is None and summary["comparisons"] == summary["claims"] == []
@@ -177,12 +182,17 @@ def test_the_summary_follows_its_schema_and_is_strict_json(reported):
 
 
 def test_the_verdict_says_what_is_settled_and_what_is_not(page):
-    assert "ppo scored best: 0.800 on held-out prompts, but single has one seed and no interval" in page
-    assert "dpo did not beat the base model&#39;s 0.500" in page
+    assert "ppo has the highest mean score, 0.800 on held-out prompts; the base policy has 0.500." in page
+    assert "That lead is settled over dpo. It is not settled over single (1 common seed, and a test needs 3)." in page
+    assert (
+        "ppo beat the base policy&#39;s 0.500; dpo ended below it; the difference from it is not settled for single."
+        in page
+    )
     assert "broken finished no seed and is not ranked" in page
     assert "single: one seed: no interval" in page
     assert "dpo: zero width, because all seeds scored the same" in page
-    assert "ppo: BCa bootstrap" in page and "too narrow" in page
+    assert "ppo: Student&#39;s t over the seeds" in page
+    assert "corrected by Holm for the 3 differences between arms and with the base policy, leaves out 0." in page
     assert "At equal KL (4 nats, the most that every seed reached): ppo 0.800 [" in page
 
 
@@ -199,34 +209,39 @@ def test_without_a_finished_seed_there_is_nothing_to_rank(directory):
     assert "never-run: no seed was run." in page
 
 
-def test_an_interval_apart_from_all_others_settles_the_lead(directory):
-    def keep_two(results):
-        results["arms"] = {name: results["arms"][name] for name in ("ppo", "dpo")}
+def keep_two(results):
+    results["arms"] = {name: results["arms"][name] for name in ("ppo", "dpo")}
 
+
+def test_a_lead_over_all_arms_is_said_to_be_settled(directory):
     edit(directory / "results.json", keep_two)
-    assert "its 95% interval lies above every other arm&#39;s" in page_of(directory)
+    assert "0.500. That lead is settled over dpo. " in page_of(directory)
 
 
 @pytest.mark.parametrize(("base", "said"), [
-    (0.3, "Every arm beat the base model&#39;s 0.300."),
-    (0.75, "dpo did not beat the base model&#39;s 0.750, and for ppo, above it on average, the interval includes it."),
+    (0.3, "Every arm beat the base policy&#39;s 0.300."),
+    (0.5, "ppo beat the base policy&#39;s 0.500; dpo ended below it."),
+    (0.75, "No arm beat the base policy&#39;s 0.750; dpo ended below it; the difference from it is not settled for ppo."),
+    (0.85, "No arm beat the base policy&#39;s 0.850; dpo ended below it; the difference from it is not settled for ppo."),
 ])  # fmt: skip
 def test_what_was_beaten_is_said_and_what_is_open(directory, base, said):
-    def keep_two(results):
-        results["arms"] = {name: results["arms"][name] for name in ("ppo", "dpo")}
-
     edit(directory / "results.json", keep_two)
     edit(directory / "base.json", lambda found: found["score"].update(in_distribution=base))
     assert said in page_of(directory)
 
 
-def test_no_arm_beat_the_base_for_certain_where_every_interval_includes_it(directory):
-    def keep_one_twice(results):
-        results["arms"] = {name: results["arms"]["ppo"] for name in ("ppo", "dpo")}
+def test_where_nothing_is_settled_the_verdict_says_so_and_what_would_settle_it(directory):
+    def nearly_alike(results):
+        keep_two(results)
+        results["arms"]["dpo"] = {**results["arms"]["ppo"], "seeds": [dict(s) for s in results["arms"]["ppo"]["seeds"]]}
+        for seed, score in zip(results["arms"]["dpo"]["seeds"], (0.69, 0.81, 0.87), strict=True):
+            seed["score"] = score
 
-    edit(directory / "results.json", keep_one_twice)
+    edit(directory / "results.json", nearly_alike)
     edit(directory / "base.json", lambda found: found["score"].update(in_distribution=0.75))
-    assert "but every interval includes it, so no arm beat it for certain." in page_of(directory)
+    page = page_of(directory)
+    assert re.search(r"It is not settled over dpo \(about \d+ more seeds would settle it\)\.", page)
+    assert "No arm beat the base policy&#39;s 0.750; the difference from it is settled for no arm." in page
 
 
 def test_an_arm_that_spent_less_is_named(directory):

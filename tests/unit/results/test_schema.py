@@ -203,7 +203,9 @@ def test_the_summary_of_a_recorded_comparison_obeys_its_closed_schema(name):
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     summary = json.loads(
-        json.dumps(to_json(summarize(read_recorded(ROOT / "docs" / "results" / "data" / name))), allow_nan=False)
+        json.dumps(
+            to_json(summarize(read_recorded(ROOT / "docs" / "results" / "data" / name)), "in words"), allow_nan=False
+        )
     )
     validator.validate(summary)
     assert list(summary) == list(SummaryFile.model_fields)
