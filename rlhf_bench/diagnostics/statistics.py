@@ -144,11 +144,12 @@ def interquartile_interval(values: Sequence[float]) -> Interval | None:
     return _bootstrap(array, _trimmed_mean)
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
+def paired(a: Sequence[float], b: Sequence[float], *, flips: bool = True) -> Paired:
     """Compare A with B over their common seeds: `a` and `b` [n], in the same order of seeds.
 
     Equal differences leave no spread to test against. Then the interval has no width ("degenerate"), and `p_t` is
-    the test's limit: 0 beside a difference, 1 without one. Raises ValueError where the lengths differ.
+    the test's limit: 0 beside a difference, 1 without one. Without `flips` the permutation test, which takes longest, is
+    left out: its p is nan. Raises ValueError where the lengths differ.
     """
     left, right = _finite(a), _finite(b)
     if left.shape != right.shape:
@@ -163,7 +164,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     else:
         t = float(differences.mean()) / _standard_error(differences)
         p_t = 2 * float(special.stdtr(differences.size - 1, -abs(t)))
-    return Paired(listed, interval, p_t, sign_flip_p(listed))
+    return Paired(listed, interval, p_t, sign_flip_p(listed) if flips else float("nan"))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from rlhf_bench.results.summary import ArmResult, Summary
 
 FEW_SEEDS = 5
 UNDERSPENT = 0.9
+MAX_NAMED = 12  # arms in one sentence
 
 _SCORES = (SCORE, SCORE_AT_EQUAL_KL, "best_score", "drawdown")
 _AGAINST_BASELINE = {"yes": "better", "no": "worse"}
@@ -203,9 +204,9 @@ def _lead(standing: Standing) -> Iterator[str]:
         yield f"That lead is settled over {'every other arm' if len(settled) > 1 else settled[0].against}."
         return
     if settled:
-        yield f"That lead is settled over {listed([one.against for one in settled])}."
+        yield f"That lead is settled over {_named([one.against for one in settled])}."
     if open_ones := [one for one in standing.over if not one.above]:
-        yield f"It is not settled over {listed([f'{one.against} ({_outlook(one)})' for one in open_ones])}."
+        yield f"It is not settled over {_named([f'{one.against} ({_outlook(one)})' for one in open_ones])}."
 
 
 def _outlook(one: Difference) -> str:
@@ -227,13 +228,20 @@ def _against_base(summary: Summary) -> str:
     everyone = "Every arm" if len(found) == len(summary.arms) else "Every ranked arm"
     if len(above) == len(found):
         return f"{everyone if len(found) > 1 else above[0]} beat {base}."
-    parts = [f"{listed(above)} beat {base}" if above else f"No arm beat {base}"]
+    parts = [f"{_named(above)} beat {base}" if above else f"No arm beat {base}"]
     if below:
-        parts.append(f"{listed(below)} ended below it")
+        parts.append(f"{_named(below)} ended below it")
     if unsettled:
-        every = "no arm" if len(unsettled) == len(found) > 1 else listed(unsettled)
+        every = "no arm" if len(unsettled) == len(found) > 1 else _named(unsettled)
         parts.append(f"the difference from it is {'' if every == 'no arm' else 'not '}settled for {every}")
     return f"{'; '.join(parts)}."
+
+
+def _named(arms: list[str]) -> str:
+    """As prose; of very many, the first ones and how many more there are."""
+    if len(arms) <= MAX_NAMED:
+        return listed(arms)
+    return f"{', '.join(arms[:MAX_NAMED])} and {len(arms) - MAX_NAMED} more"
 
 
 def _unfinished(arm: ArmResult) -> str:

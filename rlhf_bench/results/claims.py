@@ -178,11 +178,12 @@ def _compare(recorded: RecordedComparison, more: str, less: str, metric: str) ->
         return replace(bare, why=f"{metric} was not recorded for {listed(missing)}{_hint(recorded, metric)}.")
     common = sorted(values[more].keys() & values[less].keys())
     left_out = {s["seed"] for arm in (more, less) for s in arms[arm]["seeds"]} - set(common)
+    sides = [values[more][seed] for seed in common], [values[less][seed] for seed in common]
     return replace(
         bare,
         seeds=tuple(common),
         left_out=tuple(sorted(left_out)),
-        paired=statistics.paired(*([values[arm][seed] for seed in common] for arm in (more, less))) if common else None,
+        paired=statistics.paired(*sides) if common else None,
         improvement=statistics.probability_of_improvement(*(list(values[arm].values()) for arm in (more, less))),
         why=_too_few(len(common)),
     )

@@ -126,4 +126,4 @@ def _negated(interval: Interval | None) -> Interval | None:
 
 def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired:
     common = sorted(one.keys() & other.keys())
-    return statistics.paired([one[seed] for seed in common], [other[seed] for seed in common])
+    return statistics.paired([one[seed] for seed in common], [other[seed] for seed in common], flips=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rlhf_bench.core.costs import Column
@@ -102,7 +103,7 @@ class ArmResult:
         return statistics.mean([seed.spent[column] for seed in self.finished or self.seeds])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Summary:
     """A whole comparison. `base_scores` maps a held-out split to the base model's score.
 
@@ -117,7 +118,6 @@ class Summary:
     comparisons: tuple[PairedComparison, ...]
     claims: tuple[Claim, ...]
     equal_kl: AtEqualKL
-    standing: Standing
     timing: Mapping[str, Any]
     run_key: str | None
     commit: str | None
@@ -135,12 +135,17 @@ class Summary:
     def base_score(self) -> float:
         return self.base_scores[MAIN_SPLIT]
 
+    @cached_property
+    def standing(self) -> Standing:
+        """Which arm leads, and which differences in final score are settled."""
+        scores = {arm.name: {seed.seed: seed.score for seed in arm.finished} for arm in self.arms}
+        return standing(scores, self.base_score)
+
 
 def summarize(recorded: RecordedComparison) -> Summary:
     """Reduce the recorded rows to the numbers of the comparison."""
     compute, results = recorded.recipe["compute"], recorded.results
     arms = tuple(_arm(name, result, recorded) for name, result in results["arms"].items())
-    base_score = float(recorded.base["score"][MAIN_SPLIT])
     return Summary(
         recipe=recorded.recipe,
         unit=compute["column"],
@@ -150,7 +155,6 @@ def summarize(recorded: RecordedComparison) -> Summary:
         comparisons=against_baseline(recorded),
         claims=evaluate_claims(recorded),
         equal_kl=scores_at_equal_kl(recorded, [arm.name for arm in arms if arm.finished]),
-        standing=standing({arm.name: {s.seed: s.score for s in arm.finished} for arm in arms}, base_score),
         timing=results.get("timing", {}),
         run_key=results.get("run_key"),
         commit=results.get("commit"),

@@ -100,7 +100,7 @@ def test_an_arms_run_names_the_data_that_it_learns_from(data: DataMode, trains_o
 
 def test_a_description_has_the_verdict_the_table_and_a_link_to_the_recipe(summary):
     text = comparison_finished(summary)
-    assert "scored best" in text and "](artifact:recipe.yaml)" in text
+    assert "has the highest mean score" in text and "](artifact:recipe.yaml)" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(summary.arms) + 1  # the headings, a line under them, the base policy
     assert all(any(f"| {arm.name} |" in line for line in lines) for arm in summary.arms)
