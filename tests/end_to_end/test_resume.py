@@ -55,7 +55,7 @@ class Attempts:
         """How many updates the journal of MLflow has, whether or not a checkpoint followed."""
         written = (self.directory / "tracking.jsonl").read_text().splitlines(keepends=True)
         items = [json.loads(line) for line in written if line.endswith("\n")]
-        return max((i["step"] for i in items if i.get("kind") == "metricslogged" and i["run"][1] == arm), default=0)
+        return max((i["step"] for i in items if i.get("kind") == "points" and i["run"][1] == arm), default=0)
 
     def end_by(self, number: int) -> Run:
         self.process.send_signal(number)

@@ -145,18 +145,17 @@ class AliasSet:
 
 Item = RunStarted | MetricsLogged | RunEnded | ArtifactAdded | DescriptionSet | DatasetUsed | ModelRegistered | AliasSet
 KINDS: Mapping[str, type[Item]] = {
-    kind.__name__.lower(): kind
-    for kind in (
-        RunStarted,
-        MetricsLogged,
-        RunEnded,
-        ArtifactAdded,
-        DescriptionSet,
-        DatasetUsed,
-        ModelRegistered,
-        AliasSet,
-    )
+    "start": RunStarted,
+    "points": MetricsLogged,
+    "end": RunEnded,
+    "file": ArtifactAdded,
+    "note": DescriptionSet,
+    "input": DatasetUsed,
+    "version": ModelRegistered,
+    "alias": AliasSet,
 }
+"""By what a line of the file calls them: written down, so that a class may get another name and old files stay readable."""
+_KIND_OF = {item: kind for kind, item in KINDS.items()}
 
 
 class Outbox:
@@ -176,7 +175,7 @@ class Outbox:
 
     def append(self, item: Item) -> None:
         """Add a line. Raises RunFailed where it cannot be written; the outbox is then as it was before."""
-        self._write({"kind": type(item).__name__.lower(), **vars(item)})
+        self._write({"kind": _KIND_OF[type(item)], **vars(item)})
 
     def waiting(self) -> Iterator[tuple[Item, int]]:
         """What is not delivered, in order, each with the byte behind it. Read as it is asked for, never held at once."""

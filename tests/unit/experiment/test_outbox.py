@@ -1,5 +1,6 @@
 """What MLflow has yet to be told: what a kill, a full disk and a long outage leave of it. No MLflow here."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,12 @@ def test_what_was_appended_waits_until_it_is_marked_in_this_process_and_the_next
     outbox.append(ITEMS[2])
     outbox.delivered(ends[-1])
     assert waiting(outbox) == waiting(Outbox(tmp_path)) == [ITEMS[2]]
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    """The kinds of lines are part of the file, whatever the classes are called."""
+    lines = filled(tmp_path).path.read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["start", "start", "points", "file", "end"]
 
 
 def test_what_is_all_delivered_takes_no_room_in_the_next_process(tmp_path):
