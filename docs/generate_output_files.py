@@ -12,7 +12,14 @@ from rlhf_bench.results.schema import FILES, JSON_FILES, SUMMARY, TABLES, Column
 from rlhf_bench.results.summary_json import summary_schema
 
 PAGE = Path(__file__).with_name("output_files.md")
-NAMES = {"boolean": "true or false", "string": "text", "integer": "integer", "number": "number", "object": "mapping", "null": "null"}
+NAMES = {
+    "boolean": "true or false",
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "object": "mapping",
+    "null": "null",
+}
 WORDS = {"arms": "ARM", "scores": "SPLIT", "spent": "COLUMN", "seeds": "SEED", "before_arms": "ACTIVITY"}
 """What stands for any key of a mapping, by the mapping's own key."""
 HEAD = """# Output files
