@@ -82,7 +82,7 @@ class FleetPool:
             return self._up(number)
         except NoRoom as none:
             if not self._ending.is_set():
-                self.say(f"fleet {number}: {none}; the run goes on with the fleets that are there")
+                self.say(f"fleet {number}: {none}; the run continues with the fleets that are there")
             return None
 
     def _up(self, number: int) -> Fleet:

@@ -90,9 +90,9 @@ def arm_forecast(
     of_need = {"values": critic, "reference_logprobs": shape.merged}
     looked = [of_need.get(need, shape) for need in method.needs(arm)]
     measuring = Cost(flops=sum(map(look, looked)), scored_tokens=len(looked) * heads)
-    learnt = [critic if o.model == "critic" else shape for o in method.objectives]
+    learned = [critic if o.model == "critic" else shape for o in method.objectives]
     epochs = getattr(arm, "epochs_per_update", 1)
-    update += Cost(flops=epochs * sum(map(learn, learnt)), trained_tokens=epochs * len(learnt) * heads)
+    update += Cost(flops=epochs * sum(map(learn, learned)), trained_tokens=epochs * len(learned) * heads)
     if (
         method.adapt is not None
     ):  # one forward and two backward passes: at the first update, then every `adapt_every` updates

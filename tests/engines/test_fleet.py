@@ -100,7 +100,7 @@ def test_a_further_fleet_without_room_is_reported_and_left_out(cluster):
     assert other.result(timeout=60) is None
     (line,) = said
     assert line.startswith("fleet 2: placement: no room after 1 s: asked for 3 CPU")
-    assert line.endswith("the run goes on with the fleets that are there")
+    assert line.endswith("the run continues with the fleets that are there")
     fleets.stop()
 
 

@@ -2,7 +2,7 @@
 
 A metric of MLflow has a number and a step. `train/`, `score/` and `evaluation/` have the update as their step, and updates
 cost differently from method to method. What arms are compared by therefore stands there twice more, with another step:
-under `by_budget_permille/` thousandths of the budget, under `by_tokens/` response tokens that were drawn or learnt from.
+under `by_budget_permille/` thousandths of the budget, under `by_tokens/` response tokens that were drawn or learned from.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, 
 
 def used_by(data: DataMode, known: Mapping[str, Dataset]) -> list[Dataset]:
     """Those that an arm learns from, by its kind of data, and those that it is evaluated on."""
-    learnt_from = {"offline": ["off_policy_pairs"], "online": ["train_prompts"]}
-    names = learnt_from.get(data, ["off_policy_pairs", "train_prompts"])
+    learned_from = {"offline": ["off_policy_pairs"], "online": ["train_prompts"]}
+    names = learned_from.get(data, ["off_policy_pairs", "train_prompts"])
     return [one for name, one in known.items() if name in names or one.context == "evaluation"]
 
 

@@ -56,7 +56,7 @@ def test_a_fleet_without_room_is_reported_and_left_out():
     said = []
     fleets = FleetPool(start, said.append)
     assert [other.result(PATIENCE) for other in fleets.others(1)] == [None]
-    assert said == ["fleet 2: placement: no room after 1 s; the run goes on with the fleets that are there"]
+    assert said == ["fleet 2: placement: no room after 1 s; the run continues with the fleets that are there"]
     with pytest.raises(NoRoom):  # without which there is no run
         fleets.first()
     fleets.stop()
