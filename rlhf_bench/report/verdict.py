@@ -31,7 +31,11 @@ def verdict(summary: Summary) -> str:
     """Which arm leads at equal compute, over which arms that is settled, and which arms beat the base policy."""
     if summary.standing.leader is None:
         return "No arm finished a seed, so there is nothing to compare."
-    sentences = [_leader(summary), *_lead(summary.standing), _against_base(summary)]
+    sentences = [_leader(summary)]
+    if summary.standing.compared:
+        sentences += [*_lead(summary.standing), _against_base(summary)]
+    else:
+        sentences.append(f"No difference is settled: a test needs {MINIMUM_SEEDS} seeds that both sides finished.")
     if missing := [arm.name for arm in summary.arms if not arm.finished]:
         sentences.append(f"{listed(missing)} finished no seed and {_is(missing)} not ranked.")
     return " ".join(sentences)
@@ -206,7 +210,7 @@ def _lead(standing: Standing) -> Iterator[str]:
     if settled:
         yield f"That lead is settled over {_named([one.against for one in settled])}."
     if open_ones := [one for one in standing.over if not one.above]:
-        yield f"It is not settled over {_named([f'{one.against} ({_outlook(one)})' for one in open_ones])}."
+        yield f"{'It' if settled else 'That lead'} is not settled over {_named([f'{one.against} ({_outlook(one)})' for one in open_ones])}."
 
 
 def _outlook(one: Difference) -> str:

@@ -230,6 +230,19 @@ def test_what_was_beaten_is_said_and_what_is_open(directory, base, said):
     assert said in page_of(directory)
 
 
+def test_with_one_seed_the_verdict_names_the_leader_and_settles_nothing(directory):
+    def keep_one_seed(results):
+        keep_two(results)
+        for arm in results["arms"].values():
+            arm["seeds"] = arm["seeds"][:1]
+
+    edit(directory / "results.json", keep_one_seed)
+    page = page_of(directory)
+    assert "ppo has the highest mean score, 0.700" in page
+    assert "No difference is settled: a test needs 3 seeds that both sides finished." in page
+    assert not re.search(r"\bbeat\b|is settled over", page.partition("<table")[0])
+
+
 def test_where_nothing_is_settled_the_verdict_says_so_and_what_would_settle_it(directory):
     def nearly_alike(results):
         keep_two(results)
@@ -240,7 +253,7 @@ def test_where_nothing_is_settled_the_verdict_says_so_and_what_would_settle_it(d
     edit(directory / "results.json", nearly_alike)
     edit(directory / "base.json", lambda found: found["score"].update(in_distribution=0.75))
     page = page_of(directory)
-    assert re.search(r"It is not settled over dpo \(about \d+ more seeds would settle it\)\.", page)
+    assert re.search(r"That lead is not settled over dpo \(about \d+ more seeds would settle it\)\.", page)
     assert "No arm beat the base policy&#39;s 0.750; the difference from it is settled for no arm." in page
 
 
