@@ -4,23 +4,22 @@ import pytest
 
 from tests.chaos.compare import differences
 from tests.chaos.faults import SAMPLE
-from tests.chaos.runs import undisturbed, with_faults, write_recipe
+from tests.chaos.runs import with_faults
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chaos")
-    recipe = write_recipe(folder, updates=3 * len(SAMPLE))
-    alone = undisturbed(folder, recipe)
-    return alone, *with_faults(folder, recipe, SAMPLE, seconds=900)
+def disturbed(undisturbed):
+    """Directory and outcomes of the same run with faults on the way."""
+    folder = undisturbed.parents[1]
+    return with_faults(folder, folder / "chaos.yaml", SAMPLE, seconds=900)
 
 
 def test_every_fault_came_and_was_survived(disturbed):
-    _, _, outcomes = disturbed
+    _, outcomes = disturbed
     assert [o.fault for o in outcomes] == list(SAMPLE)
     assert all(o.noticed for o in outcomes if o.fault.kind != "exhaust"), outcomes
 
 
-def test_nothing_is_lost_doubled_or_different(disturbed):
-    alone, directory, _ = disturbed
-    assert differences(directory, alone, ["ppo"]) == []
+def test_nothing_is_lost_doubled_or_different(disturbed, undisturbed):
+    directory, _ = disturbed
+    assert differences(directory, undisturbed, ["ppo"]) == []

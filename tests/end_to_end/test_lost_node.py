@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.chaos.compare import differences, table
-from tests.chaos.runs import ROOT, environment, finish, undisturbed, write_recipe
+from tests.chaos.runs import ROOT, environment, finish
 from tests.support.mlflow_server import Server
 
 
@@ -21,14 +21,13 @@ def server(tmp_path):
     server.kill()
 
 
-def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
-    recipe = write_recipe(tmp_path, updates=12)
-    alone = undisturbed(tmp_path, recipe)
+def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, undisturbed, tmp_path):
+    recipe, own = undisturbed.parents[1] / "chaos.yaml", environment(undisturbed.parents[1])
     ready, log = tmp_path / "ready", tmp_path / "moved.log"
     closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     nodes = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.two_nodes", str(ready)], cwd=ROOT, stdin=subprocess.PIPE, text=True,
-        env=environment(tmp_path) | closed,
+        env=own | closed,
     )  # fmt: skip
     try:
         address = _line(ready)
@@ -36,7 +35,7 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
         with open(log, "ab") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
-                env=environment(tmp_path) | closed | {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": server.address},
+                env=own | closed | {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": server.address},
             )  # fmt: skip
         state = tmp_path / "moved" / "out" / "state" / "ppo-seed1"
         deadline = time.monotonic() + 300
@@ -55,7 +54,7 @@ def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, tmp_path):
         nodes.wait(timeout=60)
     assert nodes.returncode == 0
     assert "started again" in log.read_text() and "resuming from" in log.read_text()
-    assert differences(moved, alone, ["ppo"]) == []
+    assert differences(moved, undisturbed, ["ppo"]) == []
     assert "not in MLflow" not in log.read_text()
     updates = table(moved, "metrics").query("arm == 'ppo' and phase == 'train'")["update"]
     assert _steps(server.address) == list(updates) and len(updates) > 3
