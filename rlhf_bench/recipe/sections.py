@@ -83,7 +83,7 @@ class ComputeSettings(Section):
     skips_in_a_row: int = Field(
         5,
         ge=1,
-        description="an update whose numbers are not finite is skipped; this many in a row end the arm as diverged",
+        description="an update whose numbers are not finite is skipped; this many in a row end the arm as diverged, and this many that spend nothing of the column as failed",
     )
 
 
