@@ -7,8 +7,6 @@ Gemma is Gemma 2, which caps scores and logits.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +77,6 @@ RECIPE = {
     "seeds": [1],
     "placement": {"rollout": {"cache_mib": 32}, "evaluator": {"cache_mib": 32}},
 }  # fmt: skip
-JUDGED_BY_VLLM = "dpo-online"
 TOLERANCE = 1e-3  # nats of a response, in float32
 
 
@@ -96,8 +93,15 @@ def write_model(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def recipe_of(family: str, folder: Path) -> Path:
-    """The recipe of all arms, on a model of the family that is written beside it."""
+@pytest.fixture(scope="module", params=CONFIGS)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def done(family, tmp_path_factory) -> Run:
+    """The family's model through the whole chain, once."""
+    folder = tmp_path_factory.mktemp(family)
     write_model(family, folder / "model")
     model = RECIPE["model"] | {
         "name_or_path": str(folder / "model"),
@@ -105,61 +109,16 @@ def recipe_of(family: str, folder: Path) -> Path:
     }
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"name": family, "model": model, "arms": ARMS}))
-    return recipe
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Iterator[dict[str, Future[Run]]]:
-    """Every family's model through the whole chain, once. Two runs at a time: much of a run is spent on one core."""
-    recipes = {family: recipe_of(family, tmp_path_factory.mktemp(family)) for family in CONFIGS}
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            family: pool.submit(
-                run, path, path.parent / "out" / "run", with_cache(path.parent / "cache"), path.parent / "run.log"
-            )
-            for family, path in recipes.items()
-        }
-        pool.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def done(family, runs) -> Run:
-    finished = runs[family].result()
+    finished = run(recipe, folder / "out" / "run", with_cache(folder / "cache"), folder / "run.log")
     assert finished.code == 0, finished.errors
     return finished
 
 
-def pairs_of(done: Run) -> list[Pair]:
-    """The held-out pairs of the run, in its tokens."""
-    recipe = parse_recipe(yaml.safe_load((done.directory / "recipe.yaml").read_text()))
-    return prepare_inputs(recipe, Cache(done.directory.parents[1] / "cache")).held_out_pairs
-
-
 @pytest.fixture(scope="module")
 def pairs(done) -> list[Pair]:
-    return pairs_of(done)
-
-
-@pytest.fixture(scope="module")
-def by_vllm(runs) -> dict[str, list[float]]:
-    """What vLLM says of the held-out pairs' chosen responses, for one policy of every family whose run has succeeded: by folder."""
-    finished = [future.result() for future in runs.values()]
-    asked = {
-        str(policies(done)[JUDGED_BY_VLLM]): [[list(p.prompt.token_ids), list(p.chosen_ids)] for p in pairs_of(done)]
-        for done in finished
-        if done.code == 0
-    }
-    answer = subprocess.run(
-        [sys.executable, Path(__file__).with_name("vllm_logprobs.py")], input=json.dumps(asked), text=True,
-        capture_output=True, cwd=ROOT, timeout=600,
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout.splitlines()[-1])
+    """The held-out pairs that the run has looked at, in its tokens."""
+    recipe = parse_recipe(yaml.safe_load((done.directory / "recipe.yaml").read_text()))
+    return prepare_inputs(recipe, Cache(done.directory.parents[1] / "cache")).held_out_pairs
 
 
 def policies(done: Run) -> dict[str, Path]:
@@ -199,6 +158,13 @@ def test_transformers_finds_in_every_exported_policy_what_the_run_has_seen(done,
         assert np.abs(found - given).max() > TOLERANCE, arm
 
 
-def test_vllm_gives_the_exported_policy_the_same_log_probabilities(done, pairs, by_vllm):
-    folder = policies(done)[JUDGED_BY_VLLM]
-    np.testing.assert_allclose(by_vllm[str(folder)], by_transformers(folder, pairs), atol=TOLERANCE, rtol=0)
+def test_vllm_gives_the_exported_policy_the_same_log_probabilities(done, pairs):
+    folder = policies(done)["dpo-online"]
+    asked = [[list(pair.prompt.token_ids), list(pair.chosen_ids)] for pair in pairs]
+    answer = subprocess.run(
+        [sys.executable, Path(__file__).with_name("vllm_logprobs.py"), folder], input=json.dumps(asked), text=True,
+        capture_output=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found, by_transformers(folder, pairs), atol=TOLERANCE, rtol=0)
