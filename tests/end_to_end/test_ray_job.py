@@ -99,8 +99,10 @@ with local_cluster() as (address, folder):
     def metrics():
         served = "".join(urllib.request.urlopen(f"http://{t}/metrics").read().decode() for t in targets["targets"])
         lines = [line for line in served.splitlines() if line.startswith("ray_rlhf_bench")]
-        wanted = ("queue_depth", "tokens_total", "sync_seconds_count")
-        return lines if all(any(w in line and 'ppo-ahead' in line for line in lines) for w in wanted) else []
+        wanted = [(name, "") for name in ("queue_depth", "tokens_total", "sync_seconds_count")]
+        wanted += [("tokens_total", f'role="{role}"') for role in ("rollout", "learner")]  # served once a second
+        there = all(any(w in line and role in line and 'ppo-ahead' in line for line in lines) for w, role in wanted)
+        return lines if there else []
     lines = wait_for(metrics, 60)
     stopped_by_cli = ray_job("stop", first, "--address", address)
     stopped, logs = client.get_job_status(first), client.get_job_logs(first)
