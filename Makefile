@@ -1,5 +1,5 @@
 # make compare      set up, run recipes/quickstart.yaml on a local Ray cluster, end with the comparison table
-# make test         set up, run every test, as CI does
+# make test         set up, run the tests as CI does: all but those marked slow
 # make test-unit    set up, run what needs no engine, on all cores; one room with ROOM=training (or ROOM=project)
 # make test-engines set up, run the tests of single engines: Ray, vLLM, DeepSpeed, MLflow
 # make check        set up, check format, lint and types

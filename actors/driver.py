@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,9 +27,11 @@ from rlhf_bench.experiment.progress import ProgressDisplay
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.experiment.tracking.descriptions import comparison_started
 from rlhf_bench.experiment.tracking.outbox import Status
+from rlhf_bench.experiment.tracking.recorded import params
 from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.results.store import is_done
+from rlhf_bench.results.tracked import forget_tracked, note_tracked
 from rlhf_bench.training.cache import Cache
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Job:
     began: float  # `perf_counter` when the program started, or the comparison before this one ended
     profile: bool = False
     quiet: bool = False
+    reported: bool = True  # False: it ends with its tables
 
     @property
     def scorer(self) -> bool:
@@ -62,8 +65,8 @@ class Job:
 
 
 def run_on_cluster(job: Job) -> str:
-    """Run the comparison; returns the text that ends it: table, verdict, where the report is. Raises RunFailed, and `Stopped`
-    after a signal."""
+    """Run the comparison; returns the text that ends it: table, verdict, where the report is; nothing where none is written.
+    Raises RunFailed, and `Stopped` after a signal."""
     # MLflow's thread would otherwise hold this one up for 5 ms at a time, while an engine waits for its next call.
     sys.setswitchinterval(0.0005)
     tags = provenance.tags(job.spec.recipe, job.spec.directory)
@@ -73,15 +76,16 @@ def run_on_cluster(job: Job) -> str:
         as_run_failed(),
     ):
         summary = _compare(job, tags, tracker, display)
-    return _closing_text(job, summary)
+    return "" if summary is None else _closing_text(job, summary, tracker.lacks)
 
 
 @contextmanager
 def _tracking(spec: ComparisonSpec, tags: Mapping[str, str], display: ProgressDisplay) -> Iterator[Tracker]:
     """MLflow's run of the comparison. Its status is how this context ends."""
+    forget_tracked(spec.directory)
     tracker = Tracker(spec.recipe.tracking.uri, spec.recipe.name, spec.directory, on_warning=display.warn)
     named = {"seeds": str(list(spec.recipe.seeds)), "arms": ", ".join(spec.recipe.arms)}
-    tracker.start_comparison(tags["run_key"], provenance.params(spec.recipe), {**tags, **named})
+    tracker.start_comparison(tags["run_key"], params(spec.recipe.resolved()), {**tags, **named})
     tracker.describe(comparison_started(spec.recipe))
     tracker.artifact(spec.directory / "recipe.yaml")
     status: Status = "failed"
@@ -94,9 +98,10 @@ def _tracking(spec: ComparisonSpec, tags: Mapping[str, str], display: ProgressDi
     finally:
         for line in tracker.finish(status):
             display.warn(f"not in MLflow: {line}")
+        note_tracked(spec.directory, tracker.uri, tracker.lacks)
 
 
-def _compare(job: Job, tags: Mapping[str, str], tracker: Tracker, display: ProgressDisplay) -> Summary:
+def _compare(job: Job, tags: Mapping[str, str], tracker: Tracker, display: ProgressDisplay) -> Summary | None:
     """Start the fleets, run the comparison with them, end them."""
     recipe, inputs, resources = job.spec.recipe, job.spec.inputs, ray.cluster_resources()
     count = fleet_count(recipe, job.scorer, resources, job.left)
@@ -112,10 +117,12 @@ def _compare(job: Job, tags: Mapping[str, str], tracker: Tracker, display: Progr
         # Takes seconds, in which the engines are at work anyway.
         threading.Thread(target=import_module, args=("rlhf_bench.report",), daemon=True).start()
         runtime = Runtime(
-            first=worker_of(first, recipe, inputs, charged=True),
+            first=worker_of(first, recipe, inputs),
             others=[functools.partial(later_worker, other, recipe, inputs) for other in others],
             end_workers=fleets.stop, cache=job.cache, tracker=tracker, display=display, tags=tags, began=job.began,
-            begin_report=functools.partial(begin_report, display.say),
+            begin_report=functools.partial(begin_report, display.say) if job.reported else None,
+            versions=provenance.versions(),
+            threads=lambda: provenance.threads(first.actors),
         )  # fmt: skip
         summary = Comparison(job.spec, runtime).run()
         if job.profile:
@@ -138,10 +145,12 @@ def _track_loads(tracker: Tracker, loads: Mapping[str, Mapping[str, float]]) -> 
             tracker.log(None, None, int(time.time()), {f"system/{host}/{name}": x for name, x in load.items()})
 
 
-def _closing_text(job: Job, summary: Summary) -> str:
+def _closing_text(job: Job, summary: Summary, lacks: Sequence[str]) -> str:
     from rlhf_bench.report import render_text_table
-    from rlhf_bench.report.verdict import notes, verdict
+    from rlhf_bench.report.notes import notes
+    from rlhf_bench.report.verdict import verdict
 
     trace = [f"profile: {job.trace} (open it at ui.perfetto.dev)"] if job.profile else []
     report = f"report: {job.spec.directory / 'report.html'}"
-    return "\n".join([render_text_table(summary), "", verdict(summary), *notes(summary), "", *trace, report])
+    ending = [f"MLflow lacks {lacks[0]}{f' (and {len(lacks) - 1} more)' if len(lacks) > 1 else ''}"] if lacks else []
+    return "\n".join([render_text_table(summary), "", verdict(summary), *notes(summary), "", *trace, report, *ending])

@@ -18,19 +18,23 @@ from actors.supervision.heartbeat import Heartbeat
 from actors.weight_sync import as_tensor
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.types import Evaluation, Judgement, Pair, Prompt, Row, SplitResult
-from rlhf_bench.diagnostics.likelihood import sequence_kl
+from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Evaluation, Judgement, Pair, PairEvaluation, Prompt, Row, SplitResult
+from rlhf_bench.diagnostics.likelihood import kl_numbers
+from rlhf_bench.diagnostics.pair_gradients import why_not_together
 from rlhf_bench.diagnostics.panel import Panel
-from rlhf_bench.diagnostics.probes import make_probes
+from rlhf_bench.diagnostics.probes import Sides, make_probes
+from rlhf_bench.diagnostics.scores import draws_seed, mean_parts, prompt_scores
 from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.models.flops import ModelShape, generation_flops
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
-PROBE_SEED, KL_SEED, SCORE_SEED = 11, 12, 13
-"""The same for every arm and seed: evaluations sample with common random numbers."""
+PROBE_SEED = 11
+"""Probes are the same for every arm and seed."""
 
-PROBE_CANDIDATES = 4
-"""Samples of the reference per held-out pair, of which the first that is no side of a pair becomes a probe."""
+PROBE_CANDIDATES = 8
+"""Samples of the reference per held-out pair, of which the first that is no side of a pair becomes a probe. Sides of
+on-policy pairs are its likeliest answers, so several may be needed."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,14 @@ class HeldOut:
     settings: EvaluationSettings
     max_response_tokens: int
     tokens_per_micro_batch: int
-    eos_id: int
+    end_ids: frozenset[int]
     judge: Callable[[Prompt, str], Judgement] = field(repr=False)
     decode: Callable[[Sequence[int]], str] = field(repr=False)
+    right: Mapping[str, Sequence[tuple[int, ...]]] = field(
+        default_factory=dict
+    )  # split -> each prompt's one right response; empty where scores are not expected ones
+    own_pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)  # kind -> such pairs of the main split
+    settle: Callable[[Sequence[tuple[Prompt, str]]], None] = field(default=lambda asked: None, repr=False)
 
 
 class EvaluatorActor(Traced, Heartbeat):
@@ -71,32 +80,45 @@ class EvaluatorActor(Traced, Heartbeat):
 
         began = perf_counter()
         main = next(iter(held_out.prompts))
-        pairs = held_out.pairs.get(main, ())
+        pairs, further = held_out.pairs.get(main, ()), [p for found in held_out.own_pairs.values() for p in found]
+        samples = self._reference_samples(pairs, Sides.of(pairs, held_out.training, further))
         probes = make_probes(
-            pairs, self._reference_samples([p.prompt for p in pairs]), held_out.training, held_out.eos_id,
-            self.policy.lm.config.vocab_size, self.max_length, PROBE_SEED,
+            pairs, samples, held_out.training, held_out.end_ids, self.policy.lm.config.vocab_size, self.max_length,
+            PROBE_SEED, further,
         )  # fmt: skip
-        self.panel = Panel(self.reference, held_out.pairs, main, probes, held_out.settings.gradient_pairs, self.scorer)
+        self.panel = Panel(
+            self.reference, held_out.pairs, main, probes, held_out.settings.gradient_pairs, self.scorer,
+            held_out.own_pairs,
+        )  # fmt: skip
         self.setup_seconds, self.setup_flops = perf_counter() - began, self._flops()
         if not charged:
             self.setup_seconds = self.setup_flops = 0.0
             self._reset_counts()
-        return probes.notes
+        return (*probes.notes, *self._note_on_gradients())
 
     @traced
-    def evaluate(self, weights: list[ray.ObjectRef], version: int) -> Evaluation:
-        """Scores per split; held-out pairs, probes and gradients; KL, entropy and confidence under the policy's samples."""
+    def evaluate(
+        self, weights: list[ray.ObjectRef], version: int, draws: str, temperature: float | None = None
+    ) -> Evaluation:
+        """Scores per split, KL and entropy on samples that `draws` names, at the recipe's temperature; and likelihoods of
+        held-out pairs, probes and gradients, which no temperature changes: not with one that is given here."""
         began = perf_counter()
         arrays = ray.get(weights[0])
-        self.engine.load(arrays, version)
+        self._load_engine(arrays, version)
         self._load_policy(arrays)
-        splits = {name: self._score(prompts) for name, prompts in self.held_out.prompts.items()}
-        diagnosed = self.panel.look(self.policy)
-        own_cost = {
-            "diagnostics/seconds": diagnosed.seconds + self.setup_seconds,
-            "diagnostics/flops": diagnosed.flops + self.setup_flops,
-        }
-        numbers = diagnosed.numbers | self._kl() | own_cost
+        # Of the reference's own weights, its log-probabilities are known, and KL takes one model's pass.
+        is_reference = _equal(arrays, self._arrays(self.reference))
+        at, seed = temperature or self.held_out.settings.temperature, draws_seed(draws)
+        splits, numbers, pairs = dict[str, SplitResult](), dict[str, float](), tuple[PairEvaluation, ...]()
+        for split, prompts in self.held_out.prompts.items():
+            splits[split], sampled = self._score(split, prompts, at, seed)
+            if not numbers:  # the first split is the main one
+                numbers |= self._compare(self.reference if is_reference else self.policy, prompts, sampled, at)
+        if temperature is None:
+            diagnosed = self.panel.look(self.policy, is_reference=is_reference)
+            numbers, pairs = numbers | diagnosed.numbers, diagnosed.pairs
+            numbers["diagnostics/seconds"] = diagnosed.seconds + self.setup_seconds
+            numbers["diagnostics/flops"] = diagnosed.flops + self.setup_flops
         seconds = perf_counter() - began + self.setup_seconds
         cost = Cost(
             flops=self._flops(), generated_tokens=self.counts["generated_tokens"],
@@ -105,7 +127,15 @@ class EvaluatorActor(Traced, Heartbeat):
         )  # fmt: skip
         self.setup_seconds = self.setup_flops = 0.0
         self._reset_counts()
-        return Evaluation(splits, numbers, cost.as_dict(), seconds, diagnosed.pairs)
+        return Evaluation(splits, numbers, cost.as_dict(), seconds, pairs)
+
+    def _note_on_gradients(self) -> list[str]:
+        why_not = why_not_together(self.policy, self.device) if self.panel.gradient_rows else None
+        return (
+            []
+            if why_not is None
+            else [f"gradients of held-out pairs are taken pair by pair, which takes longer: {why_not}"]
+        )
 
     def _flops(self) -> float:
         return self.counts["generation_flops"] + self.scorer.flops
@@ -114,13 +144,22 @@ class EvaluatorActor(Traced, Heartbeat):
         self.counts = dict.fromkeys(("generation_flops", "generated_tokens", "judge_queries"), 0.0)
         self.scorer.flops = self.scorer.scored_tokens = 0.0
 
-    def _reference_samples(self, prompts: Sequence[Prompt]) -> list[list[tuple[int, ...]]]:
-        """`PROBE_CANDIDATES` samples of the reference per prompt. The engine holds its weights afterwards."""
-        if not prompts:
+    def _reference_samples(self, pairs: Sequence[Pair], known: Sides) -> list[list[tuple[int, ...]]]:
+        """Samples of the reference per pair, up to the first that may be a probe, and at most `PROBE_CANDIDATES`. The engine holds
+        its weights afterwards."""
+        if not pairs:
             return []
-        self.engine.load(self._arrays(self.reference), 0)
-        found = self._generate([p for p in prompts for _ in range(PROBE_CANDIDATES)], 1.0, PROBE_SEED)
-        return [[f.ids for f in found[at : at + PROBE_CANDIDATES]] for at in range(0, len(found), PROBE_CANDIDATES)]
+        self._load_engine(self._arrays(self.reference), 0)
+        found: list[list[tuple[int, ...]]] = [[] for _ in pairs]
+        left = list(range(len(pairs)))
+        for candidate in range(PROBE_CANDIDATES):
+            draws = [i * PROBE_CANDIDATES + candidate for i in left]
+            for i, one in zip(left, self._draw([pairs[i].prompt for i in left], 1.0, PROBE_SEED, draws), strict=True):
+                found[i].append(one.ids)
+            left = [i for i in left if not known.allow(pairs[i].prompt.token_ids, found[i][-1], self.max_length)]
+            if not left:
+                break
+        return found
 
     def _arrays(self, model: Any) -> dict[str, np.ndarray]:
         """Weights by Hugging Face name, as the learner sends them: bfloat16 as its bits."""
@@ -129,50 +168,91 @@ class EvaluatorActor(Traced, Heartbeat):
         parameters = {name: p.detach().cpu() for name, p in model.lm.named_parameters()}
         return {n: (p if p.dtype == torch.float32 else p.view(torch.uint16)).numpy() for n, p in parameters.items()}
 
+    def _load_engine(self, arrays: Mapping[str, np.ndarray], version: int) -> None:
+        self.engine.load(arrays, version)
+        if self.engine.fault is not None:
+            raise RunFailed(f"evaluation: of the weights of update {version}, {self.engine.fault}")
+
     def _load_policy(self, arrays: Mapping[str, np.ndarray]) -> None:
         own = dict(self.policy.lm.named_parameters())
         for name, array in arrays.items():
             own[name].data.copy_(as_tensor(array))
 
     def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[Completion]:
-        requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in enumerate(prompts)]
-        found = self.engine.generate(requests, self.held_out.max_response_tokens, temperature, self.held_out.eos_id)
+        return self._draw(prompts, temperature, seed, range(len(prompts)))
+
+    def _draw(self, prompts: Sequence[Prompt], temperature: float, seed: int, draws: Sequence[int]) -> list[Completion]:
+        """`draws`: which of the seed's draws each response is."""
+        requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in zip(draws, prompts, strict=True)]
+        found = self.engine.generate(requests, self.held_out.max_response_tokens, temperature, self.held_out.end_ids)
         self.counts["generated_tokens"] += sum(len(f.ids) for f in found)
         self.counts["generation_flops"] += generation_flops(
             self.shape, [(len(p.token_ids), f.cached, len(f.ids)) for p, f in zip(prompts, found, strict=True)]
         )
         return found
 
-    def _score(self, prompts: Sequence[Prompt]) -> SplitResult:
-        shown, each = self.held_out.settings.sample_prompts, self.held_out.settings.samples_per_prompt
-        prompts = [p for p in prompts for _ in range(each)]
-        found = self._generate(prompts, self.held_out.settings.temperature, SCORE_SEED)
-        texts = [self.held_out.decode(f.ids) for f in found]
-        # A response that was cut off has no end: no judge calls it right.
-        judged = [
-            self.held_out.judge(p, t) if f.finished else Judgement(0.0)
-            for p, t, f in zip(prompts, texts, found, strict=True)
-        ]
-        self.counts["judge_queries"] += len(judged)
-        parts = {
-            key: float(np.mean([j.parts.get(key, 0.0) for j in judged]))
-            for key in sorted({k for j in judged for k in j.parts})
-        }
-        firsts = list(zip(prompts, texts, judged, strict=True))[::each][:shown]
-        return SplitResult(
-            score=float(np.mean([j.score for j in judged])), parts=parts,
-            response_length=float(np.mean([len(f.ids) for f in found])),
-            samples=tuple((p.id, p.text, p.answer, t, j.score) for p, t, j in firsts),
+    def _score(
+        self, split: str, prompts: Sequence[Prompt], temperature: float, seed: int
+    ) -> tuple[SplitResult, list[Completion]]:
+        """A split's scores, and the sampled responses: `samples_per_prompt` of each prompt."""
+        settings = self.held_out.settings
+        each = settings.samples_per_prompt
+        repeated = [p for p in prompts for _ in range(each)]
+        sampled = self._generate(repeated, temperature, seed)
+        greedy = self._judged(prompts, self._generate(prompts, 0.0, 0))
+        judged = self._judged(repeated, sampled)
+        scores = np.array([j.score for _, j in judged]).reshape(len(prompts), each)
+        firsts = zip(prompts, judged[::each], strict=True)
+        result = SplitResult(
+            prompts=prompt_scores(
+                [p.id for p in prompts], scores, np.array([j.score for _, j in greedy]), settings.best_of,
+                self._expected(split, prompts, temperature),
+            ),
+            parts=mean_parts([j for _, j in judged]),
+            response_length=float(np.mean([len(f.ids) for f in sampled])),
+            cut_off=float(np.mean([not f.finished for f in sampled])),
+            samples=tuple((p.id, p.text, p.answer, t, j.score) for p, (t, j) in firsts)[: settings.sample_prompts],
         )  # fmt: skip
+        return result, sampled
 
-    def _kl(self) -> dict[str, float]:
-        """Sequence KL(π‖π0), entropy and argmax confidence, over samples of π at temperature 1."""
-        prompts = next(iter(self.held_out.prompts.values()))[: self.held_out.settings.kl_samples]
-        found = self._generate(prompts, 1.0, KL_SEED)
-        rows = [Row(p.id, p.token_ids, (f.ids,)) for p, f in zip(prompts, found, strict=True)]
-        policy, reference = self.scorer.score(self.policy, rows), self.scorer.score(self.reference, rows)
-        kl = sequence_kl(policy.logprobs, reference.logprobs)
-        return {"kl": kl, "entropy": policy.entropy, "argmax_confidence": policy.confidence}
+    def _judged(self, prompts: Sequence[Prompt], found: Sequence[Completion]) -> list[tuple[str, Judgement]]:
+        """Text and judgement of each response. One that was cut off has no end: no judge calls it right."""
+        self.counts["judge_queries"] += len(found)
+        texts = [self.held_out.decode(f.ids) for f in found]
+        asked = [(p, text if f.finished else "") for p, text, f in zip(prompts, texts, found, strict=True)]
+        self.held_out.settle(asked)
+        judgements = [self.held_out.judge(prompt, text) for prompt, text in asked]
+        return [
+            (text, judgement if f.finished else Judgement(0.0, weights=judgement.weights))
+            for text, judgement, f in zip(texts, judgements, found, strict=True)
+        ]
+
+    def _expected(self, split: str, prompts: Sequence[Prompt], temperature: float) -> np.ndarray | None:
+        """The probability of each prompt's right response, which is the expected score; None where samples are scored."""
+        if split not in self.held_out.right:
+            return None
+        right, room = self.held_out.right[split], self.held_out.max_response_tokens
+        rows = [Row(p.id, p.token_ids, (ids,)) for p, ids in zip(prompts, right, strict=True)]
+        fits = np.array([len(ids) <= room for ids in right])  # a longer one is always cut off
+        return np.where(fits, np.exp(self.scorer.score(self.policy, rows, temperature)), 0.0)
+
+    def _compare(
+        self, policy: Any, prompts: Sequence[Prompt], sampled: Sequence[Completion], temperature: float
+    ) -> dict[str, float]:
+        """KL to the reference, entropy and argmax confidence, over the policy's samples. `temperature`: theirs; the reference
+        has the recipe's."""
+        settings, each = self.held_out.settings, self.held_out.settings.samples_per_prompt
+        rows = [
+            Row(p.id, p.token_ids, tuple(f.ids for f in sampled[i * each : (i + 1) * each]))
+            for i, p in enumerate(prompts[: settings.kl_prompts])
+        ]
+        found = self.scorer.compare(policy, self.reference, rows, temperature, settings.temperature)
+        numbers = {"entropy": found.entropy, "argmax_confidence": found.confidence}
+        return kl_numbers(found.kl.reshape(-1, each)) | numbers
+
+
+def _equal(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(array, others[name]) for name, array in some.items())
 
 
 @dataclass(frozen=True)
@@ -183,6 +263,8 @@ class Submitted:
     began: float  # `perf_counter`
     weights: ray.ObjectRef
     version: int
+    draws: str
+    temperature: float | None
 
 
 class Evaluator:
@@ -207,9 +289,11 @@ class Evaluator:
                 except Exception as error:
                     self.actor = self.replace(0, error)
 
-    def submit(self, weights: ray.ObjectRef, version: int, label: Any) -> None:
-        """Start an evaluation; `label` comes back with its result."""
-        self._submit(Submitted(label, perf_counter(), weights, version))
+    def submit(
+        self, weights: ray.ObjectRef, version: int, label: Any, *, draws: str, temperature: float | None = None
+    ) -> None:
+        """Start an evaluation; `label` comes back with its result. `draws`, `temperature`: see `EvaluatorActor.evaluate`."""
+        self._submit(Submitted(label, perf_counter(), weights, version, draws, temperature))
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]:
         """Results that are there, in order; with `wait`, of all that was submitted."""
@@ -241,7 +325,8 @@ class Evaluator:
         self.pending.clear()
 
     def _submit(self, one: Submitted) -> None:
-        self.pending.append((one, self.actor.evaluate.remote([one.weights], one.version)))
+        found = self.actor.evaluate.remote([one.weights], one.version, one.draws, one.temperature)
+        self.pending.append((one, found))
         queue_depth("evaluator", len(self.pending))
 
     def _begin_again(self, error: Exception) -> None:

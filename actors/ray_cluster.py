@@ -5,20 +5,28 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import shutil
+import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import ray
 
 from rlhf_bench.core.errors import RunFailed
+from rlhf_bench.core.ray_folder import OBJECT_STORE_BYTES, RayFolder, ray_folder
+from rlhf_bench.core.text import one_line
 from rlhf_bench.experiment.shutdown import raise_on_signals
 
+WATCHED = ("gcs_server", "raylet")
+"""Ray's processes without which no run goes on."""
+WATCH_SECONDS = 1.0
+STARTS = 3
+"""Of a local cluster, at most: on a busy machine Ray's agents may take longer than the 15 s that its raylet waits for them."""
 QUIET = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -60,30 +68,63 @@ def cluster() -> Iterator[Callable[[], None]]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
-    # By default Ray puts its files into a folder that every user of the machine can write to.
-    folder = None if address else tempfile.mkdtemp(prefix="rlhf-ray-")
-    starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
-    started = starter.submit(_start_ray, address, folder)
-    keep = False
-    try:
-        yield functools.partial(_wait_for_ray, started, address)
-    except RunFailed:
-        keep = True
-        raise
-    finally:
-        wait([started])
-        ray.shutdown()
-        starter.shutdown()
-        if folder and keep:
-            print(f"Ray's own logs: {folder}/session_latest/logs", file=sys.stderr)
-        elif folder:
-            shutil.rmtree(folder, ignore_errors=True)  # a process of Ray's may still write a last line there
+    with ExitStack() as stack:
+        folder = None if address else stack.enter_context(ray_folder())
+        starter = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
+        leaving = Event()
+        started = starter.submit(_start_ray, address, folder, leaving)
+        try:
+            yield functools.partial(_wait_for_ray, started, address)
+        except RunFailed:
+            if folder:
+                print(f"Ray's own logs: {folder.keep_logs()}", file=sys.stderr)
+            raise
+        finally:
+            wait([started])
+            leaving.set()
+            ray.shutdown()
+            starter.shutdown()
 
 
-def _start_ray(address: str | None, folder: str | None) -> None:
-    local = {"include_dashboard": False, "object_store_memory": 512 * 2**20, "_temp_dir": folder} if folder else {}
-    environment = {"env_vars": QUIET}
-    ray.init(address=address or "local", runtime_env=environment, log_to_driver=False, logging_level="error", **local)
+def _start_ray(address: str | None, folder: RayFolder | None, leaving: Event) -> None:
+    # A closed terminal sends SIGHUP to all of the driver's group. Ray's processes, which inherit this thread's mask, stay: the
+    # driver needs them for its checkpoint.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    if folder:
+        os.environ |= folder.mark  # what this process starts from here on ends with the cluster, at the latest
+    local: dict[str, Any] = (
+        {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(folder.ray)}
+        if folder
+        else {}
+    )
+    init = functools.partial(
+        ray.init, address=address or "local", runtime_env={"env_vars": QUIET}, log_to_driver=False, logging_level="error",
+        **local,
+    )  # fmt: skip
+    for _ in range(STARTS - 1 if folder else 0):
+        try:
+            init()
+            break
+        except Exception as error:  # Ray has no class of its own for this
+            print(f"Ray did not start ({one_line(str(error))}); it is started again", file=sys.stderr)
+            ray.shutdown()
+    else:
+        init()
+    if folder:
+        Thread(target=_watch, args=(ray._private.worker._global_node, leaving), name="ray-watch", daemon=True).start()
+
+
+def _watch(node: Any, leaving: Event) -> None:
+    """End this process as soon as one that its cluster needs has ended: calls to it would wait for a minute, and Ray would then end
+    this process with lines of its own. Files are whole at every moment, and the folder's reaper ends what is left."""
+    while not leaving.wait(WATCH_SECONDS):
+        for name, process in node.dead_processes():
+            if name in WATCHED and not leaving.is_set():
+                code = process.returncode
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                line = f"failed: Ray's process {name} {how}; the same command resumes from the last checkpoint"
+                print(line, file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def _wait_for_ray(started: Future[None], address: str | None) -> None:

@@ -16,8 +16,10 @@ from actors.supervision.heartbeat import Heartbeat
 from actors.supervision.remote_call import RemoteCall, Retry, gather
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.rounding import rounding_of
 from rlhf_bench.core.types import Row
 from rlhf_bench.models.flops import ModelShape, forward_flops
+from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.models.packing import layout_of, micro_batch, split_by_tokens
 from rlhf_bench.training.roles import Scores
 
@@ -33,8 +35,8 @@ class ScorerActor(Traced, Heartbeat):
 
     @traced
     def load(self, path: str, dtype: str) -> ModelShape:
-        """`path`: a folder or id of AutoModelForSequenceClassification with one label, or a folder whose `reward.json` names
-        one and says how its scores are read."""
+        """`path`: of AutoModelForSequenceClassification with one label, or a note that names one and says how its scores are
+        read, see `load_model`."""
         from rlhf_bench.models.loading import load_model
 
         self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
@@ -73,12 +75,19 @@ class RewardScorer:
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shape: ModelShape | None = None
         self.model = ("", "")  # path and number format
+        self.offset = 0.0  # what is taken from the model's output
 
     def load(self, path: Path, dtype: str) -> None:
         self.model = (str(path), dtype)
         asked = [a.load.remote(*self.model) for a in self.actors]
         retry = self._retry("load", [self.model] * len(asked))
         self.shape, *_ = self.engine_time.during("loading", gather, asked, retry)
+        self.offset = RewardScaling.read(str(path)).offset
+
+    def rounding(self, score: float) -> float:
+        """How far another score may be from this one and mean the same. The model computed score + offset; scores have a
+        deviation of 1 on the base policy's samples."""
+        return rounding_of(score + self.offset, self.model[1])
 
     def _retry(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Retry:
         """The call to another scorer, with the same model, in the place of a lost one."""

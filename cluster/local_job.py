@@ -3,42 +3,43 @@
 Usage: python cluster/local_job.py RECIPE [key=value ...] --output DIR
 
 The cluster asks for a token made for this run, has its dashboard on loopback and its files in a folder that only you
-can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C or SIGTERM
-stops the job after a checkpoint: the same command resumes from there. The exit code is that of `rlhf-bench run`.
+can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C, SIGTERM or a
+closed terminal stops the job after a checkpoint: the same command resumes from there. The exit code is that of `rlhf-bench run`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlhf_bench.core.ray_folder import RayFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
-OBJECT_STORE_BYTES = 512 * 2**20
 START_WAIT_SECONDS = 120
+STARTS = 3  # at most: on a busy machine Ray's agents may take longer than Ray waits for them
 STOP_WAIT_SECONDS = 60  # for the driver to write its state; Ray's own default is 3
+END_WAIT_SECONDS = 10
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; `number` says which."""
+    """SIGINT, SIGTERM or SIGHUP came; `number` says which."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -62,25 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_on_local_cluster(entrypoint: Sequence[str], working_directory: Path) -> int:
     """Start a cluster, run `entrypoint` as a job in a copy of `working_directory`, show its log, end the cluster.
 
-    Returns the entrypoint's exit code; 130 or 143 where it was stopped by SIGINT or SIGTERM; 1 where Ray could not
-    run it.
+    Returns the entrypoint's exit code; 128 + the number of the signal that stopped it; 1 where Ray could not run it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    sys.path.insert(0, str(ROOT))
+    from rlhf_bench.core.streams import outlive_readers
+
+    outlive_readers()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
-        with local_cluster() as (address, folder):
-            code = _submit_and_follow(address, entrypoint, working_directory)
+        with local_cluster() as (address, folder, head):
+            code = _submit_and_follow(address, head, entrypoint, working_directory)
             if code == 1:
-                print(f"Ray's own logs: {_keep_logs(folder)}", file=sys.stderr)
+                print(f"Ray's own logs: {folder.keep_logs()}", file=sys.stderr)
             return code
     except Interrupted as stop:
         return 128 + stop.number
-
-
-def _keep_logs(folder: Path) -> str:
-    kept = tempfile.mkdtemp(prefix="rlhf-bench-ray-logs-")
-    shutil.copytree(folder / "session_latest" / "logs", kept, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-    return kept
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -88,8 +87,9 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 @contextmanager
-def local_cluster() -> Iterator[tuple[str, Path]]:
-    """A Ray cluster with its dashboard on loopback. Yields the dashboard's address and the cluster's folder.
+def local_cluster() -> Iterator[tuple[str, RayFolder, subprocess.Popen]]:
+    """A Ray cluster with its dashboard on loopback. Yields the dashboard's address, the cluster's folder, and the process that
+    ends when any of Ray's own does. However this process ends, the cluster's processes end with it.
 
     `ray start`, and not `ray.init`: only it can choose the port of the dashboard's agent, and only it leaves the
     file by which a job finds its own cluster where several run on one machine. Raises RuntimeError where the
@@ -103,25 +103,45 @@ def local_cluster() -> Iterator[tuple[str, Path]]:
         RAY_USAGE_STATS_ENABLED="0",
         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     )
-    folder = Path(tempfile.mkdtemp(prefix="rlhf-ray-"))
+    from rlhf_bench.core.ray_folder import ray_folder
+
+    with ray_folder() as folder:
+        os.environ.update(folder.mark)
+        for left in reversed(range(STARTS)):
+            head, address = _start_head(folder)
+            try:
+                _wait_until_up(head, address, folder.path / "start.log")
+                break
+            except RuntimeError as error:
+                _end(head)
+                if not left:
+                    raise
+                print(f"{error}\nIt is started again.", file=sys.stderr)
+        try:
+            yield address, folder, head
+        finally:
+            _end(head)
+
+
+def _start_head(folder: RayFolder) -> tuple[subprocess.Popen, str]:
+    """The process of `ray start`, and where its dashboard will be."""
+    from rlhf_bench.core.ray_folder import OBJECT_STORE_BYTES
+
     dashboard, client_server = _free_ports(2)
-    command = [RAY, "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
-               "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
-               f"--ray-client-server-port={client_server}", f"--object-store-memory={OBJECT_STORE_BYTES}"]  # fmt: skip
-    with open(folder / "start.log", "w") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait_until_up(head, address, folder)
-        yield address, folder
-    finally:
-        head.terminate()  # `ray start --block` ends its own processes too
-        with suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=40)
-        with suppress(ProcessLookupError):  # all have ended, as they should
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    command = [RAY, "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1",
+               f"--temp-dir={folder.ray}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+               "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_server}",
+               f"--object-store-memory={OBJECT_STORE_BYTES}"]  # fmt: skip
+    with open(folder.path / "start.log", "w", encoding="utf-8") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    return head, f"http://127.0.0.1:{dashboard}"
+
+
+def _end(head: subprocess.Popen) -> None:
+    """`ray start --block` ends its own processes, and the folder's reaper what that leaves."""
+    head.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(timeout=END_WAIT_SECONDS)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -135,12 +155,8 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _die_with_parent() -> None:
-    """In the child: end the cluster even where this process is killed outright."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _wait_until_up(head: subprocess.Popen, address: str, folder: Path) -> None:
+def _wait_until_up(head: subprocess.Popen, address: str, said: Path) -> None:
+    """`said` is the file with what `ray start` says."""
     from ray.job_submission import JobSubmissionClient
 
     deadline = time.monotonic() + START_WAIT_SECONDS
@@ -150,11 +166,11 @@ def _wait_until_up(head: subprocess.Popen, address: str, folder: Path) -> None:
             return
         except ConnectionError:  # not there yet
             time.sleep(0.1)
-    said = (folder / "start.log").read_text().strip()
-    raise RuntimeError(f"Ray did not start within {START_WAIT_SECONDS} s; `ray start` said:\n{said}")
+    why = said.read_text(encoding="utf-8").strip()
+    raise RuntimeError(f"Ray did not start within {START_WAIT_SECONDS} s; `ray start` said:\n{why}")
 
 
-def _submit_and_follow(address: str, entrypoint: Sequence[str], working_directory: Path) -> int:
+def _submit_and_follow(address: str, head: subprocess.Popen, entrypoint: Sequence[str], working_directory: Path) -> int:
     from ray.job_submission import JobSubmissionClient
 
     submission = f"rlhf-bench-{secrets.token_hex(4)}"
@@ -162,7 +178,9 @@ def _submit_and_follow(address: str, entrypoint: Sequence[str], working_director
     command = [RAY, "job", "submit", "--no-wait", "--address", address, "--submission-id", submission,
                "--working-dir", str(working_directory), "--runtime-env-json", json.dumps({"env_vars": environment}),
                "--", *entrypoint]  # fmt: skip
-    submitted = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    submitted = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    )
     if submitted.returncode != 0:
         print(f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
         return 1
@@ -176,13 +194,22 @@ def _submit_and_follow(address: str, entrypoint: Sequence[str], working_director
     while not log_ended.is_set():
         try:
             log_ended.wait(timeout=1)
+            if head.poll() is not None:
+                break
         except Interrupted as interrupted:
             if stopped_by is not None:  # the second signal: the end of the cluster ends the job
                 raise
             stopped_by = interrupted.number
             print("Stopping the job; a second signal ends it at once.", file=sys.stderr, flush=True)
             client.stop_job(submission)
-    code = _exit_code(client, submission)
+    try:
+        code = _exit_code(client, submission)
+    except (OSError, RuntimeError) as error:  # the client's, where nobody answers
+        print(
+            f"failed: Ray itself has ended ({error}); the same command resumes from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     return code if stopped_by is None else 128 + stopped_by
 
 
@@ -193,6 +220,8 @@ def _print_log(client, submission: str, ended: threading.Event) -> None:
 
     try:
         asyncio.run(follow())
+    except Exception as error:  # of several libraries; the job's status, which is asked next, says what has happened
+        print(f"no more of the job's log: {error}", file=sys.stderr)
     finally:
         ended.set()
 
@@ -215,7 +244,14 @@ def _exit_code(client, submission: str) -> int:
 def _commit(directory: Path) -> str:
     """The commit that is checked out in `directory`, or "" where that is no git repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=directory, capture_output=True, text=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except FileNotFoundError:  # no git on this machine
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
@@ -223,7 +259,6 @@ def _commit(directory: Path) -> str:
 
 def print_where_to_look(output: Path) -> None:
     """Where the report is, and how to open MLflow on the store that the run used."""
-    sys.path.insert(0, str(ROOT))
     from rlhf_bench.core.text import printable
     from rlhf_bench.core.yaml import read_yaml
     from rlhf_bench.experiment.tracking.tracker import how_to_open, tracking_uri
@@ -231,7 +266,7 @@ def print_where_to_look(output: Path) -> None:
     report, recipe = output / "report.html", output / "recipe.yaml"
     if not recipe.is_file():
         return
-    tracking = (read_yaml(recipe.read_text()) or {}).get("tracking") or {}
+    tracking = (read_yaml(recipe.read_text(encoding="utf-8")) or {}).get("tracking") or {}
     if report.is_file():
         print(f"\nReport:  {report.as_uri()}")
     print(f"MLflow:  {printable(how_to_open(tracking_uri(tracking.get('uri'), output)))}")

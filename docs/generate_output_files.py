@@ -20,7 +20,15 @@ NAMES = {
     "object": "mapping",
     "null": "null",
 }
-WORDS = {"arms": "ARM", "scores": "SPLIT", "spent": "COLUMN", "seeds": "SEED", "before_arms": "ACTIVITY"}
+WORDS = {
+    "arms": "ARM",
+    "scores": "SPLIT",
+    "spent": "COLUMN",
+    "seeds": "SEED",
+    "before_arms": "ACTIVITY",
+    "versions": "PACKAGE",
+    "threads": "ROLE",
+}
 """What stands for any key of a mapping, by the mapping's own key."""
 HEAD = """# Output files
 
@@ -28,8 +36,8 @@ HEAD = """# Output files
 
 A comparison is one directory, DIR: what `--output` names, `outputs/NAME` by default. A series (`vary` in the recipe) has
 one such directory for each of its comparisons. Words in capitals stand for a name or a number of the run. In JSON, a
-number that is not finite is null, but for `tuning.json`. Every file is replaced in one step, so a reader never meets half
-of one."""
+number that is not finite is null, but for `tuning.json`. Every file but the log and the outbox is replaced in one step, once
+it is on the disk, and only where it changes: a reader never meets half of one, nor does one after a loss of power."""
 SUMMARY_ABOUT = f"""`rlhf_bench.results.summary_json.summary_schema()` gives its JSON Schema (draft 2020-12), to which a test holds it. The
 schema is closed: no other key stands in `{SUMMARY}`. A number that is absent or not finite is null. Intervals are pairs of
 low and high end."""

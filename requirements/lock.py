@@ -3,7 +3,8 @@
 Usage: python requirements/lock.py [cpu] [gpu] [dev] [cluster]      (all where none is named; a minute each)
 
 Each lock is the whole closure that pip resolves, installed with `pip install --no-deps -r LOCK`. Run it with
-the oldest supported Python. dev.txt and cluster.txt hold only what cpu.txt does not, and are resolved against it. torchvision,
+the oldest supported Python. dev.txt and cluster.txt hold only what cpu.txt does not, and are resolved against it. dev.txt has
+the packages of single kinds of task besides, and cpu.txt and gpu.txt have versions that those take. torchvision,
 torchaudio and torchcodec are left out: the project reads text only, and a build of theirs that does not match
 torch's makes the import of transformers fail. The CPU build of torch comes from PyTorch's own index; to lock gpu,
 pip must see PyPI's build of torch, so unset any setting that makes it prefer a CPU wheel.
@@ -21,6 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ("cpu", "gpu", "dev", "cluster")
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+OF_TASKS = ("poem", "reasoning-gym")
+"""Extras that one kind of task needs."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
@@ -33,9 +36,18 @@ def closure(requirements: list[str], *options: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         pip("install", "--dry-run", "--ignore-installed", "--report", str(report), *options, *requirements)
-        packages = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+        packages = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
     found = {re.sub(r"[-_.]+", "-", package["name"]).lower(): package["version"] for package in packages}
     return {name: found[name] for name in sorted(found.keys() - LEFT_OUT)}
+
+
+def closure_fitting(more: list[str], requirements: list[str], *options: str) -> dict[str, str]:
+    """The same, at versions that `more` on top of them takes too."""
+    both = closure([*requirements, *more], *options)
+    with tempfile.TemporaryDirectory() as folder:
+        limits = Path(folder, "constraints.txt")
+        limits.write_text("\n".join(f"{name}=={version}" for name, version in both.items()), encoding="utf-8")
+        return closure(requirements, *options, "--constraint", str(limits))
 
 
 def write(name: str, packages: dict[str, str]) -> None:
@@ -44,15 +56,16 @@ def write(name: str, packages: dict[str, str]) -> None:
         f"{sys.version_info.minor}, Linux."
     ]
     lines += [f"{package}=={version}" for package, version in packages.items()]
-    (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{name}.txt: {len(packages)} packages")
 
 
 def lock(name: str, project: dict) -> None:
     """Resolve and write one lock."""
     base, extras = project["dependencies"], project["optional-dependencies"]
+    of_tasks = [line for extra in OF_TASKS for line in extras[extra]]
     if name == "gpu":
-        packages = closure([*base, *extras["gpu"]])
+        packages = closure_fitting(of_tasks, [*base, *extras["gpu"]])
         if packages["torch"].endswith("+cpu"):
             sys.exit("gpu: pip found a CPU build of torch (see pip config list); nothing written")
         return write("gpu", packages)
@@ -60,9 +73,12 @@ def lock(name: str, project: dict) -> None:
         torch = next(line for line in base if line.startswith("torch=="))
         pip("download", "--no-deps", "--dest", folder, f"{torch}+cpu", "--extra-index-url", CPU_TORCH_INDEX)
         if name == "cpu":
-            return write("cpu", closure([*base, *extras["cpu"]], "--find-links", folder))
-        runtime = {line for line in (HERE / "cpu.txt").read_text().splitlines() if not line.startswith("#")}
-        packages = closure([*base, *extras[name]], "--find-links", folder, "--constraint", str(HERE / "cpu.txt"))
+            return write("cpu", closure_fitting(of_tasks, [*base, *extras["cpu"]], "--find-links", folder))
+        runtime = {
+            line for line in (HERE / "cpu.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+        }
+        wanted = [*base, *extras[name], *(of_tasks if name == "dev" else [])]
+        packages = closure(wanted, "--find-links", folder, "--constraint", str(HERE / "cpu.txt"))
         write(name, {key: version for key, version in packages.items() if f"{key}=={version}" not in runtime})
 
 
@@ -70,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="|".join(NAMES))
     names = parser.parse_args().names or list(NAMES)
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     if unknown := set(names) - set(NAMES):
         parser.error(f"no lock named {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
     for name in names:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.real_model import chat_model
+
 NO_SKIPS = os.environ.get("RLHF_BENCH_NO_SKIPS") == "1"
 WITH_ENGINES = [Path(__file__).parent / folder for folder in ("engines", "end_to_end")]
 
@@ -40,3 +42,9 @@ def pytest_make_collect_report(collector):
     report = yield
     _refuse_skip(report, collector.nodeid)
     return report
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, fetched and converted by the first test that asks for it."""
+    return chat_model()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from rlhf_bench.core.types import Row
-from rlhf_bench.methods.base import PairLoss, PerResponse
+from rlhf_bench.methods.base import Adam, PairLoss, PerResponse
+from rlhf_bench.models.checksum import checksum
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import load_model
 from rlhf_bench.models.lora import add_adapters, plain_state_dict, plain_weights
@@ -69,7 +70,14 @@ class DeepSpeedModel:
     """
 
     def __init__(
-        self, name: ModelName, path: str, setup: RankSetup, seed: int, learning_rate: float | None, max_grad_norm: float
+        self,
+        name: ModelName,
+        path: str,
+        setup: RankSetup,
+        seed: int,
+        learning_rate: float | None,
+        max_grad_norm: float,
+        adam: Adam,
     ):
         """Load the weights at `path`. Without a learning rate the model is frozen. With one, and with LoRA, new adapters learn
         in place of the weights."""
@@ -83,17 +91,19 @@ class DeepSpeedModel:
         module.to(setup.device)
         self.wrapped = self.trained or setup.zero_stage == 3
         if self.wrapped:
-            self.model = self._wrap(module, learning_rate)
+            self.model = self._wrap(module, learning_rate, adam)
         else:
             self.model = module.eval().requires_grad_(False)
 
-    def _wrap(self, module: Any, learning_rate: float | None) -> Any:
+    def _wrap(self, module: Any, learning_rate: float | None, adam: Adam) -> Any:
         import deepspeed
 
         optimizer = None
         if learning_rate is not None:
             learning = [p for p in module.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
+            optimizer = torch.optim.AdamW(
+                learning, lr=learning_rate, weight_decay=0.0, betas=adam.betas, eps=adam.epsilon, fused=True
+            )
         config = self.setup.deepspeed_config(self.max_grad_norm)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         if hasattr(engine.optimizer, "check_grad_overflow"):  # by default it looks in 16 bits only
@@ -242,6 +252,15 @@ class DeepSpeedModel:
                     if self.setup.zero_stage == 3:  # without a copy it is gone with the gathering
                         value = value.clone()
                     yield weight.name, (value if value.dtype == torch.float32 else value.view(torch.uint16)).numpy()
+
+    def checksums(self) -> dict[str, int]:
+        """On rank 0 of every tensor of `weights`, as it is now; nothing on other ranks."""
+        found = {}
+        for weight in plain_weights(self.lm):
+            with self.gathered(weight.parameters):
+                if self.setup.rank == 0:
+                    found[weight.name] = checksum(weight.value())
+        return found
 
     def save(self, path: str) -> None:
         """Write a Hugging Face folder from rank 0, adapters merged."""

@@ -18,7 +18,7 @@ from rlhf_bench.compute.engine_time import Activity, EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed, StateLost
 from rlhf_bench.core.types import Row
-from rlhf_bench.methods.base import Method, PerResponse, SideGradients
+from rlhf_bench.methods.base import STAGE_ADAM, Adam, Method, PerResponse, SideGradients
 from rlhf_bench.models.flops import ModelShape, forward_flops, side_gradients_flops, training_flops
 from rlhf_bench.models.packing import layout_of, split_by_tokens
 from rlhf_bench.training.roles import Means, Measures, Step
@@ -73,9 +73,15 @@ class LearnerGroup:
         self.join()
 
     def load(
-        self, name: ModelName, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+        self,
+        name: ModelName,
+        path: Path,
+        seed: int = 0,
+        learning_rate: float | None = None,
+        max_grad_norm: float = 1.0,
+        adam: Adam = STAGE_ADAM,
     ) -> None:
-        asked = [r.load.remote(name, str(path), seed, learning_rate, max_grad_norm) for r in self.ranks]
+        asked = [r.load.remote(name, str(path), seed, learning_rate, max_grad_norm, adam) for r in self.ranks]
         self.shapes[name], *_ = self._get("loading", asked)
 
     def measure(self, name: ModelName, rows: Sequence[Row], temperature: float = 1.0) -> Measures:
@@ -168,6 +174,10 @@ class LearnerGroup:
         refs = [r.weights.options(num_returns=2).remote(name) for r in self.ranks]
         self._get("sync", [done for _, done in refs])
         return refs[0][0]
+
+    def checksums(self, name: ModelName) -> dict[str, int]:
+        """Of every tensor of the full weights, by name."""
+        return self._get("sync", [r.checksums.remote(name) for r in self.ranks])[0]
 
     def save(self, name: ModelName, path: Path) -> None:
         """Write a Hugging Face folder."""

@@ -6,6 +6,8 @@ Models are loaded anew for every arm and seed; the processes stay.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import socket
@@ -22,7 +24,7 @@ from actors.learner.deepspeed_engine import DeepSpeedModel, ModelName, RankSetup
 from actors.monitoring.trace import Traced, traced
 from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Row
-from rlhf_bench.methods.base import PairLoss, PerResponse
+from rlhf_bench.methods.base import Adam, PairLoss, PerResponse
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.settings import LoraSettings
 from rlhf_bench.training.roles import Step
@@ -81,11 +83,11 @@ class LearnerRank(Traced, Heartbeat):
 
     @traced
     def load(
-        self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float
+        self, name: ModelName, path: str, seed: int, learning_rate: float | None, max_grad_norm: float, adam: Adam
     ) -> ModelShape:
         """Place a model, or replace it; see `DeepSpeedModel`."""
         self.free(name)  # first: there may be no memory for both
-        self.models[name] = DeepSpeedModel(name, path, self.setup, seed, learning_rate, max_grad_norm)
+        self.models[name] = DeepSpeedModel(name, path, self.setup, seed, learning_rate, max_grad_norm, adam)
         return self.models[name].shape
 
     @traced
@@ -128,6 +130,11 @@ class LearnerRank(Traced, Heartbeat):
         return (found if self.setup.rank == 0 else None), None
 
     @traced
+    def checksums(self, name: ModelName) -> dict[str, int]:
+        """See `DeepSpeedModel.checksums`."""
+        return self.models[name].checksums()
+
+    @traced
     def save(self, name: ModelName, path: str) -> None:
         """Write a Hugging Face folder from rank 0, adapters merged."""
         self.models[name].save(path)
@@ -153,6 +160,10 @@ class LearnerRank(Traced, Heartbeat):
         self.weight_sender.send_weights()
 
     def free(self, name: ModelName) -> None:
-        """No effect where there is no such model."""
+        """No effect where there is no such model. Its memory goes back to the system: the allocator's settings (actors/fleet.py) keep
+        it otherwise, in pieces that the next arm's model does not fit into."""
         if name in self.models:
             self.models.pop(name).destroy()
+            gc.collect()
+            if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
+                trim(0)

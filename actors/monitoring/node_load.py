@@ -34,7 +34,14 @@ def _gpus() -> dict[str, float]:
         return {}
     query = ["--query-gpu=index,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run([command, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
+        told = subprocess.run(
+            [command, *query],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=NVIDIA_SMI_SECONDS,
+        )
     except subprocess.TimeoutExpired:
         return {}  # the GPU driver is in trouble; the next call may succeed
     return parsed(told.stdout) if told.returncode == 0 else {}

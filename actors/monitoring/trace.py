@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from rlhf_bench.compute.engine_time import EngineTime
+from rlhf_bench.core.files import write_text
 
 ENABLED = "RLHF_BENCH_PROFILE"
 """Set in the environment of the roles' processes where they are to record their calls."""
@@ -76,7 +77,7 @@ def write_trace(path: Path, fleets: Sequence[tuple[EngineTime, Mapping[str, Any]
             # The node's clock was read about half way between the question and the answer.
             behind = (asked + time.time()) / 2 - clock
             tracks[which + name] = [(what, began + behind, seconds) for what, began, seconds in calls]
-    path.write_text(json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
+    write_text(path, json.dumps({"traceEvents": trace_events(tracks), "displayTimeUnit": "ms"}))
 
 
 def trace_events(tracks: Mapping[str, Sequence[Call]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from actors.rollout.vllm_engine import Completion, Request, VLLMEngine
 from actors.supervision.heartbeat import Heartbeat
 from rlhf_bench.core.types import Sampling
 from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.training.sync_check import Held
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class RolloutActor(Traced, Heartbeat):
         self.engine = VLLMEngine(path, placement, max_length, dtype, sync_backend)
 
     @traced
-    def advance(self, requests: Mapping[int, Request], sampling: Sampling, eos_id: int, until: int) -> Advance:
+    def advance(
+        self, requests: Mapping[int, Request], sampling: Sampling, end_ids: frozenset[int], until: int
+    ) -> Advance:
         """Queue requests, and decode until so many, of these or earlier ones, have ended."""
         began = perf_counter()
-        self.engine.queue(requests, sampling.max_tokens, sampling.temperature, eos_id)
+        self.engine.queue(requests, sampling.max_tokens, sampling.temperature, end_ids)
         found = self.engine.decode(until)
         return Advance(found, self.engine.version, perf_counter() - began)
 
@@ -44,9 +47,9 @@ class RolloutActor(Traced, Heartbeat):
         self.engine.abandon()
 
     @traced
-    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[float], int]:
-        """Of a given response; and the version of the weights."""
-        return self.engine.logprobs(prompt_ids, response_ids), self.engine.version
+    def probe(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Held:
+        """See `sync_check`."""
+        return self.engine.probe(prompt_ids, response_ids)
 
     @traced
     def load_weights(self, weights: list[ray.ObjectRef], version: int) -> None:

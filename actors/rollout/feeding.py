@@ -47,7 +47,7 @@ class EngineQueue:
     actor: Any
     number: int
     sampling: Sampling
-    eos_id: int
+    end_ids: frozenset[int]
     requests: int = 0
     tokens: int = 0  # of prompts, and of responses at their longest
     calls: deque[PendingCall] = field(default_factory=deque)  # oldest first
@@ -68,7 +68,7 @@ class EngineQueue:
             self._call(requests, until)
 
     def _call(self, requests: dict[int, Request], until: int) -> None:
-        ref = self.actor.advance.remote(requests, self.sampling, self.eos_id, until)
+        ref = self.actor.advance.remote(requests, self.sampling, self.end_ids, until)
         self.calls.append(PendingCall(ref, perf_counter(), until))
 
     @property
@@ -87,7 +87,7 @@ class Feeder:
         sampling: Sampling,
         chunks: Sequence[Sequence[int]],
         *,
-        eos_id: int,
+        end_ids: frozenset[int],
         concurrent_requests: int,
         engine_time: EngineTime,
         bring_up: Callable[[int, Exception], Any],
@@ -95,7 +95,7 @@ class Feeder:
         """`bring_up` gives another engine in a lost one's place, by its number and the error."""
         self.prompts, self.sampling = prompts, sampling
         self.engine_time, self.bring_up = engine_time, bring_up
-        self.engines = [EngineQueue(actor, i, sampling, eos_id) for i, actor in enumerate(actors)]
+        self.engines = [EngineQueue(actor, i, sampling, end_ids) for i, actor in enumerate(actors)]
         self.waiting = deque(self._portions(chunks))
         self.few = max(1, concurrent_requests // RETURNS_PER_BATCH)
         self.max_requests = concurrent_requests + self.few  # of an engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,11 +14,11 @@ from actors.supervision.failures import Replace, no_replacement
 from actors.supervision.remote_call import gather
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Group, Prompt, Sample, Sampling
 from rlhf_bench.models.flops import ModelShape, generation_flops
 from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.training.roles import RolloutChunk
+from rlhf_bench.training.sync_check import Probe
 
 
 class RolloutPool:
@@ -30,7 +29,7 @@ class RolloutPool:
         actors: list[Any],
         placement: RolloutPlacement,
         shape: ModelShape,
-        eos_id: int,
+        end_ids: frozenset[int],
         tokens_per_chunk: int,
         engine_time: EngineTime,
         replace: Replace = no_replacement,
@@ -40,7 +39,7 @@ class RolloutPool:
         self.actors = actors
         self.devices_each = placement.gpus or placement.cpus
         self.concurrent_requests = placement.concurrent_requests
-        self.shape, self.eos_id, self.tokens_per_chunk = shape, eos_id, tokens_per_chunk
+        self.shape, self.end_ids, self.tokens_per_chunk = shape, end_ids, tokens_per_chunk
         self.probe: Probe | None = None  # the last one that all engines have passed
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
@@ -60,7 +59,7 @@ class RolloutPool:
         """
         chunks = self.chunks(prompts, sampling)
         feeder = Feeder(
-            self.actors, prompts, sampling, chunks, eos_id=self.eos_id, concurrent_requests=self.concurrent_requests,
+            self.actors, prompts, sampling, chunks, end_ids=self.end_ids, concurrent_requests=self.concurrent_requests,
             engine_time=self.engine_time, bring_up=self._bring_up,
         )  # fmt: skip
         left, found, seconds = deque(chunks), dict[int, Answer](), 0.0
@@ -112,55 +111,25 @@ class RolloutPool:
         """RunFailed where this engine does not pass the last probe."""
         if self.probe is None:
             return
-        asked = actor.logprobs.remote(self.probe.prompt_ids, self.probe.response_ids)
-        found, version = self.engine_time.during("sync", ray.get, asked)
-        if version == self.probe.version:  # otherwise other weights were sent since, which are not checked yet
-            self.probe.gap(found)
+        held = self.engine_time.during("sync", ray.get, self._asked(actor, self.probe))
+        if held.version == self.probe.version:  # otherwise other weights were sent since, which are not checked yet
+            self.probe.gap(held)
 
-    def check(
-        self,
-        prompt_ids: Sequence[int],
-        response_ids: Sequence[int],
-        expected: Sequence[float],
-        tolerance: float,
-        version: int,
-    ) -> float:
-        """Compare every engine's log-probs of a fixed response with the learner's; the largest gap. Raises RunFailed over the
-        tolerance, or where an engine holds weights of another version."""
+    def check(self, probe: Probe) -> float:
+        """Compare every engine's weights with the learner's, and its log-probs of a fixed response: the largest gap. Raises
+        RunFailed where they are not the learner's, see `Probe.gap`."""
 
         def retry(i: int, error: Exception) -> ray.ObjectRef:
             self.actors[i] = self.replace(i, error)
-            return self.actors[i].logprobs.remote(probe.prompt_ids, probe.response_ids)
+            return self._asked(self.actors[i], probe)
 
-        probe = Probe(tuple(prompt_ids), tuple(response_ids), expected, tolerance, version)
-        asked = [a.logprobs.remote(probe.prompt_ids, probe.response_ids) for a in self.actors]
-        found = self.engine_time.during("sync", gather, asked, retry)
-        gap = max(probe.gap(logprobs) for logprobs, _ in found)
-        if others := {held for _, held in found} - {version}:
-            raise RunFailed(f"weight sync: after update {version} an engine holds the weights of update {others.pop()}")
+        found = self.engine_time.during("sync", gather, [self._asked(a, probe) for a in self.actors], retry)
+        gap = max(probe.gap(held) for held in found)
         self.probe = probe
         return gap
 
-
-@dataclass(frozen=True)
-class Probe:
-    """A fixed response, and the learner's log-probs of it under the weights of that version."""
-
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    expected: Sequence[float]
-    tolerance: float
-    version: int
-
-    def gap(self, found: Sequence[float]) -> float:
-        """The largest one, in nats. Raises RunFailed over the tolerance."""
-        gap = max(abs(x - y) for x, y in zip(found, self.expected, strict=True))
-        if not gap <= self.tolerance:  # nan fails too
-            raise RunFailed(
-                f"weight sync: after update {self.version} an engine's log-probs differ from the learner's by {gap:.2g} "
-                f"nats, more than placement.sync_tolerance {self.tolerance:.2g}: the engines do not hold the learner's weights"
-            )
-        return gap
+    def _asked(self, actor: Any, probe: Probe) -> ray.ObjectRef:
+        return actor.probe.remote(probe.prompt_ids, probe.response_ids)
 
 
 def _sample(prompt: Prompt, k: int, answer: Answer) -> Sample:

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors.rollout.held_weights import HeldWeights
+from rlhf_bench.models.hub import folder_of
 from rlhf_bench.recipe import RolloutPlacement
+from rlhf_bench.training.sync_check import Held
 
 Request = tuple[tuple[int, ...], int]
 """Prompt ids and the seed that its response is sampled with."""
+
+CPU_BLOCK_TOKENS = 32
+"""Whole blocks of a prompt are cached. These are the smallest that vLLM's CPU attention has: its own choice, 128, is longer
+than many chat prompts, whose system message and first words are then computed for every sample."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +55,37 @@ class VLLMEngine:
         # A prompt that is cut into chunks would have vLLM rewind its request's random generator, which CPU ones cannot.
         cpu_only = {} if placement.gpus else {
             "kv_cache_memory_bytes": placement.cache_mib * 2**20, "enforce_eager": True, "enable_chunked_prefill": False,
+            "block_size": CPU_BLOCK_TOKENS,
         }  # fmt: skip
         self.llm = LLM(
-            model=path, load_format="dummy", skip_tokenizer_init=True, dtype=dtype, max_model_len=max_length, seed=0,
+            model=str(folder_of(path, weights=False)), load_format="dummy", skip_tokenizer_init=True, dtype=dtype,
+            max_model_len=max_length, seed=0,
             max_num_seqs=placement.concurrent_requests, max_num_batched_tokens=max(2048, max_length),
             gpu_memory_utilization=placement.gpu_memory_fraction, distributed_executor_backend="uni",
             logprobs_mode="processed_logprobs", weight_transfer_config=WeightTransferConfig(backend=sync_backend),
             generation_config="vllm", disable_log_stats=True, trust_remote_code=False, **cpu_only,
         )  # fmt: skip
+        self.held = self.llm.apply_model(HeldWeights)[0]
         self.version = -1
+        self.fault: str | None = None  # of the last sync, see `HeldWeights.fault`
         self.open: set[int] = set()  # numbers of requests that are queued or half done
 
-    def queue(self, requests: Mapping[int, Request], max_tokens: int, temperature: float, eos_id: int) -> None:
+    def queue(
+        self, requests: Mapping[int, Request], max_tokens: int, temperature: float, end_ids: frozenset[int]
+    ) -> None:
         """Take requests, each under a number of the caller's. `decode` answers them."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         self._refuse_without_weights()
+        if not self.open:
+            # So a draw, its last bits and its cost depend on its own requests alone: a resumed run repeats it.
+            self._forget_prompts()
         for number, (ids, seed) in requests.items():
             params = SamplingParams(
                 temperature=temperature, max_tokens=max_tokens, seed=seed if temperature else None, logprobs=0,
-                stop_token_ids=[eos_id], detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+                stop_token_ids=sorted(end_ids), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             self.llm.llm_engine.add_request(str(number), tokens_input(list(ids)), params)
             self.open.add(number)
@@ -92,10 +108,10 @@ class VLLMEngine:
         return found
 
     def generate(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, eos_id: int
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, end_ids: frozenset[int]
     ) -> list[Completion]:
         """All at once; completions in the requests' order."""
-        self.queue(dict(enumerate(requests)), max_tokens, temperature, eos_id)
+        self.queue(dict(enumerate(requests)), max_tokens, temperature, end_ids)
         found = self.decode(len(requests))
         return [found[i] for i in range(len(requests))]
 
@@ -105,7 +121,7 @@ class VLLMEngine:
         self.open.clear()
 
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities of a given response, from the engine's own forward pass: a sync is checked with them."""
+        """Log-probabilities of a given response, from the engine's own forward pass."""
         from vllm import SamplingParams
 
         self._refuse_without_weights()
@@ -117,6 +133,11 @@ class VLLMEngine:
             step[token].logprob
             for step, token in zip(output.prompt_logprobs[len(prompt_ids) :], response_ids, strict=True)
         ]
+
+    def probe(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Held:
+        """What a sync is checked by."""
+        logprobs = self.logprobs(prompt_ids, response_ids)
+        return Held(self.version, self.held.checksums, self.fault, logprobs)
 
     def _refuse_without_weights(self) -> None:
         if self.version < 0:
@@ -131,10 +152,15 @@ class VLLMEngine:
 
     def call_worker(self, method: str, **kwargs: Any) -> None:
         """One step of vLLM's weight-transfer protocol."""
+        if method == "start_weight_update":
+            self.held.begin()
         self.llm.collective_rpc(method, kwargs=kwargs)
 
     def finish_sync(self, version: int) -> None:
         """Cached keys and values belong to the old weights."""
+        self._forget_prompts()
+        self.version, self.fault = version, self.held.fault()
+
+    def _forget_prompts(self) -> None:
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM would not reset its prefix cache after a weight sync: requests were still running")
-        self.version = version
+            raise RuntimeError("vLLM would not reset its prefix cache: requests were still running")

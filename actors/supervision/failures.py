@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import exceptions
 
-from rlhf_bench.core.errors import RunFailed, StateLost
+from rlhf_bench.core.errors import RunFailed, StateLost, stop_behind
 
 Replace = Callable[[int, Exception], Any]
 """An actor's number among those of its role, and what a call to it raised -> another actor in its place. An error that does
@@ -25,7 +25,9 @@ def no_replacement(number: int, error: Exception) -> Any:
 
 def failure_reason(error: Exception) -> str:
     """How the actor was lost whose call raised this. Raises any other error as it is, and `StateLost` where not the actor is
-    lost, but data that it was handed."""
+    lost, but data that it was handed. A signal that came during the call is raised as such."""
+    if stop := stop_behind(error):
+        raise stop
     if isinstance(error, exceptions.OutOfMemoryError):
         return "was ended by Ray for lack of memory"
     if any(word in str(error) for word in PORT_TAKEN):

@@ -27,7 +27,14 @@ HEARTBEATS_PER_TIMEOUT = 5
 
 
 class Heartbeat:
-    """An actor that gives signs of life."""
+    """An actor that gives signs of life, and says with how many threads it computes."""
+
+    def threads(self) -> str:
+        """Of PyTorch's operations, and of OpenMP where that was told another number: sums depend on it in their last bits."""
+        import torch
+
+        own, openmp = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "unset")
+        return str(own) if openmp == str(own) else f"{own} (OMP_NUM_THREADS {openmp})"
 
     def send_heartbeats(self, monitor: Any, key: str, every: float) -> None:
         """From now on, every so many seconds, also while the actor is busy: from a thread, which stops when the process is
@@ -56,16 +63,42 @@ def _crash_at_once() -> None:
     faulthandler.enable(all_threads=False)
 
 
-class HeartbeatMonitor:
-    """When each actor's last heartbeat came."""
+class AwakeClock:
+    """Seconds in which this process ran. Those in which it was stopped, with its group or its machine, do not count: heartbeats
+    could not be heard then, and the actors may have been stopped too."""
+
+    TICK_SECONDS = 0.5
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        self._awake, self._last = 0.0, time.monotonic()
+        self._reading = threading.Lock()
+        threading.Thread(target=self._tick, name="awake", daemon=True).start()
+
+    def now(self) -> float:
+        with self._reading:
+            now = time.monotonic()
+            self._awake += min(now - self._last, 2 * self.TICK_SECONDS)
+            self._last = now
+            return self._awake
+
+    def _tick(self) -> None:
+        while True:
+            time.sleep(self.TICK_SECONDS)
+            self.now()
+
+
+class HeartbeatMonitor:
+    """When each actor's last heartbeat came, by the monitor's own clock: after a pause of all processes it waits for the next
+    heartbeat of each as long as ever."""
+
+    def __init__(self) -> None:
+        self.clock = AwakeClock()
+        self.began = self.clock.now()
         self.heard: dict[str, tuple[float, Where]] = {}
         self.loads: dict[str, Load] = {}
 
     def beat(self, key: str, where: Where, host: str, load: Load) -> None:
-        self.heard[key] = (time.monotonic(), where)
+        self.heard[key] = (self.clock.now(), where)
         if load:
             self.loads[host] = load
 
@@ -76,7 +109,7 @@ class HeartbeatMonitor:
 
     def silence(self) -> tuple[float, dict[str, float]]:
         """Seconds since this monitor began to listen; and since the last heartbeat of every actor that has sent one."""
-        now = time.monotonic()
+        now = self.clock.now()
         return now - self.began, {key: now - at for key, (at, _) in self.heard.items()}
 
     def forget(self, key: str) -> Where | None:

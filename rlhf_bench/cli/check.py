@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from rlhf_bench.cli.options import Json, Overrides, Quiet, RecipePath, check_room, open_cache, write_line
+from rlhf_bench.cli.options import Json, Overrides, Quiet, RecipePath, open_cache, prepared, write_line
+from rlhf_bench.core.errors import Problems
 
 
 def check(
@@ -27,19 +28,20 @@ def check(
     Example: rlhf-bench check recipes/gsm8k.yaml task.folder=openai/gsm8k
     """
     from rlhf_bench.cli.overview import as_data, lines
-    from rlhf_bench.recipe import load_series
-    from rlhf_bench.training.inputs import prepare_inputs
+    from rlhf_bench.recipe import read_series
 
+    drafts, problems = read_series(recipe, overrides or [], fast), Problems()
+    inputs_of = prepared(drafts, open_cache(), problems)
+    problems.refuse()
     found = {}
-    for variant in load_series(recipe, overrides or [], fast):
-        settings = variant.recipe
-        inputs = prepare_inputs(settings, open_cache())
-        check_room(settings, inputs)
+    for label, inputs in inputs_of.items():
+        settings = drafts[label].recipe
+        assert settings is not None
         if as_json:
-            found[variant.label] = as_data(settings, inputs)
+            found[label] = as_data(settings, inputs)
         elif not quiet:
-            if variant.label:
-                write_line(f"# {variant.label}")
+            if label:
+                write_line(f"# {label}")
             write_line(yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True))
             for line in lines(settings, inputs):
                 write_line(line)

@@ -28,6 +28,8 @@ def data_check(inputs: Inputs) -> Iterator[str]:
             yield f"  {name}: {len(counts)} of {_quantiles(counts)}"
     if inputs.pairs is None:
         yield "  pairs: none with the data; a weaker policy makes them"
+    elif not pairs:
+        yield "  pairs: none with the data, and no arm needs any; held-out ones are among the base policy's own answers"
 
     def keys(found: Iterable[Prompt | Row]) -> list[str]:
         ids = [list(one.token_ids if isinstance(one, Prompt) else one.prompt_ids) for one in found]

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_bench import __version__
+from rlhf_bench.cli.cache import cache
 from rlhf_bench.cli.check import check
 from rlhf_bench.cli.export import export
 from rlhf_bench.cli.init import init
@@ -23,11 +24,14 @@ from rlhf_bench.cli.report import report
 from rlhf_bench.cli.run import run
 from rlhf_bench.cli.schema import schema
 from rlhf_bench.cli.theory import theory
+from rlhf_bench.cli.track import track
+from rlhf_bench.cli.verify import verify
 from rlhf_bench.core.errors import (
     BadInput,
     RunFailed,
-    Stopped,
+    stop_behind,
 )
+from rlhf_bench.core.streams import outlive_readers
 from rlhf_bench.core.text import one_line, printable
 from rlhf_bench.experiment.shutdown import raise_on_signals
 
@@ -38,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Compare RLHF with DPO at identical compute: one recipe file, several arms, many seeds.\n\n"
-        "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 130 or 143 interrupted: the same command resumes."
+        "Exit codes: 0 done; 1 failed; 2 the recipe or the data is wrong; 129, 130 or 143 interrupted: the same command resumes."
     ),
 )
 
@@ -58,7 +62,7 @@ def everywhere(
     pass
 
 
-for command in (init, schema, run, check, manifest, report, export):
+for command in (init, schema, run, check, manifest, report, verify, export, track, cache):
     app.command()(command)
 app.add_typer(theory, name="theory")
 
@@ -76,7 +80,9 @@ def exit_code(command: Callable[[], Any]) -> int:
     except UsageError as error:
         error.show()
         return error.exit_code
-    except Stopped as stop:
+    except BaseException as error:
+        if (stop := stop_behind(error)) is None:
+            raise
         print(
             f"stopped by {stop}: the same command with the same --output resumes from the last checkpoint",
             file=sys.stderr,
@@ -92,6 +98,7 @@ def show_traceback(*raised: Any) -> None:
 
 def main() -> None:
     raise_on_signals()
+    outlive_readers()
     sys.excepthook = show_traceback
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

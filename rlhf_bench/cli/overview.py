@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_bench.cli.data_overview import data_check
-from rlhf_bench.compute.forecast import Lengths, arm_forecast, shared_flops, time_forecast
-from rlhf_bench.compute.memory import gpu_forecasts, memory_gib, transient_gib
+from rlhf_bench.cli.example import example_data, example_lines
+from rlhf_bench.compute.forecast import DataUse, Lengths, arm_forecast, data_use, largest_step
+from rlhf_bench.compute.memory import gpu_forecasts, host_gib, host_total_gib, machine_gib, memory_gib, transient_gib
 from rlhf_bench.compute.resources import GIB, fleet_needs
+from rlhf_bench.compute.speed import Speeds, speeds_of
+from rlhf_bench.compute.wall_time import ComparisonTime, Seconds, comparison_time
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Recipe
@@ -28,26 +31,31 @@ def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     for note in inputs.notes:
         yield f"data: {note}"
     yield from data_check(inputs)
-    yield from _budget(recipe, shape, n, reward)
-    yield from _time(recipe, shape, n, reward, weaker=inputs.pairs is None)
-    yield from _memory(recipe, shape, reward)
+    yield from example_lines(inputs)
+    yield from _budget(recipe, inputs, n)
+    speeds = speeds_of(recipe)
+    yield from _time(recipe, _forecast_time(recipe, inputs, speeds), speeds)
+    yield from _memory(recipe, shape, n, reward)
     yield _fleet(recipe)
 
 
 def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The same numbers as plain data, with the recipe in full, for scripts."""
     n, shape, reward = lengths_of(recipe, inputs), inputs.shape, inputs.reward_shape
-    column, limit = recipe.compute.column, recipe.compute.limit
-    arms = {}
+    column, limit, pairs = recipe.compute.column, recipe.compute.limit, _pairs_of(recipe, inputs)
+    arms, time = {}, _forecast_time(recipe, inputs, speeds_of(recipe))
     for name, arm in recipe.arms.items():
-        f, time = arm_forecast(recipe, arm, shape, n, reward), time_forecast(recipe, arm, shape, n, reward)
+        f = arm_forecast(recipe, arm, shape, n, reward)
         before, update = (getattr(c, column) for c in (f.before, f.update))
+        use = data_use(recipe, arm, f, pairs)
         arms[name] = {
             "before": before,
             "update": update,
-            "updates": int((limit - before) / update) if update else None,
-            "flops": time.flops if time else None,
-            "seconds": time.seconds if time else None,
+            "updates": int(use.updates) if use else None,
+            "pair_passes": use.pair_passes if use else None,
+            "prompt_passes": use.prompt_passes if use else None,
+            "flops": time.arms[name].flops if use else None,
+            "seconds": time.arms[name].seconds,
         }
     return {
         "recipe": recipe.resolved(),
@@ -58,9 +66,12 @@ def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
             "prompt_tokens": n.prompt,
         },
         "notes": list(inputs.notes),
+        "example": example_data(inputs),
         "budget": {"unit": column, "limit": limit},
         "arms": arms,
+        "seconds": time.seconds,
         "memory_gib": memory_gib(recipe, shape, reward),
+        "peak_gib": host_gib(recipe, shape, reward, largest_step(recipe, n)),
     }
 
 
@@ -78,38 +89,69 @@ def _fleet(recipe: Recipe) -> str:
     return f"a fleet: {needs['CPU']:g} CPU{gpus}, {needs['memory'] / GIB:g} GiB; fleets that work on arms at once: {at_once}"
 
 
-def _budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:
-    column, limit = recipe.compute.column, recipe.compute.limit
+def _forecast_time(recipe: Recipe, inputs: Inputs, speeds: Speeds) -> ComparisonTime:
+    n, pairs = lengths_of(recipe, inputs), _pairs_of(recipe, inputs)
+    return comparison_time(
+        recipe, inputs.shape, n, speeds, inputs.reward_shape, weaker=inputs.pairs is None, pairs=pairs
+    )
+
+
+def _pairs_of(recipe: Recipe, inputs: Inputs) -> int:
+    """Off-policy pairs to train on: the data's, or as many as a weaker policy is asked for."""
+    return recipe.data.off_policy_pairs if inputs.pairs is None else len(inputs.pairs)
+
+
+def _budget(recipe: Recipe, inputs: Inputs, n: Lengths) -> Iterator[str]:
+    column, limit, pairs = recipe.compute.column, recipe.compute.limit, _pairs_of(recipe, inputs)
     yield f"budget: {limit:.3g} {column} for each arm and seed"
     for name, arm in recipe.arms.items():
-        f = arm_forecast(recipe, arm, shape, n, reward)
+        f = arm_forecast(recipe, arm, inputs.shape, n, inputs.reward_shape)
         before, update = (getattr(c, column) for c in (f.before, f.update))
-        updates = f"about {int((limit - before) / update)}" if update else "as many as fit"
-        yield f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or more"
+        use = data_use(recipe, arm, f, pairs)
+        updates = f"about {int(use.updates)}" if use else "as many as fit"
+        yield (
+            f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or "
+            f"more{_passes(arm, use, pairs) if use else ''}"
+        )
 
 
-def _time(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None, weaker: bool) -> Iterator[str]:
-    found = {name: time_forecast(recipe, arm, shape, n, reward) for name, arm in recipe.arms.items()}
-    times = {name: time for name, time in found.items() if time is not None}
-    if not times:
-        yield f"time: the budget is in seconds: {recipe.compute.limit:.3g} × devices for each arm and seed"
-        return
-    one = next(iter(times.values()))
-    kind = "GPU" if recipe.placement.learner.gpus else "core"
-    yield (
-        f"time, if the learner did all the work, on {one.devices} {kind}{'s' * (one.devices > 1)} of {one.peak_tflops:g} "
-        f"TFLOP/s at a utilisation of {one.utilisation:.0%} (placement.device):"
-    )
-    for name, time in times.items():
-        yield f"  {name}: {time.flops:.3g} FLOPs, {_duration(time.seconds)} a seed"
-    shared = shared_flops(recipe, shape, n, weaker)
-    each = sum(time.flops for time in times.values())
-    total = shared + len(recipe.seeds) * each
-    seconds = total / one.flops * one.seconds
-    yield (
-        f"  all: {total:.3g} FLOPs, {_duration(seconds)} for {len(recipe.seeds)} seed{'s' * (len(recipe.seeds) > 1)} and "
-        f"{shared:.3g} FLOPs of fine-tuning; without evaluation and trials"
-    )
+def _passes(arm: Any, use: DataUse, pairs: int) -> str:
+    """How often the arm sees its data: its pairs, and the prompts that it samples for."""
+    if arm.data == "offline":
+        return f"; {use.pair_passes:.2g} passes over {pairs} pairs"
+    again = ", which come again with new samples" if (use.prompt_passes or 0) > 1 else ""
+    prompts = f"{use.prompt_passes:.2g} passes over its prompts{again}"
+    if not arm.one_shot:
+        return f"; {prompts}"
+    return f"; each pair in {arm.epochs} epoch{'s' * (arm.epochs > 1)}; {prompts}"
+
+
+def _time(recipe: Recipe, time: ComparisonTime, speeds: Speeds) -> Iterator[str]:
+    yield f"time, with {_devices(recipe, speeds)}, all responses at full length, nothing from the cache:"
+    yield f"  before the arms: {_parts(time.before)}"
+    for name, arm in time.arms.items():
+        yield f"  {name}, a seed: {_parts(arm.parts)}"
+    seeds = f"{time.seeds} seed{'s' * (time.seeds > 1)}"
+    beside = f", {time.fleets} at a time" if time.fleets > 1 else ""
+    yield f"  all: {_duration(time.seconds)} for {len(time.arms)} arms × {seeds}{beside}, evaluation and report included"
+
+
+def _devices(recipe: Recipe, speeds: Speeds) -> str:
+    """What the forecast of time goes by."""
+    named = "placement.device" if recipe.placement.device.peak_tflops else "timed now"
+    parts = []
+    if speeds.core is not None:
+        parts.append(f"cores that multiply at {speeds.core.learner_flops / 1e9:.0f} GFLOP/s ({named})")
+    if any(role.gpus for role in recipe.placement.roles(scorer=True).values()):
+        parts.append(f"GPUs of {speeds.gpu.learner_flops / 1e12:g} TFLOP/s (placement.device)")
+    return " and ".join(parts)
+
+
+def _parts(parts: Seconds) -> str:
+    """Their sum, and those that are more than a hundredth of it."""
+    total = sum(parts.values())
+    shown = ", ".join(f"{part} {_duration(x)}" for part, x in parts.items() if x > total / 100)
+    return f"{_duration(total)} ({shown})"
 
 
 def _duration(seconds: float) -> str:
@@ -119,14 +161,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Iterator[str]:
-    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
-    device = recipe.placement.device
+def _memory(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:
+    largest = largest_step(recipe, n)
+    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
+    device, host = recipe.placement.device, host_gib(recipe, shape, reward, largest)
     yield "memory of each process, GiB: always (weights, gradients, optimizer, cache), and at times (activations, loading):"
     for role, gib in resident.items():
         place = getattr(recipe.placement, role)
-        yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {transient[role]:.2f}"
-    for gpu in gpu_forecasts(recipe, shape, reward):
+        peak = f"; with libraries and weights in transit {host[role]:.2f} at its peak" if role in host else ""
+        yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {transient[role]:.2f}{peak}"
+    for gpu in gpu_forecasts(recipe, shape, reward, largest):
         need = gpu.resident + gpu.transient
         room = (
             "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"
@@ -135,3 +179,14 @@ def _memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> Ite
             f"  a GPU with {' and '.join(gpu.roles)}: {gpu.resident:.1f} and up to {gpu.transient:.1f}, together {need:.1f} of "
             f"{device.memory_gib:g} GiB: {room}"
         )
+    if host:
+        yield _on_this_machine(host_total_gib(recipe, host, shape), machine_gib())
+
+
+def _on_this_machine(need: float, has: float) -> str:
+    if need <= has:
+        return f"  a fleet on one machine, driver and Ray included: {need:.1f} GiB; this one has {has:.1f}"
+    return (
+        f"  warning: a fleet on one machine, driver and Ray included, needs {need:.1f} GiB, and this one has {has:.1f}; lower "
+        "compute.tokens_per_micro_batch or the rows of an update, use model.dtype: bfloat16 or model.lora, or more machines"
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -18,16 +19,20 @@ from rlhf_bench.cli.options import (
     Overrides,
     Quiet,
     RecipePath,
-    check_room,
     open_cache,
+    prepared,
+    say_aside,
     say_problems,
     summary_as_json,
     write_line,
 )
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, Problems
+from rlhf_bench.core.lock import held
 
 if TYPE_CHECKING:
-    from rlhf_bench.recipe import Recipe
+    from rlhf_bench.experiment.spec import ComparisonSpec
+    from rlhf_bench.recipe import Draft, Recipe
+    from rlhf_bench.training.cache import Cache
 
 
 def run(
@@ -62,27 +67,21 @@ def run(
     guard_local_cluster()
     from actors.ray_cluster import cluster
 
-    began, todo = BEGAN, []
-    with cluster() as ready, _refusing_at_once():  # Ray takes seconds to start, and the checks below run meanwhile
-        from rlhf_bench.experiment.spec import ComparisonSpec
-        from rlhf_bench.recipe import load_series
-        from rlhf_bench.results.store import open_directory
-        from rlhf_bench.training.checkpoints import check_writable
-        from rlhf_bench.training.inputs import prepare_inputs
+    began = BEGAN
+    # Ray takes seconds to start, and the checks below run meanwhile.
+    with cluster() as ready, refusing_at_once(), ExitStack() as locks:
+        from rlhf_bench.recipe import read_series
+        from rlhf_bench.results.directory import open_directory
 
-        variants, cache = load_series(recipe, overrides or [], fast), open_cache()
-        chosen = [_chosen(arm, seed, variant.recipe) for variant in variants]
-        directory = (output or Path("outputs") / variants[0].recipe.name).resolve()
-        for variant, (arms, seeds) in zip(
-            variants, chosen, strict=True
-        ):  # check all of them before the first one starts
-            settings = variant.recipe
-            inputs = prepare_inputs(settings, cache)
-            check_room(settings, inputs)
-            open_directory(directory / variant.label, settings, inputs.fingerprint["data"])
-            if settings.reliability.checkpoint_place is not None:
-                check_writable(settings.reliability.checkpoint_place)
-            todo.append(ComparisonSpec(settings, directory / variant.label, inputs, arms, seeds))
+        drafts, cache = read_series(recipe, overrides or [], fast), open_cache()
+        named = next((draft.recipe.name for draft in drafts.values() if draft.recipe is not None), "unnamed")
+        directory = (output or Path("outputs") / named).resolve()
+        todo = _checked(drafts, directory, arm, seed, cache)
+        for place in dict.fromkeys((directory, *(spec.directory for spec in todo))):
+            locks.enter_context(held(place, say_aside))
+        for spec in todo:
+            used = spec.inputs
+            open_directory(spec.directory, spec.recipe, used.fingerprint["data"], used.codec.day, used.given)
 
         from actors.driver import Job, run_on_cluster
 
@@ -92,18 +91,46 @@ def run(
             if not as_json:
                 write_line(ending)
             began = perf_counter()
-    labels = [v.label for v in variants if v.label]
-    if labels:
-        from rlhf_bench.report.series import write_series
+        labels = [label for label in drafts if label]
+        if labels:
+            from rlhf_bench.report.series import write_series
 
-        table = write_series(directory, labels)
-        if not as_json:
-            write_line(table)
+            table = write_series(directory, labels)
+            if not as_json:
+                write_line(table)
     if as_json:
         write_line(summary_as_json(directory, labels))
 
 
-def _chosen(arms: list[str] | None, seeds: list[int] | None, recipe: Recipe) -> tuple[list[str], list[int]]:
+def _checked(
+    drafts: Mapping[str, Draft], directory: Path, arms: list[str] | None, seeds: list[int] | None, cache: Cache
+) -> list[ComparisonSpec]:
+    """The comparisons to run, all of them checked before anything is written. Raises BadInput with all problems."""
+    from rlhf_bench.experiment.spec import ComparisonSpec
+    from rlhf_bench.experiment.tracking.mlflow_store import check_not_deleted
+    from rlhf_bench.experiment.tracking.tracker import tracking_uri
+    from rlhf_bench.training.checkpoints import check_writable
+
+    problems, picked, todo = Problems(), dict[str, tuple[list[str], list[int]]](), []
+    for label, draft in drafts.items():
+        with problems.step():
+            if draft.recipe is not None and not draft.wrong & {"arms", "seeds"}:
+                picked[label] = chosen(arms, seeds, draft.recipe)
+    for label, inputs in prepared(drafts, cache, problems, directory).items():
+        settings = drafts[label].recipe
+        assert settings is not None, "what has inputs has a recipe"
+        with problems.step():
+            check_not_deleted(tracking_uri(settings.tracking.uri, directory / label), settings.name)
+        with problems.step():
+            if settings.reliability.checkpoint_place is not None:
+                check_writable(settings.reliability.checkpoint_place)
+        if label in picked:
+            todo.append(ComparisonSpec(settings, directory / label, inputs, *picked[label]))
+    problems.refuse()
+    return todo
+
+
+def chosen(arms: list[str] | None, seeds: list[int] | None, recipe: Recipe) -> tuple[list[str], list[int]]:
     """The recipe's arms and seeds that are asked for; all where none is. BadInput with a line for each that it lacks."""
     unknown = [f"--arm {a}: the recipe has {', '.join(recipe.arms)}" for a in arms or [] if a not in recipe.arms]
     known_seeds = ", ".join(map(str, recipe.seeds))
@@ -113,8 +140,22 @@ def _chosen(arms: list[str] | None, seeds: list[int] | None, recipe: Recipe) -> 
     return [a for a in recipe.arms if not arms or a in arms], [s for s in recipe.seeds if not seeds or s in seeds]
 
 
+def name_user() -> None:
+    """See that this user, who in a container may be a number alone, has a home directory and a name."""
+    if not Path(os.path.expanduser("~")).is_absolute():
+        raise BadInput(
+            "HOME: is not set, and this user has no home directory; set it to a folder that you can write to"
+        )
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user-{os.getuid()}"
+
+
 def guard_local_cluster() -> None:
-    """Protect a local cluster by a token. Ray reads these variables when it is imported, so call this before."""
+    """Protect a local cluster by a token. Ray reads these variables when it is imported, so call this before. BadInput where
+    the user has no home directory, in which Ray, vLLM and Hugging Face's libraries keep files."""
+    name_user()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS") in ("", "local"):  # in Ray these mean a local cluster, so it gets a token too
         del os.environ["RAY_ADDRESS"]
@@ -123,7 +164,7 @@ def guard_local_cluster() -> None:
 
 
 @contextmanager
-def _refusing_at_once() -> Iterator[None]:
+def refusing_at_once() -> Iterator[None]:
     """Report bad input at once: Ray, which is still starting, takes seconds to stop."""
     try:
         yield

@@ -31,6 +31,11 @@ class EngineTime:
         # take 300 bytes. All three are added in one call, since several threads may add spans.
         self._numbers = array("d")
         self.aside_until: dict[str, float] = {}  # by engine
+        self._open: dict[object, Activity] = {}  # spans that have not ended; each change is one call, as above
+
+    def now(self) -> tuple[Activity, ...]:
+        """What engines are doing at this moment."""
+        return tuple(dict.fromkeys(list(self._open.values())))
 
     def add(self, span: Span) -> None:
         self._numbers.extend((span.began, span.ended, ACTIVITIES.index(span.activity)))
@@ -44,10 +49,12 @@ class EngineTime:
     @contextmanager
     def busy(self, activity: Activity) -> Iterator[None]:
         """Record the time in this block as a span in which engines work."""
-        began = perf_counter()
+        began, span = perf_counter(), object()
+        self._open[span] = activity
         try:
             yield
         finally:
+            del self._open[span]
             self.add(Span(began, perf_counter(), activity))
 
     def during(self, activity: Activity, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -9,21 +9,28 @@ from typing import Any
 from rlhf_bench.compute.memory import critic_shape
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import FIXED
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.methods.base import own_kind, uses_reward_model
+from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, input_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import Recipe
+
+PROBE_SETS = 4
+"""Kinds of probes of a held-out pair, see diagnostics/probes.py."""
 
 
 @dataclass(frozen=True)
 class ArmForecast:
-    """`before`: spent before the first update (reward model, one-shot candidates). `update`: one of the first updates.
-    `steady`: one of the last, when every row of a fixed set has been measured."""
+    """`before`: spent before the first update (reward model; candidates of an arm with several epochs). `update`: one of
+    the first updates. `steady`: one of the last, when every row of a fixed set has been measured. `least`: spent by the
+    end of the first update, however small the budget."""
 
     before: Cost
     update: Cost
     steady: Cost
+    least: Cost
+    draws: int = 0  # of candidates before the first update: each is of an update's prompts
 
 
 @dataclass(frozen=True)
@@ -40,67 +47,149 @@ def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
 
 
 def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
-    layout, many = _rows(n, 1, samples)
+    layout, many = rows_of(n, 1, samples)
     return Cost(
         flops=many * forward_flops(shape.merged, layout, len(layout.rows)),
         scored_tokens=samples * (n.prompt + n.response),
     )
 
 
-def _rows(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
+def rows_of(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
     """A layout of one or two rows, and the factor from its cost to that of `rows` rows, which may be any number."""
     layout = Layout.of([(n.prompt, [n.response] * responses)] * min(rows, 2))  # two neighbours may share a block
     return layout, rows / len(layout.rows)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """`many` times the rows of a layout, `tokens` response tokens in a row."""
+
+    layout: Layout
+    many: float
+    tokens: int
+
+    def look(self, model: ModelShape) -> float:
+        return self.many * forward_flops(model, self.layout, self.tokens * len(self.layout.rows))
+
+    def learn(self, model: ModelShape) -> float:
+        return self.many * training_flops(model, self.layout, self.tokens * len(self.layout.rows))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the learner does for an update's rows: forward passes before, steps, gradients of both sides."""
+
+    measuring: Cost
+    learning: Cost
+    adapting: Cost
+
+
+def _work(arm: Any, shape: ModelShape, critic: ModelShape, rows: _Rows) -> _Work:
+    method, heads = METHODS[arm.method], rows.many * len(rows.layout.rows) * rows.tokens
+    of_need = {"values": critic, "reference_logprobs": shape.merged}
+    looked = [of_need.get(need, shape) for need in method.needs(arm)]
+    learned = [critic if o.model == "critic" else shape for o in method.objectives]
+    epochs = getattr(arm, "epochs_per_update", 1)
+    adapting = Cost()
+    if method.adapt is not None:  # one forward and two backward passes
+        adapting = Cost(flops=2 * rows.learn(shape) - rows.look(shape), scored_tokens=heads)
+    return _Work(
+        Cost(flops=sum(map(rows.look, looked)), scored_tokens=len(looked) * heads),
+        Cost(flops=epochs * sum(map(rows.learn, learned)), trained_tokens=epochs * len(learned) * heads),
+        adapting,
+    )
+
+
+def pair_forecast(arm: Any, shape: ModelShape, prompt: int, chosen: int, rejected: int) -> Cost:
+    """All that training on one pair costs over the arm's epochs. `prompt`, `chosen`, `rejected`: lengths in tokens."""
+    rows = _Rows(Layout.of([(prompt, [chosen, rejected])] * 2), 0.5, chosen + rejected)
+    work = _work(arm, shape, shape, rows)
+    share = 1 / getattr(arm, "adapt_every", 1)
+    return work.measuring + times(work.learning + times(work.adapting, share), arm.epochs)
+
+
+def times(cost: Cost, factor: float) -> Cost:
+    return Cost(**{column: factor * amount for column, amount in cost.as_dict().items()})
+
+
 def arm_forecast(
     recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, reward: ModelShape | None = None
 ) -> ArmForecast:
-    """Costs with every response at full length: an upper estimate. device_seconds are not forecast.
+    """Costs with every response at full length, and a pair from every prompt that is drawn. device_seconds are not
+    forecast.
 
     Here and below, `reward` is the shape of a given reward model; None where it is trained and has the policy's shape."""
-    scorer, critic = reward or shape, critic_shape(arm, shape, reward)
-    method, data = METHODS[arm.method], recipe.data
+    draw = drawing(recipe, arm, shape, n, reward or shape)
+    drawn = draw.sampled + draw.scored
+    responses = arm.samples_per_prompt if METHODS[arm.method].consumes == "samples" else 2
+    layout, many = rows_of(n, responses, _per_update(arm))
+    work = _work(arm, shape, critic_shape(arm, shape, reward), _Rows(layout, many, responses * n.response))
+    steady = work.learning
+    if METHODS[arm.method].adapt is not None:  # at the first update, then every `adapt_every` updates
+        steady += times(work.adapting, 1 / arm.adapt_every)
+    charged = reward_model_forecast(recipe, shape, n, reward) if uses_reward_model(arm) else Cost()
+    least = charged + drawn + work.measuring + work.adapting + work.learning
+    if not arm.rows_come_again:
+        update = drawn + work.measuring + steady
+        return ArmForecast(charged + work.adapting, update, update, least)
+    draws = 0
+    if arm.one_shot:  # as many as leave room for all epochs
+        column = recipe.compute.column
+        each = getattr(drawn + work.measuring + times(steady, arm.epochs), column)
+        left = recipe.compute.limit - getattr(charged + work.adapting, column)
+        draws = max(1, int(left / each)) if each else 1
+    before = charged + work.adapting + times(drawn, draws)
+    return ArmForecast(before, work.measuring + steady, steady, least, draws)
+
+
+def _per_update(arm: Any) -> int:
+    """Rows in an update; and prompts that are sampled for it, or at a time where all is sampled before."""
+    return arm.prompts_per_update if arm.data == "online" else arm.pairs_per_update
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Samples for one update, what they cost, and what it costs to have the reward model score them."""
+
+    samples: int = 0
+    sampled: Cost = Cost()
+    scored: Cost = Cost()
+
+
+def drawing(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, scorer: ModelShape) -> Drawing:
+    """Nothing for an arm of fixed pairs."""
+    if arm.data == "offline":
+        return Drawing()
     judged = getattr(arm, "feedback", "judge") == "judge"
-    before = reward_model_forecast(recipe, shape, n, reward) if uses_reward_model(arm) else Cost()
-    update, samples = Cost(), 0
-    if method.consumes == "samples":
-        rows, responses = arm.prompts_per_update, arm.samples_per_prompt
-        samples = rows * responses
-    else:
-        rows, responses = (arm.prompts_per_update if arm.data == "online" else arm.pairs_per_update), 2
-        samples = rows * data.candidates_per_prompt if arm.data == "online" else 0
-    if arm.data not in ("offline", "online"):
-        candidates = data.on_policy_prompts * data.candidates_per_prompt
-        before += sampling(shape, n, candidates, judged) + (Cost() if judged else scoring(scorer, n, candidates))
-    if samples:
-        update += sampling(shape, n, samples, judged)
-        if not judged:
-            update += scoring(scorer, n, samples)
-    layout, many = _rows(n, responses, rows)
-    per_row = responses * n.response
-    heads = rows * per_row
+    samples = _per_update(arm) * getattr(arm, "samples_per_prompt", recipe.data.candidates_per_prompt)
+    return Drawing(samples, sampling(shape, n, samples, judged), Cost() if judged else scoring(scorer, n, samples))
 
-    def look(model: ModelShape) -> float:
-        return many * forward_flops(model, layout, per_row * len(layout.rows))
 
-    def learn(model: ModelShape) -> float:
-        return many * training_flops(model, layout, per_row * len(layout.rows))
+@dataclass(frozen=True)
+class DataUse:
+    """What an arm's budget makes of the data. `pair_passes`: how often it trains on each of its pairs; `prompt_passes`: how
+    often it samples for each of its prompts. None where it has no such thing."""
 
-    of_need = {"values": critic, "reference_logprobs": shape.merged}
-    looked = [of_need.get(need, shape) for need in method.needs(arm)]
-    measuring = Cost(flops=sum(map(look, looked)), scored_tokens=len(looked) * heads)
-    learned = [critic if o.model == "critic" else shape for o in method.objectives]
-    epochs = getattr(arm, "epochs_per_update", 1)
-    update += Cost(flops=epochs * sum(map(learn, learned)), trained_tokens=epochs * len(learned) * heads)
-    if (
-        method.adapt is not None
-    ):  # one forward and two backward passes: at the first update, then every `adapt_every` updates
-        flops = 2 * learn(shape) - look(shape)
-        before += Cost(flops=flops, scored_tokens=heads)
-        update += Cost(flops=flops / arm.adapt_every, scored_tokens=heads / arm.adapt_every)
-    fresh_rows = method.consumes == "samples" or arm.data == "online"
-    return ArmForecast(before, update + measuring, update + measuring if fresh_rows else update)
+    updates: float
+    pair_passes: float | None
+    prompt_passes: float | None
+
+
+def data_use(recipe: Recipe, arm: Any, forecast: ArmForecast, off_policy_pairs: int) -> DataUse | None:
+    """`off_policy_pairs`: how many the data has. None where an update costs nothing that is known, as in seconds."""
+    column = recipe.compute.column
+    before, update = getattr(forecast.before, column), getattr(forecast.update, column)
+    if not update:
+        return None
+    updates, rows = max(0.0, (recipe.compute.limit - before) / update), _per_update(arm)
+    if forecast.draws:
+        updates = forecast.draws * arm.epochs
+    if arm.data == "offline":
+        return DataUse(updates, updates * min(rows, off_policy_pairs) / off_policy_pairs, None)
+    prompts = off_policy_pairs if arm.data.endswith("_on_policy") else recipe.data.train_prompts
+    epochs = arm.epochs if arm.one_shot else 1
+    passes = updates * rows / epochs / prompts
+    return DataUse(updates, float(epochs) if METHODS[arm.method].consumes == "pairs" else None, passes)
 
 
 def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> Cost:
@@ -110,7 +199,7 @@ def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward:
         return sampling(shape, n, samples, judged=False) + scoring(reward, n, samples)
     total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
-    layout, many = _rows(n, 2, per_step)
+    layout, many = rows_of(n, 2, per_step)
     learning = settings.steps * many * training_flops(shape, layout, 2 * len(layout.rows))
     return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
 
@@ -121,27 +210,29 @@ def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelSha
     column, limit, problems = recipe.compute.column, recipe.compute.limit, []
     for name, arm in recipe.arms.items():
         forecast = arm_forecast(recipe, arm, shape, n, reward)
-        before, update = getattr(forecast.before, column), getattr(forecast.update, column)
+        least, update = getattr(forecast.least, column), getattr(forecast.update, column)
         if column != "device_seconds" and getattr(forecast.steady, column) == 0:  # device-seconds are not forecast
             problems.append(
                 f"compute.column: an update of arm {name} spends no {column}, so its budget would never end; use flops, "
                 "trained_tokens or device_seconds, or leave the arm out"
             )
             continue
-        if before + update > limit:
+        if least > limit:
             problems.append(
-                f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({before:.3g}) and "
-                f"for it ({update:.3g}); raise it to at least {_rounded_up(before + update):.2g}"
+                f"compute.limit: {limit:.3g} {column} is less than arm {name} needs before its first update ({least - update:.3g}) and "
+                f"for it ({update:.3g}); raise it to at least {_rounded_up(least):.2g}"
             )
             continue
         if recipe.tuning is None:
             continue
-        if uses_reward_model(arm):  # trials are not charged for it
-            before -= getattr(reward_model_forecast(recipe, shape, n, reward), column)
-        if before + update > limit * recipe.tuning.fraction:
+        shared = 0.0
+        if uses_reward_model(arm):  # trials divide what it leaves
+            shared = getattr(reward_model_forecast(recipe, shape, n, reward), column)
+        room, needed = (limit - shared) * recipe.tuning.fraction, least - shared
+        if needed > room:
             problems.append(
-                f"tuning.fraction: {recipe.tuning.fraction:g} of compute.limit is {limit * recipe.tuning.fraction:.3g} {column}, "
-                f"less than a trial of arm {name} needs for its first update ({before + update:.3g}); raise it, or compute.limit"
+                f"tuning.fraction: {recipe.tuning.fraction:g} of what arm {name} has for training is {room:.3g} {column}, "
+                f"less than a trial needs for its first update ({needed:.3g}); raise it, or compute.limit"
             )
     if problems:
         raise BadInput(*problems)
@@ -153,54 +244,45 @@ def _rounded_up(x: float) -> float:
     return math.ceil(x / unit) * unit
 
 
-PEAK_TFLOPS = {"float32": 67.0, "bfloat16": 989.0}
-"""Peak of an H100 SXM without sparsity, from NVIDIA's data sheet."""
-CORE_TFLOPS = 0.066
-"""Peak of one core: half of what two cores reached in matrix products, in docs/benchmarks.md."""
-UTILISATION = {"gpu": 0.3, "core": 0.6}
-
-
-@dataclass(frozen=True)
-class TimeForecast:
-    """Seconds of one arm with one seed, and what they are computed from: FLOPs, devices, peak of each, share of it."""
-
-    flops: float
-    updates: float
-    devices: int
-    peak_tflops: float
-    utilisation: float
-
-    @property
-    def seconds(self) -> float:
-        return self.flops / (self.devices * self.peak_tflops * 1e12 * self.utilisation)
-
-
-def time_forecast(
-    recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, reward: ModelShape | None = None
-) -> TimeForecast | None:
-    """The time if the learner did all of the arm's work. Sampling takes longer per FLOP, but has its own devices. None where
-    the budget is in seconds."""
-    column, learner, device = recipe.compute.column, recipe.placement.learner, recipe.placement.device
-    f = arm_forecast(recipe, arm, shape, n, reward)
-    before, update = getattr(f.before, column), getattr(f.update, column)
-    if not update:
-        return None
-    updates = max(0.0, (recipe.compute.limit - before) / update)
-    kind = "gpu" if learner.gpus else "core"
-    peak = device.peak_tflops or (PEAK_TFLOPS[recipe.model.dtype] if learner.gpus else CORE_TFLOPS)
-    return TimeForecast(
-        flops=f.before.flops + updates * f.update.flops,
-        updates=updates,
-        devices=learner.actors * (min(learner.gpus, 1) or learner.cpus),
-        peak_tflops=peak,
-        utilisation=device.utilisation or UTILISATION[kind],
-    )
-
-
 def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) -> float:
-    """FLOPs of fine-tuning the base policy, and a `weaker` one where the data has no pairs. They are charged to no arm."""
+    """FLOPs of fine-tuning the base policy, and a `weaker` one where the data has no pairs: once, or once for each seed. They
+    are charged to no arm."""
     if recipe.sft is None:
         return 0.0
-    layout, many = _rows(n, 1, recipe.sft.examples_per_step)
+    layout, many = rows_of(n, 1, recipe.sft.examples_per_step)
     step = many * training_flops(shape, layout, n.response * len(layout.rows))
-    return recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step
+    policies = len(recipe.seeds) if recipe.seed_follows else 1
+    return policies * recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step
+
+
+def look_flops(recipe: Recipe, shape: ModelShape, n: Lengths) -> float:
+    """FLOPs of the forward passes, and of the gradients, of one evaluation: policy and reference on the samples of the main
+    split, held-out pairs with their probes, and pairs of the arms' own kinds."""
+    evaluation, pairs = recipe.evaluation, recipe.data.held_out_pairs
+    each = evaluation.samples_per_prompt
+    compared, many = rows_of(n, each, min(evaluation.kl_prompts or evaluation.prompts, evaluation.prompts))
+    flops = 2 * many * forward_flops(shape.merged, compared, each * n.response * len(compared.rows))
+    own = {own_kind(arm).name for arm in recipe.arms.values()} - {FIXED}
+    fixed, others = (2 + PROBE_SETS, pairs), (2, pairs * len(own))
+    for responses, prompts in (fixed, others) if own else (fixed,):  # each prompt once, see diagnostics/panel.py
+        looked, many = rows_of(n, responses, prompts)
+        flops += many * forward_flops(shape.merged, looked, responses * n.response * len(looked.rows))
+    if not evaluation.gradient_pairs:
+        return flops
+    sides, many = rows_of(
+        n, 1, 2 * evaluation.gradient_pairs
+    )  # each a row of its own, see diagnostics/pair_gradients.py
+    return flops + many * input_gradients_flops(shape, sides, n.response * len(sides.rows))
+
+
+def largest_step(recipe: Recipe, n: Lengths) -> int:
+    """Tokens of the largest optimizer step of an arm or stage, at full length; a micro-batch may hold less of it."""
+    sft, reward = recipe.sft, recipe.reward_model
+    steps = [] if sft is None else [sft.examples_per_step * (n.prompt + n.response)]
+    if reward.name_or_path is None and any(map(uses_reward_model, recipe.arms.values())):
+        steps.append(reward.examples_per_step * (n.prompt + 2 * n.response))
+    for arm in recipe.arms.values():
+        responses = getattr(arm, "samples_per_prompt", 2) if METHODS[arm.method].consumes == "samples" else 2
+        rows = -(-_per_update(arm) // getattr(arm, "minibatches_per_epoch", 1))
+        steps.append(rows * (n.prompt + responses * n.response))
+    return max(steps)

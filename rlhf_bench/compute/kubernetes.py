@@ -39,6 +39,13 @@ FINISHED_SECONDS = 600  # how long the pods of an ended job stay, so that their 
 DRIVER_SECONDS = 40  # beyond reliability.grace_seconds: actors end, MLflow gets its last lines
 HEAD = {"cpu": "2", "memory": "8Gi"}
 SUBMITTER = {"cpu": "500m", "memory": "1Gi"}
+PLACES = frozenset(
+    "name_or_path uri checkpoint_place folder source prompts held_out out_of_distribution unseen pairs".split()
+)
+"""Keys whose texts name places: models, data, MLflow's store, checkpoints."""
+_SUFFIXES = (".gguf", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".db")
+_PART = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+_IMAGE = re.compile(rf"(?:[A-Za-z0-9.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*(?::[\w.-]+)?(?:@sha256:[0-9a-f]{{64}})?")
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ def rayjob(
         raise BadInput(
             "vary: a job has one cluster, and this series varies the placement; render one job for each value"
         )
-    _check_paths(data, paths.shared)
+    _check_image(image)
+    _check_places(data, paths.shared)
     text = as_yaml(data)
     if len(text.encode()) > MAX_RECIPE_BYTES:
         raise BadInput(
@@ -241,20 +249,43 @@ def _command(*words: str) -> Document:
     return {"exec": {"command": list(words)}}
 
 
-def _check_paths(data: Mapping[str, Any], shared: str) -> None:
-    problems = [
-        f"{key}: {path} is a path of this machine, and pods see the volume at {shared}; copy it there and give {key}={shared}/…"
-        for key, path in _absolute_paths(data, ())
-        if not f"{path}/".startswith(f"{shared}/")
-    ]
+def _check_image(image: str) -> None:
+    if not _IMAGE.fullmatch(image):
+        raise BadInput(
+            f"--image {image!r}: is not the name of an image; give one as registry.example.org/rlhf-bench:0.1.0-gpu, in small letters"
+        )
+
+
+def _check_places(data: Mapping[str, Any], shared: str) -> None:
+    """BadInput where a key names a place that pods do not have: a path of this machine, or a server on it."""
+    problems = []
+    for key, place in _places(data, ()):
+        address = re.match(r"https?://(?:[^@/]*@)?(localhost|127\.[\d.]+|0\.0\.0\.0|\[::1?\])(?=[:/]|$)", place)
+        if address:
+            problems.append(
+                f"{key}: {place} is an address of this machine, and pods have {address[1]} to themselves; give one they can reach"
+            )
+        elif (path := _local_path(place)) is not None and not f"{path}/".startswith(f"{shared}/"):
+            problems.append(
+                f"{key}: {place} is a path of this machine, and pods see the volume at {shared}; copy it there and give "
+                f"{shared}/…"
+            )
     if problems:
         raise BadInput(*problems)
 
 
-def _absolute_paths(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Every absolute path in a recipe, and its key."""
+def _local_path(place: str) -> str | None:
+    """The path that a place means; None where it is no path: an id, an object store, a server."""
+    if found := re.match(r"sqlite:///(.*)|file:(?://)?(.*)", place):
+        return found[1] if found[1] is not None else found[2]
+    relative = place.startswith(("~", "./", "../")) or place in (".", "..") or place.endswith(_SUFFIXES)
+    return place if place.startswith("/") or (relative and "://" not in place) else None
+
+
+def _places(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Every text of a recipe that names a place, and its key."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, inner in items:
-        yield from _absolute_paths(inner, (*key, str(name)))
-    if isinstance(value, str) and value.startswith("/"):
+        yield from _places(inner, (*key, str(name)))
+    if isinstance(value, str) and key and key[-1] in PLACES:
         yield ".".join(key), value

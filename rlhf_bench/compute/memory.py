@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.recipe import Recipe
+from rlhf_bench.models.lm_head import tokens_in_chunk
+from rlhf_bench.recipe import Recipe, RolloutPlacement
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -25,6 +29,17 @@ and activations keep some too, and in 16 bits norms keep theirs in 32. Measured 
 
 LIBRARIES_GIB = 1.0
 """CUDA's context and the libraries' own buffers, of one process on a GPU."""
+HOST_LIBRARIES_GIB = {"learner": 0.69, "rollout": 0.78, "evaluator": 0.78, "scorer": 0.56}
+"""Of a process without a GPU, before any weight: torch, transformers and Ray; DeepSpeed in the learner, vLLM in engines.
+Measured, docs/benchmarks.md."""
+HOST_REST_GIB = 1.4
+"""The driver, 0.8 GiB, and Ray's own processes on one machine. Measured, as above."""
+ENGINE_TOKENS, LOGITS_AT_ONCE = 2048, 5
+"""Tokens in a step of an engine, see actors/rollout/vllm_engine.py; and arrays as large as its logits, in float32, that it
+draws tokens with: logits, probabilities, log-probabilities and random numbers."""
+GRADIENT_TOKENS = 512
+"""That the evaluator's gradients keep at most: diagnostics/pair_gradients.py has 256, its prompts twice."""
+FLOAT32 = 4
 
 
 def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
@@ -37,10 +52,12 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
     optimizer = (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
     trained = _trained(recipe, shape, reward)
     learning, held = sum(m.trained for m in trained), sum(m.parameters + m.adapter_weights for m in trained)
+    head = shape.head_weights * number
     rollout, evaluator = (
         recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
         if role.gpus
-        else size + role.cache_mib * 2**20
+        # Without a GPU vLLM multiplies with packed copies, keeps what a sync brings until it is packed, and packs a head again.
+        else 2 * size + head + role.cache_mib * 2**20
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
     )
     bytes_by_role = {
@@ -59,23 +76,92 @@ def _trained(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> li
     return [shape, *critics[-1:]]
 
 
-def transient_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
-    """GiB by role and process that are needed only at times: activations of a micro-batch, gradients of held-out pairs, a
-    whole model while it is loaded and not yet sharded."""
-    number, tokens = BYTES[recipe.model.dtype], recipe.compute.tokens_per_micro_batch
-    size = shape.parameters * number
+def transient_gib(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
+) -> dict[str, float]:
+    """GiB by role and process that are needed only at times: activations and logits of a micro-batch, gradients of held-out
+    pairs, a whole model while it is loaded and not yet sharded. `largest`: tokens of the largest step that is taken, where
+    that is known to be less than a micro-batch."""
+    number, cap = BYTES[recipe.model.dtype], recipe.compute.tokens_per_micro_batch
+    tokens, learner = min(cap, largest or cap), recipe.placement.learner
+    products_in_float32 = number < FLOAT32 and not learner.gpus and _goes_by_float32(recipe.model.dtype)
 
-    def kept(model: ModelShape) -> float:
-        return ACTIVATION_FACTOR[recipe.model.dtype] * model.linear_width * number * tokens
+    def kept(model: ModelShape, tokens: int) -> float:
+        numbers = ACTIVATION_FACTOR[recipe.model.dtype] * model.linear_width * tokens * number
+        if products_in_float32:  # inputs, half of the width, and weights, as each product takes them
+            numbers += FLOAT32 * (model.linear_width / 2 * tokens + model.matmul_weights)
+        return numbers
 
     def one_layer(model: ModelShape) -> float:
-        return 2 * kept(model) / model.layers  # a forward pass without a backward pass keeps only its current layer
+        """Of a forward pass without a backward one, which keeps only its current layer."""
+        return 2 * kept(model, tokens) / model.layers
 
-    trained, whole = _trained(recipe, shape, reward), recipe.placement.learner.zero_stage == 3
-    learning = max(max(kept(model), model.parameters * number * whole) for model in trained)
-    looking = max(one_layer(shape), 2 * size + kept(shape) if recipe.evaluation.gradient_pairs else 0)
-    transient = {"learner": learning, "rollout": 0.0, "evaluator": looking, "scorer": one_layer(reward or shape)}
+    trained = _trained(recipe, shape, reward)
+    learning = max(kept(model, tokens) for model in trained)
+    if learner.zero_stage == 3:
+        learning = max(learning, *(model.parameters * number for model in trained))
+    if number < FLOAT32 and not learner.zero_stage:  # a step takes gradients in float32, when activations are gone
+        learning = max(learning, *(model.trained * FLOAT32 for model in trained))
+    looking = max(one_layer(shape), kept(shape, GRADIENT_TOKENS) if recipe.evaluation.gradient_pairs else 0)
+    drawing, looking_too = (
+        0.0 if role.gpus else _engine_step(recipe, shape, role)  # of a GPU the engine's share holds it
+        for role in (recipe.placement.rollout, recipe.placement.evaluator)
+    )
+    transient = {
+        "learner": learning,
+        "rollout": drawing,
+        "evaluator": max(looking, looking_too),
+        "scorer": one_layer(reward or shape),
+    }
     return {role: b / 2**30 for role, b in transient.items()}
+
+
+def _engine_step(recipe: Recipe, shape: ModelShape, role: RolloutPlacement) -> float:
+    """Bytes that an engine needs at times: a layer over all tokens of a step, and what it draws tokens with."""
+    layer = 2 * shape.linear_width / shape.layers * BYTES[recipe.model.dtype]
+    draws = LOGITS_AT_ONCE * shape.vocabulary * FLOAT32 * role.concurrent_requests
+    return layer * max(ENGINE_TOKENS, recipe.model.max_length) + draws
+
+
+def _goes_by_float32(dtype: str) -> bool:
+    """Whether this machine's CPU takes products of that number format by way of float32."""
+    import torch
+
+    from rlhf_bench.models.cpu_kernels import faster_in_float32
+
+    return faster_in_float32(torch.empty(0, dtype=getattr(torch, dtype)))
+
+
+def host_gib(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
+) -> dict[str, float]:
+    """The largest resident memory, in GiB, of each process whose role has no GPU: with libraries, and with the weights that
+    it has in Ray's store, which all of them share and each is counted with. `largest`: see `transient_gib`."""
+    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
+    store, found = _weights_gib(recipe, shape), {}
+    for role, place in recipe.placement.roles(any(map(uses_reward_model, recipe.arms.values()))).items():
+        if not place.gpus:
+            shared = 0.0 if role == "scorer" else store
+            tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
+            logits = tokens * shape.vocabulary * FLOAT32 / 2**30 if role in ("learner", "evaluator") else 0.0
+            found[role] = HOST_LIBRARIES_GIB[role] + resident[role] + shared + transient[role] + logits
+    return found
+
+
+def host_total_gib(recipe: Recipe, by_role: Mapping[str, float], shape: ModelShape) -> float:
+    """Of all processes of one fleet on one machine, with the driver and Ray: what they share in Ray's store once."""
+    roles = recipe.placement.roles(True)
+    shared = [role for role in by_role if role != "scorer"]
+    twice = max(0, sum(roles[role].actors for role in shared) - 1) * _weights_gib(recipe, shape)
+    return sum(roles[role].actors * gib for role, gib in by_role.items()) - twice + HOST_REST_GIB
+
+
+def machine_gib() -> float:
+    """Memory of this machine, or of the container that this process is in."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
+    return (pages if allowed == "max" else min(pages, int(allowed))) / 2**30
 
 
 @dataclass(frozen=True)
@@ -87,10 +173,12 @@ class GpuForecast:
     transient: float
 
 
-def gpu_forecasts(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> list[GpuForecast]:
+def gpu_forecasts(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
+) -> list[GpuForecast]:
     """One forecast for each kind of GPU: with `colocated`, actor i of every role shares one. Roles work in turn, so only the
     largest transient need counts, plus the evaluator's, which works at any time."""
-    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward)
+    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
     placement = recipe.placement
     needed = [role for role in resident if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
     places = {role: getattr(placement, role) for role in needed if getattr(placement, role).gpus}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class BadInput(Exception):
@@ -12,6 +13,43 @@ class BadInput(Exception):
     def __init__(self, *problems: str):
         self.problems = tuple(" ".join(p.splitlines()) for p in problems)  # a name in one may have line breaks
         super().__init__("\n".join(self.problems))
+
+
+class Conflicts(ValueError):
+    """What a settings model raises where several of its values do not go together: `problems`, each a line."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+def check_agreement(conflicts: Iterable[str]) -> None:
+    """Conflicts with all of them, where there are any."""
+    if found := tuple(conflicts):
+        raise Conflicts(*found)
+
+
+class Problems:
+    """What is wrong, over several steps that do not need each other: the first to fail hides no other."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, *problems: str) -> None:
+        self.found += [problem for problem in dict.fromkeys(problems) if problem not in self.found]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """BadInput in this block is added, and the code behind the block goes on."""
+        try:
+            yield
+        except BadInput as error:
+            self.add(*error.problems)
+
+    def refuse(self) -> None:
+        """BadInput with all of them, where there are any."""
+        if self.found:
+            raise BadInput(*self.found)
 
 
 class ArmFailed(Exception):
@@ -37,3 +75,12 @@ class Stopped(BaseException):
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def stop_behind(error: BaseException) -> Stopped | None:
+    """The signal that an error was made of: itself, or its cause. Ray's compiled code may turn an exception that a handler raises
+    inside it into a SystemError. An error that merely follows a signal, while files are closed, is an error of its own."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, Stopped):
+        seen = seen.__cause__
+    return seen

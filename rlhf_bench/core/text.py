@@ -26,7 +26,12 @@ _USER = re.compile(
     r"|(?<=://)[^\s/?#:@]*:(?!\d{1,5}[/?#])\S*@",  # a password with a slash in it, which is no port either
     re.IGNORECASE,
 )
-_PASSWORD = re.compile(r"(?<=[?&]password=)[^\s&#]+", re.IGNORECASE)
+_PASSWORD = re.compile(
+    r"([?&#;][\w.-]*(?:passw(?:or)?d|pwd|passphrase|token|secret|credentials?|signature|api[_-]?key|access[_-]?key)="
+    r"|[?&#;](?:key|auth|sig|jwt)=)[^\s&#;]+",
+    re.IGNORECASE,
+)
+"""What a query may call a secret."""
 
 
 def in_codes(text: str) -> str:
@@ -39,8 +44,8 @@ def in_codes(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """`text` without the secrets of the addresses in it: a user with a password, a web address's user, which may be a
-    token, and a query's password. What is an address without one stays as it is."""
-    return _PASSWORD.sub("…", _USER.sub("…@", text))
+    token, and a query's password, token or key. What is an address without one stays as it is."""
+    return _PASSWORD.sub(r"\1…", _USER.sub("…@", text))
 
 
 def printable(text: str) -> str:

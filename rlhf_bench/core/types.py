@@ -7,9 +7,12 @@ into gradients.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from statistics import fmean
+from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.plain_data import Array
@@ -25,15 +28,27 @@ HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = get_args(HeldOutSplit)
 MAIN_SPLIT: HeldOutSplit = "in_distribution"
 """The split whose score is compared."""
 
-Turn = tuple[str, str]
-"""A message of a conversation: role and content."""
+
+class Turn(NamedTuple):
+    """A message of a conversation. `more`: its other keys, such as tool_calls or reasoning_content, as a JSON object, and ""
+    where it has none. A plain text, so that turns can be compared, hashed and sent; the chat template gets the keys."""
+
+    role: str
+    content: str
+    more: str = ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """As a chat template takes it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question. `Prompt("train-7", "12+30=", "42", token_ids=(5, 6, ...))`; `answer` is what the
     task's judge needs, as text. `token_ids` is empty until a tokenizer has seen it. `turns` are the messages of a prompt
-    that is a conversation, for a chat template; `text` then shows them. `where` is the row of the user's that it was read
+    that is a conversation, for a chat template; `text` then shows them. Where the last one is the assistant's, the answer
+    continues it (a prefill). `tools`: what a chat template is told of tools, a JSON list, and "" where there are none. `where` is the row of the user's that it was read
     from, "prompts.jsonl:17", and "" for one that its task made: for errors alone, so it tells no prompt from another."""
 
     id: str
@@ -41,6 +56,7 @@ class Prompt:
     answer: str
     token_ids: tuple[int, ...] = ()
     turns: tuple[Turn, ...] = ()
+    tools: str = ""
     where: str = field(default="", compare=False, repr=False)
 
     @property
@@ -71,10 +87,12 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The judge's score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]."""
+    """The judge's score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]. `weights`: of a part
+    that is itself a mean, over how many things, so that means over responses are over all those things; 1 where left out."""
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +107,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response. `response_ids` ends with EOS where `finished`; `sampler_logprobs` has one entry per
-    response token (nats, at the sampling temperature); `policy_version` counts weight updates since the arm's start."""
+    """One response. `response_ids` ends with an end token where `finished`; `sampler_logprobs` has one entry per
+    response token (nats, at the sampling temperature); `policy_version` counts weight updates since the arm's start.
+    Rewards that are no farther apart than their `rounding` are equal."""
 
     id: str
     response_ids: tuple[int, ...]
@@ -100,6 +119,7 @@ class Sample:
     text: str = ""
     reward: float = float("nan")
     gold: float = float("nan")
+    rounding: float = 0.0  # of the reward, by the number format of what computed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +132,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference as tokens. Responses end with EOS. The scores are the judge's (nan where it was not asked)."""
+    """A preference as tokens. Responses end with an end token. The scores are the judge's (nan where it was not asked)."""
 
     id: str
     prompt: Prompt
@@ -121,6 +141,7 @@ class Pair:
     chosen_score: float = 1.0
     rejected_score: float = 0.0
     policy_version: int = 0
+    rounding: float = 0.0  # of the scores: no farther apart, they are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +170,58 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitResult:
-    """Held-out results of one split: mean judge score, means of its parts, mean response length (tokens), and a few
-    samples as (prompt id, prompt, reference, response, score)."""
+class PromptScore:
+    """A held-out prompt's scores under one policy: the mean over sampled responses (or the expected score, where the task
+    knows it), that of the greedy response, and the expected best of n samples (nan where it was not asked for)."""
 
+    prompt_id: str
     score: float
+    greedy_score: float
+    best_of_score: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """Held-out results of one split: scores by prompt, means of the score's parts and of the length (tokens) over sampled
+    responses, and a few of these as (prompt id, prompt, reference, response, score). `cut_off`: the share of sampled responses
+    that reached data.max_response_tokens without an end; nan in older checkpoints."""
+
+    prompts: tuple[PromptScore, ...]
     parts: Mapping[str, float]
     response_length: float
     samples: tuple[tuple[str, str, str, str, float], ...]
+    cut_off: float = math.nan
+
+    @property
+    def score(self) -> float:
+        return fmean(one.score for one in self.prompts)
+
+    @property
+    def greedy_score(self) -> float:
+        return fmean(one.greedy_score for one in self.prompts)
+
+    @property
+    def best_of_score(self) -> float:
+        return fmean(one.best_of_score for one in self.prompts)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Means over prompts, by the metric's name; without the best of n where it was not asked for."""
+        named = {"score": self.score, "greedy_score": self.greedy_score, "best_of_score": self.best_of_score}
+        return {name: value for name, value in named.items() if not math.isnan(value)}
+
+
+FIXED = "fixed"
+"""The kind of the held-out off-policy pairs: see `rlhf_bench.methods.base.PairKind`."""
+OWN = "own/"
+"""Begins the names of an evaluation's numbers on held-out pairs of the kind that the arm trains on."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairEvaluation:
-    """One held-out pair under one policy: log-probabilities and log-ratios in nats, summed over the response. The last
-    three are the pair's own: CHES of the base policy's hidden states, also per token, and the sides' edit distance (0 to 1)."""
+    """One held-out pair under one policy: log-probabilities and log-ratios in nats, summed over the response. CHES of the
+    base policy's hidden states, also per token, and the sides' edit distance (0 to 1) are the pair's own. `kind`: the name
+    of the `PairKind` that it is of."""
 
     split: str
     pair_id: str
@@ -175,6 +234,7 @@ class PairEvaluation:
     ches: float
     ches_normalised: float
     edit_distance: float
+    kind: str = FIXED
 
 
 PAIR_PROPERTIES = ("ches", "ches_normalised", "edit_distance")
@@ -190,6 +250,22 @@ class Evaluation:
     cost: Mapping[str, float]
     seconds: float
     pairs: tuple[PairEvaluation, ...] = ()
+
+    @property
+    def cut_off_line(self) -> str:
+        """Of the first split, the main one."""
+        return cut_off_line(next(iter(self.splits.values())).cut_off) if self.splits else ""
+
+
+MUCH_CUT_OFF = 0.1
+"""From this share of responses on a user is told that they are cut off: scores are then of the limit, not of the answers."""
+
+
+def cut_off_line(share: float) -> str:
+    """One line for a user where many responses were cut off; "" for few, and where it is not known."""
+    if not share >= MUCH_CUT_OFF:
+        return ""
+    return f"{share:.0%} of responses reached max_response_tokens, and score 0; raise data.max_response_tokens, or ask for shorter answers"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """YAML as plain data. YAML allows more than a recipe needs, and some of it is dangerous: tags that create objects, aliases that
-make a small document huge, values that stall a reader. All of that is refused."""
+make a small document huge, values that stall a reader; or not what it seems: `on` is true, and 010 is 8. All of that is
+refused."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ MAX_INTEGER = 2**63 - 1
 MAX_DIGITS = 100
 
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+_TYPES = {"bool": "true or false", "int": "a number", "float": "a number"}
+_TRAP = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)")
+"""Numbers of YAML 1.1 that do not look like what they are: 010 is 8, and 1:30 is 90."""
 _UNFIT = re.compile(r"[\x00\ud800-\udfff]")  # other controls are text, and are shown as codes
 
 
@@ -80,6 +84,10 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             _refuse(key, "a list or mapping where a key belongs", "make the key a text")
+        kind = key.tag.rpartition(":")[2]
+        if kind not in ("str", "merge"):
+            read = f"{'null' if kind == 'null' else _TYPES[kind]}, and a key is a text"
+            _refuse(key, f"the key {key.value} is read as {read}", f"quote it: '{key.value}'")
         if (key.tag, key.value) in seen:
             _refuse(key, f"the key {key.value} is there twice", "keep one of the two")
         seen.add((key.tag, key.value))
@@ -91,6 +99,12 @@ def _check_scalar(loader: Any, node: yaml.Node) -> None:
         _refuse(node, "has a character that no text has", "remove it")
     if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
         _refuse(node, f"a number of {len(node.value)} digits", f"give at most {MAX_DIGITS}, or quote it")
+    if kind == "bool" and node.value.lower() not in ("true", "false"):
+        read = "true" if loader.construct_yaml_bool(node) else "false"
+        _refuse(node, f"{node.value} is read as {read}", f"quote it: '{node.value}', or write {read}")
+    if kind in ("int", "float") and _TRAP.fullmatch(node.value):
+        read = loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
+        _refuse(node, f"{node.value} is read as the number {read:g}", f"quote it: '{node.value}', or write the number")
     if kind == "int" and abs(loader.construct_yaml_int(node)) > MAX_INTEGER:
         _refuse(node, f"{node.value} is too large a whole number", f"give at most {MAX_INTEGER}")
 

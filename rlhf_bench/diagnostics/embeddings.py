@@ -20,41 +20,45 @@ def predictor_states(model: Any, batch: MicroBatch) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TokenNumbers:
-    """Per response token [T], at temperature 1."""
+class NextToken:
+    """The policy's next-token distribution p at every position that predicts a response token [T]."""
 
-    logprobs: Tensor  # nats
-    entropy: Tensor  # of the distribution the token was drawn from, nats
-    confidence: Tensor  # probability of that distribution's likeliest token
-
-
-def token_numbers(model: Any, batch: MicroBatch) -> TokenNumbers:
-    """What `TokenLogprobs` answers, entropies, and the argmax token's confidence, in float32; logits by chunks, as there."""
-    states, size = predictor_states(model, batch), tokens_in_chunk(len(model.lm.get_output_embeddings().weight))
-    parts = [_of_states(model, *part) for part in zip(states.split(size), batch.targets.split(size), strict=True)]
-    return TokenNumbers(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
+    kl: Tensor  # KL(p ‖ q) to the reference's q, over the whole vocabulary, nats; never negative
+    entropy: Tensor  # of p, nats
+    confidence: Tensor  # p of its likeliest token
 
 
-def _of_states(model: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logp = model.logits(states).log_softmax(-1)
-    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1), logp.amax(-1).exp()
+def next_token(
+    policy: Any, reference: Any, batch: MicroBatch, temperature: float = 1.0, reference_temperature: float = 1.0
+) -> NextToken:
+    """Both models' distributions over the whole vocabulary, each at its temperature, in float32; logits by chunks. Where they
+    are one model it runs once."""
+    size = tokens_in_chunk(len(policy.lm.get_output_embeddings().weight))
+    states = predictor_states(policy, batch).split(size)
+    others = states if reference is policy else predictor_states(reference, batch).split(size)
+    parts = []
+    for own, other in zip(states, others, strict=True):
+        logits = policy.logits(own)
+        logp = (logits / temperature).log_softmax(-1)
+        logits = logits if reference is policy else reference.logits(other)
+        logq = (logits / reference_temperature).log_softmax(-1)
+        p = logp.exp()
+        # The sum of products that rounding has moved may fall below 0 where p and q are all but equal.
+        kl = torch.linalg.vecdot(p, logp - logq).clamp(min=0)
+        parts.append((kl, -torch.linalg.vecdot(p, logp), logp.amax(-1).exp()))
+    return NextToken(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
 
 
-def ches(model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Centred hidden embedding similarity of each pair [P], and its length-normalised form [P], in float64.
+def summed_states(states: Tensor, batch: MicroBatch) -> Tensor:
+    """H = Σ of `predictor_states` over each response: [T, H] -> [R, H], in float64."""
+    states = states.double()
+    return states.new_zeros(batch.responses, states.shape[1]).index_add(0, batch.response_index, states)
 
-        ⟨H⁺, H⁻⟩ − ‖H⁺‖²,   H± = Σ of `predictor_states` over the response        (arXiv 2410.08847, definition 2)
-        ⟨h⁺, h⁻⟩ − ‖h⁺‖²,   h± = H± / |a±|                                        (there, section 6)
 
-    `batch` has two responses per pair: chosen, rejected, chosen, …
+def ches(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Centred hidden embedding similarity of each pair, [P, H], [P, H] -> [P]:
+
+    ⟨H⁺, H⁻⟩ − ‖H⁺‖²,   H± = `summed_states` of the sides       (arXiv 2410.08847, definition 2)
+    ⟨h⁺, h⁻⟩ − ‖h⁺‖²,   of h± = H± / |a±|: its length-normalised form                    (there, section 6)
     """
-    states = predictor_states(model, batch).double()
-    sums = states.new_zeros(batch.responses, states.shape[1]).index_add(0, batch.response_index, states)
-    lengths = batch.response_index.bincount(minlength=batch.responses).double()[:, None]
-    return _centred_similarity(sums), _centred_similarity(sums / lengths)
-
-
-def _centred_similarity(sides: Tensor) -> Tensor:
-    """[2P, H] in the order chosen, rejected, … -> [P]"""
-    chosen, rejected = sides[0::2], sides[1::2]
     return (chosen * (rejected - chosen)).sum(-1)

@@ -1,6 +1,8 @@
 """All diagnostics of one policy at one moment, in plain PyTorch: held-out pairs, probe sets, gradients of pairs.
 
-What does not depend on the policy is computed once, when the panel is made: everything under π0, CHES, edit distances.
+Whatever has a log-probability that is wanted (sides of held-out pairs, of pairs of arms' own kinds, probes) is a response to some
+prompt. Each goes through the policy once, in rows of a prompt and several of its responses. What does not depend on the policy
+is computed once, when the panel is made: everything under π0, CHES, edit distances.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
-from rlhf_bench.core.types import Pair, PairEvaluation, Row
+from rlhf_bench.core.types import FIXED, Pair, PairEvaluation, Row
 from rlhf_bench.diagnostics.distance import edit_distance
+from rlhf_bench.diagnostics.embeddings import ches
 from rlhf_bench.diagnostics.gradients import gradient_numbers
 from rlhf_bench.diagnostics.likelihood import pair_numbers, pairwise_accuracy, probe_numbers
 from rlhf_bench.diagnostics.probes import Probes
@@ -22,7 +26,7 @@ from rlhf_bench.diagnostics.scoring import Scorer
 
 @dataclass(frozen=True)
 class PanelLook:
-    """One policy's numbers and held-out pairs, and what the diagnostics beyond the main split's pairs took."""
+    """One policy's numbers and held-out pairs, and what they took."""
 
     numbers: dict[str, float]
     pairs: tuple[PairEvaluation, ...]
@@ -41,29 +45,35 @@ class Panel:
         probes: Probes,
         gradient_pairs: int,
         scorer: Scorer,
+        own: Mapping[str, Sequence[Pair]] | None = None,
     ):
-        """`pairs`: split -> held-out pairs; those of the split `main` give the main numbers, others their accuracy."""
+        """`pairs`: split -> held-out pairs; those of the split `main` give the main numbers, others their accuracy. `own`:
+        kind -> further pairs of the main split, of a kind that some arm trains on; they are looked at one by one."""
         self.main, self.probes, self.scorer = main, probes, scorer
-        self.pairs = {split: list(found) for split, found in pairs.items() if found}
-        self.rows = {
-            split: [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in found]
-            for split, found in self.pairs.items()
-        }
-        self.gradient_rows = self.rows.get(main, [])[:gradient_pairs]
+        fixed = {split: list(found) for split, found in pairs.items() if found}
+        self.own = {kind: list(found) for kind, found in (own or {}).items() if found}
+        self.pairs, self.splits = fixed | self.own, list(fixed)
+        self.gradient_rows = [_row(pair) for pair in fixed.get(main, [])[:gradient_pairs]]
         self.distances = {s: [edit_distance(p.chosen_ids, p.rejected_ids) for p in f] for s, f in self.pairs.items()}
-        self.ches = {split: scorer.ches(reference, rows) for split, rows in self.rows.items()}
-        self.probe_rows, self.probe_sets = _as_trees(probes)
-        self.reference = {split: self._sides(reference, split) for split in self.rows}
-        self.reference_probes = self._probes(reference)
+        wanted = {
+            name: [(p.prompt.token_ids, side) for p in found for side in (p.chosen_ids, p.rejected_ids)]
+            for name, found in self.pairs.items()
+        } | {_probe(name): [(row.prompt_ids, row.responses[0]) for row in rows] for name, rows in probes.rows.items()}
+        self.rows, self.places = _each_response_once(wanted, scorer.tokens_per_micro_batch)
+        self.reference: dict[str, np.ndarray] = {}
+        self.ches: dict[str, np.ndarray] = {}
+        if self.rows:
+            flat, states = scorer.embed(reference, self.rows)
+            self.reference = self._by_name(flat)
+            self.ches = {name: self._ches(name, states) for name in self.pairs}
 
-    def look(self, policy: Any) -> PanelLook:
-        """Everything about `policy`, whose parameters require gradients if `gradient_pairs` is above 0."""
-        logprobs = {}
-        if self.main in self.rows:
-            logprobs[self.main] = self._sides(policy, self.main)
+    def look(self, policy: Any, *, is_reference: bool = False) -> PanelLook:
+        """Everything about `policy`, whose parameters require gradients if `gradient_pairs` is above 0. `is_reference`: its weights
+        are the reference's, whose log-probabilities are known."""
         began, flops_before = perf_counter(), self.scorer.flops
-        logprobs |= {split: self._sides(policy, split) for split in self.rows if split != self.main}
-        probes = self._probes(policy)
+        logprobs = self.reference
+        if self.rows and not is_reference:
+            logprobs = self._by_name(self.scorer.score(policy, self.rows))
         gradients = self.scorer.gradients(policy, self.gradient_rows)
         seconds, flops = perf_counter() - began, self.scorer.flops - flops_before
 
@@ -72,31 +82,35 @@ class Panel:
             numbers |= pair_numbers(logprobs[self.main], self.reference[self.main])
             numbers["ches"], numbers["ches_normalised"] = (float(x) for x in self.ches[self.main].mean(0))
             numbers["probes/dropped"] = float(sum(self.probes.dropped.values()))
-        for split in (s for s in logprobs if s != self.main):
+        for split in (s for s in self.splits if s != self.main):
             ratios = logprobs[split] - self.reference[split]
             numbers[f"accuracy/{split}"] = pairwise_accuracy(ratios[:, 0], ratios[:, 1])
-        for name, found in probes.items():
-            numbers |= probe_numbers(name, found, self.reference_probes[name])
+        for name in self.probes.rows:
+            numbers |= probe_numbers(name, logprobs[_probe(name)], self.reference[_probe(name)])
         numbers |= gradient_numbers(gradients)
-        pairs = tuple(look for split, found in logprobs.items() for look in self._pair_looks(split, found))
+        pairs = tuple(look for name in self.pairs for look in self._pair_looks(name, logprobs[name]))
         return PanelLook(numbers, pairs, seconds, flops)
 
-    def _sides(self, model: Any, split: str) -> np.ndarray:
-        """Log-probabilities of a split's pairs, [P, 2]: chosen, rejected."""
-        return self.scorer.score(model, self.rows[split]).logprobs.reshape(-1, 2)
+    def _by_name(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Log-probabilities of all responses, by what wants them: of pairs [P, 2] (chosen, rejected), of a probe set [P]."""
+        found = {name: flat[places] for name, places in self.places.items()}
+        return {name: x.reshape(-1, 2) if name in self.pairs else x for name, x in found.items()}
 
-    def _probes(self, model: Any) -> dict[str, np.ndarray]:
-        """Log-probability of every probe, by set."""
-        if not self.probe_rows:
-            return {}
-        flat = self.scorer.score(model, self.probe_rows).logprobs
-        return {name: flat[self.probe_sets == name] for name in self.probes.rows}
+    def _ches(self, name: str, states: np.ndarray) -> np.ndarray:
+        """CHES and its length-normalised form of pairs, [P, 2], from the summed states [R, H] of all responses."""
+        chosen, rejected = (torch.from_numpy(states[self.places[name][side::2]]) for side in (0, 1))
+        pairs = self.pairs[name]
+        lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs], dtype=torch.float64)
+        by_length = ches(chosen / lengths[:, :1], rejected / lengths[:, 1:])
+        return torch.stack([ches(chosen, rejected), by_length], dim=1).numpy()
 
-    def _pair_looks(self, split: str, logprobs: np.ndarray) -> list[PairEvaluation]:
-        ratios = logprobs - self.reference[split]
+    def _pair_looks(self, name: str, logprobs: np.ndarray) -> list[PairEvaluation]:
+        """`name`: a split, or an own kind."""
+        ratios = logprobs - self.reference[name]
         return [
             PairEvaluation(
-                split=split,
+                split=self.main if name in self.own else name,
+                kind=name if name in self.own else FIXED,
                 pair_id=pair.id,
                 chosen_logprob=float(logprobs[i, 0]),
                 rejected_logprob=float(logprobs[i, 1]),
@@ -104,23 +118,46 @@ class Panel:
                 rejected_logratio=float(ratios[i, 1]),
                 chosen_tokens=len(pair.chosen_ids),
                 rejected_tokens=len(pair.rejected_ids),
-                ches=float(self.ches[split][i, 0]),
-                ches_normalised=float(self.ches[split][i, 1]),
-                edit_distance=self.distances[split][i],
+                ches=float(self.ches[name][i, 0]),
+                ches_normalised=float(self.ches[name][i, 1]),
+                edit_distance=self.distances[name][i],
             )
-            for i, pair in enumerate(self.pairs[split])
+            for i, pair in enumerate(self.pairs[name])
         ]
 
 
-def _as_trees(probes: Probes) -> tuple[list[Row], np.ndarray]:
-    """One row per held-out pair with its probes of all sets, so that its prompt is computed once; and the set that each
-    of the responses, in row order, belongs to."""
-    by_pair: dict[str, list[tuple[str, Row]]] = {}
-    for name, rows in probes.rows.items():
-        for row in rows:
-            by_pair.setdefault(row.id.removesuffix(f"/{name}"), []).append((name, row))
-    trees = [
-        Row(pair, members[0][1].prompt_ids, tuple(row.responses[0] for _, row in members))
-        for pair, members in by_pair.items()
-    ]
-    return trees, np.array([name for members in by_pair.values() for name, _ in members])
+def _row(pair: Pair) -> Row:
+    return Row(pair.id, pair.prompt.token_ids, (pair.chosen_ids, pair.rejected_ids))
+
+
+def _probe(name: str) -> str:
+    """A name for a probe set that no split and no kind of pairs has."""
+    return f"probe/{name}"
+
+
+Asked = tuple[tuple[int, ...], tuple[int, ...]]
+"""A prompt and a response to it."""
+
+
+def _each_response_once(
+    wanted: Mapping[str, Sequence[Asked]], most_tokens: int
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Rows of prompts with their responses, each response once, rows of at most `most_tokens` tokens where a response allows it;
+    and for each name the places of its responses among those of all rows."""
+    prompts: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for prompt, response in (asked for every in wanted.values() for asked in every):
+        prompts.setdefault(prompt, {})[response] = None
+    rows: list[Row] = []
+    for prompt, responses in prompts.items():
+        parts: list[list[tuple[int, ...]]] = []
+        room = 0
+        for response in responses:
+            if not parts or len(response) > room:
+                parts.append([])
+                room = most_tokens - len(prompt)
+            parts[-1].append(response)
+            room -= len(response)
+        rows += [Row(f"{len(rows) + i}", prompt, tuple(part)) for i, part in enumerate(parts)]
+    every = [(row.prompt_ids, response) for row in rows for response in row.responses]
+    place = {asked: at for at, asked in enumerate(every)}
+    return rows, {name: np.array([place[asked] for asked in found], dtype=int) for name, found in wanted.items()}

@@ -7,13 +7,13 @@ For each held-out pair, at most one response of every kind, to the pair's own pr
     permuted         the chosen response's tokens in another order, its end kept last
     format_breaking  tokens drawn evenly from the whole vocabulary, as many as the chosen response has, then its end
 
-A response that is a side of any pair with this prompt, held out or trained on, is not a probe: the loss acts on it
+A response that is a side of any pair with this prompt, held out (of whatever kind) or trained on, is not a probe: the loss acts on it
 directly. Another one is tried in its place; a prompt for which none is found is dropped from the set, and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,34 +40,34 @@ def make_probes(
     pairs: Sequence[Pair],
     base_samples: Sequence[Sequence[Response]],
     training_pairs: Iterable[Pair],
-    eos_id: int,
+    end_ids: Collection[int],
     vocabulary: int,
     max_length: int,
     seed: int,
+    further_pairs: Iterable[Pair] = (),
 ) -> Probes:
     """Probe sets for the held-out `pairs`; the same for the same arguments.
 
     `base_samples[i]` are samples of π0 for pair i's prompt, of which the first that may be used is taken. Token ids run
-    below `vocabulary`. Prompt and response stay within `max_length` tokens. Raises ValueError where the samples are
-    not one group per pair.
+    below `vocabulary`. Prompt and response stay within `max_length` tokens. `further_pairs` are held out too, and have no
+    probes of their own, but no probe is a side of one. Raises ValueError where the samples are not one group per pair.
     """
     if len(base_samples) != len(pairs):
         raise ValueError(
             f"{len(base_samples)} groups of base samples for {len(pairs)} pairs: one group a pair is needed"
         )
-    held_out, trained = _sides(pairs), _sides(training_pairs)
+    known = Sides.of(pairs, training_pairs, further_pairs)
     rows: dict[str, tuple[Row, ...]] = {}
     dropped: dict[str, int] = {}
-    notes = [note] if (note := _overlap(pairs, trained)) else []
+    notes = [note] if (note := _overlap(pairs, known.trained)) else []
     for number, name in enumerate(PROBE_SETS):
         found = []
         for i, pair in enumerate(pairs):
             prompt = pair.prompt.token_ids
-            taken = held_out[prompt] | trained.get(prompt, set())
             tried = _candidates(
-                name, i, pairs, base_samples, eos_id, vocabulary, np.random.default_rng([seed, number, i])
+                name, i, pairs, base_samples, end_ids, vocabulary, np.random.default_rng([seed, number, i])
             )
-            fitting = (a for a in tried if a not in taken and len(prompt) + len(a) <= max_length)
+            fitting = (a for a in tried if known.allow(prompt, a, max_length))
             if (response := next(fitting, None)) is not None:
                 found.append(Row(f"{pair.id}/{name}", prompt, (response,)))
         dropped[name] = len(pairs) - len(found)
@@ -78,6 +78,23 @@ def make_probes(
                 f"probe set {name} is empty: every response tried for the {len(pairs)} held-out prompts is a side of a pair or too long; it has no curve"
             )
     return Probes(rows, dropped, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """By prompt, the responses that no probe may be."""
+
+    held_out: Mapping[Response, set[Response]]
+    trained: Mapping[Response, set[Response]]
+
+    @classmethod
+    def of(cls, pairs: Iterable[Pair], training_pairs: Iterable[Pair], further_pairs: Iterable[Pair]) -> Sides:
+        return cls(_sides([*pairs, *further_pairs]), _sides(training_pairs))
+
+    def allow(self, prompt: Response, response: Response, max_length: int) -> bool:
+        """Whether it may be a probe. Prompt and response stay within `max_length` tokens."""
+        taken = response in self.held_out.get(prompt, ()) or response in self.trained.get(prompt, ())
+        return not taken and len(prompt) + len(response) <= max_length
 
 
 def _sides(pairs: Iterable[Pair]) -> dict[Response, set[Response]]:
@@ -100,7 +117,7 @@ def _candidates(
     i: int,
     pairs: Sequence[Pair],
     base_samples: Sequence[Sequence[Response]],
-    eos_id: int,
+    end_ids: Collection[int],
     vocabulary: int,
     rng: np.random.Generator,
 ) -> Iterator[Response]:
@@ -109,7 +126,7 @@ def _candidates(
         yield from map(tuple, base_samples[i])
         return
     chosen = pairs[i].chosen_ids
-    body = [token for token in chosen if token != eos_id]
+    body = [token for token in chosen if token not in end_ids]
     end = chosen[len(body) :]
     for _ in range(ATTEMPTS):
         if name == "other_prompts":
@@ -119,5 +136,7 @@ def _candidates(
         elif name == "permuted":
             yield (*(int(token) for token in rng.permutation(body)), *end)
         else:
-            drawn = rng.integers(vocabulary - 1, size=len(body))
-            yield (*(int(token) + (token >= eos_id) for token in drawn), *end)  # every id but the end's
+            drawn = rng.integers(vocabulary - len(end_ids), size=len(body))
+            for index in sorted(end_ids):  # every id but those of an end
+                drawn += drawn >= index
+            yield (*map(int, drawn), *end)

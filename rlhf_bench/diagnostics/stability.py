@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.diagnostics.statistics import Interval
+from rlhf_bench.diagnostics.intervals import Interval
 
 SPIKE_FACTOR = 5.0
 """A gradient norm counts as a spike above this many running medians."""

@@ -1,69 +1,60 @@
-"""Estimates, intervals and tests over seeds. Deterministic: every generator is fixed.
+"""Comparisons over seeds, or over seeds and prompts, and their correction as a family.
 
-The mean is what the tables rank by; the interquartile mean is the robust companion that Agarwal et al.
-(2108.13264) recommend for few runs. Two arms are compared on the seeds they share. docs/statistics.md defines
-every number and says how far to trust it.
+The mean is what the tables rank by. Two arms are compared on the seeds, and prompts, that they share. docs/statistics.md
+defines every number and says how far to trust it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
 
-CONFIDENCE = 0.95
-RESAMPLES = 9_999
-BOOTSTRAP_SEED = 0
+from rlhf_bench.diagnostics.crossed import crossed_mean
+from rlhf_bench.diagnostics.intervals import CONFIDENCE, Estimate, Interval, Part, finite, students
+from rlhf_bench.diagnostics.resampling import sign_flip_p
+
 MINIMUM_SEEDS = 3
 """Below this many common seeds two arms are not tested: with two, one number would have to stand for the spread."""
 MAX_FORESEEN_SEEDS = 200
 """More seeds than that are no plan."""
-EXACT_FLIPS = 13
-"""Up to this many differences all sign flips are tried (2^13 sums); beyond, `RESAMPLES` random ones, which are more."""
-
-IntervalMethod = Literal["bca", "t", "percentile", "exact", "degenerate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A two-sided interval, 95% where nothing else is said, and how it was found."""
-
-    low: float
-    high: float
-    method: IntervalMethod
-
-    def overlaps(self, other: Interval) -> bool:
-        """True where the two closed intervals share at least one point."""
-        return self.low <= other.high and other.low <= self.high
-
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
+ROUNDING = 8 * float(np.finfo(np.float64).eps)
+"""Relative differences up to that are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Arm A minus arm B, one difference per common seed [n]. Below `MINIMUM_SEEDS` there is no interval, and p is nan.
+    """Arm A minus arm B, one difference per common seed [n]. Below `MINIMUM_SEEDS` there is no estimate, and p is nan.
 
-    `interval` is Student's for the mean difference, `p_t` that test's two-sided p, `p_permutation` that of
-    `sign_flip_p`.
+    `estimate` is the mean difference with its uncertainty over seeds, or over seeds and prompts where the scores of
+    every prompt were at hand. `interval` and `p_t` follow from it; `p_permutation` is that of `sign_flip_p`, over seeds.
     """
 
     differences: tuple[float, ...]
-    interval: Interval | None
-    p_t: float
+    estimate: Estimate | None
     p_permutation: float
 
     @property
     def mean(self) -> float:
-        return mean(self.differences)
+        return self.estimate.mean if self.estimate else mean(self.differences)
 
     @property
     def tested(self) -> bool:
-        return self.interval is not None
+        return self.estimate is not None
+
+    @property
+    def interval(self) -> Interval | None:
+        return self.estimate.interval() if self.estimate else None
+
+    @property
+    def p_t(self) -> float:
+        return self.estimate.p if self.estimate else float("nan")
+
+    def turned(self) -> Paired:
+        """Arm B minus arm A."""
+        estimate = self.estimate.negated() if self.estimate else None
+        return replace(self, differences=tuple(-one for one in self.differences), estimate=estimate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,72 +67,22 @@ class Adjusted:
     confidence: float = CONFIDENCE
 
 
-@dataclass(frozen=True, slots=True)
-class Improvement:
-    """The probability that a run of A scores above a run of B, and its 95% interval (None below three runs each)."""
-
-    probability: float
-    interval: Interval | None
-
-
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of `values` [n]; nan for n = 0. Raises ValueError on a value that is not finite."""
-    array = _finite(values)
+    array = finite(values)
     return float(array.mean()) if array.size else float("nan")
 
 
-def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean of `values` [n] without the lowest and the highest quarter; nan for n = 0.
-
-    The quarter is rounded down to whole values, so below four values this is the plain mean.
-    """
-    array = _finite(values)
-    return float(_trimmed_mean(array)) if array.size else float("nan")
-
-
-def confidence_interval(values: Sequence[float]) -> Interval | None:
-    """A 95% interval for the mean of `values` [n], one value per seed.
-
-    - n < 2: None. One run says nothing about the spread between runs.
-    - all values equal: the zero-width interval at that value, method "degenerate".
-    - n = 2: Student's t (wide: 12.7 standard errors). A bootstrap of two values could only return the two values.
-    - n >= 3: bias-corrected and accelerated bootstrap, "bca" (Efron 1987). It cannot reach beyond the observed
-      range, so with three or four values it is narrower than its nominal 95%.
-
-    Raises ValueError on a value that is not finite.
-    """
-    array = _finite(values)
-    if array.size < 2:
-        return None
-    if np.ptp(array) == 0:
-        return Interval(float(array[0]), float(array[0]), "degenerate")
-    if array.size == 2:
-        return _t_interval(array, CONFIDENCE)
-    return _bootstrap(array, np.mean)
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Student's 95% interval for the mean of `values` [n], one per seed; None below two."""
+    array = finite(values)
+    return students(array).interval() if array.size >= 2 else None
 
 
 def share_interval(values: Sequence[float]) -> Interval | None:
-    """Student's 95% interval for the mean of shares `values` [n], one per seed, each in [0, 1]: cut off where no mean of
-    shares can lie. None below two values. A bootstrap of three, five or ten values holds the mean in .72, .83, .89 of
-    cases; this one in .95, where values are about normal."""
-    array = _finite(values)
-    if array.size < 2:
-        return None
-    found = _t_interval(array, CONFIDENCE)
-    return Interval(max(0.0, found.low), min(1.0, found.high), found.method)
-
-
-def interquartile_interval(values: Sequence[float]) -> Interval | None:
-    """A 95% interval for the interquartile mean of `values` [n], one value per seed.
-
-    Below four values nothing is trimmed, and this is `confidence_interval`. From four on a BCa bootstrap; where
-    leaving out any one value gives the same interquartile mean, BCa's acceleration is 0/0 and the plain percentile
-    bootstrap stands instead, method "percentile".
-    """
-    array = _finite(values)
-    if array.size < 4 or np.ptp(array) == 0:
-        return confidence_interval(values)
-    return _bootstrap(array, _trimmed_mean)
+    """The same of shares, each in [0, 1]: cut off where no mean of shares can lie."""
+    found = mean_interval(values)
+    return found.within(0.0, 1.0) if found else None
 
 
 def paired(a: Sequence[float], b: Sequence[float], *, flips: bool = True) -> Paired:
@@ -151,43 +92,29 @@ def paired(a: Sequence[float], b: Sequence[float], *, flips: bool = True) -> Pai
     the test's limit: 0 beside a difference, 1 without one. Without `flips` the permutation test, which takes longest, is
     left out: its p is nan. Raises ValueError where the lengths differ.
     """
-    left, right = _finite(a), _finite(b)
+    left, right = finite(a), finite(b)
     if left.shape != right.shape:
         raise ValueError(f"paired values need common seeds: {left.size} against {right.size}")
     differences = _without_rounding(left, right)
     listed = tuple(float(d) for d in differences)
-    if differences.size < MINIMUM_SEEDS:
-        return Paired(listed, None, float("nan"), float("nan"))
-    interval = _t_interval(differences, CONFIDENCE)
-    if interval.method == "degenerate":
-        p_t = 0.0 if differences[0] else 1.0
-    else:
-        t = float(differences.mean()) / _standard_error(differences)
-        p_t = 2 * float(special.stdtr(differences.size - 1, -abs(t)))
-    return Paired(listed, interval, p_t, sign_flip_p(listed) if flips else float("nan"))
+    estimate = students(differences) if differences.size >= MINIMUM_SEEDS else None
+    return Paired(listed, estimate, sign_flip_p(listed) if estimate and flips else float("nan"))
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the sign-flip permutation test of `differences` [n >= 1] (Fisher 1935).
+def paired_table(differences: np.ndarray, *, flips: bool = True) -> Paired:
+    """Compare A with B over their common seeds and prompts: `differences` [n seeds, P prompts] of scores, A minus B.
 
-    Without an effect every difference is as likely to have the other sign. p is the share of the 2^n ways to
-    flip signs whose sum is at least as far from 0 as the one that was seen. It counts that sum and its mirror image,
-    so it never falls below 2/2^n: 1/16 for five seeds, 1/32 for six. Beyond `EXACT_FLIPS` differences, a random
-    sample of flips, the observed one counted in.
+    Against one base policy they are arm[s, p] − base[p]: how its responses were sampled is then an effect of the prompt that
+    all seeds share. Not tested below `MINIMUM_SEEDS`, nor with a single prompt. Raises ValueError on another shape and on
+    a value that is not finite.
     """
-    array = _finite(differences)
-    if array.size == 0:
-        raise ValueError("a permutation test needs at least one difference")
-    if array.size <= EXACT_FLIPS:
-        sums = np.zeros(1)
-        for difference in array:
-            sums = np.concatenate([sums + difference, sums - difference])
-    else:
-        signs = np.random.default_rng(BOOTSTRAP_SEED).choice([-1.0, 1.0], size=(RESAMPLES, array.size))
-        sums = np.append(signs @ array, array.sum())
-    # Sums of the same numbers in another order may differ by rounding, and must still count as ties.
-    rounding = 1e-12 * np.abs(array).sum()
-    return float(np.mean(np.abs(sums) >= abs(array.sum()) - rounding))
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"expected a table of seeds and prompts, got one of shape {table.shape}")
+    table = _levelled(table, ROUNDING * max(1.0, float(np.abs(table).max())))
+    listed = tuple(float(d) for d in table.mean(1))
+    estimate = crossed_mean(table) if len(table) >= MINIMUM_SEEDS and table.shape[1] > 1 else None
+    return Paired(listed, estimate, sign_flip_p(listed) if estimate and flips else float("nan"))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -212,53 +139,36 @@ def adjust(family: Sequence[Paired]) -> list[Adjusted]:
     adjusted = holm([comparison.p_t for comparison in family])
     levels = [1 - (1 - CONFIDENCE) / float(factor) for factor in factors]
     return [
-        Adjusted(p, _t_interval(np.array(one.differences), level) if one.tested else None, level)
+        Adjusted(p, one.estimate.interval(level) if one.estimate else None, level)
         for one, p, level in zip(family, adjusted, levels, strict=True)
     ]
 
 
 def seeds_to_settle(comparison: Paired, adjusted: Adjusted | None) -> int | None:
     """How many more seeds would settle a comparison, were mean and spread of its differences to stay as they are: the
-    fewest with which Student's interval at the comparison's corrected level leaves out 0.
+    fewest with which the interval at the comparison's corrected level leaves out 0. They shrink the seeds' part alone.
 
-    0 where it is settled. None where it was not tested, where the mean is 0, or where `MAX_FORESEEN_SEEDS` would not do.
+    0 where it is settled. None where it was not tested, where the mean is 0, or where `MAX_FORESEEN_SEEDS` would not do:
+    see `wants_prompts`.
     """
-    if adjusted is None or adjusted.interval is None or comparison.mean == 0:
+    found = comparison.estimate
+    if adjusted is None or adjusted.interval is None or found is None or found.seeds is None or found.mean == 0:
         return None
-    spread = float(np.std(comparison.differences, ddof=1))
-    for seeds in range(len(comparison.differences), MAX_FORESEEN_SEEDS + 1):
-        half = float(special.stdtrit(seeds - 1, (1 + adjusted.confidence) / 2)) * spread / np.sqrt(seeds)
-        if half < abs(comparison.mean):
-            return seeds - len(comparison.differences)
+    have = found.seeds.degrees + 1
+    for seeds in range(have, MAX_FORESEEN_SEEDS + 1):
+        foreseen = replace(found, seeds=Part(found.seeds.variance * have / seeds, seeds - 1))
+        if foreseen.half_width(1 - adjusted.confidence) < abs(found.mean):
+            return seeds - have
     return None
 
 
-def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> Improvement:
-    """P(A > B) over all pairs of a run of `a` [n] and a run of `b` [m], a tie counting half (2108.13264, §4.3).
-
-    nan without runs. The interval is a percentile bootstrap that redraws the runs of A and of B apart from each other.
-    Where all pairs end alike that has nothing to redraw: with every pair won (or lost), "exact" is Clopper and
-    Pearson's interval for min(n, m) wins in as many independent pairs; with all pairs tied, "degenerate".
-    """
-    left, right = _finite(a), _finite(b)
-    if not (left.size and right.size):
-        return Improvement(float("nan"), None)
-    wins = (np.sign(left[:, None] - right[None, :]) + 1) / 2
-    found = float(wins.mean())
-    pairs = min(wins.shape)
-    if pairs < MINIMUM_SEEDS:
-        return Improvement(found, None)
-    if found in (0.0, 1.0):
-        limits = stats.binomtest(round(found * pairs), pairs).proportion_ci(CONFIDENCE, method="exact")
-        return Improvement(found, Interval(float(limits.low), float(limits.high), "exact"))
-    if np.ptp(wins) == 0:
-        return Improvement(found, Interval(found, found, "degenerate"))
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    # Redrawing n runs is the same as drawing how often each of them comes up.
-    rows, columns = (generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in wins.shape)
-    redrawn = ((rows @ wins) * columns).sum(axis=1) / wins.size
-    low, high = np.quantile(redrawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Improvement(found, Interval(float(low), float(high), "percentile"))
+def wants_prompts(comparison: Paired, adjusted: Adjusted | None) -> bool:
+    """True where no number of seeds would settle a comparison, were mean and spread to stay as they are, because the prompts'
+    part of its interval alone holds 0: more held-out prompts are wanted."""
+    prompts = comparison.estimate.prompts if comparison.estimate else None
+    if adjusted is None or adjusted.interval is None or prompts is None or comparison.mean == 0:
+        return False
+    return prompts.half_width(1 - adjusted.confidence) >= abs(comparison.mean)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -273,43 +183,6 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
         return float("nan")
     centred = across - across.mean()
     return float(centred @ (up - up.mean()) / (centred @ centred))
-
-
-def _t_interval(array: np.ndarray, confidence: float) -> Interval:
-    """Student's interval for the mean of `array` [n >= 2]."""
-    if np.ptp(array) == 0:
-        return Interval(float(array[0]), float(array[0]), "degenerate")
-    half = float(special.stdtrit(array.size - 1, (1 + confidence) / 2)) * _standard_error(array)
-    return Interval(float(array.mean()) - half, float(array.mean()) + half, "t")
-
-
-def _standard_error(array: np.ndarray) -> float:
-    return float(array.std(ddof=1) / np.sqrt(array.size))
-
-
-def _bootstrap(array: np.ndarray, statistic: Callable[..., np.ndarray]) -> Interval:
-    """The 95% bootstrap interval of `statistic` of `array` [n >= 3]: BCa wherever its acceleration is defined."""
-    return _bootstrap_once(tuple(array.tolist()), statistic)
-
-
-@functools.lru_cache(maxsize=4096)  # a report asks for the same numbers in its table, its sentences and its plots
-def _bootstrap_once(values: tuple[float, ...], statistic: Callable[..., np.ndarray]) -> Interval:
-    array = np.array(values)
-    left_out_one = [float(statistic(np.delete(array, i))) for i in range(array.size)]
-    bca = np.ptp(left_out_one) > 0
-    found = stats.bootstrap(
-        (array,),
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="BCa" if bca else "percentile",
-        rng=np.random.default_rng(BOOTSTRAP_SEED),
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high), "bca" if bca else "percentile")
-
-
-def _trimmed_mean(array: np.ndarray, axis: int = -1) -> np.ndarray:
-    return stats.trim_mean(array, 0.25, axis=axis)
 
 
 def _holm_factors(p: np.ndarray) -> np.ndarray:
@@ -332,17 +205,12 @@ def _without_rounding(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     differences = left - right
     if differences.size == 0:
         return differences
-    rounding = 8 * np.finfo(np.float64).eps * max(np.abs(left).max(), np.abs(right).max())
+    return _levelled(differences, ROUNDING * float(max(np.abs(left).max(), np.abs(right).max())))
+
+
+def _levelled(differences: np.ndarray, rounding: float) -> np.ndarray:
+    """`differences`, all equal to their median where they lie within `rounding` of each other, and 0 where that does."""
     if np.ptp(differences) > rounding:
         return differences
     middle = float(np.median(differences))
     return np.full(differences.shape, 0.0 if abs(middle) <= rounding else middle)
-
-
-def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"expected one value per seed, got an array of shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"every value must be finite, got {array.tolist()}")
-    return array

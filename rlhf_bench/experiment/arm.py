@@ -17,10 +17,13 @@ from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation
 from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import Grace
 from rlhf_bench.experiment.tracking.metrics import evaluation_metrics, update_metrics, used_by
-from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker
+from rlhf_bench.experiment.tracking.telling import Dataset
+from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings, uses_reward_model
+from rlhf_bench.models.weights import file_sha256, weights_sha256
 from rlhf_bench.recipe import Recipe
+from rlhf_bench.results.integrity import Sums, policy_place, sums_of
 from rlhf_bench.results.schema import CHECKPOINTS
 from rlhf_bench.results.store import ArmRecords
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
@@ -65,11 +68,13 @@ class ArmCheckpointer:
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """An arm and seed whose budget is spent: its records, still in memory, what it cost and its result."""
+    """An arm and seed whose budget is spent: its records, still in memory, what it cost, its result, and the checksums of its
+    policy."""
 
     records: ArmRecords
     by_phase: Mapping[Phase, Cost]
     result: dict[str, Any]
+    policy: Sums
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class ArmRunner:
     recipe: Recipe
     settings: Mapping[str, MethodSettings]  # by arm, as tuned
     directory: Path
-    shared: SharedByArms
-    datasets: Mapping[str, Dataset]  # by name
+    shared: Mapping[int, SharedByArms]  # by the arms' seed, of those that are to run
+    datasets: Mapping[int, Mapping[str, Dataset]]  # by the same, then by name
     tracker: Tracker
     display: Any  # progress.ProgressDisplay
     tags: Mapping[str, str]
@@ -106,15 +111,16 @@ class ArmRunner:
 
     def _run(self, arm: str, seed: int, worker: Worker, grace: Grace) -> ArmOutcome:
         recipe, settings, records = self.recipe, self.settings[arm], self.records(arm, seed)
+        shared = self.shared[seed]
         state = ArmState.begin(recipe.compute.column, recipe.compute.limit, seed, recipe.evaluation.marks)
         if uses_reward_model(settings):
-            state.ledger.charge("reward_model", self.shared.start.reward_model_cost)
+            state.ledger.charge("reward_model", shared.start.reward_model_cost)
         self._announce(arm, seed, settings)
         worker.begin_arm(arm, seed)
         began, evaluations = perf_counter(), list[Evaluation]()
         trainer = ArmTrainer(
-            spec=ArmSpec(recipe, METHODS[settings.method], settings, seed),
-            shared=self.shared,
+            spec=ArmSpec(arm, recipe, METHODS[settings.method], settings, seed),
+            shared=shared,
             roles=worker.roles,
             observer=self._observer(arm, seed, records, evaluations, lambda: trainer.seconds),
             state=state,
@@ -132,11 +138,13 @@ class ArmRunner:
         except ArmFailed as failure:
             failure.spent = trainer.state.ledger.total().as_dict()
             raise
-        put_in_place(aside, self.directory / CHECKPOINTS / arm / f"seed-{seed}")
-        result = _result(seed, trainer.state, evaluations[-1])
+        weights, place = weights_sha256(aside), policy_place(arm, seed)
+        policy = sums_of(aside, place, file_sha256)
+        put_in_place(aside, self.directory / place)
+        result = _result(seed, trainer.state, evaluations[-1]) | {"weights": weights}
         result["seconds"] = worker.roles.engine_time.breakdown(began, perf_counter())
         self._announce_end(arm, seed, trainer, result)
-        return ArmOutcome(records, trainer.state.ledger.by_phase, result)
+        return ArmOutcome(records, trainer.state.ledger.by_phase, result, policy)
 
     def _announce_end(self, arm: str, seed: int, trainer: ArmTrainer, result: Mapping[str, Any]) -> None:
         """To MLflow and the display."""
@@ -151,7 +159,7 @@ class ArmRunner:
         params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
         tags = {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
         self.tracker.start_arm(arm, seed, params, tags)
-        for dataset in used_by(settings.data, self.datasets):
+        for dataset in used_by(settings.data, self.datasets[seed]):
             self.tracker.uses(dataset, arm, seed)
 
     def _observer(
@@ -172,11 +180,13 @@ class ArmRunner:
                 self.tracker.log(arm, seed, step, metrics)
 
         def evaluated(point: EvalPoint, evaluation: Evaluation) -> None:
-            records.evaluated(point, evaluation, self.shared.start.reward_margins)
+            records.evaluated(point, evaluation, self.shared[seed].start.reward_margins)
             for step, metrics in evaluation_metrics(point, evaluation):
                 self.tracker.log(arm, seed, step, metrics)
             if point is not BASE_POINT:
                 self.display.evaluated(arm, seed, point, evaluation)
+                if (line := evaluation.cut_off_line) and not any(e.cut_off_line for e in evaluations):
+                    self.display.warn(f"{arm} · seed {seed}: {line}")
             evaluations.append(evaluation)
 
         def skipped(update: int, why: str, batch: Batch) -> None:
@@ -188,12 +198,13 @@ class ArmRunner:
 
 
 def _result(seed: int, state: ArmState, final: Evaluation) -> dict[str, Any]:
-    """What `result.json` holds of an arm and seed that has ended, but for seconds."""
+    """What `result.json` holds of an arm and seed that has ended, but for seconds and the policy's weights."""
     return {
         "seed": seed,
         "status": state.status,
         "spent": state.ledger.total().as_dict(),
-        "score": next(iter(final.splits.values())).score,
+        "score": (main := next(iter(final.splits.values()))).score,
+        "greedy_score": main.greedy_score,
         "kl": final.numbers.get("kl", math.nan),
         "updates": state.version,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,9 @@ from rlhf_bench.experiment.recording import Recorder
 from rlhf_bench.experiment.scheduler import Worker, run_jobs
 from rlhf_bench.experiment.shutdown import Grace, grace_period
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
+from rlhf_bench.experiment.starts import evaluate_against, score_by
 from rlhf_bench.experiment.timing import Occupancy, Timing
+from rlhf_bench.results.integrity import part_place, policy_damage
 from rlhf_bench.results.store import is_done
 
 if TYPE_CHECKING:
@@ -37,25 +38,25 @@ class ParallelRuns:
     def __post_init__(self) -> None:
         self.jobs = [job for job in enumerate(self.spec.runs) if not is_done(self.spec.directory, *job[1])]
 
-    def run(self) -> Elsewhere:
-        """Raises `Stopped` after a signal. The return value draws a part of the report in another process."""
+    def run(self) -> Elsewhere | None:
+        """Raises `Stopped` after a signal. The return value draws a part of the report in another process; None where no report
+        is written."""
         for arm, seed in self.spec.runs:
             if is_done(self.spec.directory, arm, seed):
-                self.runtime.display.say(f"{arm} · seed {seed}: already done, kept")
+                self._keep(arm, seed)
+        self.runtime.display.plan([run for _, run in self.jobs], 1 + len(self.runtime.others))
         if self.jobs:
-            others = [functools.partial(self._ready, other) for other in self.runtime.others]
             with grace_period(self.spec.recipe.reliability.grace_seconds) as grace:
                 run_jobs(
                     self.jobs,
-                    workers=[lambda: self.runtime.first, *others],
+                    workers=[lambda: self.runtime.first, *self.runtime.others],
                     run=functools.partial(self._run, grace),
                     grace=grace,
                     end_workers=self.runtime.end_workers,
                 )
         else:
-            self.elsewhere = self.runtime.begin_report()
+            self._begin_report()
             self.recorder.record()  # this recipe may name other arms than the last one did
-        assert self.elsewhere is not None, "the last job begins it"
         return self.elsewhere
 
     @property
@@ -71,9 +72,13 @@ class ParallelRuns:
         number, (arm, seed) = job
         occupancy = self.timing.occupy(Occupancy(worker.roles.engine_time))
         if job is self.jobs[-1]:
-            self.elsewhere = self.runtime.begin_report()
+            self._begin_report()
         self.runtime.display.begin(arm, seed, number, len(self.spec.runs))
         self.recorder.begin(arm, seed)
+        # No arm is charged for this: results must not depend on the number of fleets.
+        start = self.runner.shared[seed].start
+        score_by(worker, start, self.spec.recipe.model.dtype)
+        evaluate_against(worker, start, tuning=False, charged=False)
         try:
             outcome = self.runner.run(arm, seed, worker, grace)
         except ArmFailed as failure:
@@ -84,20 +89,22 @@ class ParallelRuns:
             occupancy.end()
         self.recorder.finish(outcome)
 
+    def _keep(self, arm: str, seed: int) -> None:
+        """Say that it is done, and what has become of its policy since. Its records `open_directory` has checked."""
+        self.runtime.display.say(f"{arm} · seed {seed}: already done, kept")
+        for damage in policy_damage(self.spec.directory, arm, seed, trusting=True):
+            self.runtime.display.warn(
+                f"{arm} · seed {seed}: {self.spec.directory / damage}; its numbers stand; bring back a copy of it, or remove "
+                f"{part_place(arm, seed)}, and the same command trains the policy again"
+            )
+        self.runner.checkpoints(arm, seed).clear()  # left where the run was killed between its end and this
+
+    def _begin_report(self) -> None:
+        if self.runtime.begin_report is not None:
+            self.elsewhere = self.runtime.begin_report()
+
     def _fail(self, arm: str, seed: int, failure: ArmFailed) -> None:
         self.failed.add((arm, seed))
         self.recorder.fail(arm, seed, failure)
         self.runtime.tracker.end_arm(arm, seed, "failed", {"cause": str(failure)})
         self.runtime.display.warn(f"{arm} · seed {seed}: failed: {failure}; the other arms continue")
-
-    def _ready(self, wait_for: Callable[[], Worker | None]) -> Worker | None:
-        """A further worker, once it is there and knows what the first one has made before the arms. No arm is charged
-        for that: results must not depend on the number of fleets."""
-        worker = wait_for()
-        if worker is None:
-            return None
-        start, scorer = self.runner.shared.start, worker.roles.scorer
-        if scorer is not None and start.reward_model is not None:
-            worker.with_recovery(scorer.load, start.reward_model, self.spec.recipe.model.dtype)
-        worker.with_recovery(worker.begin_evaluation, start, False)
-        return worker

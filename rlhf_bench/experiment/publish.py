@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.experiment.timing import Timing
-from rlhf_bench.experiment.tracking.metrics import finished_policies
-from rlhf_bench.experiment.tracking.tracker import Tracker
-from rlhf_bench.methods.base import MethodSettings
-from rlhf_bench.results.schema import RECIPE, REPORT, SUMMARY, TABLES, TUNING
+from rlhf_bench.experiment.tracking.finished import tell_finished
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
@@ -21,11 +17,10 @@ def publish(
     spec: ComparisonSpec,
     runtime: Runtime,
     *,
-    settings: Mapping[str, MethodSettings],
     timing: Timing,
     elsewhere: Elsewhere,
 ) -> Summary:
-    """`settings`: of every arm, as tuned. `elsewhere` draws a part of the report in another process."""
+    """`elsewhere` draws a part of the report in another process."""
     # Not at the top: importing matplotlib takes seconds, which the driver spends while the engines work.
     from rlhf_bench.report import write_report
     from rlhf_bench.report.model_card import write_cards
@@ -34,10 +29,7 @@ def publish(
     summary = write_report(spec.directory, elsewhere)
     write_cards(spec.directory, summary)
     runtime.display.say(_time_line(runtime, timing, driver_seconds))
-    _upload(spec, runtime.tracker)
-    _describe(summary, runtime.tracker)
-    if spec.recipe.tracking.register_as is not None:
-        _register(spec.recipe.tracking.register_as, summary, spec, runtime, settings)
+    tell_finished(runtime.tracker, spec.directory, summary, runtime.tags)
     return summary
 
 
@@ -53,35 +45,3 @@ def _time_line(runtime: Runtime, timing: Timing, before_report: float) -> str:
         f"{timing.driver_share:.1%} of the time{fleets}: {first_call:.0f} s before the engines started, "
         f"{before_report - first_call:.0f} s between their calls, {timing.driver_seconds - before_report:.0f} s for the report"
     )
-
-
-def _upload(spec: ComparisonSpec, tracker: Tracker) -> None:
-    """The files of DIR, to MLflow."""
-    tables = [table.file for table in TABLES.values()]
-    trials = [TUNING] if spec.recipe.tuning else []
-    for name in (REPORT, SUMMARY, RECIPE, *tables, *trials):
-        tracker.artifact(spec.directory / name)
-
-
-def _describe(summary: Summary, tracker: Tracker) -> None:
-    """In MLflow: the verdict, and the result of each arm's run."""
-    from rlhf_bench.experiment.tracking import descriptions
-
-    tracker.describe(descriptions.comparison_finished(summary))
-    for arm in summary.arms:
-        for seed in arm.seeds:
-            tracker.describe(descriptions.arm_finished(arm, seed, summary), arm.name, seed.seed)
-
-
-def _register(
-    model: str, summary: Summary, spec: ComparisonSpec, runtime: Runtime, settings: Mapping[str, MethodSettings]
-) -> None:
-    """In MLflow: every finished policy of the recipe's arms and seeds, also of earlier runs; then their aliases."""
-    policies = list(finished_policies(summary))
-    for arm, seed, score, _ in policies:
-        folder = spec.directory / "checkpoints" / arm / f"seed-{seed}"
-        tags = {**runtime.tags, "arm": arm, "seed": seed, "score": score, "method": settings[arm].method}
-        runtime.tracker.register(model, folder, arm, seed, tags)
-    for arm, seed, _, aliases in policies:
-        for alias in aliases:
-            runtime.tracker.alias(model, alias, arm, seed)

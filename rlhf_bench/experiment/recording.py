@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +11,28 @@ from typing import Any
 
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.files import write_json
-from rlhf_bench.core.types import BASE_POINT
+from rlhf_bench.core.types import BASE_POINT, MAIN_SPLIT, Evaluation
 from rlhf_bench.experiment.arm import ArmOutcome, ArmRunner
 from rlhf_bench.experiment.spec import ComparisonSpec
+from rlhf_bench.experiment.starts import COMMON, Begun
 from rlhf_bench.experiment.timing import Timing
-from rlhf_bench.results.schema import BASE, BASE_JSON, RESULTS, SHARED, TUNING
-from rlhf_bench.results.store import is_done, merge_parts, pair_rows, sample_rows
+from rlhf_bench.methods.base import own_kind
+from rlhf_bench.models.weights import weights_sha256
+from rlhf_bench.results.base import BaseRecord, over_seeds, recorded_base, recorded_seeds
+from rlhf_bench.results.metrics import SCORES
+from rlhf_bench.results.schema import (
+    BASE,
+    BASE_JSON,
+    LEDGER_TABLE,
+    PAIRS_TABLE,
+    RESULTS,
+    SAMPLES_TABLE,
+    SCORES_TABLE,
+    SHARED,
+    TUNING,
+    base_at,
+)
+from rlhf_bench.results.store import Rows, is_done, merge_parts, pair_rows, sample_rows, score_rows
 
 
 class Recorder:
@@ -29,12 +45,14 @@ class Recorder:
         *,
         spec: ComparisonSpec,
         runner: ArmRunner,
+        bases: Mapping[int, Begun],
         timing: Timing,
-        notes: Sequence[str],
-        tags: Mapping[str, str],
+        identity: Mapping[str, Any],
     ):
         self.spec, self.runner, self.timing = spec, runner, timing
-        self.notes, self.tags = notes, tags  # notes: what the data and the probes had to leave out
+        self.bases = bases  # the base policies of this run, by the seed that they are recorded under
+        self.earlier = recorded_base(spec.directory)  # what earlier runs have recorded
+        self.identity = identity  # what the run is known by and made with, as `results.json` has it
         self.failed = _failed_before(spec.directory)  # results by arm and seed
         self._thread = ThreadPoolExecutor(1, "records")
         self._writes: list[Future[None]] = []
@@ -61,16 +79,19 @@ class Recorder:
 
     def record(self) -> None:
         """Write `base.json`, `results.json` and the merged tables."""
-        write_json(self.spec.directory / BASE_JSON, self._base())
         write_json(self.spec.directory / RESULTS, self._results())
-        start, base = self.runner.shared.start, self.runner.shared.base
-        merge_parts(
-            self.spec.directory,
-            {arm: self.spec.recipe.seeds for arm in self.spec.recipe.arms},
-            samples=sample_rows(BASE, 0, 0.0, base),
-            ledger=self._shared_costs(),
-            pairs=pair_rows(BASE, 0, BASE_POINT, base, start.reward_margins),
-        )
+        first: dict[str, Rows] = {table.name: [] for table in (SAMPLES_TABLE, SCORES_TABLE, PAIRS_TABLE)}
+        for number, begun in self.bases.items():
+            base, margins = begun.shared.base, begun.shared.start.reward_margins
+            first[SAMPLES_TABLE.name] += sample_rows(BASE, number, 0.0, base)
+            first[SCORES_TABLE.name] += score_rows(BASE, number, 0.0, base)
+            for temperature, evaluation in begun.shared.base_at_temperature.items():
+                first[SCORES_TABLE.name] += score_rows(base_at(temperature), number, 0.0, evaluation)
+            first[PAIRS_TABLE.name] += pair_rows(BASE, number, BASE_POINT, base, margins)
+        first[LEDGER_TABLE.name] = self._shared_costs()
+        arms = {arm: self.spec.recipe.seeds for arm in self.spec.recipe.arms}
+        merge_parts(self.spec.directory, arms, first, kept=self._kept())
+        write_json(self.spec.directory / BASE_JSON, self._base())  # last: what it names is in the tables
 
     def _submit(self, write: Callable[[], None]) -> None:
         self._raise_errors()
@@ -83,27 +104,42 @@ class Recorder:
                 write.result()
 
     def _finish(self, outcome: ArmOutcome) -> None:
-        outcome.records.finish(outcome.by_phase, outcome.result)
+        outcome.records.finish(outcome.by_phase, outcome.result, outcome.policy)
         arm, seed = outcome.records.key["arm"], outcome.records.key["seed"]
         self.runner.checkpoints(arm, seed).clear()
         if all(is_done(self.spec.directory, other, seed) for other in self.spec.recipe.arms):
-            self.runner.shared.start_samples.clear(seed)
+            self.runner.shared[seed].start_samples.clear(seed)
         self.record()
 
     def _base(self) -> dict[str, Any]:
-        start, base = self.runner.shared.start, self.runner.shared.base
-        main, accuracy = self.spec.recipe.evaluation.splits[0], start.reward_model_accuracy
-        path = self.spec.directory / BASE_JSON
-        if not accuracy and path.exists():  # measured by an earlier run of other arms
-            accuracy = json.loads(path.read_text())["reward_model"]["accuracies"]
+        if not self.spec.recipe.seed_follows:
+            return self._base_record(self.bases[COMMON], self.earlier)
+        earlier = recorded_seeds(self.earlier)
+        now = {number: self._base_record(begun, earlier.get(number, {})) for number, begun in self.bases.items()}
+        return over_seeds({number: earlier[number] for number in self._kept()} | now)
+
+    def _kept(self) -> list[int]:
+        """Seeds with a base policy of their own that an earlier run has recorded, and this one did not make again."""
+        return [s for s in self.spec.recipe.seeds if s in recorded_seeds(self.earlier) and s not in self.bases]
+
+    def _base_record(self, begun: Begun, earlier: BaseRecord) -> dict[str, Any]:
+        start, base = begun.shared.start, begun.shared.base
+        accuracy = start.reward_model_accuracy
+        if not accuracy and earlier:  # measured by an earlier run of other arms
+            accuracy = earlier["reward_model"]["accuracies"]
         return {
-            "score": {split: result.score for split, result in base.splits.items()},
-            "numbers": dict(base.numbers),
-            "reward_model": {"accuracy": accuracy.get(main), "accuracies": accuracy},
+            **_scores(base),
+            "weights": weights_sha256(start.base),
+            "at_temperature": {
+                f"{temperature:g}": _scores(found) for temperature, found in begun.shared.base_at_temperature.items()
+            },
+            "reward_model": {"accuracy": accuracy.get(MAIN_SPLIT), "accuracies": accuracy},
             "setup": {
                 "off_policy_pairs": len(start.pairs),
                 "held_out_pairs": ", ".join(f"{len(p)} {split}" for split, p in start.held_out_pairs.items()),
-                "notes": self.notes,
+                "own_pairs": ", ".join(f"{len(p)} {kind}" for kind, p in start.own_pairs.items())
+                or "none but the fixed",
+                "notes": [*self.spec.inputs.notes, *begun.notes],
             },
         }
 
@@ -111,22 +147,37 @@ class Recorder:
         recipe, arms = self.spec.recipe, {}
         for arm, settings in recipe.arms.items():
             results = [self.runner.records(arm, seed).result or self.failed.get((arm, seed)) for seed in recipe.seeds]
-            arms[arm] = {"method": settings.method, "data": settings.data, "seeds": [r for r in results if r]}
-        identity = {key: self.tags[key] for key in ("run_key", "commit", "machine")}
-        return {"arms": arms, "timing": self.timing.as_dict(), **identity}
+            arms[arm] = {"method": settings.method, "data": settings.data, "own_kind": own_kind(settings).name,
+                         "seeds": [r for r in results if r]}  # fmt: skip
+        return {"arms": arms, "timing": self.timing.as_dict(), **self.identity}
 
     def _shared_costs(self) -> list[dict[str, Any]]:
         """Rows of the ledger that are charged to no arm: what all arms start from, and the trials."""
-        start, tuning = self.runner.shared.start, self.spec.recipe.tuning
-        rows = [{"arm": SHARED, "seed": 0, "phase": "shared", **(start.base_cost + start.pairs_cost).as_dict()}]
+        tuning, rows = self.spec.recipe.tuning, list[dict[str, Any]]()
+        for number, begun in self.bases.items():
+            start = begun.shared.start
+            cost = start.base_cost + start.pairs_cost + start.own_pairs_cost
+            rows.append({"arm": SHARED, "seed": number, "phase": "shared", **cost.as_dict()})
         if tuning is not None:
-            for arm, trials in json.loads((self.spec.directory / TUNING).read_text()).items():
-                rows += [{"arm": arm, "seed": tuning.seed, "phase": "tuning", **trial["spent"]} for trial in trials]
+            for arm, trials in json.loads((self.spec.directory / TUNING).read_text(encoding="utf-8")).items():
+                runs = [run for trial in trials for run in trial["runs"]]
+                rows += [{"arm": arm, "seed": run["seed"], "phase": "tuning", **run["spent"]} for run in runs]
         return rows
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    """By kind of score and split; and the other numbers."""
+    kinds = {kind for result in evaluation.splits.values() for kind in result.scores}
+    scores = {
+        kind: {split: result.scores[kind] for split, result in evaluation.splits.items()}
+        for kind in SCORES
+        if kind in kinds
+    }
+    return {**scores, "numbers": dict(evaluation.numbers)}
 
 
 def _failed_before(directory: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Results of the arms and seeds that failed in earlier runs into DIR."""
     path = directory / RESULTS
-    arms = json.loads(path.read_text())["arms"] if path.exists() else {}
+    arms = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else {}
     return {(arm, s["seed"]): s for arm, found in arms.items() for s in found["seeds"] if s["status"] == "failed"}

@@ -13,7 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,14 +34,24 @@ MAX_WAIT_SECONDS = 1.0
 """How long the main thread waits at a time: Python handles signals only there, and a signal does not always end a wait."""
 
 
+@dataclass
+class At:
+    """What a worker's scorer and evaluator were told last: see `starts.score_by` and `evaluate_against`."""
+
+    reward_model: Path | None = None
+    evaluates: tuple[Path, bool] | None = None  # against which base policy; on the prompts of tuning trials?
+    notes: Sequence[str] = ()  # what the evaluator had to leave out
+
+
 @dataclass(frozen=True)
 class Worker:
     """A fleet as the scheduler sees it: the roles, which work on one arm and seed at a time, and how to prepare them."""
 
     roles: Roles
-    begin_evaluation: Callable[[StartingPoint, bool], Sequence[str]]  # second: for tuning trials? Returns notes
+    begin_evaluation: Callable[[StartingPoint, bool, bool], Sequence[str]]  # for tuning trials? charged? Returns notes
     begin_arm: Callable[[str, int], None]  # the metrics of this thread's engines are this arm and seed's from now on
     recover: Callable[[StateLost], None]  # replace what was lost, so that work can be repeated
+    at: At = field(default_factory=At)
 
     def with_recovery(self, work: Callable[..., T], *arguments: Any, grace: Grace | None = None) -> T:
         """Call `work` until no engine's state is lost in it. It must resume from what it has written to disk. Not repeated

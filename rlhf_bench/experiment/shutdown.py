@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run in good order: both raise `Stopped` in the main thread.
+"""SIGINT, SIGTERM and SIGHUP, which a closed terminal sends, end a run in good order: they raise `Stopped` in the main thread.
 
 Within `grace_period` the first signal is only noted, so that the run can write a checkpoint first. `Stopped` is raised
 when that time is over, or when a second signal comes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rlhf_bench.core.errors import Stopped
 
@@ -31,9 +31,11 @@ _grace: Grace | None = None
 
 
 def raise_on_signals() -> None:
-    """Set the handlers. Call it again after anything that sets handlers of its own, as Ray does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    """Set the handlers. Call it again after anything that sets handlers of its own, as Ray does. Under `nohup`, which has
+    SIGHUP ignored, it stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 @contextmanager
@@ -58,7 +60,8 @@ def _stop(number: int, frame: object) -> None:
     _grace.number = number
     # Not print: the signal may have come in the middle of one.
     text = f"{signal.Signals(number).name}: a checkpoint follows after this update; a second signal stops at once\n"
-    os.write(2, text.encode())
+    with suppress(OSError):  # the terminal is closed
+        os.write(2, text.encode())
     signal.signal(signal.SIGALRM, _too_late)
     signal.setitimer(signal.ITIMER_REAL, _grace.seconds)
 

@@ -47,7 +47,8 @@ class Runtime:
     tracker: Tracker
     display: ProgressDisplay
     tags: Mapping[str, str]  # run_key, commit, ray_submission_id, recipe, machine: on every run in MLflow
+    versions: Mapping[str, str]  # of what computes, by package
+    threads: Callable[[], Mapping[str, str]]  # asks the first worker's processes with how many they compute, by role
     began: float  # when the program started, in seconds of `perf_counter`
-    begin_report: Callable[
-        [], Elsewhere
-    ]  # starts the process that draws a part of the report, some time before it is needed
+    # Starts the process that draws a part of the report, some time before it is needed. None: no report is written.
+    begin_report: Callable[[], Elsewhere] | None

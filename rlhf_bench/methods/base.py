@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from pydantic import Field
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_bench.core.plain_data import Array
 from rlhf_bench.core.settings import Section
-from rlhf_bench.core.types import Row
+from rlhf_bench.core.types import FIXED, Row
 from rlhf_bench.methods.schedules import Schedule, resolved
 
 DataMode = Literal["offline", "on_policy", "chosen_on_policy", "rejected_on_policy", "online"]
@@ -21,18 +21,61 @@ Measure = Literal["reference_logprobs", "logprobs", "values"]
 PerResponse = tuple[Array, ...]
 
 
+@dataclass(frozen=True)
+class Adam:
+    """What AdamW is told beside its rate: the decay of both averages, and ε."""
+
+    betas: tuple[float, float]
+    epsilon: float
+
+
+STAGE_ADAM = Adam((0.9, 0.95), 1e-8)
+"""Of the supervised stages, which make what all arms begin with."""
+
+
 class MethodSettings(Section):
     """Settings that every arm has. A method narrows `method` to its name and `data` to what it can learn from."""
 
     method: str = ""
     data: DataMode = "offline"
     learning_rate: float = Field(1e-4, gt=0, description="Adam's step size for the policy")
+    learning_rate_schedule: Literal["linear", "constant"] = Field(
+        "linear",
+        description="linear: every learning rate of the arm falls in a straight line, from its value at the first update to 0 where the budget ends; constant: it stays",
+    )
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="Adam's decay of the gradient's average and of its square's"
+    )
+    adam_epsilon: float = Field(
+        1e-5,
+        gt=0,
+        description="Adam's ε, added to the root of the squares' average: gradients far below it move little",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
+
+    @property
+    def adam(self) -> Adam:
+        """The optimizer of each of the arm's models."""
+        return Adam(self.adam_betas, self.adam_epsilon)
+
+    def rate_share(self, done: float) -> float:
+        """What is left of the learning rates once the share `done` (0 to 1) of the budget for updates is spent."""
+        return 1.0 if self.learning_rate_schedule == "constant" else 1.0 - done
 
     @property
     def draws_ahead(self) -> bool:
         """Whether the samples of an update are drawn while the learner still works on the update before it."""
         return False
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether its pairs have a side, or both, from samples of the base policy (arXiv 2406.07327, section 4)."""
+        return self.data not in ("offline", "online")
+
+    @property
+    def rows_come_again(self) -> bool:
+        """Whether all rows are known before the first update, and are trained on in several passes."""
+        return self.data == "offline"
 
     @property
     def reference_free(self) -> bool:
@@ -57,6 +100,29 @@ class MethodSettings(Section):
 def uses_reward_model(arm: MethodSettings) -> bool:
     """Whether an arm uses the reward model, and so is charged for it."""
     return arm.data != "offline" and getattr(arm, "feedback", None) == "reward_model"
+
+
+@dataclass(frozen=True, slots=True)
+class PairKind:
+    """What pairs are made of: whose answers the sides are (`mode`, never `online`), and what ranked them."""
+
+    mode: DataMode
+    feedback: Feedback
+
+    @property
+    def name(self) -> str:
+        """`fixed` for off-policy pairs; else the mode, with `_by_reward_model` where that one ranked them."""
+        if self.mode == "offline":
+            return FIXED
+        return self.mode if self.feedback == "judge" else f"{self.mode}_by_reward_model"
+
+
+def own_kind(arm: MethodSettings) -> PairKind:
+    """The kind of pairs that an arm trains on, with the base policy in the place of the policy where that one samples.
+    PPO trains on no pairs; its kind is that of an online arm, since it learns from the same answers."""
+    if arm.data == "offline":
+        return PairKind("offline", "judge")
+    return PairKind("on_policy" if arm.data == "online" else arm.data, getattr(arm, "feedback", "judge"))
 
 
 @dataclass(frozen=True)
@@ -148,11 +214,23 @@ class Prepared:
     metrics: dict[str, float]
 
 
+class Prepare(Protocol):
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        rewards: Sequence[Sequence[float]],
+        measured: Measured,
+        settings: Any,
+        state: Mapping[str, float],
+        dtype: str = "float32",
+    ) -> Prepared:
+        """`rewards`: for each row one number per response. `dtype`: the number format that `measured` was computed in."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method: what it learns from, what must be measured before, how rows are prepared, and its losses.
 
-    `prepare(rows, rewards, measured, settings, state)`: `rewards` holds for each row one number per response.
     `minibatches(rows, settings, rng)`: row indices of each optimizer step of one update.
     `pair_loss(pairs, settings)`: the loss of a method on pairs as a function of numbers, for diagnostics and theory.
     `adapt(gradients, settings, state)`: the state after a measurement of both sides' gradients, every
@@ -164,7 +242,7 @@ class Method:
     consumes: Literal["pairs", "samples"]
     measures: tuple[Measure, ...]
     objectives: tuple[Objective, ...]
-    prepare: Callable[[Sequence[Row], Sequence[Sequence[float]], Measured, Any, Mapping[str, float]], Prepared]
+    prepare: Prepare
     minibatches: Callable[[Sequence[object], Any, np.random.Generator], list[list[int]]]
     pair_loss: PairLoss | None = None
     adapt: Callable[[SideGradients, Any, Mapping[str, float]], dict[str, float]] | None = None

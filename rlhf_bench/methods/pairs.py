@@ -33,13 +33,18 @@ class PairSettings(MethodSettings):
 
     data: DataMode = Field(
         "offline",
-        description="offline: a fixed set of off-policy pairs; on_policy: pairs among samples of the base policy, drawn once; chosen_on_policy, rejected_on_policy: only that side is such a sample, the other comes from the fixed set; online: new samples in every update",
+        description="offline: a fixed set of off-policy pairs; on_policy: pairs among samples of the base policy, as many as the budget pays for; chosen_on_policy, rejected_on_policy: only that side is such a sample, the other comes from the fixed set; online: new samples in every update",
     )
     feedback: Feedback = Field(
         "judge",
         description="what ranks the sampled candidates (on_policy and online): the task's judge, or the reward model",
     )
-    pairs_per_update: int = Field(32, ge=1, description="pairs in one optimizer step (offline, on_policy)")
+    epochs: int = Field(
+        1,
+        ge=1,
+        description="how often each pair is trained on (on_policy and the mixed kinds); the more often, the fewer prompts the budget pays for. offline pairs come again until the budget is spent, online ones never",
+    )
+    pairs_per_update: int = Field(32, ge=1, description="pairs in one optimizer step (all but online)")
     prompts_per_update: int = Field(
         32, ge=1, description="prompts sampled for one update (online); each gives at most one pair"
     )
@@ -47,6 +52,19 @@ class PairSettings(MethodSettings):
         None,
         description="keep only pairs whose edit distance is in this range: from, to, as shares of their tokens between 0 and 1 (not for online)",
     )
+
+    @property
+    def rows_come_again(self) -> bool:
+        return super().rows_come_again or (self.one_shot and self.epochs > 1)
+
+    @field_validator("epochs")
+    @classmethod
+    def _of_drawn_pairs(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("data") == "offline":
+            raise ValueError("data: offline makes as many passes as the budget pays for (see check); leave epochs out")
+        if value > 1 and info.data.get("data") == "online":
+            raise ValueError("data: online draws new pairs in every update; leave epochs out")
+        return value
 
     @field_validator("edit_distance")
     @classmethod
@@ -93,6 +111,7 @@ def with_reference(
     measured: Measured,
     settings: MethodSettings,
     state: Mapping[str, float],
+    dtype: str = "float32",
 ) -> Prepared:
     """Attach each response's log-probability under the reference (summed over its tokens), where the loss has one."""
     if settings.reference_free:

@@ -89,6 +89,12 @@ def side_gradients_flops(shape: ModelShape, layout: Layout, head_positions: int)
     return forward_flops(shape, layout, head_positions) + 2.0 * backward
 
 
+def input_gradients_flops(shape: ModelShape, layout: Layout, head_positions: int) -> float:
+    """One forward pass, and a backward one to the inputs of every layer and to no weight. The logits are computed once."""
+    shape = shape.merged
+    return 2.0 * _linear(shape, layout, head_positions) + (1.0 + ATTENTION_BACKWARD) * _attention(shape, layout)
+
+
 def _backward(shape: ModelShape, layout: Layout, head_positions: int) -> float:
     linear, attention = _linear(shape, layout, head_positions), _attention(shape, layout)
     frozen = _linear(shape.merged, layout, head_positions) if shape.lora_rank else 0.0

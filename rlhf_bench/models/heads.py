@@ -41,17 +41,28 @@ class TokenLogprobs(nn.Module):
         self.lm = causal_lm
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0, loss_of: LossOfRows | None = None) -> Any:
-        hidden, weight, bias, cap = self._numbers(hidden_states(self.lm.base_model, batch)[batch.predictor])
+        states = hidden_states(self.lm.base_model, batch)[batch.predictor]
         if loss_of is None:
-            return ChunkedLogprobs.apply(hidden, weight, bias, batch.targets, temperature, cap)
+            return self.of_states(states, batch, temperature)
+        hidden, weight, bias, cap = self._numbers(states)
         sums: dict[str, Tensor] = {}
         loss = ChunkedLoss.apply(hidden, weight, bias, batch, temperature, cap, loss_of, sums)
         return loss, sums
 
+    def of_states(self, states: Tensor, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
+        """logprobs [T] from the last hidden states [T, H] of the positions that predict."""
+        hidden, weight, bias, cap = self._numbers(states)
+        return ChunkedLogprobs.apply(hidden, weight, bias, batch.targets, temperature, cap)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits of last hidden states: [T, H] -> [T, V], float32, at temperature 1, capped where the model caps them."""
+        hidden, head = self.head(hidden)
+        return head.logits(hidden)[0]
+
+    def head(self, hidden: Tensor) -> tuple[Tensor, Head]:
+        """Hidden states in the format that they are multiplied in, and the head at temperature 1."""
         hidden, weight, bias, cap = self._numbers(hidden)
-        return Head(weight, bias, 1.0, cap).logits(hidden)[0]
+        return hidden, Head(weight, bias, 1.0, cap)
 
     def _numbers(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None, float | None]:
         """Hidden states, and the head's weight, bias and cap, in the format that they are multiplied in."""

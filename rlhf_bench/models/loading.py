@@ -19,16 +19,21 @@ from rlhf_bench.models import attention
 from rlhf_bench.models.cpu_kernels import with_cpu_kernels
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.models.hub import folder_of
 from rlhf_bench.models.settings import ModelSettings
 
 RANDOM_INIT = "fresh.json"
-"""Marks a folder without weights: {"seed": N}. They are drawn when it is loaded, the same ones every time."""
+"""A note beside a configuration without weights: {"seed": N}. They are drawn when it is loaded, the same ones every time."""
 REWARD = "reward.json"
-"""In the folder of a reward model that a run has made or was given: a `RewardScaling`."""
+"""A note of where a reward model is and how it is read: a `RewardScaling`.
+
+Both count only where `load_model` is given the note itself, which the cache holds. In any other folder, such as one that the
+recipe names, files of these names are a stranger's and are not read."""
 
 
-def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> None:
-    """Write a Llama without weights, and its tokenizer, as a Hugging Face folder. `load_model` draws the weights.
+def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folder: Path) -> Path:
+    """Write a Llama without weights, and its tokenizer, as a Hugging Face folder. Returns the note of it: `load_model` draws
+    the weights.
 
     The configuration is written as plain JSON, since transformers' configuration class takes seconds to import.
     """
@@ -48,9 +53,11 @@ def write_random_model(settings: ModelSettings, tokenizer: Any, seed: int, folde
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / RANDOM_INIT).write_text(json.dumps({"seed": seed}))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     tokenizer.save_pretrained(folder)
+    note = folder / RANDOM_INIT
+    note.write_text(json.dumps({"seed": seed}), encoding="utf-8")
+    return note
 
 
 def random_init_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
@@ -65,12 +72,15 @@ def random_init_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
 
 
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
-    """A model that answers about response tokens. `seed` draws a scalar head where the folder has none. Where the folder
-    holds a reward model, its scores are scale × the head's output − offset."""
+    """A model that answers about response tokens. `path`: a folder, a repository at a commit (`models.hub`), or a note of ours
+    about one. `seed` draws a scalar head where there is none. By a reward model's note, scores are scale × the head's output
+    − offset."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    reward = RewardScaling.read(path)
-    path = reward.model or path
+    reward, drawn = RewardScaling.read(path), None
+    if _is_note(path, RANDOM_INIT):
+        drawn = json.loads(Path(path).read_text(encoding="utf-8"))["seed"]
+    path = str(folder_of(reward.model or (Path(path).parent if Path(path).is_file() else path)))
     attention.register()
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(
@@ -88,8 +98,8 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
         "attn_implementation": attention.PACKED_ROWS,
         "trust_remote_code": False,
     }
-    if (fresh := Path(path) / RANDOM_INIT).exists():
-        torch.manual_seed(json.loads(fresh.read_text())["seed"])
+    if drawn is not None:
+        torch.manual_seed(drawn)
         causal = AutoModelForCausalLM.from_config(**kwargs)
         if kind == "causal":
             return TokenLogprobs(with_cpu_kernels(causal))
@@ -106,20 +116,26 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
 
 @dataclass(frozen=True)
 class RewardScaling:
-    """How a reward model's output becomes a score, by `reward.json` in its folder: scale × the head's output − offset."""
+    """How a reward model's output becomes a score, by our note `reward.json`: scale × the head's output − offset."""
 
-    model: str | None = None  # a folder or id where the weights are; None: in the folder itself
+    model: str | None = None  # where the weights are: a folder, or a repository at a commit; None: beside the note
     scale: float = 1.0
     offset: float = 0.0
 
-    def write(self, folder: Path) -> None:
-        (folder / REWARD).write_text(json.dumps(asdict(self)))
+    def write(self, folder: Path) -> Path:
+        """Put the note into a folder of ours."""
+        note = folder / REWARD
+        note.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return note
 
     @classmethod
     def read(cls, path: str) -> RewardScaling:
-        """The scaling of a folder or id. Without `reward.json` scores are taken unchanged."""
-        file = Path(path) / REWARD
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        """By a note. Scores of anything else are taken unchanged."""
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8"))) if _is_note(path, REWARD) else cls()
+
+
+def _is_note(path: str, name: str) -> bool:
+    return Path(path).name == name and Path(path).is_file()
 
 
 def _scaled(classifier: nn.Module, scale: float) -> nn.Module:

@@ -18,10 +18,11 @@ class LoraSettings(Section):
 
 
 class ModelSettings(Section):
-    """The policy's architecture: a folder or Hugging Face id, or a Llama built from scratch."""
+    """The policy's architecture: a pretrained model, or a Llama built from scratch."""
 
     name_or_path: str | None = Field(
-        None, description="a Hugging Face id or a folder; null builds a Llama of the sizes below"
+        None,
+        description="a Hugging Face folder, id or id@commit, a GGUF file (converted once), or the model at hand, smollm2-135m-instruct (docs/data.md#the-model); null builds a Llama of the sizes below",
     )
     hidden_size: int = Field(128, ge=8, description="width (from scratch)")
     layers: int = Field(4, ge=1, description="decoder layers (from scratch)")

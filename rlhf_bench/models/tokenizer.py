@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, check_agreement
 from rlhf_bench.core.settings import Section
-from rlhf_bench.core.types import Prompt
+from rlhf_bench.models.hub import folder_of
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
@@ -38,23 +38,26 @@ class TokenizerSettings(Section):
         le=1_000_000,
         description="Maximum number of tokens, special tokens and all 256 bytes included (bpe).",
     )
-    name_or_path: str | None = Field(None, description="Hugging Face id or local folder (pretrained).")
+    name_or_path: str | None = Field(None, description="where it is, as in model.name_or_path (pretrained).")
     chat_template: Literal["own"] | None = Field(
         None,
-        description="own: put the tokenizer's own chat template around every prompt, as one message of the user (pretrained); null: use the text unchanged.",
+        description="own: put the tokenizer's own chat template around every prompt, which is one message of the user unless it has messages, and around every answer (pretrained); null: use the text unchanged.",
     )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
+        check_agreement(self._conflicts())
+        return self
+
+    def _conflicts(self) -> Iterator[str]:
         for key, kind in (("vocab_size", "bpe"), ("name_or_path", "pretrained")):
             given = getattr(self, key) is not None
             if given and self.kind != kind:
-                raise ValueError(f"{key} belongs to kind: {kind}; remove it or change the kind")
+                yield f"{key} belongs to kind: {kind}; remove it or change the kind"
             if not given and self.kind == kind:
-                raise ValueError(f"kind: {kind} needs {key}; add it")
+                yield f"kind: {kind} needs {key}; add it"
         if self.chat_template is not None and self.kind != "pretrained":
-            raise ValueError("chat_template belongs to kind: pretrained; remove it or change the kind")
-        return self
+            yield "chat_template belongs to kind: pretrained; remove it or change the kind"
 
 
 class TextTokenizer(Protocol):
@@ -98,7 +101,7 @@ class TrainedTokenizer:
             "unk_token": UNK,
             "clean_up_tokenization_spaces": False,
         }
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextTokenizer:
@@ -124,24 +127,9 @@ def build_tokenizer(settings: TokenizerSettings, corpus: Sequence[str]) -> TextT
 
 
 def encode_prompt(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
-    """BOS, if the tokenizer has one, and the text's tokens."""
-    start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    return (*start, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def encode_chat(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """The prompt's messages in the tokenizer's chat template, up to where the assistant's answer begins. The template
-    says whether there is a BOS. The answer is the response's tokens and EOS, as without a template."""
-    turns = prompt.turns or (("user", prompt.text),)
-    messages = [{"role": role, "content": content} for role, content in turns]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates raise errors of any kind, for example for roles that do not alternate or for a system message
-        raise BadInput(
-            f"{prompt.place}: the tokenizer's chat template does not take the prompt ({first_line(error)}); "
-            "leave the row out, or set model.tokenizer.chat_template: null"
-        ) from None
-    return tuple(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+    """BOS, if the tokenizer has one and the text does not begin with it, and the text's tokens."""
+    ids, bos = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.bos_token_id
+    return tuple(ids) if bos is None or ids[:1] == [bos] else (bos, *ids)
 
 
 def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
@@ -149,10 +137,10 @@ def encode_response(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
     return (*tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.eos_token_id)
 
 
-def decode_response(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
-    """The text without EOS and padding at its end. Special tokens elsewhere stay, so that the judge sees them."""
-    end, ends = len(ids), (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    while end and ids[end - 1] in ends:
+def decode_response(tokenizer: TextTokenizer, ids: Sequence[int], ends: Collection[int] = ()) -> str:
+    """The text without EOS, `ends` and padding at its end. Special tokens elsewhere stay, so that the judge sees them."""
+    end, taken = len(ids), {tokenizer.eos_token_id, tokenizer.pad_token_id, *ends}
+    while end and ids[end - 1] in taken:
         end -= 1
     return tokenizer.backend_tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
 
@@ -200,7 +188,7 @@ def _pretrained(name_or_path: str, chat: bool) -> TextTokenizer:
     check_folder(key, name_or_path)
     folder = Path(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder_of(name_or_path, weights=False), trust_remote_code=False)
     except Exception as error:  # any error of transformers means that the user's files are wrong
         lacking = folder.is_dir() and not (folder / "tokenizer.json").exists()
         reason = "it has no tokenizer.json" if lacking else first_line(error)
@@ -228,7 +216,7 @@ def check_folder(key: str, name_or_path: str) -> None:
     """BadInput where the name can only mean a folder and there is no such folder. The Hub is not asked."""
     if os.path.isfile(name_or_path):  # unlike Path's methods, these never raise
         raise BadInput(f"{key}: {name_or_path} is a file; give the folder it is in")
-    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
+    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path.partition("@")[0]):
         raise BadInput(f"{key}: there is no folder {name_or_path}; correct the path, or give a Hugging Face id")
 
 

@@ -4,7 +4,7 @@ They read only what is quick to read: the configuration and, for a folder, the h
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models import attention
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import RANDOM_INIT
+from rlhf_bench.models.hub import folder_of
 from rlhf_bench.models.tokenizer import TextTokenizer, check_folder, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,7 +27,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A folder or Hugging Face id, the recipe's key that names it, and what it must be."""
+    """A folder, or a repository at a commit; the recipe's key that names it, and what it must be."""
 
     key: str
     name: str
@@ -37,31 +37,51 @@ class ModelSource:
     def folder(self) -> Path | None:
         return Path(self.name) if Path(self.name).is_dir() else None
 
+    @property
+    def place(self) -> str:
+        """Where its files are on this machine, those of a repository without weights."""
+        return str(folder_of(self.name, weights=False))
+
     def refuse(self, reason: str, remedy: str = "give one that transformers can load") -> NoReturn:
         raise BadInput(f"{self.key}: {self.name} cannot be used as a {self.kind}: {reason}; {remedy}") from None
 
 
 def pretrained_model(name: str, max_length: int, scalar: bool) -> tuple[Any, ModelShape]:
-    """The model at a folder or Hugging Face id without its weights, and its shape; `scalar` says whether a reward model
+    """The model at a folder, or a repository at a commit, without its weights, and its shape; `scalar` says whether a reward model
     or critic is made of it too. BadInput where a role could not load it, or it has fewer than `max_length` positions.
 
-    The weights of a Hugging Face id are first seen when a role loads them."""
+    The weights of a repository are first seen when a role loads them."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     given = ModelSource("model.name_or_path", name, "causal language model")
     config = _config(given)
-    fresh = given.folder is not None and (given.folder / RANDOM_INIT).exists()
-    model, shape = _built(given, config, AutoModelForCausalLM, {} if fresh else _weights(given))
+    model, shape = _built(given, config, AutoModelForCausalLM, _weights(given))
     if scalar and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         given.refuse(f"transformers makes no reward model or critic of {config.model_type}", "give one of another kind")
     if positions := _too_few_positions(config, max_length):
         raise BadInput(f"model.max_length: {max_length} is more than the {positions} positions of {name}; lower it")
+    _check_generation(given)
     return model, shape
 
 
+def _check_generation(given: ModelSource) -> None:
+    """BadInput where transformers would not write the model's generation_config.json again, as it must into finished policies."""
+    from transformers import GenerationConfig
+
+    with contextlib.suppress(OSError):  # there is none
+        found = GenerationConfig.from_pretrained(given.place)
+        try:
+            found.validate(strict=True)
+        except ValueError as error:
+            said = [line.strip(" -") for line in str(error).splitlines() if line.startswith("- ")] or [
+                first_line(error)
+            ]
+            given.refuse(f"its generation_config.json contradicts itself: {said[0]}", "correct that file")
+
+
 def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer) -> ModelShape:
-    """The shape of the reward model at a folder or Hugging Face id. BadInput as for `pretrained_model`, and where it does
+    """The shape of the reward model at a folder, or a repository at a commit. BadInput as for `pretrained_model`, and where it does
     not answer with one number or does not know the policy's token ids, which are what it is given."""
     from transformers import AutoModelForSequenceClassification
 
@@ -84,17 +104,6 @@ def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer
     return shape
 
 
-def identity(name: str) -> str:
-    """What identifies the model in caches: its name and, for a folder, names, sizes and times of all files. The contents are
-    not read, since weights may be many gigabytes and `check` must take seconds."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    seen = [(str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    return f"{name} {hashlib.sha256(repr(seen).encode()).hexdigest()}"
-
-
 def _check_token_ids(given: ModelSource, model: Any, tokenizer: TextTokenizer) -> None:
     """BadInput where an id of the policy's is beyond the model's vocabulary, or its tokenizer knows it as another token.
     More tokens are allowed: many reward models have one for padding."""
@@ -107,7 +116,7 @@ def _check_token_ids(given: ModelSource, model: Any, tokenizer: TextTokenizer) -
             f"{given.key}: {given.name} has a vocabulary of {vocabulary}, and the policy's token ids go up to {highest}; {remedy}"
         )
     try:
-        file = cached_file(given.name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        file = cached_file(given.place, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         own = policys if file is None else _ids(Tokenizer.from_file(file))
     except Exception as error:  # tokenizers has no more specific error
         raise BadInput(
@@ -145,12 +154,14 @@ def _config(given: ModelSource) -> Any:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     check_folder(given.key, given.name)
-    if find_adapter_config_file(given.name):  # transformers would load it, possibly from a pickle
+    if find_adapter_config_file(given.place):  # transformers would load it, possibly from a pickle
         given.refuse("it holds an adapter (adapter_config.json)", "merge the adapter into its model and save that")
     if given.folder is not None and not (given.folder / "config.json").is_file():
-        given.refuse("it has no config.json", "give a folder that save_pretrained wrote")
+        gguf = sorted(given.folder.glob("*.gguf"))
+        wanted = f"give the GGUF file in it, {gguf[0]}" if gguf else "give a folder that save_pretrained wrote"
+        given.refuse("it has no config.json", wanted)
     try:
-        return AutoConfig.from_pretrained(given.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(given.place, trust_remote_code=False)
     except Exception as error:  # any error of transformers means that the user's file is wrong
         given.refuse(first_line(error))
 
@@ -200,7 +211,7 @@ class _Weight:
 
 
 def _weights(given: ModelSource) -> dict[str, _Weight]:
-    """Every tensor of a folder's weights, by name; empty for a Hugging Face id."""
+    """Every tensor of a folder's weights, by name; empty for a repository."""
     from safetensors import SafetensorError, safe_open
 
     weights = {}

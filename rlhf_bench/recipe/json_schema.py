@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from rlhf_bench.methods import METHODS
-from rlhf_bench.recipe.recipe import Recipe
+from rlhf_bench.recipe.recipe import MAX_NAME, RESERVED, Recipe
 
 _OF_FILES: dict[str, Any] = {
     "extends": {"type": "string", "description": "another recipe, relative to this one, that this one is laid over"},
@@ -47,7 +47,12 @@ def json_schema() -> dict[str, Any]:
         ],
     }
     (pattern,) = recipe["properties"]["arms"]["patternProperties"]
-    recipe["properties"]["arms"] |= {"patternProperties": {pattern: arm}, "additionalProperties": False}
+    names = {"maxLength": MAX_NAME, "not": {"enum": list(RESERVED)}}
+    recipe["properties"]["arms"] |= {
+        "patternProperties": {pattern: arm},
+        "propertyNames": names,
+        "additionalProperties": False,
+    }
     definitions.pop("MethodSettings")
     required = recipe.pop("required")
     return {

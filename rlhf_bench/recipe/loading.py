@@ -6,13 +6,13 @@ import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.yaml import Unreadable, read_yaml
-from rlhf_bench.recipe.parsing import parse_recipe
+from rlhf_bench.recipe.parsing import Draft, parse_recipe, read_draft
 from rlhf_bench.recipe.recipe import Recipe
 
 MAX_NAME_LENGTH = 255  # bytes of a file's name
@@ -35,29 +35,48 @@ class Variant:
 
 
 def load_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> list[Variant]:
-    """The comparisons that a recipe file asks for: one, or with `vary: {key: …, values: […]}` one for each value.
+    """The comparisons that a recipe file asks for: one, or with `vary: {key: …, values: […]}` one for each value. BadInput
+    with all that is wrong with any of them.
 
     `vary` is for keys that all arms of a comparison share and that therefore can only differ between comparisons.
     """
+    drafts, problems = read_series(path, overrides, fast), Problems()
+    for draft in drafts.values():
+        problems.add(*draft.problems)
+    problems.refuse()
+    return [Variant(label, draft.recipe) for label, draft in drafts.items() if draft.recipe is not None]
+
+
+def read_series(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> dict[str, Draft]:
+    """What can be read of these comparisons, by label, and what is wrong with each. BadInput where the file cannot be read, or
+    what it varies cannot be told."""
     data = recipe_data(path, overrides, fast)
     vary = data.pop("vary", None)
     if vary is None:
-        return [Variant("", parse_recipe(data))]
+        return {"": read_draft(data)}
     if not isinstance(vary, dict) or set(vary) != {"key", "values"} or not isinstance(vary["values"], list):
-        raise BadInput("vary: must be {key: KEY.PATH, values: [A, B, …]}; correct it")
+        return {"": _also(["vary: must be {key: KEY.PATH, values: [A, B, …]}; correct it"], read_draft(data))}
     if not vary["values"] or len({str(value) for value in vary["values"]}) < len(vary["values"]):
-        raise BadInput("vary.values: needs one value or more, each of them once; correct it")
-    variants = []
+        return {"": _also(["vary.values: needs one value or more, each of them once; correct it"], read_draft(data))}
+    drafts, problems = dict[str, Draft](), Problems()
     for value in vary["values"]:
-        one = copy.deepcopy(data)
-        _set(one, str(vary["key"]).split("."), value, "vary")
-        label = f"{vary['key']}={value}"
-        if not is_label(label):
-            raise BadInput(f"vary: {label!r} cannot name a folder within the output; use values without .. in them")
-        if len(label.encode()) > MAX_NAME_LENGTH or not label.isprintable():
-            raise BadInput(f"vary.values: {label[:40]!r}… cannot name a directory; give values of a short line each")
-        variants.append(Variant(label, parse_recipe(one)))
-    return variants
+        one, label = copy.deepcopy(data), f"{vary['key']}={value}"
+        with problems.step():
+            _set(one, str(vary["key"]).split("."), value, "vary")
+            _check_label(label)
+            drafts[label] = read_draft(one)
+    return {"": _also(problems.found, read_draft(data))} if problems.found else drafts
+
+
+def _also(problems: Sequence[str], draft: Draft) -> Draft:
+    return replace(draft, problems=(*problems, *draft.problems))
+
+
+def _check_label(label: str) -> None:
+    if not is_label(label):
+        raise BadInput(f"vary: {label!r} cannot name a folder within the output; use values without .. in them")
+    if len(label.encode()) > MAX_NAME_LENGTH or not label.isprintable():
+        raise BadInput(f"vary.values: {label[:40]!r}… cannot name a directory; give values of a short line each")
 
 
 def is_label(label: str) -> bool:
@@ -73,16 +92,23 @@ def recipe_data(path: Path, overrides: Sequence[str] = (), fast: bool = False) -
         if not isinstance(smaller, dict):
             raise BadInput(f"{path}: --fast: this recipe has no section fast; run it without, or add one")
         data = merge(data, smaller)
+    problems = Problems()
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise BadInput(f"{override}: an override is written key.path=value")
-        try:
-            parsed = read_yaml(value)
-        except Unreadable as error:
-            raise BadInput(f"{key}: its value {error}") from None
-        _set(data, key.split("."), parsed, override)
+        with problems.step():
+            _override(data, override)
+    problems.refuse()
     return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise BadInput(f"{override}: an override is written key.path=value")
+    try:
+        parsed = read_yaml(value)
+    except Unreadable as error:
+        raise BadInput(f"{key}: its value {error}") from None
+    _set(data, key.split("."), parsed, override)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

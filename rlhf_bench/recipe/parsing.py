@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from rapidfuzz.distance import DamerauLevenshtein
 
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, Conflicts
 from rlhf_bench.core.text import listed, without_passwords
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
-from rlhf_bench.recipe.recipe import Recipe
+from rlhf_bench.recipe.agreement import conflicts
+from rlhf_bench.recipe.recipe import MAX_NAME, RESERVED, Recipe
 
 
 def _arm_settings(name: str, arm: Any) -> MethodSettings:
@@ -89,30 +91,83 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
         elif e["type"] == "missing":
             lines.append(f"{key}: missing; add it")
         else:
+            raised = e.get("ctx", {}).get("error")
+            said = raised.problems if isinstance(raised, Conflicts) else (e["msg"].removeprefix("Value error, "),)
             shown = "" if isinstance(e["input"], (dict, list)) else without_passwords(f" (found {_shown(e['input'])})")
-            lines.append(f"{key}: {e['msg'].removeprefix('Value error, ')}{shown}; correct it")
+            lines += [f"{key}: {problem}{shown}; correct it" for problem in said]
     return lines
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What could be read of a recipe: `problems`, a line each, and the recipe with stand-ins for the sections in `wrong`; None
+    where nothing can be checked any further."""
+
+    recipe: Recipe | None
+    problems: tuple[str, ...] = ()
+    wrong: frozenset[str] = frozenset()
 
 
 def parse_recipe(data: Any) -> Recipe:
     """Plain data to a checked recipe. Raises BadInput, one line per problem."""
+    draft = read_draft(data)
+    if draft.problems or draft.recipe is None:
+        raise BadInput(*draft.problems)
+    return draft.recipe
+
+
+def read_draft(data: Any) -> Draft:
+    """Plain data to a recipe, and all that is wrong with it."""
     if not isinstance(data, Mapping):
-        raise BadInput("recipe: must be a mapping of keys to values")
-    problems: list[str] = []
+        return Draft(None, ("recipe: must be a mapping of keys to values",))
+    problems, wrong = list[str](), set[str]()
     arms = data.get("arms")
     if isinstance(arms, Mapping):
         arms = swept(arms, data.get("sweep"), problems)
-        data = {**data, "arms": {name: _checked_arm(name, arm, problems) for name, arm in arms.items()}}
-        for number, trial in enumerate(_trials(data.get("tuning")) if not problems else ()):
-            for name, arm in data["arms"].items():
-                _checked_arm(f"{name} (tuning.trials[{number}])", arm.model_dump() | trial, problems)
+        problems += [problem for name in arms if (problem := _name_problem(str(name)))]
+        checked = {name: _checked_arm(name, arm, problems) for name, arm in arms.items()}
+        data = {**data, "arms": checked}
+        if not problems:
+            problems += _trial_problems(checked, data.get("tuning"))
+    recipe = None
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise BadInput(*_lines(error, Recipe), *problems) from None
-    if problems:
-        raise BadInput(*problems)
-    return recipe
+        problems = [*_lines(error, Recipe), *problems]
+        wrong = {str(e["loc"][0]) if e["loc"] else "" for e in error.errors()}
+        recipe = _with_stand_ins(data, wrong)
+    if recipe is not None:
+        problems += [f"recipe: {line}; correct it" for line in conflicts(recipe, wrong)]
+        if any(not arm.method for arm in recipe.arms.values()):
+            wrong.add("arms")
+            recipe = recipe.model_copy(update={"arms": {n: arm for n, arm in recipe.arms.items() if arm.method}})
+    return Draft(recipe, tuple(dict.fromkeys(problems)), frozenset(wrong))
+
+
+_STAND_INS: Mapping[str, Any] = {
+    "name": "unnamed",
+    "task": {"kind": "arithmetic"},
+    "compute": {"limit": 1.0},
+    "arms": {"unnamed": MethodSettings()},
+}
+
+
+def _with_stand_ins(data: Mapping[Any, Any], wrong: Collection[str]) -> Recipe | None:
+    """The recipe with defaults in the place of sections that are wrong, so that the others can be checked."""
+    kept = {key: value for key, value in data.items() if key in Recipe.model_fields and key not in wrong}
+    try:
+        return Recipe.model_validate({**{key: value for key, value in _STAND_INS.items() if key in wrong}, **kept})
+    except ValidationError:  # what is wrong with it was said
+        return None
+
+
+def _name_problem(name: str) -> str | None:
+    """Why no arm can have this name, as far as its characters are those of a name."""
+    if name in RESERVED:
+        return f"arms.{name}: tables give this name to what is no arm; rename the arm"
+    if len(name) > MAX_NAME:
+        return f"arms.{name[:40]}…: has {len(name)} characters, and files are named by it; give it {MAX_NAME} at most"
+    return None
 
 
 def _checked_arm(name: Any, arm: Any, problems: list[str]) -> MethodSettings:
@@ -124,10 +179,23 @@ def _checked_arm(name: Any, arm: Any, problems: list[str]) -> MethodSettings:
         return MethodSettings()
 
 
-def _trials(tuning: Any) -> list[dict[str, Any]]:
-    """The trials that look like any; the settings model refuses all else."""
-    trials = tuning.get("trials") if isinstance(tuning, Mapping) else None
-    return [dict(t) for t in trials if isinstance(t, Mapping)] if isinstance(trials, list | tuple) else []
+def _trial_problems(arms: Mapping[str, MethodSettings], tuning: Any) -> list[str]:
+    """What is wrong with the arms under their trials. The settings model refuses what does not look like trials."""
+    if not isinstance(tuning, Mapping):
+        return []
+    own, found = tuning.get("arms"), list[str]()
+    for name, arm in arms.items():
+        at = f"tuning.arms.{name}" if isinstance(own, Mapping) and name in own else "tuning.trials"
+        trials = own[name] if isinstance(own, Mapping) and name in own else tuning.get("trials")
+        for number, trial in enumerate(trials if isinstance(trials, list | tuple) else ()):
+            if not isinstance(trial, Mapping):
+                continue
+            problems: list[str] = []
+            _checked_arm(f"{name} ({at}[{number}])", arm.model_dump() | dict(trial), problems)
+            if at == "tuning.trials":
+                problems = [f"{p}, or give the arm trials of its own in tuning.arms.{name}" for p in problems]
+            found += problems
+    return found
 
 
 def swept(arms: Mapping[str, Any], sweep: Any, problems: list[str]) -> dict[str, Any]:

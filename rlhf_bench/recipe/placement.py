@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from rlhf_bench.core.errors import check_agreement
 from rlhf_bench.core.settings import Section
+from rlhf_bench.models.flops import ModelShape
 
-SYNC_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Default of `sync_tolerance` by the model's number format, in nats."""
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""By number format: the largest relative error of one rounding."""
+ROUNDINGS = 4.0
+"""Default of `sync_tolerance`, in roots of the number of roundings times the error of one: five to ten times what healthy
+models have (docs/benchmarks.md)."""
 
 
 class RolePlacement(Section):
@@ -42,10 +49,13 @@ class Device(Section):
     peak_tflops: float | None = Field(
         None,
         gt=0,
-        description="peak speed, 10¹² FLOP/s; null uses the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32, or without GPUs 0.066 a core, as measured in docs/benchmarks.md",
+        description="peak speed, 10¹² FLOP/s; null uses the data sheet of an H100 SXM, 989 in bfloat16 and 67 in float32; without GPUs a core of this machine is timed",
     )
     utilisation: float | None = Field(
-        None, gt=0, le=1, description="share of the peak that a run reaches; null uses 0.3 on GPUs and 0.6 on cores"
+        None,
+        gt=0,
+        le=1,
+        description="share of the peak that a run reaches; null uses 0.3 on GPUs, and what was measured on cores (docs/compute.md)",
     )
 
 
@@ -80,28 +90,30 @@ class Placement(Section):
     sync_tolerance: float | None = Field(
         None,
         gt=0,
-        description="largest gap between engine and learner log-probs after a sync (nats); null: 1e-3 in float32, 0.1 in bfloat16",
+        description="largest gap between engine and learner log-probs after a sync: the median over tokens of |difference| / (1 - log p); null: by number format and depth (docs/architecture.md#weight-sync)",
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Placement:
-        if self.evaluator.actors != 1:
-            raise ValueError("evaluator.actors must be 1: snapshots are evaluated one after the other")
-        if self.pinned and self.colocated:
-            raise ValueError(
-                "pinned: true gives every role nodes of its own, and colocated: true puts all roles together; set colocated: false"
-            )
-        if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
-            raise ValueError(
-                f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them"
-            )
-        if self.weight_sync == "ipc" and not self.colocated:
-            raise ValueError("weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs")
+        check_agreement(self._conflicts())
         return self
 
-    def tolerance(self, dtype: Literal["float32", "bfloat16"]) -> float:
-        """`sync_tolerance`, or its default for a model of this number format."""
-        return self.sync_tolerance or SYNC_TOLERANCE[dtype]
+    def _conflicts(self) -> Iterator[str]:
+        if self.evaluator.actors != 1:
+            yield "evaluator.actors must be 1: snapshots are evaluated one after the other"
+        if self.pinned and self.colocated:
+            yield "pinned: true gives every role nodes of its own, and colocated: true puts all roles together; set colocated: false"
+        if self.weight_sync != "object_store" and not (self.rollout.gpus and self.learner.gpus):
+            yield f"weight_sync: {self.weight_sync} needs GPUs for rollout and learner; use object_store without them"
+        if self.weight_sync == "ipc" and not self.colocated:
+            yield "weight_sync: ipc needs colocated: true (it shares a GPU's memory); use nccl across GPUs"
+
+    def tolerance(self, dtype: Literal["float32", "bfloat16"], shape: ModelShape) -> float:
+        """`sync_tolerance`, or its default for a model of this number format and shape. Each layer adds two terms to the residual
+        stream. In bfloat16 each is rounded once, since sums are kept in float32; in float32 as often as it has summands. Errors
+        are independent, so they add up as a root."""
+        roundings = (2 * shape.layers + 1) * (shape.attention_width if dtype == "float32" else 1)
+        return self.sync_tolerance or ROUNDINGS * UNIT_ROUNDOFF[dtype] * math.sqrt(roundings)
 
     def roles(self, scorer: bool) -> dict[str, RolePlacement]:
         """Placements by role; `scorer` says whether an arm uses the reward model, and so needs that role."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from rlhf_bench.core.settings import Section
-from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.recipe.placement import Placement
@@ -23,10 +22,11 @@ from rlhf_bench.recipe.sections import (
 )
 from rlhf_bench.tasks import TaskSettings
 
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Sizes of an attention head that vLLM 0.32 computes without a GPU."""
-
 ARM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$"
+RESERVED = ("base", "shared")
+"""What tables call the base policy, and what is charged to no arm."""
+MAX_NAME = 180
+"""Characters of a name that files are named by, with a seed, an update and an ending behind it: a file's name has at most 255."""
 
 BEST = "best"
 """In MLflow's registry the alias of the policy that scored best; each arm's own best has the arm's name."""
@@ -37,19 +37,58 @@ def alias_of(arm: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", arm)
 
 
+def distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if min(seeds) < 0:
+        raise ValueError("a seed is a whole number from 0 upwards")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("a seed is listed twice: every seed runs once")
+    return seeds
+
+
 class TuningSettings(Section):
-    """Trials before the comparison: every arm tries the same settings, once each, and keeps its best.
+    """Trials before the comparison: every arm has the same number of them, with the same share of what it has to train with,
+    and keeps its best.
 
     Trials are scored on held-out prompts that the comparison never uses. What they spend is
-    recorded in the ledger (phase `tuning`) and shown beside the budget: the same number of trials for every arm.
+    recorded in the ledger (phase `tuning`) and shown beside the budget.
     """
 
     trials: tuple[dict[str, float], ...] = Field(
-        min_length=2, description="settings to try, each a mapping such as {learning_rate: 1.0e-4}"
+        min_length=2, description="settings that every arm tries, each a mapping such as {learning_rate: 1.0e-4}"
     )
-    fraction: float = Field(0.5, gt=0, le=1, description="share of compute.limit that one trial may spend")
+    arms: dict[str, tuple[dict[str, float], ...]] = Field(
+        default_factory=dict,
+        description="arm -> trials of its own in place of `trials`, and as many, for settings that other arms do not have",
+    )
+    extend: int = Field(
+        0,
+        ge=0,
+        description="how many more trials an arm may have whose best value is the smallest or largest of a single key; each goes on by the ratio of the last two values",
+    )
+    fraction: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of compute.limit that one trial may spend, and of a reward model's cost that it is charged",
+    )
     prompts: int = Field(256, ge=1, description="held-out prompts that trials are scored on")
-    seed: int = Field(0, ge=0, description="seed of the trials; it must not be one of the comparison's")
+    samples_per_prompt: int = Field(
+        4, ge=1, description="responses sampled and scored for each of these prompts, as in evaluation"
+    )
+    seeds: tuple[int, ...] = Field(
+        (0,),
+        min_length=1,
+        description="every trial runs once per seed and counts with its mean score; none may be of the comparison's `seeds`",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct_seeds(seeds)
+
+    def of(self, arm: str) -> tuple[dict[str, float], ...]:
+        """The trials of an arm."""
+        return self.arms.get(arm, self.trials)
 
 
 class Claim(Section):
@@ -64,10 +103,12 @@ class Claim(Section):
 
 
 class Recipe(Section):
-    """A whole comparison."""
+    """A whole comparison. What its sections must agree on is checked as one is parsed (`recipe/agreement.py`)."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="names the MLflow experiment: letters, digits, - and _"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        max_length=MAX_NAME,
+        description="names the MLflow experiment, and the output by default: letters, digits, - and _",
     )
     description: str = Field("", description="one sentence for the report's head")
     model: ModelSettings = Field(default_factory=ModelSettings, description="the policy's architecture and tokenizer")
@@ -107,68 +148,18 @@ class Recipe(Section):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if min(seeds) < 0:
-            raise ValueError("a seed is a whole number from 0 upwards")
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("a seed is listed twice: every seed runs once")
-        return seeds
+        return distinct_seeds(seeds)
 
-    @model_validator(mode="after")
-    def _fits(self) -> Recipe:
-        if self.data.max_response_tokens >= self.model.max_length:
-            raise ValueError("data.max_response_tokens must leave room for a prompt within model.max_length")
-        size = self.model.hidden_size // self.model.heads
-        if self.model.name_or_path is None and not self.placement.rollout.gpus and size not in CPU_HEAD_SIZES:
-            raise ValueError(
-                f"model.hidden_size / model.heads is {size}, and vLLM on a CPU knows only {', '.join(map(str, CPU_HEAD_SIZES))}; change one of the two"
-            )
-        if self.sft is None and self.model.name_or_path is None:
-            raise ValueError("sft: null needs model.name_or_path: untrained weights cannot be a base policy")
-        if self.model.lora is not None and self.model.name_or_path is None:
-            raise ValueError(
-                "model.lora needs model.name_or_path: adapters are trained beside pretrained weights; name a model, or remove model.lora"
-            )
-        if self.model.lora is not None and self.placement.weight_sync != "object_store":
-            raise ValueError(
-                f"placement.weight_sync: {self.placement.weight_sync} sends parameters unmerged, and with model.lora an engine needs adapters merged into the weights; use object_store"
-            )
-        known = ", ".join(self.arms)
-        if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(f"baseline: there is no arm {self.baseline}; choose among {known}")
-        for claim in self.claims:
-            for side in (claim.more, claim.less):
-                if side not in self.arms:
-                    raise ValueError(f"claims: there is no arm {side}; choose among {known}")
-        adapting = [name for name, arm in self.arms.items() if arm.method and METHODS[arm.method].adapt]
-        if adapting and self.placement.learner.zero_stage == 3:
-            raise ValueError(
-                f"placement.learner.zero_stage: 3 shards the weights, and arm {adapting[0]} takes gradients of whole ones; use 2"
-            )
-        ahead = [name for name, arm in self.arms.items() if arm.draws_ahead]
-        if ahead and self.compute.column == "device_seconds":
-            raise ValueError(
-                f"arms.{ahead[0]}.rollouts_ahead: 1 samples before the seconds of the pending update are known, so it could exceed a budget of device_seconds; use another compute.column"
-            )
-        if self.tracking.register_as is not None:
-            self._check_aliases()
-        if self.tuning and self.tuning.seed in self.seeds:
-            raise ValueError(f"tuning.seed: {self.tuning.seed} is one of seeds; trials need a seed of their own")
-        return self
+    def trial_evaluation(self) -> EvaluationSettings:
+        """How tuning trials are scored."""
+        assert self.tuning is not None
+        own = {"samples_per_prompt": self.tuning.samples_per_prompt, "best_of": None}
+        return self.evaluation.model_copy(update=own)
 
-    def _check_aliases(self) -> None:
-        """Names that MLflow's registry, or this project, has given to other things."""
-        seen: dict[str, str] = {}
-        for arm in self.arms:
-            alias = alias_of(arm)
-            if alias.lower() in ("latest", BEST) or re.fullmatch(r"[vV]\d+", alias):
-                raise ValueError(
-                    f"arms.{arm}: tracking.register_as cannot give a policy the alias {alias}; rename the arm"
-                )
-            if alias in seen:
-                raise ValueError(
-                    f"arms.{arm}: its alias in the registry, {alias}, would be that of arm {seen[alias]} too; rename one"
-                )
-            seen[alias] = arm
+    @property
+    def seed_follows(self) -> bool:
+        """Whether each seed has a base policy of its own, with all that is made of it; otherwise all share one."""
+        return self.sft is not None and self.sft.seed_follows
 
     def resolved(self) -> dict[str, Any]:
         """Everything, defaults included, as plain data: what is saved with the run."""

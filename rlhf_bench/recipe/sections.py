@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_bench.core.costs import Column
+from rlhf_bench.core.errors import check_agreement
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.text import without_passwords
 from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
@@ -15,21 +16,24 @@ from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
 class DataSettings(Section):
     """Prompts, pairs and sampling, shared by all arms."""
 
-    train_prompts: int = Field(2048, ge=1, description="prompts that methods sample from")
+    train_prompts: int = Field(
+        2048, ge=1, description="prompts that methods sample from; once all were used, they come again with new samples"
+    )
     off_policy_pairs: int = Field(
-        1024, ge=1, description="fixed off-policy pairs: from the data, or from the answers of a weaker policy"
+        1024,
+        ge=1,
+        description="fixed off-policy pairs: from the data, or from the answers of a weaker policy; none where sft is null and the data has none",
     )
     held_out_pairs: int = Field(
-        128, ge=1, description="further such pairs, never trained on, for measuring likelihoods"
+        32,
+        ge=1,
+        description="further such pairs, never trained on, for measuring likelihoods; and as many of each other kind that an arm trains on",
     )
     weaker_policy_steps: float = Field(
         0.5, gt=0, le=1, description="fine-tuning steps of the weaker policy, as a fraction of sft.steps"
     )
-    on_policy_prompts: int = Field(
-        512, ge=1, description="prompts that the base policy answers once, for data: on_policy"
-    )
     candidates_per_prompt: int = Field(
-        8, ge=2, description="samples per prompt, of which the best and the worst become a pair (on_policy, online)"
+        8, ge=2, description="samples per prompt, of which the best and the worst become a pair (all but offline)"
     )
     max_response_tokens: int = Field(16, ge=1, description="maximum number of tokens of a sampled response")
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
@@ -46,6 +50,10 @@ class StageSettings(Section):
 
 class SFTSettings(StageSettings):
     demonstrations: int = Field(8192, ge=1, description="prompts with a response to imitate")
+    seed_follows: bool = Field(
+        False,
+        description="whether every seed of the comparison fine-tunes a base policy of its own, with reward model and pairs of a weaker policy, instead of one for all seeds",
+    )
 
 
 class RewardModelSettings(StageSettings):
@@ -67,10 +75,10 @@ class RewardModelSettings(StageSettings):
         of_training = [key for key in type(self).model_fields if key not in ("name_or_path", "start_policy_prompts")]
         # By value: a recipe that was saved in full has every key.
         set_here = [key for key in of_training if getattr(self, key) != type(self).model_fields[key].default]
-        if self.name_or_path is not None and set_here:
-            raise ValueError(
-                f"{set_here[0]} is for training a reward model, and name_or_path names a trained one; remove one of the two"
-            )
+        check_agreement(
+            f"{key} is for training a reward model, and name_or_path names a trained one; remove one of the two"
+            for key in (set_here if self.name_or_path is not None else ())
+        )
         return self
 
 
@@ -90,28 +98,45 @@ class ComputeSettings(Section):
 class EvaluationSettings(Section):
     """Evaluations on held-out prompts at fixed fractions of the budget. Their cost is recorded separately."""
 
-    prompts: int = Field(256, ge=1, description="held-out prompts per split")
-    samples_per_prompt: int = Field(1, ge=1, description="responses sampled and scored for each prompt")
+    prompts: int = Field(64, ge=1, description="held-out prompts per split")
+    samples_per_prompt: int = Field(
+        4, ge=1, description="responses sampled and scored for each prompt, beside the greedy one"
+    )
+    best_of: int | None = Field(
+        None,
+        ge=2,
+        description="also give the expected score of the best of so many responses, at most samples_per_prompt; null gives none",
+    )
+    expected_score: bool = Field(
+        False,
+        description="score a policy by the probability of the right answer in place of samples: exact, and only where the task has one right response and the tokenizer one way to write it (task arithmetic, tokenizer characters)",
+    )
     splits: tuple[HeldOutSplit, ...] = Field(
         HELD_OUT_SPLITS,
         min_length=1,
         description="held-out splits; the first one gives the score that is compared",
     )
     marks: tuple[float, ...] = Field(
-        (0.25, 0.5, 0.75, 1.0),
+        (0.5, 1.0),
         description="fractions of the budget at which to evaluate; the start and the end are always evaluated",
     )
     temperature: float = Field(
         1.0,
-        ge=0,
-        description="sampling temperature of the scored responses: 1 samples from the policy itself, 0 takes its most likely tokens",
+        gt=0,
+        description="sampling temperature of the scored responses, of KL and of entropy: 1 samples from the policy itself. The most likely tokens are scored in any case",
     )
-    kl_samples: int = Field(
-        128, ge=1, description="responses sampled at temperature 1 to estimate sequence KL to the reference"
+    base_temperatures: tuple[float, ...] = Field(
+        (0.5,),
+        description="the base policy is scored at these temperatures too: what a policy gains by being sharper alone",
+    )
+    kl_prompts: int | None = Field(
+        16,
+        ge=1,
+        description="prompts of the main split on whose samples KL and entropy are measured, at most; null takes all of them",
     )
     sample_prompts: int = Field(8, ge=0, description="prompts per split whose responses the report shows")
     gradient_pairs: int = Field(
-        16, ge=0, description="held-out pairs whose gradients ∇θ log π are measured (docs/diagnostics.md); 0 for none"
+        8, ge=0, description="held-out pairs whose gradients ∇θ log π are measured (docs/diagnostics.md); 0 for none"
     )
 
     @field_validator("splits")
@@ -122,6 +147,21 @@ class EvaluationSettings(Section):
                 f"splits must start with {MAIN_SPLIT} (the score that is compared) and name each split once"
             )
         return splits
+
+    @field_validator("base_temperatures")
+    @classmethod
+    def _positive(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if any(t <= 0 for t in temperatures) or len(set(temperatures)) != len(temperatures):
+            raise ValueError("base_temperatures must be above 0 and each named once; greedy scores need none")
+        return temperatures
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvaluationSettings:
+        if self.best_of is not None and self.best_of > self.samples_per_prompt:
+            raise ValueError(
+                f"best_of: the best of {self.best_of} needs as many scored responses; raise samples_per_prompt to {self.best_of}"
+            )
+        return self
 
     @field_validator("marks")
     @classmethod
@@ -157,7 +197,7 @@ class Reliability(Section):
 class Tracking(Section):
     uri: str | None = Field(
         None,
-        description="MLflow tracking URI, without a password; null uses MLFLOW_TRACKING_URI, or an SQLite file beside the output",
+        description="MLflow tracking URI, without a password or token; null uses MLFLOW_TRACKING_URI, or an SQLite file beside the output",
     )
 
     register_as: str | None = Field(

@@ -20,12 +20,15 @@ from rlhf_bench.results.schema import (
     ARCHIVED_UPDATE_COLUMNS,
     BASE,
     BASE_JSON,
+    FIRST_DAY,
+    GIVEN,
     LEDGER_TABLE,
     METRICS_TABLE,
     PAIRS_TABLE,
     RECIPE,
     RESULTS,
     SAMPLES_TABLE,
+    SCORES_TABLE,
     SERIES,
     TUNING,
 )
@@ -48,12 +51,14 @@ def archive(directory: Path, target: Path) -> None:
 
 def _keep_one(recorded: RecordedComparison, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in (RECIPE, BASE_JSON, RESULTS, TUNING):
+    for name in (RECIPE, BASE_JSON, RESULTS, TUNING, FIRST_DAY, GIVEN):
         if (recorded.directory / name).exists():
             shutil.copyfile(recorded.directory / name, target / name)
     _write(_metrics(recorded), target / METRICS_TABLE.file, single=("reward", "gold", "grad_norm"))
     _write(recorded.ledger, target / LEDGER_TABLE.file)
     _write(recorded.samples.head(0), target / SAMPLES_TABLE.file)
+    if not recorded.scores.empty:
+        _write(_scores(recorded), target / SCORES_TABLE.file)
     if not recorded.pairs.empty:
         _write(_pairs(recorded), target / PAIRS_TABLE.file, single=("chosen_logratio", "rejected_logratio"))
 
@@ -66,6 +71,14 @@ def _metrics(recorded: RecordedComparison) -> pd.DataFrame:
     return both.reindex(columns=[column for column in recorded.metrics.columns if column in both.columns])
 
 
+def _scores(recorded: RecordedComparison) -> pd.DataFrame:
+    """Every prompt's at the first and the last evaluation of each arm and seed, and the base policy's."""
+    scores = recorded.scores
+    marks = scores.groupby(["arm", "seed"])["mark"]
+    kept = scores["mark"].eq(marks.transform("min")) | scores["mark"].eq(marks.transform("max"))
+    return scores[kept].dropna(axis="columns", how="all")
+
+
 def _pairs(recorded: RecordedComparison) -> pd.DataFrame:
     """The pairs of the main split at every mark, and the base policy's of every split.
 
@@ -75,7 +88,7 @@ def _pairs(recorded: RecordedComparison) -> pd.DataFrame:
     pairs = recorded.pairs
     base = pairs["arm"] == BASE
     moved = ~base & (pairs["split"] == MAIN_SPLIT) & (pairs["mark"] > 0)
-    changing = [column for column in pairs.columns if column in (*PAIRS_TABLE.required, "update")]
+    changing = [column for column in pairs.columns if column in (*PAIRS_TABLE.required, "update", "kind")]
     return pd.concat([pairs[base], pairs.loc[moved, changing]], ignore_index=True)
 
 

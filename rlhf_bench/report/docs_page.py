@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 
 from rlhf_bench.core.text import escaped, table
 from rlhf_bench.report import tables
-from rlhf_bench.report.format import duration, quantity
+from rlhf_bench.report.format import duration, each, quantity
+from rlhf_bench.report.notes import notes
 from rlhf_bench.report.page import sections
 from rlhf_bench.report.plots.overview import overview
 from rlhf_bench.report.plots.style import style
 from rlhf_bench.report.sections.base import Section
 from rlhf_bench.report.sections.properties import properties
 from rlhf_bench.report.series import series_cells, series_figure, series_labels, series_rows
-from rlhf_bench.report.verdict import notes, verdict
+from rlhf_bench.report.verdict import verdict
 from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.summary import Summary, summarize
 
@@ -111,14 +112,17 @@ def _head(recorded: RecordedComparison, summaries: Sequence[Summary], target: Pa
     commits = list(dict.fromkeys(one.commit for one in summaries if one.commit))
     recorded_as = f"Commit: {', '.join(commits) or 'not recorded'}; run key: {', '.join(keys) or 'not recorded'}"
     facts.append(escaped(recorded_as))
-    facts.append(f"Machine: {escaped(str(recorded.results.get('machine') or 'not recorded'))}")
+    facts.append(f"Machine: {escaped(summary.machine or 'not recorded')}")
+    facts.append(f"Threads of each process: {escaped(each(summary.threads) or 'not recorded')}")
+    facts.append(f"Versions: {escaped(each(summary.versions) or 'not recorded')}")
     facts.append(
         f"Wall time: {duration(sum(wall)) if wall else 'not recorded'}, of the last call if the run was resumed"
     )
     if (target.parent / "data" / target.stem).is_dir():
         data = f"data/{target.stem}"
         facts.append(
-            f"Recorded data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`"
+            f"Recorded data: [{data}]({data}); this page is made of it by `rlhf-bench report DATA --page {target.name}`, and "
+            f"`rlhf-bench verify {target.name}` says whether the code of today gives the same numbers"
         )
     yield _bullets(facts)
     for one in [str(note) for note in (recorded.base.get("setup") or {}).get("notes") or []]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rlhf_bench.core.text import in_codes
 
@@ -39,6 +40,11 @@ def quantity(value: float, column: str = "") -> str:
     if column == "flops":
         return f"{digits} {prefix}FLOP"
     return f"{digits}{prefix} {UNIT_NAMES[column]}" if column else f"{digits}{prefix}"
+
+
+def each(facts: Mapping[str, str]) -> str:
+    """ "torch 2.11, ray 2.55"; empty without any."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from rlhf_bench.core.files import write_text
 from rlhf_bench.core.text import escaped, table
+from rlhf_bench.recipe import AT_HAND
 from rlhf_bench.report import tables
 from rlhf_bench.report.format import decimal, quantity
 from rlhf_bench.report.verdict import verdict
@@ -25,9 +27,7 @@ def write_cards(directory: Path, summary: Summary) -> None:
         for seed in arm.seeds:
             card = directory / CHECKPOINTS / arm.name / f"seed-{seed.seed}" / CARD
             if card.parent.is_dir():
-                text = model_card(arm, seed, summary)
-                if not card.is_file() or card.read_text(encoding="utf-8") != text:
-                    card.write_text(text, encoding="utf-8")
+                write_text(card, model_card(arm, seed, summary))
 
 
 def model_card(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
@@ -65,7 +65,8 @@ def model_card(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
 
 def _front_matter(arm: ArmResult, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What the Hub files a model by. Base model and data sets are named where the recipe gives the Hub's."""
-    base, data = (_on_hub(value) for value in (recipe["model"]["name_or_path"], recipe["task"]))
+    name = recipe["model"]["name_or_path"]
+    base, data = (_on_hub(value) for value in (AT_HAND[name].hub_id if name in AT_HAND else name, recipe["task"]))
     known = ({"base_model": base[0]} if base else {}) | ({"datasets": data} if data else {})
     tags = ["rlhf-bench", arm.method.replace("_", "-"), *([arm.data.replace("_", "-")] if arm.data else [])]
     return {"library_name": "transformers", "pipeline_tag": "text-generation", **known, "tags": tags}
@@ -82,7 +83,9 @@ def _on_hub(value: Any) -> list[str]:
 def _facts(seed: SeedResult, summary: Summary) -> dict[str, str]:
     return {
         "Score on held-out prompts": decimal(seed.score),
-        "Score of the base policy": decimal(summary.base_score),
+        "Score of its most likely tokens": decimal(seed.greedy_score),
+        "Score of the base policy": decimal(summary.base_of(seed.seed)),
+        "Score of the base policy's most likely tokens": decimal(summary.base.greedy),
         "KL to the base policy (nats per response)": decimal(seed.kl),
         "Ended": seed.status,
         "Budget": quantity(summary.limit, summary.unit),

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from rlhf_bench.core.files import number_or_nan, write_text
 from rlhf_bench.core.text import in_codes
-from rlhf_bench.diagnostics import stability
 from rlhf_bench.report import tables
-from rlhf_bench.report.format import ABSENT, decimal, duration, quantity, visible
+from rlhf_bench.report.format import ABSENT, decimal, duration, each, quantity, visible
+from rlhf_bench.report.notes import notes
 from rlhf_bench.report.plots import overview as figures
 from rlhf_bench.report.plots.style import Plot, plotted, style
 from rlhf_bench.report.sections.base import Section
@@ -25,8 +25,8 @@ from rlhf_bench.report.sections.pairwise import pairwise
 from rlhf_bench.report.sections.properties import properties
 from rlhf_bench.report.sections.samples import shown_seed, side_by_side
 from rlhf_bench.report.sections.sensitivity import sensitivity
-from rlhf_bench.report.verdict import notes, verdict
-from rlhf_bench.results.reader import RecordedComparison, read_recorded
+from rlhf_bench.report.verdict import verdict
+from rlhf_bench.results.reader import RecordedComparison, numbers, read_recorded
 from rlhf_bench.results.schema import REPORT, SUMMARY
 from rlhf_bench.results.summary import Summary, summarize
 from rlhf_bench.results.summary_json import to_json
@@ -110,7 +110,6 @@ def render_page(recorded: RecordedComparison, summary: Summary, property_plots: 
         sections=[*zip(by_property, property_plots(), strict=True), *further],
         matrix=pairwise(recorded, summary),
         undrawn=len(summary.arms) - len(plotted(recorded, summary).arms),
-        spike_factor=f"{stability.SPIKE_FACTOR:g}",
         plots=plots,
         splits=tables.split_table(recorded, summary),
         split_names=tables.SPLIT_NAMES,
@@ -140,10 +139,25 @@ def run_details(recorded: RecordedComparison, summary: Summary) -> dict[str, str
         "Driver's own share of wall time, before this report": _percent(number_or_nan(timing.get("driver_share"))),
         "Reward model's accuracy on held-out pairs": _percent(number_or_nan(reward_model.get("accuracy"))),
         **_setup(recorded.base.get("setup") or {}),
-        "Machine": str(recorded.results.get("machine") or ABSENT),
+        **data_passes(recorded, summary),
+        "Machine": summary.machine or ABSENT,
+        "Threads of each process": each(summary.threads) or ABSENT,
+        "Versions": each(summary.versions) or ABSENT,
         "Run key": summary.run_key or ABSENT,
         "Commit": summary.commit or ABSENT,
     }
+
+
+def data_passes(recorded: RecordedComparison, summary: Summary) -> dict[str, str]:
+    """How often each arm has used its data, mean over seeds: its pairs, and the prompts that the base policy answers for it.
+    Only what was recorded."""
+    found = {}
+    for column, label in (("pair_passes", "Passes over each arm's pairs"), ("prompt_passes", "Over its prompts")):
+        last = numbers(recorded.updates, column).groupby([recorded.updates["arm"], recorded.updates["seed"]]).max()
+        means = last.groupby("arm").mean().dropna()
+        if arms := [f"{arm.name} {means[arm.name]:.2g}" for arm in summary.arms if arm.name in means]:
+            found[label] = ", ".join(arms)
+    return found
 
 
 def _setup(setup: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.files import finite_or_null, number_or_nan, write_json
+from rlhf_bench.core.files import finite_or_null, number_or_nan, write_json, written_aside
 from rlhf_bench.core.plot_style import PALETTE
 from rlhf_bench.recipe.loading import is_label
 from rlhf_bench.report.format import decimal
@@ -25,8 +25,8 @@ def write_series(directory: Path, labels: Sequence[str]) -> str:
     summaries = {label: write_report(directory / label) for label in labels}
     rows = [row for label, summary in summaries.items() for row in series_rows(label, summary)]
     write_json(directory / SERIES, {"labels": list(labels), "rows": rows})
-    with style():
-        series_figure(summaries).savefig(directory / SERIES_FIGURE, dpi=150)
+    with style(), written_aside(directory / SERIES_FIGURE) as aside:
+        series_figure(summaries).savefig(aside, dpi=150, format="png")
     return series_text(rows)
 
 
@@ -36,7 +36,7 @@ def series_labels(directory: Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        labels = [str(label) for label in json.loads(path.read_text())["labels"]]
+        labels = [str(label) for label in json.loads(path.read_text(encoding="utf-8"))["labels"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{path}: cannot be read ({error}): resume it with `rlhf-bench run` to write it again"
@@ -54,8 +54,8 @@ def series_rows(label: str, summary: Summary) -> list[dict[str, Any]]:
     arm finished no seed, or has no interval."""
     return [
         {
-            "label": label, "arm": arm.name, "base": summary.base_score, "score": finite_or_null(arm.mean),
-            "gain": finite_or_null(arm.mean - summary.base_score),
+            "label": label, "arm": arm.name, "base": summary.base.score, "score": finite_or_null(arm.mean),
+            "gain": finite_or_null(arm.mean - summary.base.score),
             "low": arm.interval.low if arm.interval else None, "high": arm.interval.high if arm.interval else None,
             "kl": finite_or_null(arm.kl), "seeds": len(arm.finished),
         }
@@ -109,7 +109,7 @@ def series_figure(summaries: Mapping[str, Summary]) -> Figure:
         ]
         axes.errorbar(at, means, yerr=spread, color=PALETTE[number % len(PALETTE)], capsize=3, elinewidth=1, label=name,
                       marker=MARKERS[number % len(MARKERS)])  # fmt: skip
-    bases = [summary.base_score for summary in summaries.values()]
+    bases = [summary.base.score for summary in summaries.values()]
     axes.plot(range(len(labels)), bases, color=INK, linestyle="--", linewidth=1.2, label="base policy")
     axes.set_xticks(range(len(labels)), [label.rpartition("=")[2] for label in labels])
     axes.set_xlabel(labels[0].partition("=")[0])

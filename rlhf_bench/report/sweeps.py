@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import special
 
+from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import stability
 from rlhf_bench.diagnostics.stability import Sensitivity
 from rlhf_bench.report.format import ABSENT, decimal, quantity
@@ -17,7 +18,7 @@ from rlhf_bench.report.measures import short
 from rlhf_bench.results.claims import metric_values
 from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
-from rlhf_bench.results.trials import Trial, best_trial
+from rlhf_bench.results.trials import Trial, best_trial, edge_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +92,16 @@ def sensitivity_sentences(recorded: RecordedComparison) -> list[str]:
     for one in sweeps(recorded):
         found = sensitivity_of(recorded, one, "score")
         if found is None:
-            told.append(f"{one.setting} of {one.arm}: fewer than two of its values finished a seed.")
+            told.append(f"Fewer than two values of {one.setting} of {one.arm} finished a seed.")
             continue
         noise = range_of_noise(sum(not math.isnan(mean) for mean in found.means)) * found.standard_error
         told.append(
-            f"{one.setting} of {one.arm}: over {len(one.arms)} values the score ranges over {found.score_range:.3f}, "
-            f"best at {found.best_setting:g} and worst at {found.worst_setting:g}; "
+            f"Over {len(one.arms)} values of {one.setting} of {one.arm}, the score ranges over {found.score_range:.3f}: it is highest "
+            f"at {found.best_setting:g} and lowest at {found.worst_setting:g}; "
             + (
                 "one seed says nothing about noise."
                 if math.isnan(noise)
-                else f"noise alone would make that {noise:.3f}."
+                else f"noise alone would make that range {noise:.3f}."
             )
         )
     return told
@@ -115,35 +116,64 @@ def range_of_noise(count: int) -> float:
 
 def tuning_table(recorded: RecordedComparison, summary: Summary) -> list[dict[str, str]]:
     """One row per arm and trial; no rows where no arm was tuned."""
-    return [row for arm, trials in recorded.tuning.items() for row in _trial_rows(arm, trials, summary.unit)]
+    return [
+        row for arm, trials in _trials(recorded).items() for row in _trial_rows(arm, trials, recorded, summary.unit)
+    ]
 
 
-def _trial_rows(arm: str, recorded: list[dict[str, Any]], unit: str) -> Iterable[dict[str, str]]:
-    trials = [Trial(**trial) for trial in recorded]
-    best = best_trial(trials)
+def _trials(recorded: RecordedComparison) -> dict[str, list[Trial]]:
+    return {arm: [Trial.from_json(trial) for trial in trials] for arm, trials in recorded.tuning.items()}
+
+
+def _grid_size(recorded: RecordedComparison) -> int | None:
+    """Trials that every arm has, before any beyond an edge; None where the recipe does not say."""
+    trials = (recorded.recipe.get("tuning") or {}).get("trials")
+    return len(trials) if isinstance(trials, list | tuple) else None
+
+
+def _trial_rows(arm: str, trials: Sequence[Trial], recorded: RecordedComparison, unit: str) -> Iterable[dict[str, str]]:
+    best, size = best_trial(trials), _grid_size(recorded) or len(trials)
     for number, trial in enumerate(trials, 1):
+        by_seed = ", ".join(decimal(run.score) for run in trial.runs) if len(trial.runs) > 1 else ""
         yield {
             "Arm": arm,
-            "Trial": str(number),
+            "Trial": f"{number}{', beyond the edge' if number > size else ''}",
             "Settings": ", ".join(f"{key} {short(value)}" for key, value in trial.settings.items()),
-            "Score on the tuning prompts": decimal(trial.score),
+            "Score on the tuning prompts": decimal(trial.score) + (f" ({by_seed})" if by_seed else ""),
             "Status": trial.status,
             "Spent": quantity(trial.spent.get(unit, math.nan), unit),
             "Kept": "yes" if trial is best else "",
         }
 
 
-def tuning_sentence(recorded: RecordedComparison, summary: Summary) -> str:
-    """Whether the arms were tuned alike."""
+def tuning_sentences(recorded: RecordedComparison, summary: Summary) -> list[str]:
+    """Whether the arms were tuned alike, and which of them ended at an edge of their grid."""
     if not recorded.tuning:
-        return "No arm was tuned in this comparison: every setting is the recipe's."
-    counts = {arm.name: len(recorded.tuning.get(arm.name, [])) for arm in summary.arms}
-    spent = [sum(t["spent"].get(summary.unit, 0.0) for t in trials) for trials in recorded.tuning.values()]
-    most = quantity(max(spent), summary.unit)
-    if len(set(counts.values())) == 1:
-        return (
-            f"Every arm had {next(iter(counts.values()))} tuning trials and kept its best; they cost up to {most} an arm, "
-            "recorded in the ledger and beside the budget, not in it."
-        )
-    uneven = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-    return f"The arms were not tuned alike, so do not compare their scores as equals: trials {uneven}."
+        return ["No arm was tuned in this comparison: every setting is the recipe's."]
+    found = _trials(recorded)
+    counts = {arm.name: len(found.get(arm.name, [])) for arm in summary.arms}
+    size, extend = _grid_size(recorded), int((recorded.recipe.get("tuning") or {}).get("extend") or 0)
+    in_grid = {arm: min(count, size or count) for arm, count in counts.items()}
+    if len(set(in_grid.values())) > 1:
+        uneven = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+        return [f"The arms were not tuned alike, so do not compare their scores as equals: trials {uneven}."]
+    most = quantity(max(sum(t.spent.get(summary.unit, 0.0) for t in trials) for trials in found.values()), summary.unit)
+    told = [
+        f"Every arm had {next(iter(in_grid.values()))} tuning trials{_beyond(counts, in_grid, extend)} and kept its best; "
+        f"they cost up to {most} an arm, recorded in the ledger and beside the budget, not in it."
+    ]
+    edges = {arm: edge for arm, trials in found.items() if (edge := edge_of(trials)) is not None}
+    if edges:
+        named = listed([f"{arm} ({edge.key} {short(edge.value)}, the {edge.side})" for arm, edge in edges.items()])
+        told.append(f"The best trial lies at an edge of what was tried, and a better one may lie beyond, for {named}.")
+    elif any(len({key for t in trials for key in t.settings}) == 1 for trials in found.values()):
+        told.append("No arm that was tuned by a single key ended at an edge of what was tried.")
+    return told
+
+
+def _beyond(counts: Mapping[str, int], in_grid: Mapping[str, int], extend: int) -> str:
+    """How many trials went beyond the grid's edges, of those allowed."""
+    if not extend:
+        return ""
+    used = [f"{arm} {count - in_grid[arm]}" for arm, count in counts.items() if count > in_grid[arm]]
+    return f" and was allowed {extend} more beyond an edge ({'used by ' + listed(used) if used else 'used by none'})"

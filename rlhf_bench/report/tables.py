@@ -11,15 +11,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_bench.core.costs import COLUMNS, UNCHARGED_PHASES
+from rlhf_bench.core.costs import COLUMNS, UNCHARGED_PHASES, Phase
+from rlhf_bench.core.files import number_or_nan
 from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
 from rlhf_bench.diagnostics import statistics
+from rlhf_bench.report.cells import difference_cell, estimate_cell, kl_cell, p_cell, seeds_cell
 from rlhf_bench.report.format import ABSENT, UNIT_NAMES, decimal, quantity
-from rlhf_bench.report.verdict import baseline_lines, claim_lines, difference_cell, estimate_cell, p_cell, seeds_cell
+from rlhf_bench.report.verdict import baseline_lines, claim_lines
 from rlhf_bench.results.claims import PairedComparison
+from rlhf_bench.results.final_scores import base_interval, final_scores
+from rlhf_bench.results.metrics import GREEDY_SCORE, SCORE
 from rlhf_bench.results.reader import RecordedComparison, numbers
-from rlhf_bench.results.schema import SHARED
-from rlhf_bench.results.summary import ArmResult, Summary
+from rlhf_bench.results.schema import BASE, SHARED
+from rlhf_bench.results.summary import ArmResult, BaseResult, Summary
+
+TRIALS: Phase = "tuning"
 
 Row = dict[str, str]
 """One row: column heading → finished cell. All rows of a table have the same headings."""
@@ -31,16 +37,22 @@ SPLIT_NAMES = {
 }
 
 
+SCORE_HEADING, GREEDY_HEADING = "Score [95% interval]", "Greedy [95% interval]"
+
+
 def comparison_table(summary: Summary) -> list[Row]:
-    """One row per arm, best mean score first, arms without a finished seed last; the base model's row ends it."""
+    """One row per arm, best mean score first, arms without a finished seed last. The base policy's rows end it: as arms begin
+    with it, and at other temperatures, which show what sharpness alone gives."""
     ranked = sorted(summary.arms, key=lambda arm: -math.inf if math.isnan(arm.mean) else arm.mean, reverse=True)
-    return [_arm_row(arm, summary) for arm in ranked] + [_base_row(summary)]
+    return [_arm_row(arm, summary) for arm in ranked] + [
+        _base_row(b, summary) for b in (summary.base, *summary.base_at)
+    ]
 
 
 def render_text_table(summary: Summary) -> str:
     """The comparison table as text for the end of a run, without colours, as wide as its cells need; under it the
     arms against the baseline and the claims' verdicts, where the recipe asks for them."""
-    rows = comparison_table(summary)
+    rows = without_empty(comparison_table(summary))
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{summary.name}: held-out score at equal compute",
@@ -139,23 +151,36 @@ def _arm_row(arm: ArmResult, summary: Summary) -> Row:
         "Arm": arm.name,
         "Method": arm.method,
         "Data": arm.data or "",
-        "Score [95% interval]": estimate_cell(arm.mean, arm.interval),
-        "Against base": decimal(arm.mean - summary.base_score, sign=True),
-        "KL (nats)": decimal(arm.kl, 2),
-        "Seed spread": decimal(arm.seed_spread),
+        SCORE_HEADING: estimate_cell(arm.mean, arm.interval),
+        GREEDY_HEADING: estimate_cell(arm.greedy, arm.greedy_interval),
+        **({f"Best of {summary.best_of}": decimal(arm.best_of_score)} if summary.best_of else {}),
+        "Against base": decimal(arm.mean - summary.base.score, sign=True),
+        "Entropy (nats per token)": decimal(arm.entropy),
+        "KL (nats)": kl_cell(arm.kl, arm.kl_error),
         "Worst drop": decimal(arm.drawdown),
-        "Gradient spikes": ABSENT if arm.gradient_norm_spikes is None else str(arm.gradient_norm_spikes),
         "Seeds finished": _seeds_cell(arm),
         "Budget spent": _budget_cell(arm, summary),
     }
 
 
-def _base_row(summary: Summary) -> Row:
-    row = dict.fromkeys(_arm_row(_NO_ARM, summary), "")
-    return row | {"Arm": "base", "Method": "starting point", "Score [95% interval]": decimal(summary.base_score)}
+def _base_row(base: BaseResult, summary: Summary) -> Row:
+    at = "" if base is summary.base else f" at temperature {base.temperature:g}"
+    own = {
+        "Arm": f"base{at}",
+        "Method": "no training" if at else "starting point",
+        SCORE_HEADING: estimate_cell(base.score, base.interval),
+        GREEDY_HEADING: estimate_cell(base.greedy, base.greedy_interval),
+        "Against base": decimal(base.score - summary.base.score, sign=True) if at else "",
+        "Entropy (nats per token)": decimal(base.entropy),
+        "KL (nats)": decimal(base.kl, 2) if at else "",
+    }
+    if summary.best_of:
+        own[f"Best of {summary.best_of}"] = decimal(base.best_of_score)
+    return {heading: own.get(heading, "") for heading in _arm_row(_NO_ARM, summary)}
 
 
-_NO_ARM = ArmResult("", "", None, (), float("nan"), float("nan"), None, None)
+_NAN = float("nan")
+_NO_ARM = ArmResult("", "", None, (), _NAN, _NAN, None, None, _NAN, None)
 
 
 def _seeds_cell(arm: ArmResult) -> str:
@@ -174,18 +199,21 @@ def final_evaluations(recorded: RecordedComparison, summary: Summary) -> pd.Data
     finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
     evaluations = recorded.evaluations
     own = [key in finished for key in zip(evaluations["arm"], evaluations["seed"], strict=True)]
-    return evaluations[own].groupby(["arm", "seed", "split"], sort=False).tail(1)
+    return evaluations.loc[own].groupby(["arm", "seed", "split"], sort=False).tail(1)
 
 
 def split_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
-    """Final score of each arm on every held-out split, with intervals, and the base model's."""
-    final = final_evaluations(recorded, summary)
-    rows = []
-    for arm in summary.arms:
-        cells = {SPLIT_NAMES[split]: _over_seeds(final, arm.name, split, "score") for split in HELD_OUT_SPLITS}
-        rows.append({"Arm": arm.name, **cells})
-    base = {SPLIT_NAMES[split]: decimal(summary.base_scores.get(split, float("nan"))) for split in HELD_OUT_SPLITS}
-    return [*rows, {"Arm": "base", **base}]
+    """Final score of each arm on every held-out split, sampled and greedily, with intervals, and the base policy's."""
+    rows: list[Row] = [{"Arm": name} for name in (*(arm.name for arm in summary.arms), BASE)]
+    for split in HELD_OUT_SPLITS:
+        for column, how in ((SCORE, ""), (GREEDY_SCORE, ", greedily")):
+            scores = final_scores(recorded, split, column)
+            base = number_or_nan((recorded.base.get(column) or {}).get(split))
+            found = {name: estimate_cell(one.final.mean, one.final.interval) for name, one in scores.items()}
+            found[BASE] = estimate_cell(base, base_interval(recorded, split=split, column=column))
+            for row in rows:
+                row[f"{SPLIT_NAMES[split]}{how}"] = found.get(row["Arm"], ABSENT)
+    return without_empty(rows)
 
 
 def part_table(recorded: RecordedComparison, summary: Summary) -> list[Row]:
@@ -208,11 +236,15 @@ def _over_seeds(final: pd.DataFrame, arm: str, split: str, column: str) -> str:
 
 
 def phase_means(recorded: RecordedComparison) -> pd.DataFrame:
-    """The ledger, mean per seed: one row per arm and phase, the columns of the ledger; first seen, first listed."""
+    """The ledger, mean per seed: one row per arm and phase, the columns of the ledger; first seen, first listed. Of trials,
+    whose seeds are their own, it is the sum over all of an arm's."""
     per_seed = recorded.ledger.groupby(["arm", "seed", "phase"], sort=False, dropna=False)[list(COLUMNS)].sum()
-    seeds = recorded.ledger.groupby("arm", sort=False)["seed"].nunique(dropna=False)
     totals = per_seed.groupby(["arm", "phase"], sort=False).sum()
-    return totals.div(seeds.reindex(totals.index.get_level_values("arm")).to_numpy(), axis=0).reset_index()
+    compared = recorded.ledger[recorded.ledger["phase"] != TRIALS]
+    seeds = compared.groupby("arm", sort=False)["seed"].nunique(dropna=False)
+    divided_by = seeds.reindex(totals.index.get_level_values("arm")).fillna(1).to_numpy(copy=True)
+    divided_by[totals.index.get_level_values("phase") == TRIALS] = 1
+    return totals.div(divided_by, axis=0).reset_index()
 
 
 def ledger_table(recorded: RecordedComparison) -> list[Row]:

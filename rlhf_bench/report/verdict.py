@@ -1,30 +1,21 @@
-"""The comparison in words: the verdicts, and the notes a careful reader needs beside the table."""
+"""The comparison in words: which arm leads, what is settled, and the verdicts on the baseline and the claims."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from rlhf_bench.core.text import listed
-from rlhf_bench.diagnostics import statistics
-from rlhf_bench.diagnostics.statistics import MINIMUM_SEEDS, Interval
-from rlhf_bench.report.format import ABSENT, decimal, quantity
-from rlhf_bench.results.claims import SCORE, SCORE_AT_EQUAL_KL, PairedComparison
+from rlhf_bench.diagnostics.statistics import MINIMUM_SEEDS
+from rlhf_bench.report.cells import difference_cell, p_cell, seeds_cell
+from rlhf_bench.report.format import quantity
+from rlhf_bench.results.claims import PairedComparison
 from rlhf_bench.results.standing import Difference, Standing
-from rlhf_bench.results.summary import ArmResult, Summary
+from rlhf_bench.results.summary import Summary
 
-FEW_SEEDS = 5
-UNDERSPENT = 0.9
 MAX_NAMED = 12  # arms in one sentence
 
-_SCORES = (SCORE, SCORE_AT_EQUAL_KL, "best_score", "drawdown")
-_AGAINST_BASELINE = {"yes": "better", "no": "worse"}
 
-_INTERVALS = {
-    "t": "Student's t over the seeds",
-    "degenerate": "zero width, because all seeds scored the same",
-    None: "one seed: no interval",
-}
+_AGAINST_BASELINE = {"yes": "better", "no": "worse"}
 
 
 def verdict(summary: Summary) -> str:
@@ -33,35 +24,13 @@ def verdict(summary: Summary) -> str:
         return "No arm finished a seed, so there is nothing to compare."
     sentences = [_leader(summary)]
     if summary.standing.compared:
-        sentences += [*_lead(summary.standing), _against_base(summary)]
+        sentences += [*_lead(summary.standing), _against_base(summary), *_greedily(summary)]
     else:
         sentences.append(f"No difference is settled: a test needs {MINIMUM_SEEDS} seeds that both sides finished.")
+    sentences += _sharper(summary)
     if missing := [arm.name for arm in summary.arms if not arm.finished]:
         sentences.append(f"{listed(missing)} finished no seed and {_is(missing)} not ranked.")
     return " ".join(sentences)
-
-
-def notes(summary: Summary) -> list[str]:
-    """How the intervals were found, and what limits the comparison; each a short sentence."""
-    finished = [arm for arm in summary.arms if arm.finished]
-    found = []
-    for method, text in _INTERVALS.items():
-        if names := [arm.name for arm in finished if (arm.interval.method if arm.interval else None) == method]:
-            found.append(f"{'all arms' if len(names) == len(finished) else listed(names)}: {text}")
-    lines = [f"95% intervals: {'; '.join(found)}."] if found else []
-    if summary.standing.compared:
-        lines.append(
-            "A difference in score is settled where Student's interval of the seeds that both share, corrected by Holm for the "
-            f"{summary.standing.compared} differences between arms and with the base policy, leaves out 0."
-        )
-    lines += [_unfinished(arm) for arm in summary.arms if len(arm.finished) < len(arm.seeds) or not arm.seeds]
-    if skipping := [f"{arm.name} {arm.skipped_updates}" for arm in summary.arms if arm.skipped_updates]:
-        lines.append(f"Updates skipped, since their numbers were not finite: {listed(skipping)}.")
-    short = [arm for arm in finished if arm.spent(summary.unit) < UNDERSPENT * summary.limit]
-    if short:
-        spent = listed([f"{arm.name} {arm.spent(summary.unit) / summary.limit:.0%}" for arm in short])
-        lines.append(f"Compute is not equal: the budget's share that was spent is {spent}.")
-    return [*lines, *_equal_kl_notes(summary), *_paired_notes(summary)]
 
 
 def baseline_lines(summary: Summary) -> list[str]:
@@ -88,34 +57,6 @@ def claim_lines(summary: Summary) -> list[str]:
     return ["Claims:", *lines] if lines else []
 
 
-def difference_cell(comparison: PairedComparison) -> str:
-    """The difference with the interval that is corrected for the family, where there is one."""
-    interval = comparison.adjusted.interval if comparison.adjusted else None
-    middle = _signed(comparison.difference, comparison.metric)
-    if interval is None:
-        return middle
-    return f"{middle} [{_signed(interval.low, comparison.metric)}, {_signed(interval.high, comparison.metric)}]"
-
-
-def p_cell(p: float) -> str:
-    """A p value to three decimals, never as a plain 0."""
-    if math.isnan(p):
-        return ABSENT
-    return f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
-def seeds_cell(comparison: PairedComparison) -> str:
-    """How many common seeds there are, and which seeds of either arm are not among them."""
-    without = [str(seed) for seed in comparison.left_out]
-    return f"{len(comparison.seeds)}{f', without {listed(without)}' if without else ''}"
-
-
-def estimate_cell(value: float, interval: Interval | None, digits: int = 3) -> str:
-    """A number with its interval, where it has one."""
-    ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
-    return f"{decimal(value, digits)}{ends}"
-
-
 def _about(comparison: PairedComparison) -> str:
     if comparison.paired is None:
         return ""
@@ -132,68 +73,12 @@ def _numbers(comparison: PairedComparison) -> str:
     return f"{difference_cell(comparison)}, p {p.replace('<', '< ')}, seeds: {seeds_cell(comparison)}"
 
 
-def _signed(value: float, metric: str) -> str:
-    """With its sign: scores to three decimals, numbers of any other scale to three digits."""
-    if metric in _SCORES or metric.startswith(f"{SCORE}/"):
-        return decimal(round(value, 3) + 0.0, sign=True)  # no "-0.000"
-    return ABSENT if math.isnan(value) else f"{value:+.3g}"
-
-
-def _equal_kl_notes(summary: Summary) -> list[str]:
-    at = summary.equal_kl
-    if sum(bool(arm.finished) for arm in summary.arms) < 2:
-        return []
-    if at.why:
-        return [f"No comparison at equal KL: {at.why}"]
-    told = []
-    for arm, scores in at.scores.items():
-        values = list(scores.values())
-        told.append(f"{arm} {estimate_cell(statistics.mean(values), statistics.share_interval(values))}")
-    lines = [f"At equal KL ({at.kl:.3g} nats, the most that every seed reached): {', '.join(told)}."]
-    if at.left_out:
-        lines.append(
-            f"{listed(list(at.left_out))} {'has' if len(at.left_out) == 1 else 'have'} no score at equal KL: after the base "
-            f"policy, no evaluation was at or below {at.kl:.3g} nats."
-        )
-    return lines
-
-
-def _paired_notes(summary: Summary) -> list[str]:
-    claimed = [claim.comparison for claim in summary.claims]
-    families = [
-        f"{len(tested)} {what}"
-        for what, family in (("against the baseline", summary.comparisons), ("claimed", claimed))
-        if (tested := _tested(family))
-    ]
-    tested = [*_tested(summary.comparisons), *_tested(claimed)]
-    if not tested:
-        return []
-    fewest = min(len(one.seeds) for one in tested)
-    lines = [
-        "Differences are paired by seed, with Student's 95% interval and p, corrected by Holm for the number of "
-        f"comparisons: {' and, apart, '.join(families)}.",
-    ]
-    if fewest <= FEW_SEEDS:
-        lines.append(f"The exact sign-flip test's p, with {fewest} seeds, cannot fall below 1/{2 ** (fewest - 1)}.")
-    if flat := [f"{one.more} and {one.less}" for one in tested if one.adjusted and _is_flat(one.adjusted.interval)]:
-        lines.append(f"Every seed shows the same difference between {'; '.join(dict.fromkeys(flat))}: zero width.")
-    return lines
-
-
-def _is_flat(interval: Interval | None) -> bool:
-    return interval is not None and interval.method == "degenerate"
-
-
-def _tested(family: Iterable[PairedComparison]) -> list[PairedComparison]:
-    return [one for one in family if one.adjusted]
-
-
 def _leader(summary: Summary) -> str:
     """Who has the highest mean score, and the base policy's beside it."""
     scores = {arm.name: arm.mean for arm in summary.arms if arm.finished}
     best, *rivals = summary.standing.ranking
     budget = f"{quantity(summary.limit, summary.unit)} per seed"
-    base = f"the base policy has {summary.base_score:.3f}"
+    base = f"the base policy has {summary.base.score:.3f}"
     if not rivals:
         return f"{best} is the only arm with a finished seed: it scored {scores[best]:.3f} within {budget}; {base}."
     tied = [best, *(arm for arm in rivals if scores[arm] == scores[best])]
@@ -217,13 +102,17 @@ def _outlook(one: Difference) -> str:
     """What would settle a difference."""
     if one.adjusted is None:
         return f"{one.seeds} common seed{'s' * (one.seeds != 1)}, and a test needs {MINIMUM_SEEDS}"
+    if one.mean == 0:
+        return "which has the same mean"
+    if one.wants_prompts:
+        return "more seeds would not settle it; more held-out prompts might"
     if one.more_seeds is None:
         return "no number of seeds in sight would settle it"
     return f"about {one.more_seeds} more seed{'s' * (one.more_seeds != 1)} would settle it"
 
 
 def _against_base(summary: Summary) -> str:
-    found, base = summary.standing.against_base, f"the base policy's {summary.base_score:.3f}"
+    found, base = summary.standing.against_base, f"the base policy's {summary.base.score:.3f}"
     above, below, unsettled = (
         [one.arm for one in found if one.above],
         [one.arm for one in found if one.below],
@@ -232,13 +121,45 @@ def _against_base(summary: Summary) -> str:
     everyone = "Every arm" if len(found) == len(summary.arms) else "Every ranked arm"
     if len(above) == len(found):
         return f"{everyone if len(found) > 1 else above[0]} beat {base}."
-    parts = [f"{_named(above)} beat {base}" if above else f"No arm beat {base}"]
+    if len(unsettled) == len(found) > 1:
+        return f"No arm's difference from {base} is settled."
+    parts = [f"{_named(above)} beat {base}"] if above else []
     if below:
-        parts.append(f"{_named(below)} ended below it")
+        parts.append(f"{_named(below)} ended below {'it' if parts else base}")
     if unsettled:
-        every = "no arm" if len(unsettled) == len(found) > 1 else _named(unsettled)
-        parts.append(f"the difference from it is {'' if every == 'no arm' else 'not '}settled for {every}")
-    return f"{'; '.join(parts)}."
+        parts.append(f"the difference from {'it' if parts else base} is not settled for {_named(unsettled)}")
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper() if not (above or below) else sentence[0]}{sentence[1:]}."
+
+
+def _greedily(summary: Summary) -> Iterator[str]:
+    """Whose gain over the base policy is not seen in the most likely tokens: then sharpness, and not skill, may be all of it."""
+    gained = [one.arm for one in summary.standing.against_base if one.above]
+    greedy = {one.arm: one for one in summary.greedy_standing.against_base}
+    scores = {arm.name: arm.greedy for arm in summary.arms}
+    fell = [f"{arm} ({scores[arm]:.3f})" for arm in gained if arm in greedy and greedy[arm].below]
+    vanished = [f"{arm} ({scores[arm]:.3f})" for arm in gained if arm in greedy and not greedy[arm].settled]
+    base = f"the base policy's {summary.base.greedy:.3f}"
+    if vanished:
+        yield f"Scored greedily, the gain of {_named(vanished)} vanishes: the difference from {base} is not settled."
+    if fell:
+        yield f"Scored greedily, {_named(fell)} ended below {base}."
+
+
+def _sharper(summary: Summary) -> Iterator[str]:
+    """Whether the base policy, sampled at a lower temperature and not trained, scores as high as the arms."""
+    if not summary.base_at or summary.standing.leader is None:
+        return
+    best = max(summary.base_at, key=lambda base: base.score)
+    means = {arm.name: arm.mean for arm in summary.arms if arm.finished}
+    above = [arm for arm in summary.standing.ranking if means[arm] > best.score]
+    if len(above) < len(means):
+        over = f"only the mean{'s' * (len(above) > 1)} of {_named(above)}" if above else "no arm's mean"
+        higher = "are" if len(above) > 1 else "is"
+        yield (
+            f"Without any training, the base policy at temperature {best.temperature:g} scores {best.score:.3f}: {over} {higher} "
+            "higher, and no test compares them with it."
+        )
 
 
 def _named(arms: list[str]) -> str:
@@ -246,14 +167,6 @@ def _named(arms: list[str]) -> str:
     if len(arms) <= MAX_NAMED:
         return listed(arms)
     return f"{', '.join(arms[:MAX_NAMED])} and {len(arms) - MAX_NAMED} more"
-
-
-def _unfinished(arm: ArmResult) -> str:
-    if not arm.seeds:
-        return f"{arm.name}: no seed was run."
-    lost = listed([f"seed {seed.seed} ({seed.status})" for seed in arm.seeds if not seed.done])
-    rest = "no score can be given" if not arm.finished else "its score is over the seeds that finished"
-    return f"{arm.name}: {lost} did not finish; {rest}."
 
 
 def _is(names: list[str]) -> str:

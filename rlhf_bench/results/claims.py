@@ -15,17 +15,21 @@ import numpy as np
 import pandas as pd
 
 from rlhf_bench.core.text import listed
-from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, OWN
 from rlhf_bench.diagnostics import stability, statistics
-from rlhf_bench.diagnostics.equal_kl import AtEqualKL, Curve, at_equal_kl
-from rlhf_bench.diagnostics.statistics import Adjusted, Improvement, Paired
+from rlhf_bench.diagnostics.equal_kl import AtEqualKL, at_equal_kl
+from rlhf_bench.diagnostics.matched import Curve, Matched, matched
+from rlhf_bench.diagnostics.resampling import Improvement, probability_of_improvement
+from rlhf_bench.diagnostics.statistics import Adjusted, Paired
+from rlhf_bench.results.final_scores import final_scores
+from rlhf_bench.results.metrics import SCORE, SCORES
 from rlhf_bench.results.reader import RecordedComparison, numbers
 
 Verdict = Literal["yes", "no", "not resolved at this budget", "not evaluated"]
-SCORE = "score"
 SCORE_AT_EQUAL_KL = "score_at_equal_kl"
 SLOPE = "slope:"
 PER_MARGIN = "per_margin:"
+AT_MARGIN = "at_margin:"
 
 _CURVE_METRICS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "best_score": stability.best_score,
@@ -119,19 +123,22 @@ def compare(recorded: RecordedComparison, wanted: Sequence[Wanted]) -> tuple[Pai
 def metric_values(recorded: RecordedComparison, arm: str, metric: str) -> dict[int, float]:
     """Seed → the metric, of the finished seeds of `arm` that recorded it. Metrics of a single arm:
 
-    - `score`: the final held-out score; `score/SPLIT`: that of another held-out split;
+    - `score`: the final held-out score; `score/SPLIT`: that of another held-out split; `greedy_score` and `best_of_score`, also
+      with a split, alike;
     - `best_score`, `drawdown`: of the curve of scores, see `rlhf_bench.diagnostics.stability`;
     - any number column of the evaluations (`kl`, `margin`, `displaced`, ...): its value at the last one;
-    - `slope:COLUMN`: least-squares slope of the column over updates; `per_margin:COLUMN`: over the margin.
+    - `slope:COLUMN`: least-squares slope of the column over compute, in shares of the budget; `per_margin:COLUMN`: over
+      the margin, that of the same pairs (`own/margin` for a column `own/…`).
 
-    All but `score/SPLIT` on in-distribution prompts and pairs.
+    All without a split on in-distribution prompts and pairs.
     """
     done = {seed["seed"]: seed for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
     if metric in (SCORE, f"{SCORE}/{MAIN_SPLIT}"):
         values = {seed: float(result["score"]) for seed, result in done.items()}
     else:
-        split = next((s for s in HELD_OUT_SPLITS if metric == f"{SCORE}/{s}"), MAIN_SPLIT)
-        column = SCORE if metric == f"{SCORE}/{split}" else metric
+        kind, _, of_split = metric.partition("/")
+        scored = kind in SCORES and of_split in HELD_OUT_SPLITS
+        split, column = (of_split, kind) if scored else (MAIN_SPLIT, metric)
         values = {
             seed: _of_curve(rows, column)
             for seed, rows in recorded.evaluations_by_seed.get((arm, split), {}).items()
@@ -142,19 +149,31 @@ def metric_values(recorded: RecordedComparison, arm: str, metric: str) -> dict[i
 
 def kl_curves(recorded: RecordedComparison, arm: str) -> dict[int, Curve]:
     """Seed → KL and score of its evaluations, in time order, of the finished seeds of `arm` that recorded both."""
-    done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
-    curves = {}
-    for seed, rows in recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {}).items():
-        both = pd.DataFrame({"kl": _column(rows, "kl"), "score": _column(rows, SCORE)})
-        both = both[np.isfinite(both).all(axis=1)]
-        if seed in done and not both.empty:
-            curves[seed] = (both["kl"].tolist(), both["score"].tolist())
-    return curves
+    return _curves(recorded, arm, "kl", SCORE)
 
 
 def scores_at_equal_kl(recorded: RecordedComparison, arms: Sequence[str]) -> AtEqualKL:
     """Every finished seed's score at the largest KL that all of `arms` reach; arms that recorded no KL take no part."""
     return at_equal_kl({arm: kl_curves(recorded, arm) for arm in arms})
+
+
+def at_matched_margin(recorded: RecordedComparison, arms: Sequence[str], column: str) -> Matched:
+    """The column where every finished seed first has the largest margin that all of `arms` reach, straight in the margin
+    between two evaluations; arms that did not record both take no part. The margin is that of the column's own pairs."""
+    curves = {arm: _curves(recorded, arm, margin_of(column), column) for arm in arms}
+    return matched(curves, "margin", lambda margin: margin)
+
+
+def _curves(recorded: RecordedComparison, arm: str, across: str, up: str) -> dict[int, Curve]:
+    """Seed → two columns of its evaluations, in time order, of the finished seeds of `arm` that recorded both."""
+    done = {seed["seed"] for seed in _arms(recorded)[arm]["seeds"] if seed["status"] == "done"}
+    curves = {}
+    for seed, rows in recorded.evaluations_by_seed.get((arm, MAIN_SPLIT), {}).items():
+        both = pd.DataFrame({"across": _column(rows, across), "up": _column(rows, up)})
+        both = both[np.isfinite(both).all(axis=1)]
+        if seed in done and not both.empty:
+            curves[seed] = (both["across"].tolist(), both["up"].tolist())
+    return curves
 
 
 def _compare(recorded: RecordedComparison, more: str, less: str, metric: str) -> PairedComparison:
@@ -167,26 +186,32 @@ def _compare(recorded: RecordedComparison, more: str, less: str, metric: str) ->
         return replace(bare, why=f"{more} is compared with itself.")
     if absent := [arm for arm in (more, less) if not any(s["status"] == "done" for s in arms[arm]["seeds"])]:
         return replace(bare, why=f"{listed(absent)} finished no seed.")
-    if metric == SCORE_AT_EQUAL_KL:
-        at = scores_at_equal_kl(recorded, (more, less))
-        if at.why:
-            return replace(bare, why=at.why)  # so both arms have numbers
-        values = {arm: dict(at.scores[arm]) for arm in (more, less)}
-    else:
-        values = {arm: metric_values(recorded, arm, metric) for arm in (more, less)}
+    values, why = _values(recorded, more, less, metric)
+    if why:
+        return replace(bare, why=why)
     if missing := [arm for arm in (more, less) if not values[arm]]:
         return replace(bare, why=f"{metric} was not recorded for {listed(missing)}{_hint(recorded, metric)}.")
     common = sorted(values[more].keys() & values[less].keys())
     left_out = {s["seed"] for arm in (more, less) for s in arms[arm]["seeds"]} - set(common)
-    sides = [values[more][seed] for seed in common], [values[less][seed] for seed in common]
     return replace(
         bare,
         seeds=tuple(common),
         left_out=tuple(sorted(left_out)),
-        paired=statistics.paired(*sides) if common else None,
-        improvement=statistics.probability_of_improvement(*(list(values[arm].values()) for arm in (more, less))),
+        paired=_paired(recorded, (more, less, metric), values) if common else None,
+        improvement=probability_of_improvement(*(list(values[arm].values()) for arm in (more, less))),
         why=_too_few(len(common)),
     )
+
+
+def _paired(recorded: RecordedComparison, wanted: Wanted, values: Mapping[str, Mapping[int, float]]) -> Paired:
+    """`more` less `less` over the seeds that both have; of a final score also over the prompts, where these were recorded."""
+    more, less, metric = wanted
+    column, _, split = metric.partition("/")
+    if column in SCORES:
+        scores = final_scores(recorded, split or MAIN_SPLIT, column)
+        return scores[more].final.minus(scores[less].final)
+    common = sorted(values[more].keys() & values[less].keys())
+    return statistics.paired(*([values[arm][seed] for seed in common] for arm in (more, less)))
 
 
 def _too_few(common: int) -> str:
@@ -196,9 +221,27 @@ def _too_few(common: int) -> str:
     return f"The two arms share {have}: an interval and a test take {statistics.MINIMUM_SEEDS}."
 
 
+def _values(recorded: RecordedComparison, more: str, less: str, metric: str) -> tuple[dict[str, dict[int, float]], str]:
+    """Arm → seed → the metric; or, of one that takes both arms together, why there is none."""
+    if metric == SCORE_AT_EQUAL_KL:
+        scores = scores_at_equal_kl(recorded, (more, less))
+        return {arm: dict(seeds) for arm, seeds in scores.scores.items()}, scores.why
+    own = _column_of(metric) if metric.startswith(AT_MARGIN) else metric
+    values = {arm: metric_values(recorded, arm, own) for arm in (more, less)}
+    if metric.startswith(AT_MARGIN) and all(values.values()):
+        found = at_matched_margin(recorded, (more, less), own)
+        return {arm: dict(seeds) for arm, seeds in found.values.items()}, found.why
+    return values, ""
+
+
+def _column_of(metric: str) -> str:
+    """What stands behind a metric's prefix."""
+    return metric.partition(":")[2]
+
+
 def _hint(recorded: RecordedComparison, metric: str) -> str:
     """A name that was recorded and looks like `metric`, as the end of a sentence; empty where none does."""
-    prefix = next((p for p in (SLOPE, PER_MARGIN) if metric.startswith(p)), "")
+    prefix = next((p for p in (SLOPE, PER_MARGIN, AT_MARGIN) if metric.startswith(p)), "")
     evaluations = recorded.evaluations
     columns = [c for c in evaluations.columns if _is_number(evaluations, c) and evaluations[c].notna().any()]
     known = [prefix + column for column in columns]
@@ -224,10 +267,16 @@ def _of_curve(rows: pd.DataFrame, metric: str) -> float:
     if metric in _CURVE_METRICS:
         return _CURVE_METRICS[metric](_column(rows, SCORE))
     if metric.startswith(SLOPE):
-        return statistics.slope(_column(rows, "update"), _column(rows, metric.removeprefix(SLOPE)))
+        return statistics.slope(_column(rows, "fraction"), _column(rows, _column_of(metric)))
     if metric.startswith(PER_MARGIN):
-        return statistics.slope(_column(rows, "margin"), _column(rows, metric.removeprefix(PER_MARGIN)))
+        column = _column_of(metric)
+        return statistics.slope(_column(rows, margin_of(column)), _column(rows, column))
     return _column(rows, metric)[-1]
+
+
+def margin_of(column: str) -> str:
+    """The margin of the pairs that a column was measured on."""
+    return f"{OWN}margin" if column.startswith(OWN) else "margin"
 
 
 def _column(rows: pd.DataFrame, column: str) -> list[float]:

@@ -16,20 +16,34 @@ import yaml
 
 from rlhf_bench.core.costs import COLUMNS
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import MAIN_SPLIT
+from rlhf_bench.core.types import FIXED, MAIN_SPLIT, OWN
 from rlhf_bench.core.yaml import read_yaml
-from rlhf_bench.recipe.recipe import ARM_NAME
+from rlhf_bench.recipe.recipe import ARM_NAME, RESERVED
 from rlhf_bench.results.metrics import EVALUATION, TRAIN
-from rlhf_bench.results.schema import BASE_JSON, PAIRS_TABLE, RECIPE, RESULTS, STATUSES, TABLES, TUNING
+from rlhf_bench.results.schema import (
+    BASE_JSON,
+    MLFLOW,
+    PAIRS_TABLE,
+    RECIPE,
+    RESULTS,
+    SCORES_TABLE,
+    STATUSES,
+    TABLES,
+    TUNING,
+)
+
+OF_NEWER_RUNS = (PAIRS_TABLE, SCORES_TABLE)
+"""Tables that an older run's directory may lack."""
 
 
 @dataclass(frozen=True)
 class RecordedComparison:
     """Everything in a comparison's directory that the report draws on.
 
-    `metrics`, `samples`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
+    `metrics`, `samples`, `scores`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
     schema's required columns are sure to be there: `numbers` reads any other one.
-    `pairs` has no rows, and `tuning` (arm → its trials) no keys, where the run recorded none.
+    `pairs` and `scores` have no rows, and `tuning` (arm → its trials) no keys, where the run recorded none. `mlflow`: what MLflow
+    lacks; None where that is not known.
     """
 
     directory: Path
@@ -39,9 +53,11 @@ class RecordedComparison:
     results: Mapping[str, Any]
     metrics: pd.DataFrame
     samples: pd.DataFrame
+    scores: pd.DataFrame
     ledger: pd.DataFrame
     pairs: pd.DataFrame
     tuning: Mapping[str, list[dict[str, Any]]]
+    mlflow: Mapping[str, Any] | None = None
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -62,6 +78,22 @@ class RecordedComparison:
         return found
 
     @cached_property
+    def fixed_pairs(self) -> pd.DataFrame:
+        """The rows of `pairs` that are off-policy pairs, the same for every arm; older runs recorded no others."""
+        if "kind" not in self.pairs.columns:
+            return self.pairs
+        return self.pairs[self.pairs["kind"].fillna(FIXED) == FIXED]
+
+    @cached_property
+    def own_kinds(self) -> Mapping[str, str]:
+        """Arm → the kind of its own pairs, where any arm's numbers on pairs of another kind than `fixed` were recorded; else
+        empty: then they are the numbers on the fixed pairs once more, or there are none."""
+        kinds = {arm: str(result.get("own_kind", FIXED)) for arm, result in self.results["arms"].items()}
+        others = [arm for arm, kind in kinds.items() if kind != FIXED]
+        own = self.main_split[self.main_split["arm"].isin(others)]
+        return kinds if numbers(own, f"{OWN}margin").notna().any() else {}
+
+    @cached_property
     def updates(self) -> pd.DataFrame:
         """The rows of the training updates, in order."""
         return self.metrics[self.metrics["phase"] == TRAIN].sort_values("update", kind="stable")
@@ -70,21 +102,23 @@ class RecordedComparison:
 def read_recorded(directory: Path) -> RecordedComparison:
     """Read the comparison in `directory`. Raises BadInput with one line per file that is missing or unreadable.
 
-    `pairs.parquet` and `tuning.json` may be missing: older runs, and those without trials, have none.
+    `pairs.parquet`, `scores.parquet` and `tuning.json` may be missing: older runs, and those without trials, have none.
     """
-    texts, tables, problems = {TUNING: "{}"}, {PAIRS_TABLE.name: pd.DataFrame(columns=list(PAIRS_TABLE.required))}, []
-    for name in (RECIPE, BASE_JSON, RESULTS, *([TUNING] if (directory / TUNING).exists() else [])):
+    texts: dict[str, str] = {TUNING: "{}"}
+    tables = {table.name: pd.DataFrame(columns=list(table.required)) for table in OF_NEWER_RUNS}
+    problems: list[str] = []
+    for name in (RECIPE, BASE_JSON, RESULTS, *(name for name in (TUNING, MLFLOW) if (directory / name).exists())):
         try:
             texts[name] = (directory / name).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             problems.append(_unreadable(directory / name, error))
     for name, table in TABLES.items():
         path = directory / table.file
-        if table is PAIRS_TABLE and not path.exists():
+        if table in OF_NEWER_RUNS and not path.exists():
             continue
         try:
             tables[name] = _plain_strings(pd.read_parquet(path))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             problems.append(_unreadable(path, error))
             continue
         if missing := [key for key in table.required if key not in tables[name].columns]:
@@ -94,10 +128,11 @@ def read_recorded(directory: Path) -> RecordedComparison:
     recorded = RecordedComparison(
         directory=directory,
         recipe=_mapping(directory / RECIPE, texts[RECIPE], read_yaml),
-        recipe_text=texts[RECIPE],
+        recipe_text=texts[RECIPE].removesuffix("...\n"),
         base=_mapping(directory / BASE_JSON, texts[BASE_JSON], json.loads),
         results=_mapping(directory / RESULTS, texts[RESULTS], json.loads),
         tuning=_mapping(directory / TUNING, texts[TUNING], json.loads),
+        mlflow=_mapping(directory / MLFLOW, texts[MLFLOW], json.loads) if MLFLOW in texts else None,
         **tables,
     )
     if problems := [f"{directory / line}" for line in _contradictions(recorded)]:
@@ -106,8 +141,9 @@ def read_recorded(directory: Path) -> RecordedComparison:
 
 
 def _plain_strings(table: pd.DataFrame) -> pd.DataFrame:
-    """Strings as Python's own: a report filters by them many hundred times, which Arrow's strings make slow."""
-    return table.astype(dict.fromkeys(table.select_dtypes("string").columns, object))
+    """Strings as Python's own: a report filters by them many hundred times, which Arrow's strings make slow. Copied, since
+    changed columns stand each by itself, and pandas warns of what it does with a hundred of them."""
+    return table.astype(dict.fromkeys(table.select_dtypes("string").columns, object)).copy()
 
 
 def numbers(table: pd.DataFrame, column: str) -> pd.Series:
@@ -146,8 +182,8 @@ def _contradictions(recorded: RecordedComparison) -> Iterable[str]:
     if "arms" not in recorded.results:
         yield "results.json: no key arms: record it again by `rlhf-bench run`"
     for arm, result in recorded.results.get("arms", {}).items():
-        if not re.fullmatch(ARM_NAME, arm):
-            yield f"results.json: arms: {arm!r} is no name of an arm: letters, digits and _ . = + -"
+        if arm in RESERVED or not re.fullmatch(ARM_NAME, arm):
+            yield f"results.json: arms: {arm!r} is no name of an arm: letters, digits and _ . = + -, and neither of {', '.join(RESERVED)}"
         for seed in result["seeds"]:
             where = f"results.json: arms.{arm} seed {seed['seed']}"
             if seed["status"] not in STATUSES:

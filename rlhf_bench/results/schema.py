@@ -11,20 +11,35 @@ from typing import Literal, get_args
 
 from rlhf_bench.core.costs import COLUMNS
 from rlhf_bench.core.costs import Column as CostColumn
+from rlhf_bench.core.lock import LOCK
+from rlhf_bench.recipe.recipe import RESERVED
 from rlhf_bench.results.metrics import UPDATE_METRICS
 
 Status = Literal["done", "diverged", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-BASE = "base"
-"""The name under which samples and pairs of the base policy are recorded."""
+BASE, SHARED = RESERVED
+"""The name under which samples and pairs of the base policy are recorded; and the ledger's name for stages charged to no arm,
+such as supervised fine-tuning."""
 
-SHARED = "shared"
-"""The ledger's name for stages charged to no arm, such as supervised fine-tuning."""
+
+def base_at(temperature: float) -> str:
+    """The name under which scores of the base policy at another temperature are recorded."""
+    return f"{BASE} at temperature {temperature:g}"
+
 
 RECIPE, BASE_JSON, RESULTS, TUNING, SUMMARY = "recipe.yaml", "base.json", "results.json", "tuning.json", "summary.json"
-REPORT, SERIES, SERIES_FIGURE, DATA_DIGEST = "report.html", "series.json", "series.png", "data_digest"
+REPORT, SERIES, SERIES_FIGURE, DATA_DIGEST, FIRST_DAY, GIVEN = (
+    "report.html",
+    "series.json",
+    "series.png",
+    "data_digest",
+    "first_day",
+    "given.json",
+)
+MLFLOW = "mlflow.json"
 PARTS, RESULT, CHECKPOINTS, CARD, OUTBOX = "parts", "result.json", "checkpoints", "README.md", "tracking.jsonl"
+CHECKSUMS, RUN_KEY = "checksums.json", "run_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +129,7 @@ METRICS_TABLE = Table(
         _MARK,
         *_costs("so far", required=False),
         Column("wall_seconds", "number", "s", "wall time of this arm and seed so far", required=False),
-        Column("score", "number", "0 to 1", "the judge's score, mean over the split's prompts; evaluations only"),
+        Column("score", "number", "0 to 1", "score at the sampling temperature, mean over prompts; evaluations only"),
     ),
 )
 SAMPLES_TABLE = Table(
@@ -130,6 +145,26 @@ SAMPLES_TABLE = Table(
         Column("reference", "text", "", "what the judge compares with"),
         Column("response", "text", "", "what the policy wrote"),
         Column("score", "number", "0 to 1", "the judge's score of it"),
+    ),
+)
+SCORES_TABLE = Table(
+    "scores",
+    "A row for every held-out prompt at every evaluation; the base policy's first, also at other temperatures.",
+    (
+        _ARM,
+        _SEED,
+        _MARK,
+        _SPLIT,
+        Column("prompt_id", "text", "", "the prompt's name"),
+        Column("score", "number", "0 to 1", "mean score of its sampled responses, or the expected score"),
+        Column("greedy_score", "number", "0 to 1", "score of its greedy response"),
+        Column(
+            "best_of_score",
+            "number",
+            "0 to 1",
+            "expected best score among n responses; null where not asked for",
+            False,
+        ),
     ),
 )
 LEDGER_TABLE = Table(
@@ -156,10 +191,11 @@ PAIRS_TABLE = Table(
         Column("ches", "number", "", "CHES of the pair under the base policy", required=False),
         Column("ches_normalised", "number", "", "CHES per token", required=False),
         Column("edit_distance", "number", "0 to 1", "edit distance of both responses", required=False),
+        Column("kind", "text", "", "fixed, or a kind that arms train on: see arms.ARM.own_kind", required=False),
         Column("reward_margin", "number", "reward", "the reward model's margin, where there is one", required=False),
     ),
 )
-TABLES = {table.name: table for table in (METRICS_TABLE, SAMPLES_TABLE, LEDGER_TABLE, PAIRS_TABLE)}
+TABLES = {table.name: table for table in (METRICS_TABLE, SAMPLES_TABLE, SCORES_TABLE, LEDGER_TABLE, PAIRS_TABLE)}
 """Of the whole comparison, and of each of its parts."""
 
 ARCHIVED_UPDATE_COLUMNS = (
@@ -174,23 +210,41 @@ RESULT_KEYS = (
     Column("status", "text", "", "done, diverged (too many updates skipped) or failed"),
     _SPENT,
     Column("score", "number", "0 to 1", "final score on the main split; null where there is none"),
+    Column("greedy_score", "number", "0 to 1", "final score of the most likely tokens on the main split"),
     Column("kl", "number", "nats", "final KL to the base policy"),
     Column("updates", "integer", "updates", "weight updates"),
     Column("seconds.ACTIVITY", "number", "s", "wall time by what engines were doing; `driver`: no engine was busy"),
+    Column("weights", "text", "", "SHA-256 of the finished policy's weights; older runs have none"),
     Column("cause", "text", "", "why it failed; only where it did"),
+)
+BASE_KEYS = (
+    Column("score.SPLIT", "number", "0 to 1", "the base policy's score on a held-out split"),
+    Column("greedy_score.SPLIT", "number", "0 to 1", "that of its most likely tokens"),
+    Column("best_of_score.SPLIT", "number", "0 to 1", "the expected best of n responses, where asked for"),
+    Column("numbers.METRIC", "number", "see metrics", "its other evaluation metrics"),
+    Column(
+        "weights",
+        "text",
+        "",
+        "SHA-256 of its weights: of one file, what `sha256sum` prints; older runs have none",
+    ),
+    Column("at_temperature.TEMPERATURE.KIND.SPLIT", "number", "0 to 1", "the same scores at another temperature"),
+    Column("at_temperature.TEMPERATURE.numbers.METRIC", "number", "see metrics", "KL and entropy there"),
+    Column("reward_model.accuracy", "number", "share", "main-split pairs that the reward model ranks right"),
+    Column("reward_model.accuracies.SPLIT", "number", "share", "the same of every split"),
+    Column("setup.off_policy_pairs", "integer", "pairs", "off-policy pairs to train on"),
+    Column("setup.held_out_pairs", "text", "pairs", "held-out pairs of each split"),
+    Column("setup.own_pairs", "text", "pairs", "held-out pairs of each other kind that an arm trains on"),
+    Column("setup.notes[]", "text", "", "what the data or the probe sets had to leave out"),
 )
 JSON_FILES = (
     JsonFile(
         BASE_JSON,
-        "The base policy, and what was prepared before the arms.",
+        "The base policy, and what was prepared before the arms. Where each seed has a base policy of its own "
+        "(`sft.seed_follows`), each of them under `seeds`, and above them means, the fewest pairs, and all notes.",
         (
-            Column("score.SPLIT", "number", "0 to 1", "the base policy's score on a held-out split"),
-            Column("numbers.METRIC", "number", "see metrics", "its other evaluation metrics"),
-            Column("reward_model.accuracy", "number", "share", "main-split pairs that the reward model ranks right"),
-            Column("reward_model.accuracies.SPLIT", "number", "share", "the same of every split"),
-            Column("setup.off_policy_pairs", "integer", "pairs", "off-policy pairs to train on"),
-            Column("setup.held_out_pairs", "text", "pairs", "held-out pairs of each split"),
-            Column("setup.notes[]", "text", "", "what the data or the probe sets had to leave out"),
+            *BASE_KEYS,
+            *(Column(f"seeds.SEED.{key.name}", key.type, key.unit, key.meaning) for key in BASE_KEYS),
         ),
     ),
     JsonFile(
@@ -199,6 +253,12 @@ JSON_FILES = (
         (
             Column("arms.ARM.method", "text", "", "the arm's method"),
             Column("arms.ARM.data", "text", "", "the arm's kind of data"),
+            Column(
+                "arms.ARM.own_kind",
+                "text",
+                "",
+                "kind of the [pairs](diagnostics.md#pairs-of-the-arms-own-kind) of own/…",
+            ),
             *(Column(f"arms.ARM.seeds[].{key.name}", key.type, key.unit, key.meaning) for key in RESULT_KEYS),
             Column("timing.wall_seconds", "number", "s", "wall time of the last run into this directory"),
             Column("timing.driver_share", "number", "share", "of the fleets' time, that in which no engine was busy"),
@@ -208,6 +268,16 @@ JSON_FILES = (
             Column("run_key", "text", "", "the comparison's key in MLflow"),
             Column("commit", "text", "", "commit of rlhf-bench"),
             Column("machine", "text", "", "machines of the run"),
+            Column("versions.PACKAGE", "text", "", "version of rlhf-bench, Python, and each package that computes"),
+            Column("threads.ROLE", "text", "threads", "with how many each process of a role computes"),
+        ),
+    ),
+    JsonFile(
+        MLFLOW,
+        "What MLflow lacks of the run, once it has ended; `rlhf-bench track DIR` sends it.",
+        (
+            Column("store", "text", "", "MLflow's address, without a password"),
+            Column("lacks[]", "text", "", "a thing that it did not get, and why; none where it has all"),
         ),
     ),
     JsonFile(
@@ -215,9 +285,18 @@ JSON_FILES = (
         "Trials before the comparison, where the recipe asks for them.",
         (
             Column("ARM[].settings.SETTING", "number", "", "what the trial set"),
-            Column("ARM[].score", "number", "0 to 1", "score on the tuning prompts; NaN where the trial diverged"),
+            Column(
+                "ARM[].score",
+                "number",
+                "0 to 1",
+                "score on the tuning prompts, mean over seeds; NaN where one has none",
+            ),
             Column("ARM[].status", "text", "", "done, diverged or failed"),
             Column("ARM[].spent.COLUMN", "number", "see ledger", "what the trial spent, by column of the ledger"),
+            Column("ARM[].runs[].seed", "integer", "", "one of the trial's seeds"),
+            Column("ARM[].runs[].score", "number", "0 to 1", "its score with that seed"),
+            Column("ARM[].runs[].status", "text", "", "done, diverged or failed"),
+            Column("ARM[].runs[].spent.COLUMN", "number", "see ledger", "what it spent with that seed"),
         ),
     ),
     JsonFile(
@@ -245,16 +324,34 @@ FILES = (
     File("checkpoints/ARM/seed-SEED/", f"The finished policy in Hugging Face's format, and its model card {CARD}."),
     File("events.log", "Every line that the run printed, with its time."),
     File(f"parts/ARM-seedSEED/{RESULT}", "Of an arm and seed: what results.json has of it. Marks it as complete."),
-    File("parts/ARM-seedSEED/TABLE.parquet", "Its rows of the four tables."),
+    File("parts/ARM-seedSEED/TABLE.parquet", "Its rows of the five tables."),
+    File(
+        f"parts/ARM-seedSEED/{CHECKSUMS}",
+        "SHA-256, length and time of its files and of its policy's, by their paths in DIR: `rlhf-bench verify` and every "
+        "later run into DIR compare them.",
+    ),
     File(
         "state/ARM-seedSEED/round-ROUND/",
-        "Checkpoint of an arm in progress; `reliability.checkpoint_place` may move it.",
+        "Checkpoint of an arm in progress, unless `reliability.checkpoint_place` moves it.",
     ),
     File("state/samples-seedSEED-DIGEST.json", "Samples of the base policy, until no arm needs them any more."),
     File("trouble/ARM-seedSEED-updateUPDATE.json", "Data of a skipped update: at most ten for an arm and seed."),
-    File(OUTBOX, "What MLflow has not received yet; empty or absent when it has all."),
-    File("run_key", "Key of the comparison in MLflow: the same for every run into this directory."),
+    File(OUTBOX, "What MLflow has not received yet, or has refused; empty or absent when it has all."),
+    File(
+        LOCK,
+        "Held by the command that works in DIR: its process, host and since when; empty after an end in good order.",
+    ),
+    File(RUN_KEY, "Key of the comparison in MLflow: the same for every run into this directory."),
     File(DATA_DIGEST, "Digest of the task's data: a run on other data is refused."),
+    File(
+        GIVEN,
+        "Model, tokenizer and reward model that the recipe names, by key: the SHA-256 of their files, or the commit, as the run "
+        "began. A run that finds others is refused.",
+    ),
+    File(
+        FIRST_DAY,
+        "The date that a chat template writes into prompts: that of the run's beginning, also when it is resumed.",
+    ),
     File("profile.json", "With `--profile`: what every process did when, as a Chrome trace."),
     File(SERIES_FIGURE, "Of a series: every arm's score against the varied key."),
     File("../mlflow.db", "Beside DIR: MLflow's store, where no `tracking.uri` names another."),

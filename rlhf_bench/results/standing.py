@@ -1,8 +1,9 @@
 """Where the arms stand in final score: which differences are settled, between arms and against the base policy.
 
-One rule for every sentence: a difference is settled where the paired Student interval of the seeds that both sides share,
-corrected by Holm over all arms that are compared with each other and with the base policy, leaves out 0. The headline, the
-table of all pairs, `summary.json`, MLflow and the model cards say "best", "beat" and "settled" by that and nothing else.
+One rule for every sentence: a difference is settled where the interval of the paired difference, over the seeds that both
+sides share and the prompts that both were scored on, leaves out 0, corrected by Holm over all arms that are compared with
+each other and with the base policy. The headline, the table of all pairs, `summary.json`, MLflow and the model cards say
+"best", "beat" and "settled" by that and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.diagnostics.statistics import Adjusted, Interval, Paired
+from rlhf_bench.diagnostics.statistics import Adjusted, Paired
+from rlhf_bench.results.final_scores import ArmScores, FinalScores
 
 BASE_POLICY = "the base policy"
 """Stands for an arm where one is compared with the base policy. No arm has this name: it has spaces."""
@@ -23,7 +25,8 @@ class Difference:
     """`arm` minus `against` in final score, over the seeds that both finished. `adjusted` is None where nothing was tested.
 
     `more_seeds`: how many would settle it, were mean and spread of the differences to stay as they are; 0 where it is
-    settled; None where no number of seeds is foreseeable, or nothing was tested.
+    settled; None where no number of seeds is foreseeable, or nothing was tested. `wants_prompts`: then, more held-out prompts
+    are what is lacking.
     """
 
     arm: str
@@ -31,15 +34,14 @@ class Difference:
     paired: Paired
     adjusted: Adjusted | None
     more_seeds: int | None
+    wants_prompts: bool
 
     def turned(self) -> Difference:
         """The same of `against` minus `arm`."""
         found, corrected = self.paired, self.adjusted
         if corrected is not None:
-            corrected = replace(corrected, interval=_negated(corrected.interval))
-        negated = tuple(-one for one in found.differences)
-        paired = replace(found, differences=negated, interval=_negated(found.interval))
-        return Difference(self.against, self.arm, paired, corrected, self.more_seeds)
+            corrected = replace(corrected, interval=corrected.interval.negated() if corrected.interval else None)
+        return replace(self, arm=self.against, against=self.arm, paired=found.turned(), adjusted=corrected)
 
     @property
     def mean(self) -> float:
@@ -98,32 +100,21 @@ class Standing:
         return found if found is not None else self.differences[against, arm].turned()
 
 
-def standing(scores: Mapping[str, Mapping[int, float]], base_score: float) -> Standing:
-    """`scores`: arm → seed → final score, of finished seeds."""
-    present = {arm: seeds for arm, seeds in scores.items() if seeds}
-    means = {arm: statistics.mean(list(seeds.values())) for arm, seeds in present.items()}
-    ranking = tuple(sorted(present, key=lambda arm: -means[arm]))
-    base = {seed: base_score for seeds in present.values() for seed in seeds}
-    sides = {**present, BASE_POLICY: base}
-    wanted = [*combinations(ranking, 2), *((arm, BASE_POLICY) for arm in ranking)]
-    return Standing(ranking, dict(zip(wanted, _differences(sides, wanted), strict=True)))
+def standing(scores: Mapping[str, ArmScores]) -> Standing:
+    """Of the arms with a finished seed, in the recipe's order."""
+    ranking = tuple(sorted(scores, key=lambda arm: -scores[arm].final.mean))
+    pairs = {(arm, other): (scores[arm].final, scores[other].final) for arm, other in combinations(ranking, 2)}
+    pairs |= {(arm, BASE_POLICY): (scores[arm].final, scores[arm].base) for arm in ranking}
+    return Standing(ranking, _differences(pairs))
 
 
-def _differences(sides: Mapping[str, Mapping[int, float]], wanted: list[tuple[str, str]]) -> list[Difference]:
+def _differences(pairs: Mapping[tuple[str, str], tuple[FinalScores, FinalScores]]) -> dict[tuple[str, str], Difference]:
     """One family: what each may say depends on how many are compared."""
-    paired = [_paired(sides[arm], sides[other]) for arm, other in wanted]
-    adjusted = iter(statistics.adjust([one for one in paired if one.tested]))
-    found = []
-    for (arm, other), one in zip(wanted, paired, strict=True):
+    paired = {names: one.minus(other, flips=False) for names, (one, other) in pairs.items()}
+    adjusted = iter(statistics.adjust([one for one in paired.values() if one.tested]))
+    found = {}
+    for names, one in paired.items():
         corrected = next(adjusted) if one.tested else None
-        found.append(Difference(arm, other, one, corrected, statistics.seeds_to_settle(one, corrected)))
+        more = statistics.seeds_to_settle(one, corrected)
+        found[names] = Difference(*names, one, corrected, more, statistics.wants_prompts(one, corrected))
     return found
-
-
-def _negated(interval: Interval | None) -> Interval | None:
-    return None if interval is None else Interval(-interval.high, -interval.low, interval.method)
-
-
-def _paired(one: Mapping[int, float], other: Mapping[int, float]) -> Paired:
-    common = sorted(one.keys() & other.keys())
-    return statistics.paired([one[seed] for seed in common], [other[seed] for seed in common], flips=False)

@@ -8,21 +8,33 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from rlhf_bench.core.costs import Cost, Phase
-from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.files import write_json, write_text, written_aside
+from rlhf_bench.core.files import write_json, written_aside
 from rlhf_bench.core.types import EvalPoint, Evaluation, PairEvaluation
-from rlhf_bench.core.yaml import read_yaml
-from rlhf_bench.recipe import Recipe
+from rlhf_bench.results.integrity import (
+    Sums,
+    part_place,
+    read_table,
+    sums_as_json,
+    sums_of,
+)
 from rlhf_bench.results.metrics import EVALUATION, TRAIN
-from rlhf_bench.results.schema import DATA_DIGEST, PARTS, RECIPE, RESULT, SAMPLES_TABLE, TABLES, Table
+from rlhf_bench.results.schema import (
+    BASE,
+    CHECKSUMS,
+    PARTS,
+    RESULT,
+    SAMPLES_TABLE,
+    SHARED,
+    TABLES,
+    Table,
+)
 
 Rows = list[dict[str, Any]]
 
@@ -36,12 +48,13 @@ class ArmRecords:
         self.metrics: Rows = []
         self.samples: Rows = []
         self.pairs: Rows = []
+        self.scores: Rows = []
 
     @property
     def result(self) -> dict[str, Any] | None:
         """What was written when this part ended, or None if it did not end yet."""
         path = self.folder / RESULT
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def update(
         self,
@@ -60,35 +73,40 @@ class ArmRecords:
         reached = {"mark": point.mark, "update": point.update, "fraction": point.fraction, **point.spent}
         for i, (split, result) in enumerate(evaluation.splits.items()):
             parts = {f"part/{name}": value for name, value in result.parts.items()}
-            scored = {"score": result.score, "response_length": result.response_length, **parts}
+            scored = {**result.scores, "response_length": result.response_length, "cut_off": result.cut_off, **parts}
             row = {**self.key, "phase": EVALUATION, "split": split, **reached, "wall_seconds": point.wall_seconds}
             self.metrics.append(row | scored | (dict(evaluation.numbers) if i == 0 else {}))
         arm, seed = self.key["arm"], self.key["seed"]
         self.samples += sample_rows(arm, seed, point.mark, evaluation)
+        self.scores += score_rows(arm, seed, point.mark, evaluation)
         self.pairs += pair_rows(arm, seed, point, evaluation, reward_margins)
 
     def rows(self) -> dict[str, Rows]:
         """All rows so far, for a checkpoint."""
-        return {"metrics": self.metrics, "samples": self.samples, "pairs": self.pairs}
+        return {"metrics": self.metrics, "samples": self.samples, "pairs": self.pairs, "scores": self.scores}
 
     def put_back(self, rows: Mapping[str, Rows]) -> None:
         """Replace all rows by those of a checkpoint."""
-        self.metrics, self.samples, self.pairs = (list(rows[name]) for name in ("metrics", "samples", "pairs"))
+        self.metrics, self.samples = list(rows["metrics"]), list(rows["samples"])
+        self.pairs, self.scores = list(rows["pairs"]), list(rows["scores"])
 
-    def finish(self, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any]) -> None:
-        """Write the tables, then `result.json`, which makes the part complete."""
+    def finish(self, by_phase: Mapping[Phase, Cost], result: Mapping[str, Any], policy: Sums | None = None) -> None:
+        """Write the part: tables, result and checksums, also those of the `policy`, together and through to the disk."""
         # In the order of the run, however long the evaluator took to answer.
         self.metrics.sort(key=lambda row: (row["update"], row["phase"] == EVALUATION, row.get("mark", 0.0)))
-        self.folder.mkdir(parents=True, exist_ok=True)
         key = {"arm": self.key["arm"], "seed": self.key["seed"]}
         ledger: Rows = [{**key, "phase": phase, **cost.as_dict()} for phase, cost in by_phase.items()]
-        for name, rows in {**self.rows(), "ledger": ledger}.items():
-            as_frame(rows, TABLES[name]).to_parquet(self.folder / TABLES[name].file)
-        write_json(self.folder / RESULT, result)
+        with written_aside(self.folder) as aside:
+            aside.mkdir(parents=True)
+            for name, rows in {**self.rows(), "ledger": ledger}.items():
+                as_frame(rows, TABLES[name]).to_parquet(aside / TABLES[name].file)
+            write_json(aside / RESULT, result)
+            own = sums_of(aside, f"{PARTS}/{self.folder.name}")
+            write_json(aside / CHECKSUMS, sums_as_json({**own, **(policy or {})}))
 
 
 def part_folder(directory: Path, arm: str, seed: int) -> Path:
-    return directory / PARTS / f"{arm}-seed{seed}"
+    return directory / part_place(arm, seed)
 
 
 def is_done(directory: Path, arm: str, seed: int) -> bool:
@@ -111,6 +129,15 @@ def sample_rows(arm: str, seed: int, mark: float, evaluation: Evaluation) -> Row
     ]
 
 
+def score_rows(arm: str, seed: int, mark: float, evaluation: Evaluation) -> Rows:
+    """An evaluation's prompts, as rows of scores.parquet."""
+    return [
+        {"arm": arm, "seed": seed, "mark": mark, "split": split, **asdict(prompt)}
+        for split, result in evaluation.splits.items()
+        for prompt in result.prompts
+    ]
+
+
 def pair_rows(
     arm: str, seed: int, point: EvalPoint, evaluation: Evaluation, reward_margins: Mapping[str, float]
 ) -> Rows:
@@ -123,56 +150,27 @@ def pair_rows(
     ]
 
 
-def merge_parts(directory: Path, arms: Mapping[str, Sequence[int]], samples: Rows, ledger: Rows, pairs: Rows) -> None:
-    """Write DIR's tables from all complete parts of `arms` (name → seeds). `samples` and `pairs` of the base policy, and
-    the `ledger` of the stages before the arms, come first."""
+def merge_parts(
+    directory: Path, arms: Mapping[str, Sequence[int]], first: Mapping[str, Rows], kept: Sequence[int] = ()
+) -> None:
+    """Write DIR's tables from all complete parts of `arms` (name → seeds). `first` by table: what comes before them, of the base
+    policy and of the stages before the arms. Of the base policies of the seeds `kept`, what DIR has stays."""
     folders = [part_folder(directory, arm, seed) for arm, seeds in arms.items() for seed in seeds]
     complete = [folder for folder in folders if (folder / RESULT).exists()]
-    first: dict[str, Rows] = {"samples": samples, "ledger": ledger, "pairs": pairs}
     for name, table in TABLES.items():
-        begins = as_frame(first.get(name, []), table)
-        frames = [f for f in (begins, *(pd.read_parquet(folder / table.file) for folder in complete)) if len(f)]
+        begins = as_frame([*_recorded_before_arms(directory, table, kept), *first.get(name, [])], table)
+        frames = [f for f in (begins, *(read_table(folder / table.file) for folder in complete)) if len(f)]
         with written_aside(directory / table.file) as aside:
             (pd.concat(frames, ignore_index=True) if frames else begins).to_parquet(aside)
 
 
-MAY_DIFFER = ("tracking", "placement", "reliability", "seeds", "arms", "description", "baseline", "claims", "sweep")
-"""Keys of a recipe that change no number which is recorded already (arms are checked one by one)."""
-DIGEST_FORMAT = "2:"
-"""Stands before the digest of the data. It tells a digest that another version made in another way from one of other data."""
-
-
-def open_directory(directory: Path, recipe: Recipe, data: str) -> None:
-    """Make DIR this recipe's, or check that it is. Raises BadInput where results of another recipe or of other data are in
-    it. `data`: a digest of what the recipe's data are, which a file that has changed gives another value.
-
-    Where a run is recorded, where it is placed, what is claimed, and more seeds or arms may differ: no result changes.
-    """
-    path, digest = directory / RECIPE, directory / DATA_DIGEST
-    new = recipe.resolved()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        old = read_yaml(path.read_text()) if path.exists() else None
-        before = digest.read_text().strip() if digest.exists() else DIGEST_FORMAT + data
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise BadInput(f"--output {directory}: cannot be used ({reason}); choose another directory") from None
-    if old is not None:
-        differing = sorted(k for k in new if k not in MAY_DIFFER and old.get(k) != new[k])
-        differing += [f"arms.{a}" for a in new["arms"] if a in old.get("arms", {}) and old["arms"][a] != new["arms"][a]]
-        if differing:
-            raise BadInput(
-                f"--output {directory}: holds a comparison whose {differing[0]} differs from this recipe's; choose another directory"
-            )
-    if not before.startswith(DIGEST_FORMAT):
-        raise BadInput(
-            f"--output {directory}: holds a comparison that another version of rlhf-bench has begun; continue with that "
-            "version, or choose another directory"
-        )
-    if before != DIGEST_FORMAT + data:
-        raise BadInput(
-            f"--output {directory}: holds a comparison on other data: a file that task names has changed since; "
-            "bring back what it held, or choose another directory"
-        )
-    write_text(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
-    write_text(digest, f"{DIGEST_FORMAT}{data}\n")
+def _recorded_before_arms(directory: Path, table: Table, seeds: Sequence[int]) -> Rows:
+    """What DIR's table has of these seeds' base policies and shared stages."""
+    if not seeds:
+        return []
+    rows = read_table(directory / table.file)
+    before = rows["arm"].isin([BASE, SHARED]) | rows["arm"].astype(str).str.startswith(
+        f"{BASE} at "
+    )  # no arm's name has spaces
+    rows = rows[before & rows["seed"].isin(seeds)]
+    return rows.to_dict("records")

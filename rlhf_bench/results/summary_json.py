@@ -11,11 +11,11 @@ from rlhf_bench.core.files import finite_or_null
 from rlhf_bench.core.types import HeldOutSplit
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
-from rlhf_bench.diagnostics.statistics import Interval, IntervalMethod
+from rlhf_bench.diagnostics.intervals import Interval, IntervalMethod
 from rlhf_bench.results.claims import PairedComparison, Verdict
 from rlhf_bench.results.schema import Status
 from rlhf_bench.results.standing import Difference
-from rlhf_bench.results.summary import ArmResult, SeedResult, Summary
+from rlhf_bench.results.summary import ArmResult, BaseResult, SeedResult, Summary
 
 Number = float | None
 Ends = tuple[float, float] | None
@@ -32,9 +32,25 @@ class Budget(Closed):
     limit: float = Field(description="what each arm and seed may spend of it")
 
 
-class Base(Closed):
+class BaseEntry(Closed):
     score: float = Field(description="the base policy's score on the main split")
     scores: dict[HeldOutSplit, float] = Field(description="the same of every held-out split")
+    ci95: Ends = Field(description="95% interval of the score, over prompts")
+    greedy_score: Number = Field(description="score of its most likely tokens on the main split")
+    greedy_ci95: Ends = Field(description="95% interval of that, over prompts")
+    best_of_score: Number = Field(description="expected best score among n responses, where the recipe asks for it")
+    entropy: Number = Field(description="entropy of its next-token distribution, nats per token")
+
+
+class SharperBase(BaseEntry):
+    """The base policy at another temperature, without any training. Its greedy responses are those of the base policy."""
+
+    temperature: float = Field(description="the sampling temperature")
+    kl: Number = Field(description="KL to the base policy at the recipe's temperature, nats per response")
+
+
+class Base(BaseEntry):
+    at_temperature: tuple[SharperBase, ...] = Field(description="the same at other temperatures")
 
 
 class SeedStability(Closed):
@@ -49,7 +65,11 @@ class Seed(Closed):
     status: Status = Field(description="how it ended")
     spent: dict[Column, float] = Field(description="what it spent, by column of the ledger")
     score: Number = Field(description="final score on the main split")
+    greedy_score: Number = Field(description="the same of the most likely tokens")
+    best_of_score: Number = Field(description="expected best score among n responses, where the recipe asks for it")
     kl: Number = Field(description="final KL to the base policy, nats per response")
+    kl_error: Number = Field(description="standard error of that over prompts")
+    entropy: Number = Field(description="final entropy of the next-token distribution, nats per token")
     stability: SeedStability
 
 
@@ -64,6 +84,12 @@ class Score(Closed):
     finished_seeds: int = Field(description="how many seeds finished")
 
 
+class Greedy(Closed):
+    mean: Number = Field(description="mean score of the most likely tokens over finished seeds")
+    ci95: Ends = Field(description="95% interval of the mean")
+    ci95_method: IntervalMethod | None = Field(description=METHOD)
+
+
 class Stability(Closed):
     seed_spread: Number = Field(description="standard deviation of the score over finished seeds")
     drawdown: Number = Field(description="largest drawdown of any seed")
@@ -76,7 +102,11 @@ class Arm(Closed):
     data: str | None = Field(description="the arm's kind of data")
     seeds: tuple[Seed, ...]
     score: Score
+    greedy: Greedy
+    best_of_score: Number = Field(description="mean expected best score among n responses over finished seeds")
+    entropy: Number = Field(description="mean final entropy over finished seeds, nats per token")
     kl: Number = Field(description="mean final KL over finished seeds, nats per response")
+    kl_error: Number = Field(description="standard error of that over prompts")
     stability: Stability
 
 
@@ -128,7 +158,7 @@ class EqualKL(Closed):
 
 
 class Settled(Closed):
-    """A difference in final score. It is settled where `ci95_holm` leaves out 0."""
+    """A difference in final score, paired by seed and prompt. It is settled where `ci95_holm` leaves out 0."""
 
     arm: str = Field(description="the arm")
     against: str = Field(description="the other arm, or `the base policy`")
@@ -138,6 +168,7 @@ class Settled(Closed):
     settled: bool = Field(description="whether the interval leaves out 0")
     seeds: int = Field(description="common seeds")
     more_seeds: int | None = Field(description="more seeds that would settle it, were mean and spread to stay")
+    wants_prompts: bool = Field(description="more held-out prompts are lacking, and not seeds")
 
 
 class VerdictEntry(Closed):
@@ -147,6 +178,9 @@ class VerdictEntry(Closed):
     leader: str | None = Field(description="the arm with the highest mean score")
     over: tuple[Settled, ...] = Field(description="the leader against every other arm")
     against_base: tuple[Settled, ...] = Field(description="every arm against the base policy, the highest score first")
+    greedy_against_base: tuple[Settled, ...] = Field(
+        description="the same of greedy scores, corrected by Holm as a family of their own"
+    )
     compared: int = Field(description="differences in the family that Holm's correction is for")
 
 
@@ -158,6 +192,11 @@ class Timing(Closed):
     fleets: int | None = Field(None, description="fleets that trained arms at the same time")
     first_update_seconds: Number = Field(None, description="from the start to the first update of an arm")
     before_arms: dict[str, Number] = Field({}, description="seconds of the first fleet by activity, before the arms")
+
+
+class MLflow(Closed):
+    store: str = Field(description="MLflow's address, without a password")
+    lacks: tuple[str, ...] = Field(description="what it did not get of the run, and why; empty where it has all")
 
 
 class SummaryFile(Closed):
@@ -175,6 +214,10 @@ class SummaryFile(Closed):
     timing: Timing
     run_key: str | None = Field(description="the comparison's key in MLflow")
     commit: str | None = Field(description="commit of rlhf-bench")
+    machine: str | None = Field(description="machines of the run")
+    versions: dict[str, str] = Field(description="version of rlhf-bench, Python, and each package that computes")
+    threads: dict[str, str] = Field(description="with how many threads each process of a role computes")
+    mlflow: MLflow | None = Field(description="what MLflow lacks; null while the run is in progress, and of older runs")
 
 
 def summary_schema() -> dict[str, Any]:
@@ -188,7 +231,12 @@ def to_json(summary: Summary, verdict: str) -> dict[str, Any]:
     file = SummaryFile(
         recipe=dict(summary.recipe),
         budget=Budget(unit=summary.unit, limit=summary.limit),
-        base=Base(score=summary.base_score, scores=dict(summary.base_scores)),
+        base=Base(
+            **_base(summary.base),
+            at_temperature=tuple(
+                SharperBase(**_base(one), temperature=one.temperature, kl=one.kl) for one in summary.base_at
+            ),
+        ),
         arms={arm.name: _arm(arm) for arm in summary.arms},
         baseline=summary.baseline,
         comparisons=tuple(Comparison(**_compared(comparison)) for comparison in summary.comparisons),
@@ -199,13 +247,32 @@ def to_json(summary: Summary, verdict: str) -> dict[str, Any]:
             leader=summary.standing.leader,
             over=tuple(map(_settled, summary.standing.over)),
             against_base=tuple(map(_settled, summary.standing.against_base)),
+            greedy_against_base=tuple(map(_settled, summary.greedy_standing.against_base)),
             compared=summary.standing.compared,
         ),
         timing=Timing(**known),
         run_key=summary.run_key,
         commit=summary.commit,
+        machine=summary.machine,
+        versions=dict(summary.versions),
+        threads=dict(summary.threads),
+        mlflow=None
+        if summary.mlflow is None
+        else MLflow(store=summary.mlflow["store"], lacks=tuple(summary.mlflow["lacks"])),
     )
     return finite_or_null(file.model_dump(exclude_unset=True))
+
+
+def _base(base: BaseResult) -> dict[str, Any]:
+    return {
+        "score": base.score,
+        "scores": dict(base.scores),
+        "ci95": _ends(base.interval),
+        "greedy_score": base.greedy,
+        "greedy_ci95": _ends(base.greedy_interval),
+        "best_of_score": base.best_of_score,
+        "entropy": base.entropy,
+    }
 
 
 def _arm(arm: ArmResult) -> Arm:
@@ -223,7 +290,11 @@ def _arm(arm: ArmResult) -> Arm:
             best=arm.best_score,
             finished_seeds=len(arm.finished),
         ),
+        greedy=Greedy(mean=arm.greedy, ci95=_ends(arm.greedy_interval), ci95_method=_method(arm.greedy_interval)),
+        best_of_score=arm.best_of_score,
+        entropy=arm.entropy,
         kl=arm.kl,
+        kl_error=arm.kl_error,
         stability=Stability(
             seed_spread=arm.seed_spread,
             drawdown=arm.drawdown,
@@ -239,7 +310,11 @@ def _seed(seed: SeedResult) -> Seed:
         status=seed.status,
         spent=dict(seed.spent),
         score=seed.score,
+        greedy_score=seed.greedy_score,
+        best_of_score=seed.best_of_score,
         kl=seed.kl,
+        kl_error=seed.kl_error,
+        entropy=seed.entropy,
         stability=SeedStability(
             best_score=seed.best_score,
             drawdown=seed.drawdown,
@@ -283,6 +358,7 @@ def _settled(one: Difference) -> Settled:
         settled=one.settled,
         seeds=one.seeds,
         more_seeds=one.more_seeds,
+        wants_prompts=one.wants_prompts,
     )
 
 

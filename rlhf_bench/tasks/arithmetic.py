@@ -47,6 +47,7 @@ def build(settings: ArithmeticSettings) -> Task:
         demonstrations=partial(_demonstrations, settings),
         judge=partial(_judge, settings.working),
         pairs=partial(_pairs, settings) if settings.spread_pairs else None,
+        right_response=lambda prompt: prompt.answer,
         corpus=lambda: list("0123456789+=;" if settings.working else "0123456789+="),  # one each: BPE merges no digits
     )
 

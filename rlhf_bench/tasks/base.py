@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, Prompt, 
 
 Item = TypeVar("Item", bound=Hashable)
 
+PAIRS, HELD_OUT_PAIRS = "pairs", "held-out pairs"
 HELD_OUT_FRACTION = 0.1
 """The share of the training distribution that is kept for `in_distribution`."""
 MAX_DRAWN = 1_000_000
@@ -32,9 +34,16 @@ class Task:
     `demonstrations(count, seed)`: one response each to `prompts("train", count, seed)`, at the settings' noise; of a
     mixture, half of them, and as many of its second task.
     `judge(prompt, response)`: rule based, exact, and total: any text gets a judgement.
-    `pairs(count, seed)`: off-policy preferences that come with the data; None where the task has none.
+    `settle(asked)`: called before `judge` is asked for all of these: what takes long is done in parallel and remembered. None
+    where nothing does.
+    `pairs(count, seed)`: off-policy preferences that come with the data; None where the task has none. `held_out_pairs(count,
+    seed)`: more of them, on held-out prompts; None where `pairs` gives those too.
     `corpus()`: texts with every character and word that any prompt or right answer can need.
-    `splits`: the splits that have prompts. `notes`: what the user should know about how the data was made.
+    `right_response(prompt)`: the one response that the judge scores 1, where it scores every other one 0: the probability of
+    that response is a policy's expected score. None where the task has no such response.
+    `splits`: the splits that have prompts. `notes`: what the user should know about how the data was made. `leaves_out`: whether
+    rows that cannot be encoded are left out and counted, and not refused. `sizes`: how many prompts each split has, and how many
+    `PAIRS` and `HELD_OUT_PAIRS` there are; empty for a task that draws as many as one likes.
 
     They raise BadInput where more is asked for than there is."""
 
@@ -44,8 +53,13 @@ class Task:
     judge: Callable[[Prompt, str], Judgement]
     pairs: Callable[[int, int], list[TextPair]] | None
     corpus: Callable[[], list[str]]
+    right_response: Callable[[Prompt], str] | None = None
+    settle: Callable[[Sequence[tuple[Prompt, str]]], None] | None = None
     splits: tuple[Split, ...] = ALL_SPLITS
     notes: tuple[str, ...] = ()
+    leaves_out: bool = False
+    held_out_pairs: Callable[[int, int], list[TextPair]] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,15 @@ class TaskKind:
 
     settings: type[BaseModel]
     build: Callable[[Any], Task]
+
+
+def check_installed(kind: str, extra: str, module: str) -> None:
+    """BadInput where the package is missing that this kind of task alone needs: it comes with an extra of the project's."""
+    if find_spec(module) is None:
+        raise BadInput(
+            f"task.kind: {kind} needs the package {module.replace('_', '-')}, which is not installed; install it with "
+            f"python -m pip install --editable '.[{extra}]', or choose another task"
+        )
 
 
 def generator(*parts: object) -> random.Random:

@@ -1,4 +1,4 @@
-"""Tasks whose prompts are briefs, and whose demonstrations may have one defect: what slogan and verse share."""
+"""Tasks whose prompts are briefs, and whose demonstrations may have one defect: slogans and poems, toy or English."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Self
 
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split
+from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair, Turn
 from rlhf_bench.tasks.base import Task, distinct, generator
+
+RULE_MADE = "rule-made"
+"""The source of pairs that no model wrote."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,20 @@ def brief_task(
     noise: float,
     judge: Callable[[Prompt, str], Judgement],
     corpus: Callable[[], list[str]],
+    chat: bool = False,
 ) -> Task:
     """`draw(split, rng)`: a random brief of the split, or None where the draw fell into another split.
-    `write(brief, rng, defect)`: a response to the brief; the share `noise` of all demonstrations has one of `defects`."""
+    `write(brief, rng, defect)`: a response to the brief; the share `noise` of all demonstrations has one of `defects`.
+    `chat`: prompts are messages of the user, and off-policy pairs come with the task: a response without a defect against
+    one with. A model from scratch needs the prompt as it is, and a weaker policy of it makes its pairs."""
 
     def prompts(split: Split, count: int, seed: int) -> list[Prompt]:
         rng = generator(name, split, seed)
         briefs = distinct(lambda: draw(split, rng), count, f"{name}, {split}")
-        return [Prompt(f"{name}/{split}/{index:06d}", b.text, b.answer) for index, b in enumerate(briefs)]
+        return [
+            Prompt(f"{name}/{split}/{index:06d}", b.text, b.answer, turns=(Turn("user", b.text),) if chat else ())
+            for index, b in enumerate(briefs)
+        ]
 
     def demonstrations(count: int, seed: int) -> list[Demonstration]:
         rng = generator(name, "demonstrations", seed)
@@ -57,4 +66,12 @@ def brief_task(
             written.append(Demonstration(prompt, write(brief.of(prompt), rng, defect)))
         return written
 
-    return Task(name, prompts, demonstrations, judge, pairs=None, corpus=corpus)
+    def pairs(count: int, seed: int) -> list[TextPair]:
+        rng = generator(name, "pairs", seed)
+        made = []
+        for prompt in prompts("train", count, seed):
+            asked = brief.of(prompt)
+            made.append(TextPair(prompt, write(asked, rng, None), write(asked, rng, rng.choice(defects)), RULE_MADE))
+        return made
+
+    return Task(name, prompts, demonstrations, judge, pairs=pairs if chat else None, corpus=corpus)

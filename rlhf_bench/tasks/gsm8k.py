@@ -21,23 +21,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
-from rlhf_bench.tasks.base import Task, check_enough, choose, generator
+from rlhf_bench.core.unusable import LeftOut, Unusable
+from rlhf_bench.tasks.base import PAIRS, Task, check_enough, choose, generator
 from rlhf_bench.tasks.files import choose_prompts
 from rlhf_bench.tasks.judges.answers import final_number, judge_number
 from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
 from rlhf_bench.tasks.loading.rows import FileRow, read_rows
 
+Item = TypeVar("Item")
 MARKER = "####"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
@@ -80,12 +82,10 @@ class _Graded:
 
 
 def build(settings: Gsm8kSettings) -> Task:
-    """Reads and checks the three files. BadInput names the first row that is wrong."""
+    """Reads and checks the three files. BadInput names what is wrong with each, and of each kind of fault the first row."""
     if not settings.folder.is_dir() and not is_hub_id(str(settings.folder)):
         raise BadInput(f"task.folder: there is no folder {settings.folder}; give the one with GSM8K's JSONL files")
-    all_train = _read_problems(settings, "train")
-    all_test = _read_problems(settings, "test")
-    all_graded = [] if _is_dataset(settings) else _read_graded(settings)
+    all_train, all_test, all_graded = _read(settings)
     train = [problem for problem in all_train if _is_trainable(settings, problem)]
     all_pairs, pairs = _make_pairs(settings, all_graded)
     shown = {_squeeze(graded.problem.prompt.text) for graded in all_graded}
@@ -105,6 +105,7 @@ def build(settings: Gsm8kSettings) -> Task:
         pairs=None if _is_dataset(settings) else partial(_pairs, pairs),
         corpus=partial(_corpus, splits, solutions, pairs),
         splits=tuple(splits),
+        sizes={**{split: len(found) for split, found in splits.items()}, PAIRS: len(pairs)},
         notes=(
             f"train: {len(train)} of {len(all_train)} questions are within the limits on length and steps",
             f"pairs: {len(pairs)} of {all_pairs} are within the limits on length and steps",
@@ -125,22 +126,46 @@ def _is_dataset(settings: Gsm8kSettings) -> bool:
     )
 
 
-def _rows(settings: Gsm8kSettings, part: str) -> Iterator[FileRow]:
+def _read(settings: Gsm8kSettings) -> tuple[list[_Problem], list[_Problem], list[_Graded]]:
+    """The questions of train.jsonl and of test.jsonl, and the graded ones: all that can be read, before what cannot is
+    refused."""
+    problems, faults = Problems(), LeftOut()
+    train, test, graded = list[_Problem](), list[_Problem](), list[_Graded]()
+    for part, found in (("train", train), ("test", test)):
+        with problems.step():
+            found += _usable(_rows(settings, part, faults), partial(_question, settings, part, {}), faults)
+    if not _is_dataset(settings):
+        with problems.step():
+            path = settings.folder / "example_model_solutions.jsonl"
+            graded += _usable(read_rows(path, "task.folder", faults.add), partial(_graded, settings), faults)
+    with problems.step():
+        faults.refuse()
+    problems.refuse()
+    return train, test, graded
+
+
+def _rows(settings: Gsm8kSettings, part: str, faults: LeftOut) -> Iterator[FileRow]:
     if _is_dataset(settings):
-        return rows_at(Place(source=str(settings.folder), config="main", split=part), "task.folder")
-    return read_rows(settings.folder / f"{part}.jsonl", "task.folder")
+        return rows_at(Place(source=str(settings.folder), config="main", split=part), "task.folder", faults.add)
+    return read_rows(settings.folder / f"{part}.jsonl", "task.folder", faults.add)
 
 
-def _read_problems(settings: Gsm8kSettings, part: str) -> list[_Problem]:
-    problems = []
-    places: dict[str, str] = {}
-    for row in _rows(settings, part):
-        problem = _problem(settings, row, part, row.text("answer"))
-        if first := places.get(problem.prompt.text):
-            raise BadInput(f"{row.where}: the same question as {first}; remove one of the two")
-        places[problem.prompt.text] = row.where
-        problems.append(problem)
-    return problems
+def _usable(rows: Iterator[FileRow], read: Callable[[FileRow], Item], faults: LeftOut) -> Iterator[Item]:
+    for row in rows:
+        try:
+            yield read(row)
+        except Unusable as fault:
+            faults.add(fault)
+
+
+def _question(settings: Gsm8kSettings, part: str, places: dict[str, str], row: FileRow) -> _Problem:
+    """`places`: where each question so far stands."""
+    problem = _problem(settings, row, part, row.text("answer"))
+    if first := places.get(problem.prompt.text):
+        said = f"the same question as {first}; remove one of the two"
+        raise Unusable(row.where, said, "with a question that came before")
+    places[problem.prompt.text] = row.where
+    return problem
 
 
 def _problem(settings: Gsm8kSettings, row: FileRow, part: str, answer: str) -> _Problem:
@@ -148,7 +173,8 @@ def _problem(settings: Gsm8kSettings, row: FileRow, part: str, answer: str) -> _
     solution = _clean(answer, settings.strip_calculator)
     number = final_number(solution, MARKER)
     if number is None:
-        raise BadInput(f"{row.where}: no single number after '{MARKER}' ends the solution; correct or remove the row")
+        said = f"no single number after '{MARKER}' ends the solution; correct or remove the row"
+        raise Unusable(row.where, said, "whose solution does not end with a number")
     question = row.text("question").strip() + "\n"
     prompt = Prompt(f"gsm8k/{part}/{row.number:06d}", question, str(number), where=row.where)
     return _Problem(prompt, solution, steps=solution.rpartition(MARKER)[0].strip().count("\n") + 1)
@@ -160,29 +186,25 @@ def _clean(solution: str, strip_calculator: bool) -> str:
     return re.sub(r"<<.*?>>", "", text) if strip_calculator else text
 
 
-def _read_graded(settings: Gsm8kSettings) -> list[_Graded]:
-    """The 1,000 questions. Solutions without an answer line (the models ran out of tokens) are left out, and counted."""
-    graded = []
-    for row in read_rows(settings.folder / "example_model_solutions.jsonl", "task.folder"):
-        sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-        unanswered = 0
-        for model in MODELS:
-            entry = row.get(model)
-            match entry:
-                case {"solution": str(solution), "is_correct": bool(is_correct)}:
-                    text = _clean(solution, settings.strip_calculator)
-                    if MARKER in text:
-                        sides[is_correct].append((model, text))
-                    else:
-                        unanswered += 1
-                case _:
-                    raise BadInput(
-                        f"{row.where}: '{model}' is not an object with a text 'solution' and a true or false "
-                        "'is_correct'; correct or remove the row"
-                    )
-        problem = _problem(settings, row, "graded", row.text("ground_truth"))
-        graded.append(_Graded(problem, tuple(sides[True]), tuple(sides[False]), unanswered))
-    return graded
+def _graded(settings: Gsm8kSettings, row: FileRow) -> _Graded:
+    """One of the 1,000. Solutions without an answer line (the models ran out of tokens) are left out, and counted."""
+    sides: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    unanswered = 0
+    for model in MODELS:
+        match row.get(model):
+            case {"solution": str(solution), "is_correct": bool(is_correct)}:
+                text = _clean(solution, settings.strip_calculator)
+                if MARKER in text:
+                    sides[is_correct].append((model, text))
+                else:
+                    unanswered += 1
+            case _:
+                said = f"'{model}' is not an object with a text 'solution' and a true or false 'is_correct'"
+                raise Unusable(
+                    row.where, f"{said}; correct or remove the row", "without a graded solution of each model"
+                )
+    problem = _problem(settings, row, "graded", row.text("ground_truth"))
+    return _Graded(problem, tuple(sides[True]), tuple(sides[False]), unanswered)
 
 
 # Splits and pairs

@@ -11,7 +11,7 @@ judge is asked."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task
@@ -51,22 +51,33 @@ class MixtureSettings(Section):
         return self
 
 
+Label = Literal["train", "transfer"]
+
+
 def build(settings: MixtureSettings) -> Task:
-    """Builds both tasks. BadInput of either names its key below `task.train` or `task.transfer`."""
-    first, second = _part("train", settings.train), _part("transfer", settings.transfer)
+    """Builds both tasks. BadInput with what is wrong with either, by its key below `task.train` or `task.transfer`."""
+    given: dict[Label, AnySingleSettings] = {"train": settings.train, "transfer": settings.transfer}
+    problems, parts = Problems(), dict[Label, Task]()
+    for label in given:
+        with problems.step():
+            parts[label] = _part(label, given[label])
+    problems.refuse()
+    first, second = parts["train"], parts["transfer"]
     return Task(
         name="mixture",
         prompts=partial(_prompts, first, second),
         demonstrations=partial(_demonstrations, first, second),
         judge=partial(_judge, {"train": first, "transfer": second}),
+        settle=partial(_settle, {"train": first, "transfer": second}),
         pairs=first.pairs,
+        held_out_pairs=first.held_out_pairs,
         corpus=lambda: list(dict.fromkeys([*first.corpus(), *second.corpus()])),
         splits=(*(split for split in first.splits if split != "unseen"), "unseen"),
         notes=first.notes + second.notes,
+        leaves_out=first.leaves_out or second.leaves_out,
     )
 
 
-Label = Literal["train", "transfer"]
 _KEY = re.compile(r"(^|\s)task\.(?=\w+: )")  # a key of the recipe in an error, such as "task.folder: there is no"
 
 
@@ -85,15 +96,15 @@ def _part(label: Label, settings: AnySingleSettings) -> Task:
         with _keys_below(label):
             return [replace(d, prompt=labelled(d.prompt)) for d in task.demonstrations(count, seed)]
 
-    def pairs(count: int, seed: int) -> list[TextPair]:
-        assert task.pairs is not None
-        return [replace(pair, prompt=labelled(pair.prompt)) for pair in task.pairs(count, seed)]
+    def relabelled(draw: Callable[[int, int], list[TextPair]], count: int, seed: int) -> list[TextPair]:
+        return [replace(pair, prompt=labelled(pair.prompt)) for pair in draw(count, seed)]
 
     return replace(
         task,
         prompts=prompts,
         demonstrations=demonstrations,
-        pairs=None if task.pairs is None else pairs,
+        pairs=None if task.pairs is None else partial(relabelled, task.pairs),
+        held_out_pairs=None if task.held_out_pairs is None else partial(relabelled, task.held_out_pairs),
         notes=tuple(f"{label}, {task.name}: {note}" for note in task.notes),
     )
 
@@ -117,5 +128,18 @@ def _demonstrations(first: Task, second: Task, count: int, seed: int) -> list[De
 
 
 def _judge(parts: Mapping[str, Task], prompt: Prompt, response: str) -> Judgement:
+    label, own = _own(prompt)
+    return parts[label].judge(own, response)
+
+
+def _settle(parts: Mapping[str, Task], asked: Sequence[tuple[Prompt, str]]) -> None:
+    for label, part in parts.items():
+        if part.settle is not None:
+            own = [(_own(prompt)[1], response) for prompt, response in asked if _own(prompt)[0] == label]
+            part.settle(own)
+
+
+def _own(prompt: Prompt) -> tuple[str, Prompt]:
+    """The part that a prompt is of, and the prompt as that part knows it."""
     label, _, own_id = prompt.id.partition("/")
-    return parts[label].judge(replace(prompt, id=own_id), response)
+    return label, replace(prompt, id=own_id)

@@ -1,10 +1,11 @@
-"""Slogans for a product, by rule: of so many words, with a promise in them.
+"""Slogans in English, for a chat model, with the slogan metrics of 3D-Properties (arXiv 2406.07327): word count and content.
 
-"slogan of 5 words for bread with crisp :" wants, for example, "choose golden crisp bread daily": it begins with a call,
-names the product, keeps the promise, has as many words as asked for, and none of them twice.
+"Write a slogan of exactly 6 words for pencils. Use the word light. Reply with the slogan only." wants, for example, "Choose
+light pencils for bright ideas."
 
 Splits. A prompt's text decides between `train` and `in_distribution`. `unseen` prompts are for reserved products, which
-training never shows. `out_of_distribution` prompts ask for one word more or fewer than any in training."""
+training never shows. `out_of_distribution` prompts are harder: one or two words more than any in training, or two words to
+use, or both."""
 
 from __future__ import annotations
 
@@ -20,32 +21,46 @@ from rlhf_bench.core.types import Judgement, Prompt, Split
 from rlhf_bench.tasks import defects
 from rlhf_bench.tasks.base import Task, is_held_out
 from rlhf_bench.tasks.defects import brief_task
+from rlhf_bench.tasks.judges.english import names, nearness, words_of
 
 PRODUCTS = tuple(
-    """bread coffee honey cheese apples noodles soap candles lamps chairs carpets mirrors bicycles helmets tents kayaks
-boots scarves jackets watches pencils notebooks radios cameras guitars drums puzzles kites seeds rakes kettles knives""".split()
+    """pencils notebooks bicycles lamps candles kettles guitars tents boots jackets umbrellas mirrors chairs carpets
+cameras headphones puzzles kites rakes helmets kayaks drums backpacks sofas pillows blankets ovens toasters blenders
+coffee tea honey cheese bread chocolate soap shampoo perfume paint yogurt""".split()
 )
-RESERVED_PRODUCTS = ("olives", "pillows", "skates", "violins")
+RESERVED_PRODUCTS = ("violins", "telescopes", "olives", "skateboards", "lemonade", "toothpaste")
 PROMISES = tuple(
-    """crisp pure light warm strong simple honest smart bold calm fair quick rich soft steady true vivid wild young safe
-modern classic handy nimble royal sunny tidy tough vital witty zesty neat""".split()
+    """light fresh bold pure smart warm strong simple gentle quiet quick rich soft steady bright modern classic clever
+handy sunny tidy tough vivid wild young safe calm fair honest proud crisp smooth natural elegant cozy friendly lively
+reliable charming royal""".split()
 )
-CALLS = ("choose", "try", "find", "love", "share", "enjoy", "welcome", "bring", "get", "pick")
-FILLERS = ("golden", "local", "lasting", "finest", "proven", "everyday", "genuine", "family")
-ENDS = ("daily", "now", "anywhere", "forever", "today", "proudly", "tonight", "together")
+_HEADS = ("", "Choose", "Enjoy", "Discover", "Simply choose", "Come discover", "Go and find", "Always bring along")
+"""What may come before: no word, one, two or three."""
+_TAILS = tuple(
+    """
+daily|forever|everywhere|together
+every day|at home|for everyone|made better
+for happy days|for our families|that never fail|worth every penny
+for all of us|made with great care|for a better morning|that make you smile
+for people who love life|from our hands into yours|that everybody dreams of owning|whenever life asks for more
+for those who expect much more|made to last a whole lifetime|because you deserve the very best
+that turn an ordinary day into joy|made by experts who know their craft|because life is much better with them
+""".strip().splitlines()
+)
+"""What may come behind, by length: one word in the first line, up to seven in the last."""
 
 
 class SloganSettings(Section):
     """How many words the training prompts ask for."""
 
-    kind: Literal["slogan"] = Field("slogan", description="Slogans for a product, made by the project itself.")
+    kind: Literal["slogan"] = Field("slogan", description="Slogans in English for a product, for a chat model.")
     min_words: int = Field(4, ge=4, le=8, description="Fewest words that a training prompt asks for.")
-    max_words: int = Field(7, ge=4, le=8, description="Most words that a training prompt asks for.")
+    max_words: int = Field(8, ge=4, le=8, description="Most words that a training prompt asks for.")
     noise: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="Share of demonstrations with one defect: in the number of words, call, product, promise, or a word twice.",
+        description="Share of demonstrations with one defect: in the number of words, product, promise, or a word twice.",
     )
 
     @model_validator(mode="after")
@@ -57,15 +72,17 @@ class SloganSettings(Section):
 
 @dataclass(frozen=True)
 class Brief(defects.Brief):
-    """What a prompt asks for: `words` words for `product` that have `promise` among them."""
+    """What a prompt asks for: `words` words for `product` that have every word of `promises`, "light" or "light,pure"."""
 
     words: int
     product: str
-    promise: str
+    promises: str
 
     @property
     def text(self) -> str:
-        return f"slogan of {self.words} words for {self.product} with {self.promise} :"
+        used = self.promises.split(",")
+        use = f"Use the word{'s' if len(used) > 1 else ''} {' and '.join(used)}."
+        return f"Write a slogan of exactly {self.words} words for {self.product}. {use} Reply with the slogan only."
 
 
 def build(settings: SloganSettings) -> Task:
@@ -78,54 +95,58 @@ def build(settings: SloganSettings) -> Task:
         noise=settings.noise,
         judge=_judge,
         corpus=_corpus,
+        chat=True,
     )
 
 
 def _corpus() -> list[str]:
-    """Every word and number, whatever the settings; each line a second time after a space, as BPE takes words."""
-    tables = (PRODUCTS, RESERVED_PRODUCTS, PROMISES, CALLS, FILLERS, ENDS, map(str, range(3, 10)))
-    lines = [*map(" ".join, tables), "slogan of words for with :"]
-    return [*lines, *(f" {line}" for line in lines)]
+    asked = [Brief(words, "tea", promises).text for words in range(4, 11) for promises in ("light", "light,pure")]
+    return [" ".join(table) for table in (PRODUCTS + RESERVED_PRODUCTS, PROMISES, _HEADS, _TAILS)] + asked
 
 
 def _draw(settings: SloganSettings, split: Split, rng: random.Random) -> Brief | None:
     """One random brief of the split, or None where the draw fell into another split."""
     product = rng.choice(RESERVED_PRODUCTS if split == "unseen" else PRODUCTS)
-    promise = rng.choice(PROMISES)
     if split == "out_of_distribution":
-        return Brief(rng.choice((settings.min_words - 1, settings.max_words + 1)), product, promise)
-    brief = Brief(rng.randint(settings.min_words, settings.max_words), product, promise)
+        words, promises = (
+            rng.randint(settings.min_words, settings.max_words + 2),
+            rng.sample(PROMISES, rng.randint(1, 2)),
+        )
+        harder = words > settings.max_words or len(promises) > 1
+        return Brief(words, product, ",".join(promises)) if harder else None
+    brief = Brief(rng.randint(settings.min_words, settings.max_words), product, rng.choice(PROMISES))
     if split != "unseen" and is_held_out(brief.text) != (split == "in_distribution"):
         return None
     return brief
 
 
-Defect = Literal["words", "call", "product", "promise", "distinct"]
+Defect = Literal["words", "product", "promise", "distinct"]
 DEFECTS: tuple[Defect, ...] = get_args(Defect)
 
 
 def write(brief: Brief, rng: random.Random, defect: Defect | None = None) -> str:
-    """A slogan to the brief; with a defect, exactly that part of its judgement is short of 1."""
+    """A slogan to a brief of one promise; with a defect, exactly that part of its judgement is short of 1, and with a wrong
+    number of words both parts on it."""
     length = brief.words + (rng.choice((-1, 1)) if defect == "words" else 0)
     product = rng.choice([p for p in PRODUCTS if p != brief.product]) if defect == "product" else brief.product
-    promise = rng.choice([p for p in PROMISES if p != brief.promise]) if defect == "promise" else brief.promise
-    before = rng.randint(0, length - 3)
-    around = [rng.sample(FILLERS, before), rng.sample(ENDS, length - 3 - before)]
-    if defect == "distinct":
-        rng.choice([side for side in around if side])[0] = promise
-    call = rng.choice([f for f in FILLERS if f not in around[0]]) if defect == "call" else rng.choice(CALLS)
-    return " ".join([call, *around[0], promise, product, *around[1]])
+    promise = rng.choice([p for p in PROMISES if p != brief.promises]) if defect == "promise" else brief.promises
+    middle = [promise, *([promise] if defect == "distinct" else []), product]
+    head = rng.choice([h for h in _HEADS if 0 <= length - len(middle) - len(h.split()) <= len(_TAILS)])
+    behind = length - len(middle) - len(head.split())
+    tail = rng.choice(_TAILS[behind - 1].split("|")) if behind else ""
+    return f"{' '.join(filter(None, [head, *middle, tail])).capitalize()}."
 
 
 def _judge(prompt: Prompt, response: str) -> Judgement:
-    """The mean of five parts, each 0 or 1: `words`, their number; `call`, the first is one; `product` and `promise`, both
-    are there; `distinct`, no word is there twice."""
-    brief, words = Brief.of(prompt), response.split()
+    """The mean of five parts. `words`: how near their number is; `exact`: it is right; `product`: it is named, in either
+    number; `promise`: the share of the words to use that occur; `distinct`: no word is there twice."""
+    brief, words = Brief.of(prompt), words_of(response)
+    promises = brief.promises.split(",")
     parts = {
-        "words": float(len(words) == brief.words and all(map(str.isalpha, words))),
-        "call": float(bool(words) and words[0] in CALLS),
-        "product": float(brief.product in words),
-        "promise": float(brief.promise in words),
+        "words": nearness(len(words), brief.words),
+        "exact": float(len(words) == brief.words),
+        "product": float(names(brief.product, words)),
+        "promise": sum(promise in words for promise in promises) / len(promises),
         "distinct": float(bool(words) and len(set(words)) == len(words)),
     }
     return Judgement(sum(parts.values()) / len(parts), parts)

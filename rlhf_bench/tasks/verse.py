@@ -1,4 +1,5 @@
-"""A title and a few rhyming lines on a topic, with the poem metrics of 3D-Properties (arXiv 2406.07327).
+"""Toy poems, a title and a few rhyming lines, with the poem metrics of 3D-Properties (arXiv 2406.07327), for a small model
+trained from scratch; `poem` is the task in English.
 
 "write 2 lines of 5 words on cats rhyming with day :" wants, for example,
 "the whisker / kittens sleep near the bay / lions often wait by hay": a title, then the lines, each after a "/".
@@ -16,6 +17,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from rlhf_bench.core.errors import check_agreement
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.types import Judgement, Prompt, Split
 from rlhf_bench.tasks import defects
@@ -32,7 +34,9 @@ RHYME_WORDS = tuple(lexicon.RHYME_FAMILY)
 class VerseSettings(Section):
     """How many lines and words a line the training prompts ask for."""
 
-    kind: Literal["verse"] = Field("verse", description="Rhyming lines on a topic, made by the project itself.")
+    kind: Literal["verse"] = Field(
+        "verse", description="Toy poems in few words, for a small model trained from scratch."
+    )
     min_lines: int = Field(2, ge=2, le=5, description="Fewest lines a training prompt asks for.")
     max_lines: int = Field(3, ge=2, le=5, description="Most lines a training prompt asks for.")
     min_words: int = Field(4, ge=4, le=8, description="Fewest words a line that a training prompt asks for.")
@@ -46,10 +50,12 @@ class VerseSettings(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.min_lines > self.max_lines:
-            raise ValueError("min_lines is above max_lines; lower the first or raise the second")
-        if self.min_words > self.max_words:
-            raise ValueError("min_words is above max_words; lower the first or raise the second")
+        ranges = {"lines": (self.min_lines, self.max_lines), "words": (self.min_words, self.max_words)}
+        check_agreement(
+            f"min_{what} is above max_{what}; lower the first or raise the second"
+            for what, (low, high) in ranges.items()
+            if low > high
+        )
         return self
 
 
@@ -134,17 +140,17 @@ def write(brief: Brief, rng: random.Random, defect: Defect | None = None) -> str
     if defect == "rhyme":
         ends[spoilt] = rng.choice([word for word in RHYME_WORDS if lexicon.RHYME_FAMILY[word] != family])
     title = [rng.choice(lexicon.TITLE_OPENERS), rng.choice(ALL_TOPICS[title_topic].titles)]
-    verses = [_line(length, topic, end, rng) for length, end in zip(lengths, ends, strict=True)]
-    return f" {SEPARATOR} ".join(" ".join(line) for line in [title, *verses])
+    verses = [line(length, ALL_TOPICS[topic].nouns, end, rng) for length, end in zip(lengths, ends, strict=True)]
+    return f" {SEPARATOR} ".join(" ".join(words) for words in [title, *verses])
 
 
-def _line(length: int, topic: str, end: str, rng: random.Random) -> list[str]:
+def line(length: int, nouns: tuple[str, ...], end: str, rng: random.Random) -> list[str]:
     """`length` words, 3 to 9: "kittens near bay" up to "the old kittens sleep softly near the quiet bay"."""
     optional = rng.sample(("determiner", "adjective", "adverb", "end_determiner", "end_adjective"), max(0, length - 4))
     slots = {
         "determiner": lexicon.DETERMINERS,
         "adjective": lexicon.ADJECTIVES,
-        "noun": ALL_TOPICS[topic].nouns,
+        "noun": nouns,
         "verb": lexicon.VERBS,
         "adverb": lexicon.ADVERBS,
         "preposition": lexicon.PREPOSITIONS,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from rlhf_bench.diagnostics.statistics import confidence_interval
+from rlhf_bench.diagnostics import statistics
+from rlhf_bench.diagnostics.intervals import Interval
+from rlhf_bench.diagnostics.resampling import confidence_interval
 from rlhf_bench.theory.bandit import PROBLEMS, VARIANTS, Bandit, best_of_n_reward, effects, reference, rewards
 from rlhf_bench.theory.toy import SCENARIOS, Toy, outcomes
 
@@ -20,16 +22,28 @@ PAPER_TOY: Mapping[str, tuple[str, str, str, str]] = {
 """Read off the plots of arXiv 2406.07327: peak of the mean chosen probability, its epoch, chosen and unseen at 2000."""
 
 
+Verdict = Literal["yes", "no", "not resolved"]
+Key = TypeVar("Key")
+
+
 def with_interval(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
-    """`mean [low, high]`, the interval's 95% over seeds."""
-    interval = confidence_interval([float(v) for v in values])
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else mean
+    """`mean [low, high]`, the interval's 95% over seeds. It describes one outcome and decides nothing."""
+    return _cell(float(np.mean(values)), confidence_interval([float(v) for v in values]), digits)
 
 
-def verdict(differences: np.ndarray) -> str:
-    """Whether paired differences are above 0: yes, no (below 0), or not resolved (the interval holds 0)."""
-    interval = confidence_interval([float(v) for v in differences])
+def decided(claims: Mapping[Key, np.ndarray]) -> dict[Key, tuple[str, Verdict]]:
+    """For each of `claims`, differences per seed [seeds]: `mean [low, high]`, and whether the mean is above 0: yes, no (below),
+    or not resolved. Intervals are Student's, corrected by Holm over all `claims`. Below three seeds there are none."""
+    family = [statistics.paired(list(own), [0.0] * len(own), flips=False) for own in claims.values()]
+    found = zip(claims, family, statistics.adjust(family), strict=True)
+    return {key: (_cell(one.mean, corrected.interval), _verdict(corrected.interval)) for key, one, corrected in found}
+
+
+def _cell(mean: float, interval: Interval | None, digits: int = 3) -> str:
+    return f"{mean:.{digits}f}" + (f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else "")
+
+
+def _verdict(interval: Interval | None) -> Verdict:
     if interval is None or interval.contains(0.0):
         return "not resolved"
     return "yes" if interval.low > 0 else "no"
@@ -60,9 +74,8 @@ def toy_table(toy: Toy) -> str:
             with_interval(own["end_others_chosen"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| the paper's statement | difference [95 % interval] | verdict |", "| --- | --- | --- |"]
-    for statement, differences in toy_claims(toy).items():
-        lines.append(f"| {statement} | {with_interval(differences)} | {verdict(differences)} |")
+    lines += ["", "| the paper's statement | difference [interval] | verdict |", "| --- | --- | --- |"]
+    lines += [f"| {statement} | {' | '.join(found)} |" for statement, found in decided(toy_claims(toy)).items()]
     lines += ["", "| tabular control | start | end | largest fall between epochs |", "| --- | --- | --- | --- |"]
     for scenario, curves in zip(SCENARIOS, toy.table, strict=True):
         fall = max(0.0, float(-np.diff(curves.chosen[:, 0]).min()))
@@ -117,13 +130,19 @@ def bandit_table(bandit: Bandit) -> str:
         "| problem | effect | on the reward at the end | above 0 | on the mean over the rounds | above 0 |",
         "| --- " * 6 + "|",
     ]
-    for problem, block in zip(PROBLEMS, _blocks(bandit), strict=True):
-        end, speed = effects(block[-1]), effects(block[1:].mean(0))
-        lines += [
-            f"| {problem.name} | {name} | {with_interval(end[name])} | {verdict(end[name])} "
-            f"| {with_interval(speed[name])} | {verdict(speed[name])} |"
-            for name in end
-        ]
+    found = decided(
+        {
+            (problem.name, effect, at): difference
+            for problem, block in zip(PROBLEMS, _blocks(bandit), strict=True)
+            for at, reward in (("end", block[-1]), ("mean", block[1:].mean(0)))
+            for effect, difference in effects(reward).items()
+        }
+    )
+    lines += [
+        f"| {problem} | {effect} | {' | '.join([*found[problem, effect, 'end'], *found[problem, effect, 'mean']])} |"
+        for problem, effect, at in found
+        if at == "end"
+    ]
     return "\n".join(lines)
 
 

@@ -13,13 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import MAIN_SPLIT, PAIR_PROPERTIES, PairEvaluation
+from rlhf_bench.core.types import FIXED, MAIN_SPLIT, PAIR_PROPERTIES, PairEvaluation
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.methods import METHODS
 from rlhf_bench.theory.field import FieldOf, Start, at_start
 
-KEYS = ("arm", "seed", "mark", *(f.name for f in fields(PairEvaluation) if f.name not in PAIR_PROPERTIES))
-"""Columns of pairs.parquet that must be there."""
+KEYS = ("arm", "seed", "mark", *(f.name for f in fields(PairEvaluation) if f.name not in (*PAIR_PROPERTIES, "kind")))
+"""Columns of pairs.parquet that must be there; older ones have no kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ def _pairs(directory: Path) -> pd.DataFrame:
     if missing := [key for key in KEYS if key not in table.columns]:
         raise BadInput(f"{path}: no column {', '.join(missing)}; record the comparison again by `rlhf-bench run`")
     table = table[table["split"] == MAIN_SPLIT]
+    if "kind" in table.columns:  # arms of one kind do not have the trajectories of another's pairs
+        table = table[table["kind"].fillna(FIXED) == FIXED]
     if table.empty:
         raise BadInput(f"{path}: no pairs of split {MAIN_SPLIT}; record the comparison again by `rlhf-bench run`")
     return table

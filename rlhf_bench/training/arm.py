@@ -19,8 +19,9 @@ from rlhf_bench.training.state import ArmState
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """What is asked: a method with its settings under a recipe, and a seed."""
+    """What is asked: a method with its settings under a recipe, and a seed. `name` tells the arm's draws from others'."""
 
+    name: str
     recipe: Recipe
     method: Method
     settings: Any  # of the method's own model
@@ -42,7 +43,8 @@ class SharedByArms:
 
     inputs: Inputs
     start: StartingPoint
-    base: Evaluation  # of the base policy
+    base: Evaluation  # of the base policy, at the recipe's temperature
+    base_at_temperature: Mapping[float, Evaluation]  # of the base policy at others
     start_samples: StartSamples
     cache: Cache
 

@@ -26,7 +26,7 @@ from rlhf_bench.core.errors import BadInput, RunFailed
 from rlhf_bench.core.files import put_in_place
 
 MANIFEST, STATE = "manifest.json", "state.json"
-FORMAT = 2
+FORMAT = 3
 """Of what a checkpoint holds. One of another format is not damaged and is left as it is, but this version cannot resume from it."""
 
 
@@ -99,14 +99,21 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. Raises RunFailed where another version has written it."""
-        for name in reversed(self._names()):
+        names = self._names()
+        while names:
+            name = names.pop()
             url = f"{self.place}/{name}"
             wrong = self._damaged(url)
             if wrong is None:
                 return Checkpoint(url, tuple(self._sums(url)), json.loads(fetch(f"{url}/{STATE}")))
-            self.say(f"checkpoint {url}: {wrong}; it is removed, and the one before it is used")
+            instead = "the one before it is used" if names else "there is none before it: the arm begins anew"
+            self.say(f"checkpoint {url}: {wrong}; it is removed, and {instead}")
             self.files.rm(f"{self.root}/{name}", recursive=True)  # else it would pass for newer than those to come
         return None
+
+    def damage(self) -> dict[str, str | None]:
+        """What is wrong with each one that was finished, by its folder; None where nothing is. Raises RunFailed as `latest`."""
+        return {url: self._damaged(url) for url in (f"{self.place}/{name}" for name in self._names())}
 
     def clear(self) -> None:
         """When the arm is done."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.types import EvalPoint, Evaluation
+from rlhf_bench.core.types import FIXED, OWN, EvalPoint, Evaluation, PairEvaluation
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
+from rlhf_bench.diagnostics.likelihood import numbers_of_evaluated
+from rlhf_bench.methods.base import own_kind
 from rlhf_bench.training.arm import ArmObserver, ArmSpec
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.state import ArmState
@@ -26,8 +28,10 @@ class Evaluations:
 
     def submit(self, mark: float) -> None:
         """A snapshot of the policy, to be evaluated while training continues."""
-        weights = self.roles.learner.weights("policy")
-        self.roles.evaluator.submit(weights, self.state.version, (self.now(mark), self.spec.settings_now(self.state)))
+        weights, version = self.roles.learner.weights("policy"), self.state.version
+        label = (self.now(mark), self.spec.settings_now(self.state))
+        draws = f"{self.spec.name}, seed {self.spec.seed}, mark {mark}, update {version}"
+        self.roles.evaluator.submit(weights, version, label, draws=draws)
 
     def now(self, mark: float) -> EvalPoint:
         ledger = self.state.ledger
@@ -40,9 +44,20 @@ class Evaluations:
             self.report(point, evaluation, settings)
 
     def report(self, point: EvalPoint, evaluation: Evaluation, settings: Any) -> None:
-        """Pass an evaluation on, with the partial derivatives of the arm's own loss on the held-out pairs."""
-        pairs = [p for p in evaluation.pairs if p.split == self.spec.recipe.evaluation.splits[0]]
-        if self.spec.method.pair_loss is not None and pairs:
-            numbers = partials(self.spec.method.pair_loss, pair_logprobs_of(pairs), settings)
-            evaluation = replace(evaluation, numbers={**evaluation.numbers, **numbers})
-        self.observer.evaluated(point, evaluation)
+        """Pass an evaluation on, with what depends on the arm: the pairs of its own kind, and the partial derivatives of its
+        own loss, on the fixed held-out pairs and on those."""
+        fixed, own = (self._main_pairs(evaluation, kind) for kind in (FIXED, own_kind(self.spec.settings).name))
+        numbers = {**evaluation.numbers, **self._partials(fixed, settings)}
+        if own:
+            of_own = numbers_of_evaluated(own) | self._partials(own, settings)
+            numbers |= {f"{OWN}{name}": value for name, value in of_own.items()}
+        self.observer.evaluated(point, replace(evaluation, numbers=numbers))
+
+    def _main_pairs(self, evaluation: Evaluation, kind: str) -> list[PairEvaluation]:
+        main = self.spec.recipe.evaluation.splits[0]
+        return [p for p in evaluation.pairs if p.split == main and p.kind == kind]
+
+    def _partials(self, pairs: Sequence[PairEvaluation], settings: Any) -> dict[str, float]:
+        """Empty without pairs, and for a method without a loss on them."""
+        loss = self.spec.method.pair_loss
+        return partials(loss, pair_logprobs_of(pairs), settings) if loss is not None and pairs else {}

@@ -5,33 +5,32 @@ All of the user's data passes through here once, so that wrong data is refused b
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_bench.compute.forecast import Lengths
+from rlhf_bench.compute.forecast import Lengths, check_budget
+from rlhf_bench.compute.memory import check_gpu_memory
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.errors import Problems
+from rlhf_bench.core.given import MODEL, REWARD_MODEL, TOKENIZER, Given
 from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import Pair, Prompt, Row
-from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, uses_reward_model
+from rlhf_bench.models.codec import Codec, build_codec
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.loading import random_init_shape, write_random_model
-from rlhf_bench.models.tokenizer import build_tokenizer
-from rlhf_bench.models.validation import check_tokenizer, identity, pretrained_model, pretrained_reward_model
+from rlhf_bench.models.loading import RANDOM_INIT
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.encoding import Encoder, draws_of
-
-DATA_SEED = 0
-"""Prompts, demonstrations and pairs are the same for every seed of the comparison: seeds vary training, not data."""
+from rlhf_bench.training.encoded_rows import EncodedRows, check_off_policy_pairs, check_task, encoded_rows
+from rlhf_bench.training.encoding import Encoder
+from rlhf_bench.training.given_model import given_reward_shape, model_folder, policy_shape, tokenizer_and_shape
+from rlhf_bench.training.local_model import LocalModel, Say, content_of, local_models, names
 
 
 @dataclass(frozen=True)
@@ -39,196 +38,190 @@ class Inputs:
     """What is known before any engine starts."""
 
     task: Task
-    tokenizer: Any
-    model: Path
+    codec: Codec
+    model: Path  # a folder, or a repository at a commit: configuration, tokenizer and weights, but a fresh model's
     shape: ModelShape
     train: list[Prompt]
     held_out: dict[str, list[Prompt]]
     demonstrations: list[Row]
     tuning: list[Prompt]  # held-out prompts for tuning trials only
-    pairs: list[Pair] | None  # that come with the data; None where the weaker policy makes them
+    # That come with the data, [] where no arm needs any; None where the weaker policy makes them.
+    pairs: list[Pair] | None
     held_out_pairs: list[Pair]
     fingerprint: dict[str, str]  # hashes of model and data, for stage caches
     notes: tuple[str, ...] = ()  # what a reader of the results must know of the data
     reward_shape: ModelShape | None = None  # of a given reward model; else it has the policy's
+    reward_model: Path | None = None  # the given one, like `model`
+    given: Mapping[str, Given] = field(default_factory=dict)  # by the recipe's key: what tells it from another one
 
     @property
-    def eos_id(self) -> int:
-        return self.tokenizer.eos_token_id
+    def tokenizer(self) -> Any:
+        return self.codec.tokenizer
+
+    @property
+    def weights(self) -> Path:
+        """What the learner loads: the given model, or our note of how a fresh one's weights are drawn."""
+        return self.model if MODEL in self.given else self.model / RANDOM_INIT
+
+    def right_responses(self, prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[tuple[int, ...]]]:
+        """The one right response to each prompt, as a policy would write it. Of a task that has such."""
+        right = self.task.right_response
+        assert right is not None, "prepare_inputs refuses expected scores of other tasks"
+        return {s: [self.codec.answer(p, right(p)).ids for p in found] for s, found in prompts.items()}
 
 
-@dataclass(frozen=True)
-class _Prompts:
-    """All prompts of a comparison, encoded."""
-
-    train: list[Prompt]
-    held_out: dict[str, list[Prompt]]
-    tuning: list[Prompt]
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """The data's pairs, encoded. `training` is None where the task's data has no pairs."""
-
-    training: list[Pair] | None = None
-    held_out: list[Pair] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
-
-
-def prepare_inputs(recipe: Recipe, cache: Cache) -> Inputs:
-    """Build and check all of it. Raises BadInput, naming key or row, before anything else has happened."""
-    task = build_task(recipe.task)
-    _check_task(recipe, task)
-    tokenizer, given = _tokenizer(recipe, task)
-    reward_shape = _reward_shape(recipe, tokenizer)
-    encoder = Encoder(recipe, tokenizer)
-    prompts, demonstrations = _prompts(recipe, task, encoder), _demonstrations(recipe, task, encoder)
-    _check_pairs_can_be_made(recipe, task)
-    pairs = _pairs(recipe, task, encoder)
-    encoder.check_draws(draws_of(recipe, prompts.train, prompts.held_out, pairs.training))
-    model, shape, fingerprint = _model(recipe, tokenizer, given, cache)
-    data = [prompts.train, prompts.held_out, demonstrations, pairs.training, pairs.held_out]
-    fingerprint |= {
-        "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
-        "data": content_digest(data),
-    }
-    return Inputs(
-        task=task,
-        tokenizer=tokenizer,
-        model=model,
-        shape=shape,
-        train=prompts.train,
-        held_out=prompts.held_out,
-        demonstrations=demonstrations,
-        tuning=prompts.tuning,
-        pairs=pairs.training,
-        held_out_pairs=pairs.held_out,
-        fingerprint=fingerprint,
-        notes=(*task.notes, *pairs.notes),
-        reward_shape=reward_shape,
-    )
+def prepare_inputs(
+    recipe: Recipe,
+    cache: Cache,
+    say: Say = lambda line: None,
+    day: date | None = None,
+    before: Mapping[str, Given] | None = None,
+    *,
+    room: bool = False,
+) -> Inputs:
+    """Build and check all of it. Raises BadInput with all problems, naming key or row, before anything else has happened. `say`
+    is told of a model that is fetched or converted now, which takes most of a minute. `day`: the date for chat templates that
+    write one, today's if it is None; a run that is resumed has that of its beginning. `before`: what the run was given at its
+    beginning: a Hugging Face id is taken at the commit that it had then. `room`: whether budget and GPUs must be large enough."""
+    problems, survey = Problems(), _Survey(recipe, cache, say)
+    survey.look(problems, day or date.today(), before or {}, room)
+    problems.refuse()
+    return survey.inputs()
 
 
-def _check_task(recipe: Recipe, task: Task) -> None:
-    missing = [s for s in recipe.evaluation.splits if s not in task.splits]
-    if missing:
-        raise BadInput(
-            f"evaluation.splits: the data has no {missing[0]} prompts (it has {', '.join(task.splits[1:])}); remove it"
+def check_inputs(recipe: Recipe, wrong: Collection[str], cache: Cache, say: Say) -> None:
+    """BadInput with all problems, as `prepare_inputs` finds them, of a recipe that holds stand-ins for the sections in `wrong`,
+    which are wrong in themselves: what reads them is passed over."""
+    problems = Problems()
+    _Survey(recipe, cache, say, frozenset(wrong)).look(problems, date.today(), {}, room=True)
+    problems.refuse()
+
+
+@dataclass
+class _Survey:
+    """Takes every step that can be taken, and holds what it has found. None: not looked at, or wrong."""
+
+    recipe: Recipe
+    cache: Cache
+    say: Say
+    wrong: frozenset[str] = frozenset()
+    task: Task | None = None
+    local: dict[str, LocalModel] = field(default_factory=dict)
+    shape: ModelShape | None = None
+    tokenizer: Any = None
+    reward_shape: ModelShape | None = None
+    codec: Codec | None = None
+    encoder: Encoder | None = None
+    rows: EncodedRows | None = None
+
+    def _right(self, *sections: str) -> bool:
+        return not self.wrong & set(sections)
+
+    @property
+    def _rows_can_be_measured(self) -> bool:
+        if self._right("data", "model"):
+            no_room = (
+                self.recipe.data.max_response_tokens >= self.recipe.model.max_length
+            )  # so said the recipe's own check
+            return not no_room and self._right("sft", "evaluation", "tuning", "compute")
+        return False
+
+    def look(self, problems: Problems, day: date, before: Mapping[str, Given], room: bool) -> None:
+        recipe = self.recipe
+        if self._right("task"):
+            with problems.step():
+                self.task = build_task(recipe.task)
+        self._look_at_models(problems, before)
+        task = self.task
+        if task is not None and self._right("evaluation", "model"):
+            with problems.step():
+                check_task(recipe, task)
+        if task is not None and self._right("sft", "reward_model"):
+            with problems.step():
+                check_off_policy_pairs(recipe, task)
+        if self.tokenizer is not None:
+            with problems.step():
+                chat = recipe.model.tokenizer.chat_template is not None
+                self.codec = build_codec(
+                    self.tokenizer, self.local[MODEL].path if MODEL in self.local else None, chat, day
+                )
+        if task is not None and self.codec is not None and self._rows_can_be_measured:
+            self.encoder = Encoder(recipe, self.codec)
+            self.rows = encoded_rows(recipe, task, self.encoder, problems)
+        if room:
+            self._check_room(problems)
+
+    def _look_at_models(self, problems: Problems, before: Mapping[str, Given]) -> None:
+        recipe = self.recipe
+        self.local = local_models(recipe, self.cache, self.say, before, problems)
+        found = all(key in self.local for key in names(recipe) if key != REWARD_MODEL)
+        if found and self._right("model") and (self.task is not None or recipe.model.tokenizer.kind == "pretrained"):
+            with problems.step():
+                self.tokenizer, given = tokenizer_and_shape(recipe, self.task, self.local)
+                self.shape = policy_shape(recipe, given, self.tokenizer)
+        if self.tokenizer is not None and self._right("reward_model"):
+            with problems.step():
+                self.reward_shape = given_reward_shape(recipe, self.tokenizer, self.local)
+
+    def _check_room(self, problems: Problems) -> None:
+        """Whether the recipe's GPUs and its budget are large enough, as far as that can be told."""
+        unknown_reward = self.recipe.reward_model.name_or_path is not None and self.reward_shape is None
+        if self.shape is None or unknown_reward or not self._right("reward_model"):
+            return
+        if self._right("placement", "compute"):
+            with problems.step():
+                check_gpu_memory(self.recipe, self.shape, self.reward_shape)
+        if self.rows is not None and self._right("tuning"):
+            with problems.step():
+                check_budget(self.recipe, self.shape, _lengths(self.recipe, self.rows.prompts.train), self.reward_shape)
+
+    def inputs(self) -> Inputs:
+        """Of a survey without a problem."""
+        recipe, task, codec, shape, encoder, rows = (
+            self.recipe, self.task, self.codec, self.shape, self.encoder, self.rows
+        )  # fmt: skip
+        assert task is not None and codec is not None and shape is not None, "no step was passed over"
+        assert encoder is not None and rows is not None, "no step was passed over"
+        given = {
+            key: Given(name, content_of(self.local[key], self.cache, self.say, weights=key != TOKENIZER))
+            for key, name in names(recipe).items()
+        }
+        model, fingerprint = model_folder(recipe, self.tokenizer, self.cache, self.local, given)
+        prompts, pairs = rows.prompts, rows.pairs
+        data = [prompts.train, prompts.held_out, rows.demonstrations, pairs.training, pairs.held_out]
+        fingerprint |= {
+            "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
+            "data": content_digest(data),
+        }
+        left_out = (f"rows left out as they were encoded: {encoder.faults}",) if encoder.faults else ()
+        return Inputs(
+            task=task,
+            codec=codec,
+            model=model,
+            shape=shape,
+            train=prompts.train,
+            held_out=prompts.held_out,
+            demonstrations=rows.demonstrations,
+            tuning=prompts.tuning,
+            pairs=pairs.training,
+            held_out_pairs=pairs.held_out,
+            fingerprint=fingerprint,
+            notes=(*task.notes, *left_out, *pairs.notes, *encoder.notes()),
+            reward_shape=self.reward_shape,
+            reward_model=Path(self.local[REWARD_MODEL].path) if REWARD_MODEL in self.local else None,
+            given=given,
         )
-
-
-def _check_pairs_can_be_made(recipe: Recipe, task: Task) -> None:
-    if task.pairs is None and recipe.sft is None:
-        raise BadInput(
-            "sft: null needs a task whose data has pairs: where it has none, a weaker policy that is fine-tuned makes them; set sft, or give pairs"
-        )
-
-
-def _reward_shape(recipe: Recipe, tokenizer: Any) -> ModelShape | None:
-    """The shape of a given reward model, and of the critic that starts from it."""
-    name = recipe.reward_model.name_or_path
-    if name is None:
-        return None
-    shape = pretrained_reward_model(name, recipe.model.max_length, tokenizer)
-    return shape if recipe.model.lora is None else replace(shape, lora_rank=recipe.model.lora.rank)
-
-
-def _prompts(recipe: Recipe, task: Task, encoder: Encoder) -> _Prompts:
-    """Trials have held-out prompts of the main split to themselves, beyond those of the comparison."""
-    evaluated, for_trials = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
-    main = recipe.evaluation.splits[0]
-
-    def drawn(split: Any, count: int) -> list[Prompt]:
-        return [encoder.prompt(p) for p in task.prompts(split, count, DATA_SEED)]
-
-    train = drawn("train", recipe.data.train_prompts)
-    held_out: dict[str, list[Prompt]] = {
-        s: drawn(s, evaluated + (for_trials if s == main else 0)) for s in recipe.evaluation.splits
-    }
-    tuning, held_out[main] = held_out[main][evaluated:], held_out[main][:evaluated]
-    return _Prompts(train, held_out, tuning)
-
-
-def _demonstrations(recipe: Recipe, task: Task, encoder: Encoder) -> list[Row]:
-    if recipe.sft is None:
-        return []
-    return [encoder.demonstration(d) for d in task.demonstrations(recipe.sft.demonstrations, DATA_SEED)]
-
-
-def _pairs(recipe: Recipe, task: Task, encoder: Encoder) -> _Pairs:
-    if task.pairs is None:
-        return _Pairs()
-    wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
-    encoded = [encoder.pair(i, p) for i, p in enumerate(task.pairs(wanted, DATA_SEED))]
-    offered, held_out = encoded[: recipe.data.off_policy_pairs], encoded[recipe.data.off_policy_pairs :]
-    training = _of_other_prompts(offered, held_out)
-    left_out = len(offered) - len(training)
-    note = f"{left_out} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
-    return _Pairs(training, held_out, (note,) if left_out else ())
-
-
-def _of_other_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
-    """Pairs whose prompt no held-out pair has: otherwise memory of a prompt would pass for generalisation."""
-    known = {p.prompt.token_ids for p in held_out}
-    others = [p for p in pairs if p.prompt.token_ids not in known]
-    if not others:
-        raise BadInput(
-            f"data.held_out_pairs: {len(held_out)} held-out pairs have the prompts of all others, so none is left to train "
-            "on; lower it, or give pairs on more prompts"
-        )
-    return others
-
-
-def _tokenizer(recipe: Recipe, task: Task) -> tuple[Any, ModelShape | None]:
-    """The tokenizer and, where the model is given, its shape. The model is checked first: transformers reads its
-    configuration to find the tokenizer, and would blame the tokenizer for what is wrong there."""
-    name, settings = recipe.model.name_or_path, recipe.model.tokenizer
-    if name is None:
-        return build_tokenizer(settings, task.corpus()), None
-    if settings.kind != "pretrained":
-        raise BadInput(
-            f"model.tokenizer.kind: {settings.kind} does not fit weights from {name}; use {{kind: pretrained, name_or_path: {name}}}"
-        )
-    scalar = any(_makes_scalar(recipe, arm) for arm in recipe.arms.values())
-    model, shape = pretrained_model(name, recipe.model.max_length, scalar)
-    tokenizer = build_tokenizer(settings, task.corpus())
-    check_tokenizer(name, model, tokenizer)
-    return tokenizer, shape
-
-
-def _makes_scalar(recipe: Recipe, arm: MethodSettings) -> bool:
-    """Whether the arm has a reward model or critic that is made of the policy's."""
-    if uses_reward_model(arm):  # its critic too starts from that
-        return recipe.reward_model.name_or_path is None
-    return any(o.model == "critic" for o in METHODS[arm.method].objectives)
-
-
-def _model(
-    recipe: Recipe, tokenizer: Any, given: ModelShape | None, cache: Cache
-) -> tuple[Path, ModelShape, dict[str, str]]:
-    settings = recipe.model
-    if settings.name_or_path is not None and given is not None:
-        path, lora, weights = Path(settings.name_or_path), settings.lora, identity(settings.name_or_path)
-        if lora is None:
-            return path, given, {"model": weights}
-        learned = json.dumps({"name_or_path": weights, "lora": lora.model_dump(mode="json")})
-        return path, replace(given, lora_rank=lora.rank), {"model": learned}
-    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = {"model": settings.model_dump(mode="json", exclude={"lora"}), "tokenizer": vocabulary}
-
-    def make(folder: Path) -> dict[str, Any]:
-        write_random_model(settings, tokenizer, DATA_SEED, folder)
-        return {}
-
-    path, _, _ = cache.get("fresh", key, make)
-    return path, random_init_shape(settings, len(tokenizer)), {"model": json.dumps(key, sort_keys=True)}
 
 
 def lengths_of(recipe: Recipe, inputs: Inputs) -> Lengths:
-    return Lengths(round(float(np.mean([len(p.token_ids) for p in inputs.train]))), recipe.data.max_response_tokens)
+    return _lengths(recipe, inputs.train)
 
 
-BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED = 101, 102, 103, 104
+def _lengths(recipe: Recipe, train: Sequence[Prompt]) -> Lengths:
+    return Lengths(round(float(np.mean([len(p.token_ids) for p in train]))), recipe.data.max_response_tokens)
+
+
+BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED, OWN_SEED = 101, 102, 103, 104, 105
 
 
 @dataclass(frozen=True)
@@ -243,6 +236,10 @@ class StartingPoint:
     pairs_cost: Cost
     reward_model_cost: Cost
     reward_margins: dict[str, float]  # held-out pair's id -> r(chosen) − r(rejected); empty without a reward model
+    own_pairs: dict[str, list[Pair]] = field(
+        default_factory=dict
+    )  # kind -> held-out pairs of the main split, but `fixed`
+    own_pairs_cost: Cost = Cost()
 
     @property
     def reward_model_accuracy(self) -> dict[str, float]:

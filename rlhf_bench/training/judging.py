@@ -10,21 +10,34 @@ from functools import partial
 import numpy as np
 
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.types import Group, Row, Sample
+from rlhf_bench.core.types import Group, Judgement, Prompt, Row, Sample
 from rlhf_bench.methods.base import Feedback
-from rlhf_bench.models.tokenizer import TextTokenizer, decode_response
+from rlhf_bench.models.codec import Codec
 from rlhf_bench.tasks import Task
 from rlhf_bench.training.roles import RewardScorer
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The task's judge over token ids. A response that did not end scores 0."""
+    """The task's judge over token ids. A response that did not end, by any of the codec's end tokens, scores 0. What is judged
+    is the whole answer: where the prompt ends with what the assistant has begun to say, that and the response."""
 
     task: Task
-    tokenizer: TextTokenizer
+    codec: Codec
+
+    def of(self, prompt: Prompt, response: str) -> Judgement:
+        """Of a response's text."""
+        return self.task.judge(prompt, self.codec.whole(prompt, response))
+
+    def settle(self, asked: Sequence[tuple[Prompt, str]]) -> None:
+        """Before `of` is asked for all of these: see `Task`."""
+        if self.task.settle is not None:
+            self.task.settle([(prompt, self.codec.whole(prompt, response)) for prompt, response in asked])
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], Cost]:
+        if self.task.settle is not None:
+            asked = ((g.prompt, s.response_ids) for g in groups for s in g.samples if s.finished)
+            self.settle([(prompt, self.codec.decode(ids)) for prompt, ids in asked])
         judged = [replace(g, samples=self._samples(g)) for g in groups]
         return judged, Cost(judge_queries=sum(len(g.samples) for g in groups))
 
@@ -33,9 +46,12 @@ class Judge:
         out = []
         for sample in group.samples:
             if sample.response_ids not in known:
-                text = decode_response(self.tokenizer, sample.response_ids)
-                gold = self.task.judge(group.prompt, text).score if sample.finished else 0.0
-                known[sample.response_ids] = text, gold  # a finished one ends in EOS, so the ids tell them apart
+                text = self.codec.decode(sample.response_ids)
+                gold = self.of(group.prompt, text).score if sample.finished else 0.0
+                known[sample.response_ids] = (
+                    text,
+                    gold,
+                )  # a finished one ends in an end token, so the ids tell them apart
             text, gold = known[sample.response_ids]
             out.append(replace(sample, text=text, gold=gold))
         return tuple(out)
@@ -55,25 +71,27 @@ def reward_groups_async(
 ) -> Callable[[], Rewarded]:
     """The same without waiting: the reward model works, and what is returned waits for it."""
     if feedback == "judge":
-        return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost())
+        return partial(_rewarded, groups, [[s.gold for s in g.samples] for g in groups], Cost(), lambda _: 0.0)
     assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
     pending = scorer.begin_score([row_of(g) for g in groups])
 
     def wait() -> Rewarded:
         scores, cost = pending.result()
-        return _rewarded(groups, scores, cost)
+        return _rewarded(groups, scores, cost, scorer.rounding)
 
     return wait
 
 
-def _rewarded(groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: Cost) -> Rewarded:
+def _rewarded(
+    groups: Sequence[Group], scores: Sequence[Sequence[float]], cost: Cost, rounding: Callable[[float], float]
+) -> Rewarded:
+    def rewarded(sample: Sample, score: float) -> Sample:
+        if not sample.finished:
+            return replace(sample, reward=math.nan)
+        return replace(sample, reward=_reward(score), rounding=rounding(score))
+
     out = [
-        replace(
-            g,
-            samples=tuple(
-                replace(s, reward=_reward(r) if s.finished else math.nan) for s, r in zip(g.samples, row, strict=True)
-            ),
-        )
+        replace(g, samples=tuple(rewarded(s, r) for s, r in zip(g.samples, row, strict=True)))
         for g, row in zip(groups, scores, strict=True)
     ]
     return out, cost
@@ -91,6 +109,8 @@ def row_of(group: Group) -> Row:
 
 
 def sampled_row(group: Group) -> Row:
-    """The same, with the log-probabilities that the sampling engine gave: those of the policy that drew the samples."""
+    """The same, with the log-probabilities that the sampling engine gave, those of the policy that drew the samples; and with
+    the rounding of the rewards."""
     drawn = tuple(np.array(s.sampler_logprobs) for s in group.samples)
-    return replace(row_of(group), extras={"sampler_logprobs": drawn})
+    rounding = tuple(np.array([s.rounding]) for s in group.samples)
+    return replace(row_of(group), extras={"sampler_logprobs": drawn, "reward_rounding": rounding})

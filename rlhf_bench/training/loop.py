@@ -27,6 +27,7 @@ from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler
 from rlhf_bench.training.state import ArmState
+from rlhf_bench.training.sync_check import Probe
 from rlhf_bench.training.update import UpdateQueue
 
 MEASURED_BY: dict[str, Literal["policy", "reference", "critic"]] = {
@@ -66,7 +67,7 @@ class ArmTrainer:
         `save_to`, unless that is None."""
         self.begin()
         self._resume()
-        while self.state.status == "done" and (self.state.prefetched or self.state.ledger.begin_update()):
+        while self._goes_on():
             batch, owed, settings = self._next_batch()
             update = self.updates.hand_in(batch, owed, settings)
             if update is None:
@@ -80,6 +81,12 @@ class ArmTrainer:
             self._save()
         return self._finish(save_to)
 
+    def _goes_on(self) -> bool:
+        """Whether there is another update: data is left, and budget."""
+        if self.state.status != "done" or (isinstance(self.source, FixedPairs) and self.source.ended(self.state)):
+            return False
+        return bool(self.state.prefetched) or self.state.ledger.begin_update()
+
     def begin(self) -> None:
         """Models, data and the evaluation of the base policy."""
         spec, state = self.spec, self.state
@@ -91,8 +98,9 @@ class ArmTrainer:
             self.sync()
         inputs, samples = self.shared.inputs, self.shared.start_samples
         sampler = RolloutSampler(self.roles, inputs, spec.recipe.data, spec.settings, spec.seed, samples)
-        self.source = make_source(spec.method, spec.settings, sampler, self.shared.start.pairs, state)
+        self.source = make_source(spec.method, spec.settings, sampler, self.shared.start.pairs, inputs.shape, state)
         self.references = self._measure_references()
+        state.updates_began_at = state.ledger.committed
         while state.marks_left and state.ledger.fraction >= state.marks_left[0]:
             # Spent before any update, on a reward model or candidates.
             point = self.evaluations.now(state.marks_left.pop(0))
@@ -103,23 +111,28 @@ class ArmTrainer:
         learner, settings, start = self.roles.learner, self.spec.settings, self.shared.start
         for name in ("reference", "critic"):  # of an arm before this one
             learner.free(name)
-        learner.load("policy", start.base, self.spec.seed, settings.learning_rate, settings.max_grad_norm)
-        if "reference_logprobs" in self.spec.needs and settings.data == "online":
+        rate = settings.learning_rate
+        learner.load("policy", start.base, self.spec.seed, rate, settings.max_grad_norm, settings.adam)
+        if "reference_logprobs" in self.spec.needs and not settings.rows_come_again:
             learner.load("reference", start.base)
         if "values" in self.spec.needs:
             # A critic begins as the reward model only where the arm is charged for that one.
             path = start.reward_model if uses_reward_model(settings) and start.reward_model else start.base
-            learner.load("critic", path, self.spec.seed, settings.critic_learning_rate, settings.max_grad_norm)
+            rate = settings.critic_learning_rate
+            learner.load("critic", path, self.spec.seed, rate, settings.max_grad_norm, settings.adam)
 
     def sync(self) -> None:
-        """Weights to the engines, then the check that they arrived: a fixed response's log-probs on both sides."""
+        """Weights to the engines, then the check that they arrived: checksums and a fixed response's log-probs of both."""
         began, recipe, state = perf_counter(), self.spec.recipe, self.state
         self.roles.sync.send(state.version)
         state.synced_version = state.version
         probe = self._probe()
         ((expected,),), cost = self.roles.learner.measure("policy", [probe])
-        tolerance = recipe.placement.tolerance(recipe.model.dtype)
-        self.roles.pool.check(probe.prompt_ids, probe.responses[0], expected.tolist(), tolerance, state.version)
+        tolerance = recipe.placement.tolerance(recipe.model.dtype, self.shared.inputs.shape)
+        sums = self.roles.learner.checksums("policy")
+        self.roles.pool.check(
+            Probe(probe.prompt_ids, probe.responses[0], expected.tolist(), sums, tolerance, state.version)
+        )
         seconds = (perf_counter() - began) * self.roles.learner.devices
         state.ledger.charge("sync", Cost(flops=cost.flops, device_seconds=seconds))
 
@@ -187,8 +200,8 @@ class ArmTrainer:
             )
 
     def _evaluate_at_marks(self, batch: Batch) -> None:
-        """Hand the evaluator the policy at every mark that is reached. Fresh samples need the new weights, and seconds are
-        known only afterwards. An update that may be the arm's last is waited for, so that the arm ends there whether or
+        """Hand the evaluator the policy at every mark that is reached. What drawing costs is charged at once and must not
+        stand in the record of the update before; fresh samples need its weights; seconds are known only afterwards. An update that may be the arm's last is waited for, so that the arm ends there whether or
         not a checkpoint is due."""
         state = self.state
         reached = bool(state.marks_left) and state.ledger.committed >= state.marks_left[0]
@@ -213,7 +226,7 @@ class ArmTrainer:
         self.evaluations.collect(wait=True)
         if save_to is not None:
             self.roles.learner.save("policy", save_to)
-            self.shared.inputs.tokenizer.save_pretrained(save_to)
+            self.shared.inputs.codec.save(save_to)
         return state.status
 
     def _resume(self) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from rlhf_bench.core.types import Group, Pair, Prompt, Row, Sample
 from rlhf_bench.methods.base import DataMode
-from rlhf_bench.recipe import DataSettings
+from rlhf_bench.recipe import Recipe
 
 
 def preference_pairs(groups: Sequence[Group], max_per_prompt: int) -> list[Pair]:
-    """Up to `max_per_prompt` pairs per prompt among its candidates, those of the widest difference first; equals make no pair.
+    """Up to `max_per_prompt` pairs per prompt among its candidates, those of the widest difference first; equals make no pair,
+    nor do scores that are equal up to their rounding.
 
     An unfinished candidate is the worst there is; all differences to it are alike, and the best one goes first. A
     response that was drawn twice counts once, and among equals the earlier drawn come first, so that a pair does not
@@ -24,7 +25,12 @@ def preference_pairs(groups: Sequence[Group], max_per_prompt: int) -> list[Pair]
             first.setdefault(sample.response_ids, sample)
         samples = list(first.values())
         score = {s.id: s.reward if s.finished else -math.inf for s in samples}
-        ordered = [(up, down) for up in samples for down in samples if score[up.id] > score[down.id]]
+        ordered = [
+            (up, down)
+            for up in samples
+            for down in samples
+            if score[up.id] - score[down.id] > max(up.rounding, down.rounding)  # two unfinished: nan, which is not
+        ]
         ordered.sort(key=lambda pair: (score[pair[1].id] - score[pair[0].id], -score[pair[0].id]))
         pairs += [
             Pair(
@@ -35,6 +41,7 @@ def preference_pairs(groups: Sequence[Group], max_per_prompt: int) -> list[Pair]
                 score[up.id],
                 score[down.id],
                 up.policy_version,
+                max(up.rounding, down.rounding),
             )
             for up, down in ordered[:max_per_prompt]
         ]
@@ -57,7 +64,8 @@ def mix_sides(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) 
         if (other := others.get(own.prompt.id)) is None:
             continue
         good, bad = (own, other) if mode == "chosen_on_policy" else (other, own)
-        if good.chosen_ids != bad.rejected_ids and good.chosen_score > bad.rejected_score:
+        rounding = max(good.rounding, bad.rounding)
+        if good.chosen_ids != bad.rejected_ids and good.chosen_score - bad.rejected_score > rounding:
             out.append(
                 Pair(
                     f"{good.id}|{bad.id}",
@@ -67,20 +75,44 @@ def mix_sides(sampled: Sequence[Pair], offline: Sequence[Pair], mode: DataMode) 
                     good.chosen_score,
                     bad.rejected_score,
                     own.policy_version,
+                    rounding,
                 )
             )
     return out
 
 
-def start_prompts(data: DataSettings, mode: DataMode, pairs: Sequence[Pair], train: Sequence[Prompt]) -> list[Prompt]:
-    """Those that the start policy answers for an arm's pairs. The off-policy pairs' prompts come first, so that all
-    scenarios learn from the same prompts as far as they go."""
-    prompts = {p.prompt.id: p.prompt for p in pairs}
-    if mode == "on_policy":
-        prompts |= {p.id: p for p in train if p.id not in prompts}
-    return list(prompts.values())[: data.on_policy_prompts]
+def start_prompts(mode: DataMode, pairs: Sequence[Pair], train: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Those that the start policy answers for an arm's pairs: the off-policy pairs' prompts, which come first, so that all
+    scenarios learn from the same prompts as far as they go; and further ones."""
+    first = {p.prompt.id: p.prompt for p in pairs}
+    further = [p for p in train if p.id not in first] if mode == "on_policy" else []
+    return list(first.values()), further
+
+
+def own_prompts(
+    recipe: Recipe,
+    train: Sequence[Prompt],
+    pairs: Sequence[Pair],
+    held_out: Sequence[Prompt],
+    held_out_pairs: Sequence[Pair],
+) -> list[Prompt]:
+    """Those that the start policy answers for held-out pairs of the arms' own kinds: no prompt of `train` or of the pairs to
+    train on, none twice, and none without room for a response. The fixed held-out pairs' prompts come first: there all kinds
+    are on the same prompts, and a side can be the fixed pair's."""
+    trained = {p.token_ids for p in train} | {p.prompt.token_ids for p in pairs}
+    most = recipe.model.max_length - recipe.data.max_response_tokens
+    found: dict[tuple[int, ...], Prompt] = {}
+    for prompt in (*(p.prompt for p in held_out_pairs), *held_out):
+        if prompt.token_ids not in trained and len(prompt.token_ids) <= most:
+            found.setdefault(prompt.token_ids, prompt)
+    return list(found.values())
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[Row]:
     """One row a pair: the chosen response first."""
     return [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+
+
+def pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
+    """For each row of `rows_of`, a number per response."""
+    return [(p.chosen_score, p.rejected_score) for p in pairs]

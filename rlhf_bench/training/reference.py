@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import PerResponse
+from rlhf_bench.models.weights import weights_digest
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.roles import LearnerGroup
 
@@ -68,27 +68,6 @@ def reference_logprobs(
     each = iter(np.split(np.load(folder / "logprobs.npy"), ends))
     by_row = {_key(row): tuple(next(each) for _ in row.responses) for row in rows}
     return ReferenceLogprobs(by_row, made["device_seconds"] / made["flops"])
-
-
-def weights_digest(path: Path) -> str:
-    """A hash of a model: of weights and configuration in its folder, or in the local copy of a Hugging Face id."""
-    folder = path
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", "config.json"]))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RunFailed(f"{folder}: no *.safetensors to tell these weights from others; save the model as safetensors")
-    digests = [_file_digest(f, f.stat().st_mtime_ns, f.stat().st_size) for f in [*files, folder / "config.json"]]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@cache
-def _file_digest(file: Path, changed: int, size: int) -> str:
-    """Read once, unless the file has changed since."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _key(row: Row) -> RowKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Evaluation, Group, Prompt, Row, Sampling
-from rlhf_bench.methods.base import Method, Objective, PerResponse, SideGradients
+from rlhf_bench.methods.base import STAGE_ADAM, Adam, Method, Objective, PerResponse, SideGradients
+from rlhf_bench.training.sync_check import Probe
 
 Snapshot = Any
 """A policy's weights at one moment; what it is made of is the roles' business."""
@@ -67,19 +68,16 @@ class RolloutPool(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[Group], Cost]:
         """`sampling.count` samples for each prompt, in the prompts' order."""
 
-    def check(
-        self,
-        prompt_ids: Sequence[int],
-        response_ids: Sequence[int],
-        expected: Sequence[float],
-        tolerance: float,
-        version: int,
-    ) -> float:
-        """The largest gap between any engine's log-probs of a response and the learner's. RunFailed over the tolerance."""
+    def check(self, probe: Probe) -> float:
+        """The largest gap between any engine's log-probs of the probe and the learner's. RunFailed where that is beyond its
+        tolerance, or where an engine does not hold the learner's weights."""
 
 
 class RewardScorer(Protocol):
     def load(self, path: Path, dtype: str) -> None: ...
+
+    def rounding(self, score: float) -> float:
+        """How far another score may be from this one and mean the same, by the number format it was computed in."""
 
     def begin_score(self, rows: Sequence[Row]) -> Pending[Scores]:
         """Hand rows in, without waiting."""
@@ -93,7 +91,13 @@ class LearnerGroup(Protocol):
     first_step_began: float | None  # of `perf_counter`; None before any
 
     def load(
-        self, name: Any, path: Path, seed: int = 0, learning_rate: float | None = None, max_grad_norm: float = 1.0
+        self,
+        name: Any,
+        path: Path,
+        seed: int = 0,
+        learning_rate: float | None = None,
+        max_grad_norm: float = 1.0,
+        adam: Adam = STAGE_ADAM,
     ) -> None:
         """Place (or replace) policy, reference or critic. Without a learning rate it is frozen."""
 
@@ -126,6 +130,9 @@ class LearnerGroup(Protocol):
 
     def weights(self, name: Any) -> Snapshot: ...
 
+    def checksums(self, name: Any) -> Mapping[str, int]:
+        """Of every tensor of these weights, by name, see `rlhf_bench.models.checksum`."""
+
     def save(self, name: Any, path: Path) -> None: ...
 
     def save_state(self, folder: str) -> dict[str, str]:
@@ -138,7 +145,11 @@ class LearnerGroup(Protocol):
 
 
 class Evaluator(Protocol):
-    def submit(self, weights: Snapshot, version: int, label: Any) -> None: ...
+    def submit(
+        self, weights: Snapshot, version: int, label: Any, *, draws: str, temperature: float | None = None
+    ) -> None:
+        """Hand in a snapshot. `draws` names what its samples are drawn for: every name has draws of its own. With a
+        `temperature` the responses are sampled at that one, and only what depends on it is measured."""
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]: ...
 

@@ -17,13 +17,15 @@ from pydantic import TypeAdapter
 
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.files import write_text
-from rlhf_bench.core.types import Group, Pair, Prompt, Sampling
+from rlhf_bench.core.types import Group, Pair, Prompt, Sample, Sampling
+from rlhf_bench.methods.base import Feedback
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, Rewarded, reward_groups, reward_groups_async
 from rlhf_bench.training.pairs import rows_of
-from rlhf_bench.training.roles import Roles
+from rlhf_bench.training.roles import RewardScorer, Roles
 from rlhf_bench.training.state import SamplerState
 
 
@@ -36,7 +38,8 @@ class JudgedSamples:
     judging: Cost
 
 
-_JUDGED: TypeAdapter[JudgedSamples] = TypeAdapter(JudgedSamples)
+JUDGED: TypeAdapter[JudgedSamples] = TypeAdapter(JudgedSamples)
+"""How they are kept. A score of a response that did not end may be nan, which it keeps."""
 
 StartKey = tuple[int, Sampling, tuple[str, ...]]
 """The arm's seed, how the start policy was sampled, and on which prompts."""
@@ -56,7 +59,12 @@ class StartSamples:
         with self._drawing.setdefault(path.name, threading.Lock()):
             if not path.exists():
                 self._write(path, draw())
-        return _JUDGED.validate_python(json.loads(path.read_text()))
+        try:
+            return JUDGED.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            raise RunFailed(
+                f"{path}: is damaged; bring back a copy of it, or remove it, and the same command draws these samples again"
+            ) from None
 
     def clear(self, seed: int) -> None:
         """Once no arm with that seed is left to run."""
@@ -65,7 +73,7 @@ class StartSamples:
 
     def _write(self, path: Path, drawn: JudgedSamples) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(_JUDGED.dump_python(drawn, mode="json")))
+        write_text(path, json.dumps(JUDGED.dump_python(drawn, mode="json")))
 
     def _path(self, key: StartKey) -> Path:
         seed, sampling, prompts = key
@@ -78,7 +86,7 @@ class RolloutSampler:
 
     def __init__(self, roles: Roles, inputs: Inputs, data: DataSettings, settings: Any, seed: int, start: StartSamples):
         self.roles, self.data, self.settings, self.seed = roles, data, settings, seed
-        self.judge, self.prompts, self.start_samples = Judge(inputs.task, inputs.tokenizer), inputs.train, start
+        self.judge, self.prompts, self.start_samples = Judge(inputs.task, inputs.codec), inputs.train, start
 
     def sample(self, state: SamplerState, ledger: Ledger, prompts: int, samples: int) -> Iterator[list[Group]]:
         """`samples` responses to each of the next `prompts` training prompts, judged, rewarded and charged for: chunk by
@@ -106,15 +114,9 @@ class RolloutSampler:
 
     def rescore(self, ledger: Ledger, pairs: Sequence[Pair]) -> list[Pair]:
         """Off-policy pairs, scored by whatever ranks this arm's samples: only then do sides of both kinds compare."""
-        if self.settings.feedback == "judge":  # what they have already
-            return list(pairs)
-        assert self.roles.scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
-        scores, cost = self.roles.scorer.score(rows_of(pairs))
+        scored, cost = rescored(pairs, self.settings.feedback, self.roles.scorer)
         ledger.charge("scoring", cost)
-        return [  # a response that did not end stays the worst there is
-            replace(p, chosen_score=up, rejected_score=down if math.isfinite(p.rejected_score) else p.rejected_score)
-            for p, (up, down) in zip(pairs, scores, strict=True)
-        ]
+        return scored
 
     def _sampling(self, state: SamplerState, samples: int) -> Sampling:
         state.calls += 1
@@ -130,6 +132,23 @@ class RolloutSampler:
         ledger.charge("rollout", drawing)
         # A judge that teaches is charged for; one that only measures belongs to evaluation.
         ledger.charge("judging" if self.settings.feedback == "judge" else "evaluation", judging)
+
+
+def rescored(pairs: Sequence[Pair], feedback: Feedback, scorer: RewardScorer | None) -> tuple[list[Pair], Cost]:
+    """Off-policy pairs with scores of the feedback in place of the judge's, which they have already; and what that cost."""
+    if feedback == "judge":
+        return list(pairs), Cost()
+    assert scorer is not None, "an arm that samples with feedback: reward_model has a scorer started"
+    scores, cost = scorer.score(rows_of(pairs))
+    return [  # a response that did not end stays the worst there is
+        replace(
+            p,
+            chosen_score=up,
+            rejected_score=down if math.isfinite(p.rejected_score) else p.rejected_score,
+            rounding=max(scorer.rounding(up), scorer.rounding(down)),
+        )
+        for p, (up, down) in zip(pairs, scores, strict=True)
+    ], cost
 
 
 def _charged(ledger: Ledger, groups: list[Group], scoring: Cost) -> list[Group]:
@@ -148,11 +167,14 @@ def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "response_length": float(np.mean([len(s.response_ids) for s in samples])),
         "finished": float(np.mean([s.finished for s in samples])),
         "empty": float(np.mean([len(s.response_ids) <= s.finished for s in samples])),
-        "equal_rewards": float(np.mean([_all_equal([s.reward for s in g.samples]) for g in groups])),
+        "equal_rewards": float(np.mean([_all_equal(g.samples) for g in groups])),
         "policy_version_lag": version - float(np.mean([s.policy_version for s in samples])),
     }
 
 
-def _all_equal(rewards: Sequence[float]) -> bool:
+def _all_equal(samples: Sequence[Sample]) -> bool:
     """Then the group has nothing to learn from. A reward of nan, of a response without an end, equals another one."""
-    return len(rewards) > 1 and len(set(np.nan_to_num(rewards, nan=-math.inf))) == 1
+    rewards = [s.reward for s in samples if s.finished]
+    if len(samples) < 2 or 0 < len(rewards) < len(samples):
+        return False
+    return not rewards or max(rewards) - min(rewards) <= max(s.rounding for s in samples)

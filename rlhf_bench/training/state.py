@@ -1,6 +1,6 @@
 """Everything that an arm's future depends on, as one record. A checkpoint is its JSON, and the learner's files beside it.
 
-Not in it is what the same recipe makes again: models at the start, pairs, reference log-probabilities, and the start
+Not in it is what the same recipe makes again: models at the start, fixed pairs, reference log-probabilities, and the start
 policy's samples, which a run keeps in a folder of its own.
 """
 
@@ -16,6 +16,7 @@ from pydantic import PlainSerializer, TypeAdapter
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Column
 from rlhf_bench.core.plain_data import RandomGenerator
+from rlhf_bench.core.types import Pair
 from rlhf_bench.training.batch import Batch
 
 
@@ -26,10 +27,14 @@ class ShuffleState:
     rng: RandomGenerator
     queue: list[int] = field(default_factory=list)
 
-    def next(self, count: int, of: int) -> list[int]:
-        """The next `count` indices below `of`."""
+    def next(self, count: int, *of: int) -> list[int]:
+        """The next `count` indices below `of`. Of several numbers each is a block: an epoch shuffles the first block, then
+        the indices that follow it, and so on."""
         while len(self.queue) < count:
-            self.queue += self.rng.permutation(of).tolist()
+            at = 0
+            for size in of:
+                self.queue += (at + self.rng.permutation(size)).tolist()
+                at += size
         now, self.queue = self.queue[:count], self.queue[count:]
         return now
 
@@ -48,9 +53,11 @@ class ArmState:
 
     ledger: Ledger
     sampler: SamplerState
-    pairs: ShuffleState  # of an arm whose pairs are fixed
+    pairs: ShuffleState  # of an arm whose pairs come again
     minibatch_rng: RandomGenerator
     marks_left: list[float]  # fractions of the budget at which to evaluate
+    waiting: list[Pair] = field(default_factory=list)  # drawn from the start policy, and not yet trained on
+    updates_began_at: float = 0.0  # share of the budget that was spent before the first update
     rounds: int = 0  # how often data was drawn
     version: int = 0  # weight updates so far
     synced_version: int = 0  # of the weights that the engines hold
@@ -74,6 +81,14 @@ class ArmState:
             minibatch_rng=minibatches,
             marks_left=[mark for mark in marks if mark < 1],
         )
+
+    @property
+    def done(self) -> float:
+        """How far the updates had come when this one began, as a share of the budget that was left for them: 0 at the first
+        one, below 1 at every one."""
+        left = 1.0 - self.updates_began_at
+        spent = self.ledger.update_began_at / self.ledger.limit - self.updates_began_at
+        return min(max(spent / left, 0.0), 1.0) if left > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain data. Nothing may be reserved: an update that is pending is waited for before."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_bench.core.costs import Cost
+from rlhf_bench.core.files import write_text
 from rlhf_bench.core.types import Row
 from rlhf_bench.training.arm import ArmObserver, ArmSpec
 from rlhf_bench.training.batch import Batch, not_finite, sample_logprob
@@ -52,7 +53,8 @@ class UpdateQueue:
             self._skip(state.version, wrong, batch)
             return PendingUpdate(state.version, {**batch.metrics, "skipped": 1.0})
         method, learner, temperature = self.spec.method, self.learner, self.spec.recipe.data.temperature
-        prepared = method.prepare(batch.rows, batch.rewards, batch.measured, settings, state.method_state)
+        dtype = self.spec.recipe.model.dtype
+        prepared = method.prepare(batch.rows, batch.rewards, batch.measured, settings, state.method_state, dtype)
         minibatches = method.minibatches(prepared.rows, settings, state.minibatch_rng)
         parts = [[prepared.rows[i] for i in part] for part in minibatches]
         learning = learner.steps_cost(self._steps(parts, settings))
@@ -70,7 +72,8 @@ class UpdateQueue:
         state.ledger.reserve("learning", learning)
         state.version += 1
         adapted = {f"state/{key}": value for key, value in state.method_state.items()}
-        metrics = {**batch.metrics, **prepared.metrics, **adapted, **sample_logprob(batch.measured)}
+        rate = {"learning_rate": settings.learning_rate * settings.rate_share(state.done)}
+        metrics = {**batch.metrics, **prepared.metrics, **adapted, **rate, **sample_logprob(batch.measured)}
         return PendingUpdate(state.version, metrics, steps, owed, means, batch)
 
     def settle(self) -> None:
@@ -124,9 +127,15 @@ class UpdateQueue:
         self.observer.skipped(version, why, batch)
 
     def _steps(self, parts: Sequence[Sequence[Row]], settings: Any) -> list[Step]:
-        """The optimizer steps over an update's parts: each of the method's models on each part."""
+        """The optimizer steps over an update's parts: each of the method's models on each part, all at the update's rates."""
+        share = settings.rate_share(self.state.done)
         return [
-            Step(o, rows, settings, settings.learning_rate if o.model == "policy" else settings.critic_learning_rate)
+            Step(
+                o,
+                rows,
+                settings,
+                share * (settings.learning_rate if o.model == "policy" else settings.critic_learning_rate),
+            )
             for rows in parts
             for o in self.spec.method.objectives
         ]
@@ -141,7 +150,7 @@ def dump_skipped_update(directory: Path, key: str, update: int, why: str, batch:
     kept of that arm."""
     folder = directory / "trouble"
     folder.mkdir(exist_ok=True)
-    if len(list(folder.glob(f"{key}-*.json"))) >= SKIPPED_UPDATES_KEPT:
+    if len(list(folder.glob(f"{key}-update*.json"))) >= SKIPPED_UPDATES_KEPT:
         return None
     path = folder / f"{key}-update{update}.json"
     rows = [
@@ -152,7 +161,6 @@ def dump_skipped_update(directory: Path, key: str, update: int, why: str, batch:
         }
         for i, (row, rewards) in enumerate(zip(batch.rows, batch.rewards, strict=True))
     ]  # fmt: skip
-    path.write_text(
-        json.dumps({"why": why, "update": update, "rows": rows}, indent=1)
-    )  # NaN and Infinity as Python has them
+    content = json.dumps({"why": why, "update": update, "rows": rows}, indent=1)  # NaN and Infinity as Python has them
+    write_text(path, content)
     return path

@@ -98,7 +98,7 @@ def rollouts() -> Measured:
         learner.load("policy", folder)
         ObjectStoreSync(learner, [pooled, alone]).send(0)
         ray.kill(rank)
-        pool = RolloutPool([pooled], placement, learner.shapes["policy"], 1, 4096, EngineTime())
+        pool = RolloutPool([pooled], placement, learner.shapes["policy"], frozenset({1}), 4096, EngineTime())
         rng = np.random.default_rng(0)
         prompts = [
             Prompt(str(i), "", "", tuple(rng.integers(2, VOCABULARY, rng.integers(32, 97)).tolist()))
@@ -234,7 +234,7 @@ def start() -> Measured:
     def once(arm: str) -> float:
         with tempfile.TemporaryDirectory() as aside:
             command = [
-                sys.executable, "-m", "rlhf_bench", "run", "recipes/quickstart.yaml", "seeds=[1]", "compute.limit=1e11",
+                sys.executable, "-m", "rlhf_bench", "run", "recipes/sums.yaml", "seeds=[1]", "compute.limit=1e11",
                 "--arm", arm, "--output", f"{aside}/out",
             ]  # fmt: skip
             subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

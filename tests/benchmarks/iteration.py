@@ -54,6 +54,7 @@ def iteration(rollouts_ahead: int) -> Measured:
     from rlhf_bench.core.costs import Cost
     from rlhf_bench.core.types import Evaluation, Pair, Prompt, Sampling
     from rlhf_bench.methods import METHODS
+    from rlhf_bench.models.codec import Codec
     from rlhf_bench.models.flops import ModelShape
     from rlhf_bench.models.loading import load_model
     from rlhf_bench.recipe import parse_recipe
@@ -84,18 +85,18 @@ def iteration(rollouts_ahead: int) -> Measured:
             for i in range(PROMPTS)
         ]
         shape = ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
-        fleet = start_fleet(recipe, str(folder), shape, 1, True, EngineTime(), print)
+        fleet = start_fleet(recipe, str(folder), shape, frozenset({1}), True, EngineTime(), print)
         fleet.join()
         roles = fleet.roles
         fleet.scorer.load(folder, "float32")
-        inputs = Inputs(build_task(recipe.task), tokenizer(), folder, shape, prompts, {}, [], [], None, [], {})
+        inputs = Inputs(build_task(recipe.task), Codec(tokenizer()), folder, shape, prompts, {}, [], [], None, [], {})
         pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
         start = StartingPoint(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
         settings, drawn_with, samples = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
-        spec = ArmSpec(recipe, METHODS["ppo"], settings, 1)
+        spec = ArmSpec("ppo", recipe, METHODS["ppo"], settings, 1)
         run = ArmTrainer(
             spec=spec,
-            shared=SharedByArms(inputs, start, Evaluation({}, {}, {}, 0.0), samples, Cache(Path(aside) / "cache")),
+            shared=SharedByArms(inputs, start, Evaluation({}, {}, {}, 0.0), {}, samples, Cache(Path(aside) / "cache")),
             roles=roles,
             observer=ArmObserver(lambda *_: None, lambda *_: None),
             state=ArmState.begin("flops", 1e18, 1),
@@ -142,7 +143,7 @@ class Sleeper:
         self.token_seconds = token_seconds
         self.queue: list[tuple[int, int]] = []
 
-    def advance(self, requests: Any, sampling: Any, eos_id: int, until: int) -> Any:
+    def advance(self, requests: Any, sampling: Any, end_ids: frozenset[int], until: int) -> Any:
         from actors.rollout.actor import Advance
         from actors.rollout.vllm_engine import Completion
 
@@ -177,7 +178,7 @@ def dispatched(
     sleepers = [start_actor(ray, Sleeper, token_seconds) for _ in range(actors)]
     ray.get([sleeper.abandon.remote() for sleeper in sleepers])  # all have started
     shape = ModelShape(1, 1, 1, 1, 1, 1, 1)
-    pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=1), shape, 1, 4096, EngineTime())
+    pool = RolloutPool(sleepers, RolloutPlacement(concurrent_requests=1), shape, frozenset({1}), 4096, EngineTime())
     asked = [Prompt(str(i), "", "", (5,) * (8 + i % 32)) for i in range(prompts)]
     sampling = Sampling(1, response, 1.0, 1)
     total = sum(tokens_of(sampling.seed * 1_000_003 + i, response) for i in range(prompts)) * token_seconds

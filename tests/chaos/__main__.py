@@ -1,7 +1,7 @@
-"""`make chaos`: every fault in every phase of a run, and the end of the driver in every phase. Prints a table, writes it as
+"""`make chaos`: every fault in every phase of a run, the end of the driver in every phase, and every fault of its directory. Prints a table, writes it as
 JSON, and fails where results differ from those of an undisturbed run. (Loss of a node: tests/end_to_end/test_lost_node.py.)
 
-python -m tests.chaos [--json FILE] [--only kill|freeze|exhaust|drivers]
+python -m tests.chaos [--json FILE] [--only kill|freeze|exhaust|drivers|files]
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.compare import differences
+from tests.chaos.directory import with_damaged_files
 from tests.chaos.faults import KINDS, PHASES, ROLES, Fault, Outcome, every_fault
 from tests.chaos.runs import outcomes_in, undisturbed, with_faults, with_killed_drivers, write_recipe
 
 MAX_SECONDS = 60.0
-DRIVERS = "drivers"
+DRIVERS, FILES = "drivers", "files"
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Found:
 
     outcomes: list[Outcome] = field(default_factory=list)
     drivers: dict[str, float] = field(default_factory=dict)  # phase -> seconds until a killed driver's run has resumed
+    files: list[str] = field(default_factory=list)  # faults of the directory that were told, and survived or refused
     differences: list[str] = field(default_factory=list)
 
     @property
@@ -43,11 +45,11 @@ class Found:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("outputs/chaos.json"))
-    parser.add_argument("--only", choices=(*KINDS, DRIVERS), action="append", help="only these; may be repeated")
+    parser.add_argument("--only", choices=(*KINDS, DRIVERS, FILES), action="append", help="only these; may be repeated")
     asked = parser.parse_args()
-    chosen = asked.only or (*KINDS, DRIVERS)
+    chosen = asked.only or (*KINDS, DRIVERS, FILES)
     faults = [f for f in every_fault() if f.kind in chosen]
-    found = run_all(faults, DRIVERS in chosen)
+    found = run_all(faults, DRIVERS in chosen, FILES in chosen)
     missing = len(faults) - len(found.outcomes)
     show(found.outcomes, found.drivers)
     write(asked.json, found, missing)
@@ -57,7 +59,7 @@ def main() -> int:
     return 1 if found.differences or missing or max(found.recoveries, default=0.0) > MAX_SECONDS else 0
 
 
-def run_all(faults: list[Fault], drivers: bool) -> Found:
+def run_all(faults: list[Fault], drivers: bool, files: bool) -> Found:
     updates, found = 3 * max(len(faults), len(PHASES)), Found()
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
@@ -73,6 +75,10 @@ def run_all(faults: list[Fault], drivers: bool) -> Found:
                 print("the same with the driver killed in every phase ...", flush=True)
                 killed, found.drivers = with_killed_drivers(folder, recipe, PHASES)
                 found.differences += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
+            if files:
+                print("damaged directories, and two commands in one ...", flush=True)
+                found.files, wrong = with_damaged_files(folder, recipe, plain)
+                found.differences += wrong
         except (AssertionError, subprocess.TimeoutExpired) as error:  # the table shows how far it came
             found.differences.append(f"a run did not end: {error}")
         found.outcomes = outcomes_in(folder)
@@ -81,7 +87,13 @@ def run_all(faults: list[Fault], drivers: bool) -> Found:
 
 def write(path: Path, found: Found, missing: int) -> None:
     faults = [[o.fault.kind, o.fault.role, o.fault.phase, o.noticed, o.seconds] for o in found.outcomes]
-    data = {"faults": faults, "drivers": found.drivers, "differences": found.differences, "not_reached": missing}
+    data = {
+        "faults": faults,
+        "drivers": found.drivers,
+        "files": found.files,
+        "differences": found.differences,
+        "not_reached": missing,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1))
 
@@ -91,7 +103,8 @@ def summary(found: Found, missing: int) -> str:
     recovery = f"recovery median {median(seconds):.1f} s, longest {max(seconds):.1f} s" if seconds else "no recovery"
     unnoticed = sum(not o.noticed for o in found.outcomes)
     return (
-        f"{len(seconds)} faults noticed and survived, {unnoticed} not noticed, {missing} not reached; {recovery}; "
+        f"{len(seconds) + len(found.files)} faults noticed and survived or refused, {len(found.files)} of them of the directory, "
+        f"{unnoticed} not noticed, {missing} not reached; {recovery}; "
         f"records and weights {'DIFFER' if found.differences else 'equal'}"
     )
 

@@ -20,7 +20,7 @@ def weights(directory: Path, arm: str, seed: int = 1) -> bytes:
     return (directory / "checkpoints" / arm / f"seed-{seed}" / "model.safetensors").read_bytes()
 
 
-def differences(directory: Path, other: Path, arms: list[str]) -> list[str]:
+def differences(directory: Path, other: Path, arms: list[str], seed: int = 1) -> list[str]:
     """What differs in records or weights, a line each."""
     found = []
     for name in TABLES:
@@ -28,4 +28,4 @@ def differences(directory: Path, other: Path, arms: list[str]) -> list[str]:
             pd.testing.assert_frame_equal(table(directory, name), table(other, name), check_exact=True)
         except AssertionError as error:
             found.append(f"{name}: {' '.join(str(error).split())[:300]}")
-    return found + [f"weights of {arm}" for arm in arms if weights(directory, arm) != weights(other, arm)]
+    return found + [f"weights of {arm}" for arm in arms if weights(directory, arm, seed) != weights(other, arm, seed)]

@@ -22,7 +22,7 @@ data: {train_prompts: 64, off_policy_pairs: 24, held_out_pairs: 6, candidates_pe
 sft: {demonstrations: 64, steps: 120, examples_per_step: 32, learning_rate: 1.0e-2}
 reward_model: {steps: 8, examples_per_step: 8, learning_rate: 1.0e-3, start_policy_prompts: 16}
 compute: {limit: LIMIT}
-evaluation: {prompts: 8, kl_samples: 8, marks: MARKS, sample_prompts: 2, gradient_pairs: 2, splits: [in_distribution]}
+evaluation: {prompts: 8, marks: MARKS, sample_prompts: 2, gradient_pairs: 2, splits: [in_distribution]}
 seeds: [1]
 placement: {rollout: {cpus: 1, cache_mib: 32}, evaluator: {cpus: 1, cache_mib: 32}}
 reliability: {checkpoint_seconds: 0, hang_seconds: 8, restarts: 1000, grace_seconds: 20}

@@ -22,13 +22,12 @@ data:
   train_prompts: 64
   off_policy_pairs: 24
   held_out_pairs: 6
-  on_policy_prompts: 16
   candidates_per_prompt: 4
   max_response_tokens: 5
 sft: {demonstrations: 64, steps: 120, examples_per_step: 32, learning_rate: 1.0e-2}
 reward_model: {steps: 8, examples_per_step: 8, learning_rate: 1.0e-3, start_policy_prompts: 16}
 compute: {limit: 4.0e+8}
-evaluation: {prompts: 8, samples_per_prompt: 4, kl_samples: 8, marks: [0.5, 1.0], sample_prompts: 4, gradient_pairs: 2}
+evaluation: {prompts: 8, samples_per_prompt: 4, marks: [0.5, 1.0], sample_prompts: 4, gradient_pairs: 2}
 seeds: [1]
 tuning: {trials: [{learning_rate: 1.0e-4}, {learning_rate: 5.0e-4}], fraction: 0.4, prompts: 2}
 placement:

@@ -107,7 +107,7 @@ def test_a_profile_shows_every_process_on_one_time_axis(first):
     ]
     calls = {name: [e for e in events if e["ph"] == "X" and tracks[e["pid"]] == name] for name in tracks.values()}
     names = {track: {e["name"].split(" ")[0] for e in found} for track, found in calls.items()}
-    assert names["rollout 0"] == {"start", "advance", "logprobs", "load_weights"}
+    assert names["rollout 0"] == {"start", "advance", "probe", "load_weights"}
     assert names["scorer 0"] == {"start", "load", "score"}
     assert {"start", "join", "load", "measure", "steps", "weights", "save"} <= names["learner 0"]
     one, other = (next(e for e in calls[role] if e["name"] == "start") for role in ("rollout 0", "evaluator 0"))
@@ -203,6 +203,12 @@ def test_every_look_has_its_diagnostics_and_every_held_out_pair_its_row(first):
         and looks[~has_loss]["partial/pi_log_ratio"].isna().all()
     )
 
+    # Beside the fixed pairs, those among the base policy's own samples: of the kinds that these arms train on.
+    kinds = {"on_policy", "on_policy_by_reward_model"}
+    assert (
+        kinds < set(pairs["kind"]) and looks[looks["arm"] != "dpo-mixed"]["own/margin"].notna().all()
+    )  # too few prompts
+    pairs = pairs[pairs["kind"] == "fixed"]
     base = pairs[pairs["arm"] == "base"]
     assert set(base["split"]) == set(SPLITS) and (base["seed"] == 0).all() and (base["mark"] == 0).all()
     assert base["pair_id"].is_unique and base["reward_margin"].notna().all()  # PPO has a reward model made

@@ -27,11 +27,11 @@ def test_an_experiment_runs_small_and_its_page_is_made_again_from_what_it_keeps(
     name = "edit_distance"
     recipe = ROOT / "recipes" / "experiments" / f"{name}.yaml"
     written = yaml.safe_load(recipe.read_text())
-    said = command("run", recipe, "--fast", "--output", tmp_path / "out")
+    said = command("run", recipe, "--fast", "seeds=[1,2]", "--output", tmp_path / "out")
     metrics = pd.read_parquet(tmp_path / "out" / "metrics.parquet")
     last = metrics.query("phase == 'evaluation' and split == 'in_distribution' and mark == 1.0")
     assert set(zip(last["arm"], last["seed"], strict=True)) == {
-        (arm, seed) for arm in written["arms"] for seed in (1, 2, 3)
+        (arm, seed) for arm in written["arms"] for seed in (1, 2)
     }
     assert last["score"].between(0, 1).all() and last["chosen_logratio"].notna().all()
     assert all(str(arm) in said for arm in written["arms"])

@@ -1,5 +1,6 @@
 """Models that are given, one of each family, through the whole chain: a tiny random one as a Hugging Face folder, then SFT, reward
-model, rollouts, every method, export; and what comes out, as transformers and vLLM read it.
+model, rollouts, methods, export; and what comes out, as transformers and vLLM read it. PPO and DPO train every family, each
+other method two of the six.
 
 Gemma is Gemma 2, which caps scores and logits.
 """
@@ -64,20 +65,28 @@ RECIPE = {
     "model": {"max_length": 32},
     "task": {"kind": "arithmetic", "digits": 2, "terms": 2, "working": True, "spread_pairs": True},
     "data": {
-        "train_prompts": 16, "off_policy_pairs": 8, "held_out_pairs": 3, "on_policy_prompts": 6,
+        "train_prompts": 16, "off_policy_pairs": 8, "held_out_pairs": 3,
         "candidates_per_prompt": 3, "max_response_tokens": 10,
     },
     "sft": {"demonstrations": 16, "steps": 3, "examples_per_step": 8},
     "reward_model": {"pairs": "off_policy", "steps": 2, "examples_per_step": 2},
     "compute": {"column": "trained_tokens", "limit": 400},
     "evaluation": {
-        "prompts": 2, "splits": ["in_distribution"], "marks": [1.0], "kl_samples": 4, "sample_prompts": 1,
+        "prompts": 2, "splits": ["in_distribution"], "marks": [1.0], "sample_prompts": 1,
         "gradient_pairs": 1,
     },
     "seeds": [1],
     "placement": {"rollout": {"cache_mib": 32}, "evaluator": {"cache_mib": 32}},
 }  # fmt: skip
+ALWAYS = ("ppo", "dpo-offline", "dpo-online")
+SLOW = dict.fromkeys(("qwen2", "mistral"), pytest.mark.slow)  # Llama with biases, and with a window, as Gemma 2 has one
 TOLERANCE = 1e-3  # nats of a response, in float32
+
+
+def arms_of(family: str) -> dict:
+    others = [name for name in ARMS if name not in ALWAYS]
+    turn = {"llama": 0, "gemma2": 1, "gpt2": 2, "qwen2": 0, "mistral": 1, "qwen3": 2}[family]
+    return {name: ARMS[name] for name in (*ALWAYS, *others[turn::3])}
 
 
 def write_model(family: str, folder: Path) -> None:
@@ -93,7 +102,7 @@ def write_model(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in CONFIGS])
 def family(request) -> str:
     return request.param
 
@@ -108,7 +117,7 @@ def done(family, tmp_path_factory) -> Run:
         "tokenizer": {"kind": "pretrained", "name_or_path": str(folder / "model")},
     }
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"name": family, "model": model, "arms": ARMS}))
+    recipe.write_text(yaml.safe_dump(RECIPE | {"name": family, "model": model, "arms": arms_of(family)}))
     finished = run(recipe, folder / "out" / "run", with_cache(folder / "cache"), folder / "run.log")
     assert finished.code == 0, finished.errors
     return finished
@@ -137,9 +146,13 @@ def by_transformers(folder: Path, pairs: list[Pair]) -> np.ndarray:
     return np.array(found)
 
 
+def test_every_method_trains_some_family():
+    assert {arm["method"] for family in set(CONFIGS) - set(SLOW) for arm in arms_of(family).values()} == set(METHODS)
+
+
 def test_every_arm_learns_from_the_model_that_was_given(done, family):
     arms = done.summary["arms"]
-    assert {arm["method"] for arm in arms.values()} == set(METHODS)
+    assert set(arms) == set(arms_of(family))
     metrics = done.table("metrics")
     for arm in arms:
         updates = metrics[(metrics["arm"] == arm) & (metrics["phase"] == "train")]

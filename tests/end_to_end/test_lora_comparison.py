@@ -21,9 +21,9 @@ def pretrained(tiny, tmp_path_factory):
     """A Llama of random weights, saved as anyone's would be."""
     folder, recipe = tmp_path_factory.mktemp("pretrained"), load_recipe(tiny)
     tokenizer = build_tokenizer(recipe.model.tokenizer, build_task(recipe.task).corpus())
-    write_random_model(recipe.model, tokenizer, 0, folder)
-    load_model(str(folder), "causal", "float32", 0).lm.save_pretrained(folder)
-    (folder / "fresh.json").unlink()
+    note = write_random_model(recipe.model, tokenizer, 0, folder)
+    load_model(str(note), "causal", "float32", 0).lm.save_pretrained(folder)
+    note.unlink()
     return folder
 
 

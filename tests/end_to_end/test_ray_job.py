@@ -80,7 +80,7 @@ def ray_job(*words, **environment):
     return subprocess.run([RAY, "job", *words], env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-with local_cluster() as (address, folder):
+with local_cluster() as (address, folder, _head):
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     refused = ray_job("list", "--address", address, RAY_AUTH_TOKEN="0" * 64)
@@ -95,7 +95,7 @@ with local_cluster() as (address, folder):
     state = Path(directory, "state", "ppo-ahead-seed4")
     wait_for(lambda: list(state.glob("round-*/manifest.json")) or client.get_job_status(first).is_terminal())
     # As Prometheus finds them: Ray lists every node's address in this file.
-    (targets,) = json.loads((folder / "session_latest" / "prom_metrics_service_discovery.json").read_text())
+    (targets,) = json.loads((folder.ray / "session_latest" / "prom_metrics_service_discovery.json").read_text())
     def metrics():
         served = "".join(urllib.request.urlopen(f"http://{t}/metrics").read().decode() for t in targets["targets"])
         lines = [line for line in served.splitlines() if line.startswith("ray_rlhf_bench")]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.compare import differences
 from tests.support.running import Run, begin, end, left_running, processes_with
+from tests.support.running import run as run_command
 
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
 ROLLED_BACK = 3
@@ -57,6 +58,12 @@ class Attempts:
         items = [json.loads(line) for line in written if line.endswith("\n")]
         return max((i["step"] for i in items if i.get("kind") == "points" and i["run"][1] == arm), default=0)
 
+    def start_another(self) -> Run:
+        """The same command once more, while this one works."""
+        owner = f'"process": {self.process.pid},'
+        self.wait_for(lambda: owner in (self.directory / "lock").read_text())
+        return run_command(self.recipe, self.directory, self.environment, self.folder / "another.log")
+
     def end_by(self, number: int) -> Run:
         self.process.send_signal(number)
         return self.end()
@@ -73,7 +80,7 @@ def resumed_at(said: str) -> list[int]:
 @pytest.fixture(scope="module")
 def attempts(compared, prepared, tmp_path_factory):
     """Killed in its first arm, whose newest checkpoint is then damaged; killed there again, several updates after a checkpoint;
-    killed in the last, which draws ahead. Running once more."""
+    killed in the last, which draws ahead, after another command has been refused. Running once more."""
     tried = Attempts(compared.directory.parents[1] / "tiny.yaml", tmp_path_factory.mktemp("broken"), prepared)
     tried.start()
     tried.wait_for(lambda: tried.checkpoint("ppo", 2))
@@ -87,6 +94,7 @@ def attempts(compared, prepared, tmp_path_factory):
     tried.wait_for(lambda: tried.updates_told("ppo") >= after + ROLLED_BACK)
     tried.end_by(signal.SIGKILL)
     tried.start()
+    tried.another = tried.start_another()
     tried.wait_for(lambda: tried.checkpoint("ppo-ahead", 2))
     tried.end_by(signal.SIGKILL)
     tried.start()
@@ -124,6 +132,13 @@ def test_sigterm_leaves_all_in_order(attempts, stopped):
     experiment = store.get_experiment_by_name("tiny").experiment_id
     key = (stopped.directory / "run_key").read_text()
     assert "RUNNING" not in {r.info.status for r in store.search_runs([experiment], f"tags.run_key = '{key}'")}
+
+
+def test_another_command_in_the_same_directory_is_refused_meanwhile(attempts):
+    assert attempts.another.code == 2
+    last = attempts.another.errors.strip().splitlines()[-1]
+    assert last.startswith(f"error: --output {attempts.directory}: another command works in it, process ")
+    assert " since 20" in last and last.endswith("; wait for its end, or choose another directory")
 
 
 def test_a_run_that_was_killed_and_asked_to_end_ends_as_one_left_alone(compared, broken):

@@ -9,6 +9,7 @@ import pytest
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.types import Judgement, Pair, Prompt
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
+from rlhf_bench.diagnostics.likelihood import numbers_of_evaluated
 from rlhf_bench.methods import METHODS
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
@@ -26,9 +27,13 @@ def pairs(split, count=6):
     return [Pair(f"{p.id}/pair", p, (5 + i, 7, 8, EOS), (5 + i, 9, EOS)) for i, p in enumerate(prompts(split)[:count])]
 
 
+def own_pairs():
+    return [Pair(f"{p.id}/own", p, (7, 5 + i, EOS), (9, EOS)) for i, p in enumerate(prompts(SPLITS[0])[:4])]
+
+
 @pytest.fixture(scope="module")
 def evaluations(start, write_llama, tmp_path_factory):
-    """Notes of one evaluator, and its evaluations of the base policy and of one with other weights."""
+    """Notes of one evaluator, its evaluations of the base policy and of one with other weights, itself, and these weights."""
     import ray
     import torch
 
@@ -46,8 +51,8 @@ def evaluations(start, write_llama, tmp_path_factory):
     evaluator = Evaluator(actor, EngineTime())
     held_out = HeldOut(
         prompts={s: prompts(s) for s in SPLITS}, pairs={s: pairs(s) for s in SPLITS}, training=pairs(SPLITS[0])[:1],
-        settings=EvaluationSettings(prompts=12, kl_samples=8, gradient_pairs=3), max_response_tokens=6,
-        tokens_per_micro_batch=128, eos_id=EOS, judge=judge, decode=decode,
+        settings=EvaluationSettings(prompts=12, samples_per_prompt=4, best_of=2, gradient_pairs=3), max_response_tokens=6,
+        tokens_per_micro_batch=128, end_ids=frozenset({EOS}), judge=judge, decode=decode, own_pairs={"on_policy": own_pairs()},
     )  # fmt: skip
     notes = evaluator.begin(held_out, str(base))
     model = load_model(str(base), "causal", "float32", 0).lm
@@ -55,19 +60,23 @@ def evaluations(start, write_llama, tmp_path_factory):
     same = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
     moved = {name: w + 0.05 * torch.randn(w.shape).numpy() for name, w in same.items()}
     for version, weights in enumerate((same, moved)):
-        evaluator.submit(ray.put(weights), version, version)
-    return notes, [evaluation for _, evaluation in evaluator.collect(wait=True)]
+        evaluator.submit(ray.put(weights), version, version, draws=f"version {version}")
+    return notes, [evaluation for _, evaluation in evaluator.collect(wait=True)], evaluator, moved
 
 
 def test_a_held_out_pair_that_is_trained_on_is_reported(evaluations):
-    (note,) = evaluations[0]
+    (note,), *_ = evaluations
     assert note.startswith("1 of 6 held-out pairs")
 
 
 def test_numbers_are_those_that_are_documented(evaluations):
-    _, (_, moved) = evaluations
-    main = pair_logprobs_of([p for p in moved.pairs if p.split == SPLITS[0]])
-    produced = set(moved.numbers) | set(partials(METHODS["dpo"].pair_loss, main, METHODS["dpo"].settings()))
+    _, (_, moved), *_ = evaluations
+    main = pair_logprobs_of([p for p in moved.pairs if p.split == SPLITS[0] and p.kind == "fixed"])
+    derived = set(partials(METHODS["dpo"].pair_loss, main, METHODS["dpo"].settings()))
+    own = {
+        f"own/{name}" for name in derived | set(numbers_of_evaluated(moved.pairs))
+    }  # the loop chooses the arm's kind
+    produced = set(moved.numbers) | derived | own
     rows = re.findall(r"^\| (`[^|]*`) \|", PAGE.read_text("utf-8"), re.MULTILINE)
     assert produced == {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     assert all(np.isfinite(value) for value in moved.numbers.values())
@@ -97,8 +106,11 @@ def test_properties_of_the_data_stay_and_those_of_the_policy_move(evaluations):
 
 def test_a_row_for_every_pair(evaluations):
     for one in evaluations[1]:
-        assert [(p.split, p.pair_id) for p in one.pairs] == [(s, p.id) for s in SPLITS for p in pairs(s)]
-        main = [p for p in one.pairs if p.split == SPLITS[0]]
+        fixed = [p for p in one.pairs if p.kind == "fixed"]
+        assert [(p.split, p.pair_id) for p in fixed] == [(s, p.id) for s in SPLITS for p in pairs(s)]
+        own = [p for p in one.pairs if p.kind == "on_policy"]
+        assert [(p.split, p.pair_id) for p in own] == [(SPLITS[0], p.id) for p in own_pairs()]
+        main = [p for p in fixed if p.split == SPLITS[0]]
         assert np.mean([p.chosen_logprob for p in main]) == pytest.approx(one.numbers["chosen_logprob"])
 
 
@@ -108,6 +120,66 @@ def test_the_diagnostics_are_in_the_evaluations_cost_and_set_up_is_charged_once(
         assert 0 < one.numbers["diagnostics/flops"] < one.cost["flops"]
         assert 0 < one.numbers["diagnostics/seconds"] < one.seconds
         assert one.cost["device_seconds"] == pytest.approx(one.seconds)
-        assert one.cost["judge_queries"] == 3 * 12
-    sampled = base.cost["generated_tokens"] - moved.cost["generated_tokens"]
-    assert base.numbers["diagnostics/flops"] > moved.numbers["diagnostics/flops"] and sampled > 0
+        assert one.cost["judge_queries"] == 3 * 12 * (4 + 1)  # samples, and the greedy response
+    # At the base's own weights nothing is scored again: what it has more is the set-up.
+    assert base.numbers["diagnostics/flops"] > moved.numbers["diagnostics/flops"]
+
+
+def again(evaluations, **how):
+    """The moved policy once more."""
+    import ray
+
+    *_, evaluator, moved = evaluations
+    evaluator.submit(ray.put(moved), 1, "again", **how)
+    ((_, found),) = evaluator.collect(wait=True)
+    return found
+
+
+def greedy_scores(found):
+    return [one.greedy_score for split in found.splits.values() for one in split.prompts]
+
+
+def test_samples_belong_to_a_name_and_greedy_responses_to_none(evaluations):
+    """Arms and seeds that shared their draws would share their noise, which then looks like certainty."""
+    moved = evaluations[1][1]
+    same, other = again(evaluations, draws="version 1"), again(evaluations, draws="seed 2")
+    assert same.splits == moved.splits and same.numbers["kl"] == moved.numbers["kl"]
+    assert other.splits != moved.splits and other.numbers["kl"] != moved.numbers["kl"]
+    assert greedy_scores(other) == greedy_scores(moved)
+    for split in moved.splits.values():
+        assert [p.prompt_id for p in split.prompts] == [f"{split.prompts[0].prompt_id[:-2]}-{i}" for i in range(12)]
+        assert all(p.score <= p.best_of_score for p in split.prompts)
+
+
+def test_at_another_temperature_the_policy_is_sharper_and_its_likelihoods_are_left_out(evaluations):
+    moved, sharp = evaluations[1][1], again(evaluations, draws="version 1", temperature=0.2)
+    assert set(sharp.numbers) == {"kl", "kl_error", "entropy", "argmax_confidence"} and sharp.pairs == ()
+    assert sharp.numbers["entropy"] < moved.numbers["entropy"]
+    assert sharp.numbers["argmax_confidence"] > moved.numbers["argmax_confidence"]
+    assert sharp.numbers["kl"] > 0 and greedy_scores(sharp) == greedy_scores(moved)
+
+
+def test_an_expected_score_is_what_samples_tend_to(evaluations):
+    """The right response is one token and the end: its probability against the share of samples that it makes up."""
+    from dataclasses import replace
+
+    *_, evaluator, _ = evaluations
+    held_out, reference = evaluator.begun
+    right = {s: [(7, EOS)] * 12 for s in SPLITS}
+    one = replace(
+        held_out,
+        right=right,
+        pairs={},
+        settings=held_out.settings.model_copy(update={"samples_per_prompt": 200, "best_of": None}),
+        judge=lambda prompt, text: Judgement(float(text == "7")),
+        prompts={s: prompts(s) for s in SPLITS[:1]},
+    )
+    evaluator.begin(one, reference)
+    exact = again(evaluations, draws="many", temperature=0.5)
+    evaluator.begin(replace(one, right={}), reference)
+    sampled = again(evaluations, draws="many", temperature=0.5)
+    evaluator.begin(held_out, reference)
+    share, known = sampled.splits[SPLITS[0]].score, exact.splits[SPLITS[0]].score
+    assert 0 < known < 1
+    assert share == pytest.approx(known, abs=4 * (known * (1 - known) / 2400) ** 0.5)
+    assert exact.splits[SPLITS[0]].greedy_score == sampled.splits[SPLITS[0]].greedy_score

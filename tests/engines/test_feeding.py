@@ -18,11 +18,13 @@ def recording_class():
         def __init__(self):
             self.waiting, self.handed = [], []
 
-        def advance(self, requests, sampling, eos_id, until):
+        def advance(self, requests, sampling, end_ids, until):
             self.handed.append(list(requests))
             self.waiting += requests
             now, self.waiting = self.waiting[:until], self.waiting[until:]
-            return Advance(dict.fromkeys(now, Completion((5, eos_id), (0.0, 0.0), True, 0)), version=0, seconds=0.0)
+            return Advance(
+                dict.fromkeys(now, Completion((5, min(end_ids)), (0.0, 0.0), True, 0)), version=0, seconds=0.0
+            )
 
         def abandon(self):
             self.waiting.clear()
@@ -36,7 +38,7 @@ def recording_class():
 def test_the_longest_prompt_goes_to_the_engine_with_the_fewest_tokens_left(start):
     engines = [start(recording_class()) for _ in range(2)]
     shape = ModelShape(1, 1, 1, 1, 1, 1, 1)
-    pool = RolloutPool(engines, RolloutPlacement(concurrent_requests=2), shape, 1, 4096, EngineTime())
+    pool = RolloutPool(engines, RolloutPlacement(concurrent_requests=2), shape, frozenset({1}), 4096, EngineTime())
     lengths = [8, 40, 7, 30, 5, 6, 4, 3]
     prompts = [Prompt(str(n), "", "", (5,) * n) for n in lengths]
     chunks = list(pool.stream(prompts, Sampling(1, 2, 1.0, 1)))

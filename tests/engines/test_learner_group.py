@@ -9,6 +9,7 @@ import pytest
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
+from rlhf_bench.methods.base import Adam
 from rlhf_bench.methods.dpo import DPOSettings
 from rlhf_bench.training.roles import Step
 
@@ -28,6 +29,8 @@ BETA_CHOSEN, BETA_REJECTED, TEMPERATURE = 0.5, 0.2, 0.8
 WEIGHTED = ADAPTIVE.settings(beta_chosen=BETA_CHOSEN).resolve_at(0.0, {"beta_rejected": BETA_REJECTED})
 TOKENS_PER_MICRO_BATCH = 16
 UPDATES = [PAIRS, PAIRS[3:4], PAIRS[:3]]
+RATES = [RATE, 2 / 3 * RATE, RATE / 3]  # as a schedule gives them
+ADAM = Adam((0.8, 0.97), 1e-4)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def oracle(model) -> Trained:
 
     policy = AutoModelForCausalLM.from_pretrained(model)
     reference = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.8, 0.97), eps=1e-4, weight_decay=0.0)
 
     def logprobs(lm, prompt, response):
         ids = torch.tensor([[*prompt, *response]])
@@ -67,7 +70,8 @@ def oracle(model) -> Trained:
         return (logprobs(policy, row.prompt_ids, response) - logprobs(reference, row.prompt_ids, response)).sum()
 
     losses, norms = [], []
-    for rows in UPDATES:
+    for rows, rate in zip(UPDATES, RATES, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
         margins = torch.stack([logratio(r, r.responses[0]) - logratio(r, r.responses[1]) for r in rows])
         loss = torch.log1p(torch.exp(-BETA * margins)).mean()
         optimizer.zero_grad()
@@ -123,13 +127,13 @@ def set_stage(group, stage, ray):
 
 
 def train(group, model, ray) -> Trained:
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM, adam=ADAM)
     group.load("reference", model)
     losses, norms = [], []
-    for rows in UPDATES:
+    for rows, rate in zip(UPDATES, RATES, strict=True):
         reference, _ = group.measure("reference", rows)
         rows = DPO.prepare(rows, [(1.0, 0.0)] * len(rows), {"reference_logprobs": reference}, SETTINGS, {}).rows
-        (means,), _ = group.steps([Step(DPO.objectives[0], rows, SETTINGS, RATE)])
+        (means,), _ = group.steps([Step(DPO.objectives[0], rows, SETTINGS, rate)])
         losses.append(means["loss"])
         norms.append(means["grad_norm"])
     weights = {name.removeprefix("lm."): array.copy() for name, array in ray.get(group.weights("policy")).items()}
@@ -291,7 +295,7 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
 
     group, rng = groups[ranks], np.random.default_rng(0)
     set_stage(group, stage, cluster)
-    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM)
+    group.load("policy", model, learning_rate=RATE, max_grad_norm=MAX_NORM, adam=ADAM)
     group.load("reference", model)
     for count in (5, 1):  # with one pair, the second of two ranks has none
         rows = [
@@ -322,11 +326,11 @@ def test_both_sides_gradients_are_those_of_plain_torch_and_leave_training_as_it_
     )  # fmt: skip
 
     # The same updates as above, with a measurement before each: the hooks of a sharded optimizer must not see it.
-    for rows in UPDATES:
+    for rows, rate in zip(UPDATES, RATES, strict=True):
         reference, _ = group.measure("reference", rows)
         rows = DPO.prepare(rows, [(1.0, 0.0)] * len(rows), {"reference_logprobs": reference}, SETTINGS, {}).rows
         group.side_gradients(ADAPTIVE, rows, WEIGHTED)
-        group.steps([Step(DPO.objectives[0], rows, SETTINGS, RATE)])
+        group.steps([Step(DPO.objectives[0], rows, SETTINGS, rate)])
     weights = {n.removeprefix("lm."): a.copy() for n, a in cluster.get(group.weights("policy")).items()}
     assert gap(weights, oracle.weights) < 0.02 * RATE
     group.free("policy")

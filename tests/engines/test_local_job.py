@@ -1,10 +1,13 @@
 """`cluster/local_job.py` on real clusters: two at once, which must not mix."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.support.running import numbered_with
 
 LAUNCH = """
 import sys
@@ -35,7 +38,26 @@ def launch(directory: Path, driver: str) -> subprocess.Popen:
     directory.mkdir()
     (directory / "driver.py").write_text(driver)
     code = LAUNCH.format(cluster=str(Path(__file__).parents[2] / "cluster"), directory=str(directory))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    own = os.environ | {"LOCAL_JOB": str(directory)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own
+    )
+
+
+def test_a_job_whose_ray_was_killed_ends_with_one_line(tmp_path):
+    job = launch(tmp_path / "job", STOPS)
+    try:
+        while job.stdout.readline() != "running\n":
+            assert job.poll() is None
+        found = numbered_with(f"LOCAL_JOB={tmp_path / 'job'}").items()
+        (of_ray,) = (n for n, command in found if command.split(" ")[0].endswith("/gcs_server"))
+        os.kill(of_ray, signal.SIGKILL)
+        said = job.communicate(timeout=60)[0].splitlines()
+        assert job.returncode == 1 and "Traceback (most recent call last):" not in said, said
+        assert [line for line in said if line.startswith("failed: Ray itself has ended (")], said
+    finally:
+        job.terminate()
+        job.wait(timeout=60)
 
 
 def test_exit_codes_pass_and_a_stop_leaves_time_to_write(tmp_path):

@@ -17,10 +17,10 @@ sft: {demonstrations: 8}
 arms: {dpo: {method: dpo}}
 vary: {key: data.temperature, values: [1.0, 0.0]}
 """
-QUICKSTART = str(ROOT / "recipes" / "quickstart.yaml")
+SUMS = str(ROOT / "recipes" / "sums.yaml")
 COMMANDS = {
-    "nobody": [QUICKSTART, "--arm", "nobody", "--seed", "9"],
-    "poor": [QUICKSTART, "compute.limit=1"],
+    "nobody": [SUMS, "--arm", "nobody", "--seed", "9"],
+    "poor": [SUMS, "compute.limit=1"],
     "series": ["series.yaml"],
 }
 

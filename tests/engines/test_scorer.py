@@ -69,18 +69,30 @@ def test_a_prompt_is_paid_for_once_whatever_its_responses(score):
 
 
 def test_scale_and_offset_beside_the_model_are_applied(score, model, expected):
-    RewardScaling(scale=SCALE, offset=OFFSET).write(model)
+    note = RewardScaling(scale=SCALE, offset=OFFSET).write(model)
     try:
         by_hand = [[SCALE * score - OFFSET for score in scores] for scores in expected]
-        close(score(ROWS)[0], by_hand)
+        close(score(ROWS, path=note)[0], by_hand)
+        close(score(ROWS)[0], expected)  # a folder alone may be a stranger's, with a file of that name
     finally:
-        (model / "reward.json").unlink()
-    close(score(ROWS)[0], expected)
+        note.unlink()
+
+
+def test_a_score_is_as_exact_as_the_output_that_it_is_made_of(start, model, tmp_path):
+    """Output 7 less an offset of 5, in a format with 2⁻⁵ between numbers that differ; of a deviation at least."""
+    from actors.reward_scorer import RewardScorer, ScorerActor
+
+    note = RewardScaling(str(model), SCALE, 5.0).write(tmp_path)
+    scorer = RewardScorer([start(ScorerActor, 1, 0)], 1, 0, 4096, EngineTime())
+    scorer.load(note, "bfloat16")
+    assert [scorer.rounding(score) for score in (2.0, -5.0, -9.0)] == [7 / 32, 1 / 32, 4 / 32]
+    scorer.load(note, "float32")
+    assert scorer.rounding(2.0) == 7 / 2**19
 
 
 def test_a_given_model_is_read_where_it_is_with_scale_and_offset_from_elsewhere(score, model, expected, tmp_path):
     before = {file.name: file.read_bytes() for file in model.iterdir()}
-    RewardScaling(str(model), SCALE, OFFSET).write(tmp_path)
-    close(score(ROWS, path=tmp_path)[0], [[SCALE * s - OFFSET for s in scores] for scores in expected])
+    note = RewardScaling(str(model), SCALE, OFFSET).write(tmp_path)
+    close(score(ROWS, path=note)[0], [[SCALE * s - OFFSET for s in scores] for scores in expected])
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["reward.json"]

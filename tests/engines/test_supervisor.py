@@ -81,6 +81,24 @@ def test_a_frozen_actor_is_ended_and_another_one_takes_its_place(supervisor, clu
     assert [r.names for r in supervisor.restarts] == [("echo 0",)]
 
 
+def test_a_pause_of_all_processes_counts_as_silence_of_none(supervisor, cluster):
+    """As of a laptop that was suspended: the monitor hears the heartbeats again only after it has been asked."""
+    supervisor, said = supervisor()
+    actor = start(supervisor, cluster, echo_class())
+    pids = [
+        cluster.get(actor.pid.remote()),
+        cluster.get(supervisor._monitor.__ray_call__.remote(lambda _: os.getpid())),
+    ]
+    time.sleep(2)  # it has been heard of
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(9)  # longer than an actor may be silent here
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(2)  # the monitor is asked before the actor gives a sign of life
+    assert cluster.get(actor.pid.remote()) == pids[0] and said == [] and supervisor.restarts == []
+
+
 def test_an_actor_that_is_busy_for_longer_than_that_is_left_alone(supervisor, cluster):
     supervisor, said = supervisor()
     actor = start(supervisor, cluster, echo_class())
@@ -160,7 +178,7 @@ def drawing_class():
         def __init__(self, folder, dies_at):
             self.folder, self.dies_at, self.calls, self.queue = Path(folder), dies_at, 0, []
 
-        def advance(self, requests, sampling, eos_id, until):
+        def advance(self, requests, sampling, end_ids, until):
             self.calls += 1
             if self.calls == self.dies_at and not (self.folder / "died").exists():
                 (self.folder / "died").touch()
@@ -195,7 +213,13 @@ def test_an_engine_that_dies_draws_every_sample_once_and_the_same_ones(superviso
         folder.mkdir()
         actor = start(supervisor, cluster, drawing_class(), name, str(folder), death)
         pool = RolloutPool(
-            [actor], placement, shape, 1, 64, EngineTime(), lambda i, e: supervisor.replace(failure_reason(e), name)[0]
+            [actor],
+            placement,
+            shape,
+            frozenset({1}),
+            64,
+            EngineTime(),
+            lambda i, e: supervisor.replace(failure_reason(e), name)[0],
         )
         chunks = list(pool.stream(prompts, sampling))
         return chunks, (folder / "died").exists()

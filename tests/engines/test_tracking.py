@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_bench.core.errors import BadInput
 from rlhf_bench.experiment.tracking import tracker as tracking
-from rlhf_bench.experiment.tracking.mlflow_store import ARM, RUN_KEY, SEED, STATUS
-from rlhf_bench.experiment.tracking.tracker import Dataset, Tracker, how_to_open, tracking_uri
+from rlhf_bench.experiment.tracking.mlflow_store import ARM, RUN_KEY, SEED, STATUS, check_not_deleted
+from rlhf_bench.experiment.tracking.telling import NOT_FINITE, Dataset
+from rlhf_bench.experiment.tracking.tracker import Tracker, how_to_open, tracking_uri
 from tests.support.mlflow_server import Server
 
 AWAY = "http://127.0.0.1:1"  # where nothing listens
@@ -142,7 +144,7 @@ def test_a_comparison_stands_in_the_store_as_it_ran(store, tmp_path, monkeypatch
     assert (ppo.data.tags[STATUS], dpo.data.tags[STATUS]) == ("diverged", "interrupted")
     assert history(uri, ppo, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert history(uri, ppo, "train/kl") == [(0, 0.5), (2, 0.5)]
-    assert history(uri, ppo, tracking.NOT_FINITE) == [(1, 1.0)]
+    assert history(uri, ppo, NOT_FINITE) == [(1, 1.0)]
     assert listed_files(uri, parent) == listed_files(uri, ppo) == ["report.html"]
     assert listed_files(uri, dpo) == []
     assert sorted(path.name for path in directory.iterdir()) == ["report.html"]
@@ -401,7 +403,7 @@ def test_what_the_store_refuses_is_named_and_the_rest_is_logged(tmp_path, sqlite
     assert [line.split(":")[0] for line in lost] == [
         "metrics of dpo · seed 1, step 1", "the file absent.html", "metrics of ppo · seed 1, step 0",
     ]  # fmt: skip
-    assert len(warnings) == 1 and not (tmp_path / "tracking.jsonl").exists()
+    assert len(warnings) == 1 and (tmp_path / "tracking.jsonl").exists()  # what was refused is nowhere else
     assert runs(sqlite, "refused")["dpo · seed 1"].info.status == "FINISHED"
     assert losses(sqlite, "refused") == [0, 2, 3]
 
@@ -503,3 +505,35 @@ def test_where_the_store_is_and_how_to_open_it(tmp_path, monkeypatch):
     assert tracking_uri(None, tmp_path) == how_to_open("http://mlflow:5000") == "http://mlflow:5000"
     assert tracking_uri("sqlite:///own.db", tmp_path) == "sqlite:///own.db"
     assert how_to_open("postgresql://me:s3cret@db/x") == ".venv/bin/mlflow ui --backend-store-uri 'postgresql://…@db/x'"
+
+
+def test_a_deleted_experiment_is_named_before_the_run_and_costs_nothing_once_it_is_restored(tmp_path, hasty):
+    """It may be deleted while a run is under way, too."""
+    from mlflow.tracking import MlflowClient
+
+    uri, warnings = f"sqlite:///{tmp_path}/mlflow.db", list[str]()
+    tracker = begin(uri, "gone", tmp_path, warnings)
+    wait_until(lambda: all_delivered(tmp_path))
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("gone").experiment_id
+    check_not_deleted(uri, "gone")
+    client.delete_experiment(experiment)
+    tracker.log("dpo", 1, 1, {"train/loss": 0.5})
+    (line,) = tracker.finish("interrupted")
+    assert "records, which wait in" in line and not all_delivered(tmp_path)
+    assert (
+        len(warnings) == 1
+        and f"'gone' is deleted there; restore it (mlflow experiments restore --experiment-id {experiment})"
+        in warnings[0]
+    )
+    with pytest.raises(
+        BadInput, match=r"tracking: MLflow at sqlite:.*: the experiment 'gone' is deleted there; restore it"
+    ):
+        check_not_deleted(uri, "gone")
+    again = begin(uri, "gone", tmp_path, warnings)
+    assert (
+        "records, which wait in" in again.finish("interrupted")[0]
+    )  # the next run finds it deleted, and loses nothing
+    client.restore_experiment(experiment)
+    assert begin(uri, "gone", tmp_path, warnings).finish("done") == []
+    assert history(uri, runs(uri, "gone")["dpo · seed 1"], "train/loss") == [(1, 0.5)]

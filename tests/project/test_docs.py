@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from docs import generate_output_files
+from docs import generate_experiments, generate_output_files
 from docs.generate_recipes import models, pages
 from rlhf_bench.recipe import Recipe
 from tests.project.test_layering import MAY_IMPORT
@@ -47,6 +48,23 @@ def test_the_recipe_reference_explains_no_key_with_words_of_python(recipe_pages)
 def test_the_page_on_output_files_is_what_its_generator_writes():
     committed = generate_output_files.PAGE.read_text("utf-8")
     assert committed == generate_output_files.page(), "run .venv/bin/python -m docs.generate_output_files"
+
+
+def test_the_page_on_experiments_says_what_its_data_say():
+    committed = generate_experiments.PAGE.read_text("utf-8")
+    assert committed == generate_experiments.page(), "run .venv/bin/python -m docs.generate_experiments"
+
+
+def test_an_interval_with_the_noise_of_shared_draws_holds_the_difference():
+    generator = np.random.default_rng(0)
+    arms, seeds, prompts, held = (0.7, 0.62), 5, 400, 0
+    for _ in range(300):
+        draws = generator.random((2, 1, prompts))  # an arm's seeds share them: right where its probability is larger
+        skills = np.array(arms)[:, None, None] + generator.normal(0, 0.01, (2, seeds, 1))
+        own, other = (draws < skills).mean(axis=2)
+        found = generate_experiments.widened((own - other).tolist(), [own.mean(), other.mean()], prompts)
+        held += found.contains(arms[0] - arms[1])
+    assert held >= 0.93 * 300
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -43,7 +43,19 @@ ENGINES = {
 NUMERICS = {"torch", "numpy", "pydantic"}
 LIBRARIES = {
     "methods": NUMERICS,
-    "tasks": {"numpy", "pydantic", "pandas", "pyarrow", "datasets", "math_verify"},
+    "tasks": {
+        "numpy",
+        "pydantic",
+        "pandas",
+        "pyarrow",
+        "datasets",
+        "fsspec",
+        "math_verify",
+        "pronouncing",
+        "if_verifiable",
+        "langdetect",
+        "reasoning_gym",
+    },
     "diagnostics": NUMERICS | {"scipy", "rapidfuzz"},
 }
 """Of the rooms of pure functions: the libraries that they may import."""

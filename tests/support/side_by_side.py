@@ -21,7 +21,7 @@ from rlhf_bench.experiment.scheduler import Worker
 from rlhf_bench.experiment.shutdown import raise_on_signals
 from rlhf_bench.experiment.spec import ComparisonSpec, Runtime
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.results.store import open_directory
+from rlhf_bench.results.directory import open_directory
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.checkpoints import fetch, put
 from rlhf_bench.training.inputs import prepare_inputs
@@ -36,7 +36,7 @@ ARMS = {
 RECIPE = {
     "name": "r", "task": {"kind": "arithmetic", "digits": 1}, "compute": {"limit": 100.0}, "seeds": [1, 2],
     "model": {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32},
-    "data": {"train_prompts": 20, "max_response_tokens": 6, "off_policy_pairs": 8, "held_out_pairs": 2, "on_policy_prompts": 6,
+    "data": {"train_prompts": 20, "max_response_tokens": 6, "off_policy_pairs": 8, "held_out_pairs": 2,
              "candidates_per_prompt": 4},
     "sft": {"demonstrations": 4, "steps": 2}, "evaluation": {"prompts": 2, "marks": [0.5, 1.0]}, "arms": ARMS,
 }  # fmt: skip
@@ -49,11 +49,13 @@ class Trained(Learner):
     seconds: float = 0.0
     loses: list = field(default_factory=list)
     seed: int = 0
+    origin: int = 0  # the weights that it was loaded from
 
-    def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0):
+    def load(self, name, path, seed=0, learning_rate=None, max_grad_norm=1.0, adam=None):
         super().load(name, path, seed)
         if name == "policy":
-            self.seed = seed
+            self.seed, saved = seed, path / "model.safetensors"
+            self.origin = int(saved.read_text()) if saved.exists() else 0
             self.stepped.clear()
 
     def begin_steps(self, work, temperature=1.0):
@@ -69,7 +71,7 @@ class Trained(Learner):
         return Pending((found, self.steps_cost(work)), [], 0)
 
     def weights(self, name):
-        return self.seed * 1000 + len(self.stepped)
+        return self.origin + self.seed * 1000 + len(self.stepped)
 
     def save(self, name, path):
         path.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ class Tracker:
 class Unreported(Comparison):
     """Ends with its tables: drawing their report takes longer than all the rest."""
 
-    def _publish(self, settings, timing, elsewhere):
+    def _publish(self, timing, elsewhere):
         return None
 
 
@@ -114,6 +116,7 @@ class Made:
         open_directory(self.directory, settings, inputs.fingerprint["data"])
         self.learners = [Trained(seconds=seconds, loses=list(loses) if n == 0 else []) for n in range(workers)]
         self.pools = [Pool(inputs.tokenizer) for _ in range(workers)]
+        self.begun = []  # what evaluators were told: worker, base, for trials?, charged?
         self.recovered, self.shown, self.tracker = [], io.StringIO(), Tracker()
         self.never = threading.Event()
         made = [self._worker(n) for n in range(workers)]
@@ -130,6 +133,8 @@ class Made:
                 tracker=self.tracker,
                 display=ProgressDisplay(self.directory, self.shown),
                 tags={"run_key": "k", "commit": "", "machine": ""},
+                versions={"torch": "2"},
+                threads=lambda: {"learner": "1"},
                 began=time.perf_counter(),
                 begin_report=lambda: "elsewhere",
             ),
@@ -143,9 +148,15 @@ class Made:
         with time_of_its_own.busy("starting"):
             pool = self.pools[n]
         scorer = LengthScorer() if any(arm.feedback != "judge" for arm in self.settings.arms.values()) else None
-        evaluator = Evaluator(lambda weights: weights / 1e4, late=bool(n % 2))
+        self.scorer = scorer
+        evaluator = Evaluator(lambda weights: weights / 1e7, late=bool(n % 2))
         roles = Roles(pool, scorer, self.learners[n], evaluator, Sync(pool), time_of_its_own)
-        return Worker(roles, lambda start, tuning: (), lambda arm, seed: None, lambda lost: self.recovered.append(n))
+
+        def begin(start, tuning, charged):
+            self.begun.append((n, start.base.name, tuning, charged))
+            return ()
+
+        return Worker(roles, begin, lambda arm, seed: None, lambda lost: self.recovered.append(n))
 
     def run(self):
         return self.comparison.run()

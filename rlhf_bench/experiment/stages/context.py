@@ -18,3 +18,8 @@ class StageContext:
     roles: Roles
     cache: Cache
     say: Callable[[str], None]
+    seed: int = 0  # of the comparison, where each has stages of its own
+
+    def seed_of(self, stage: int) -> int:
+        """A stage's own seed, below 1000, as a seed of the comparison varies it."""
+        return stage + 1000 * self.seed

@@ -39,7 +39,7 @@ def prepare_weaker_pairs(context: StageContext, given_up: threading.Event) -> Ca
     """
     recipe, cache = context.recipe, context.cache
     weaker, training_cost = fine_tune(
-        context, name="weaker", fraction=recipe.data.weaker_policy_steps, seed=WEAKER_SEED
+        context, name="weaker", fraction=recipe.data.weaker_policy_steps, seed=context.seed_of(WEAKER_SEED)
     )
     key = [
         context.inputs.fingerprint,
@@ -98,9 +98,11 @@ def _pairs_on(
         if given_up.is_set():
             raise RunFailed("off-policy pairs: given up, since the run has ended")
         chunk = prompts[at : at + min(256, max(32, 5 * (wanted - len(pairs)) // 4))]
-        sampling = Sampling(data.candidates_per_prompt, data.max_response_tokens, data.temperature, PAIR_SEED + at)
+        sampling = Sampling(
+            data.candidates_per_prompt, data.max_response_tokens, data.temperature, context.seed_of(PAIR_SEED) + at
+        )
         groups, cost = context.roles.pool.generate(chunk, sampling)
-        judged, judging = Judge(inputs.task, inputs.tokenizer)(groups)
+        judged, judging = Judge(inputs.task, inputs.codec)(groups)
         total += cost + judging
         pairs += best_and_worst(reward_groups(judged, "judge", None)[0])
         at += len(chunk)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_bench.core import given as given_models
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Group, Pair, Sampling
 from rlhf_bench.experiment.stages.context import StageContext
 from rlhf_bench.experiment.stages.sft import train
 from rlhf_bench.methods.supervised import REWARD_MODEL
-from rlhf_bench.models.loading import RewardScaling
-from rlhf_bench.models.validation import identity
+from rlhf_bench.models.loading import REWARD, RewardScaling
 from rlhf_bench.training.inputs import REWARD_SEED
 from rlhf_bench.training.judging import Judge, reward_groups, row_of
 from rlhf_bench.training.pairs import preference_pairs, rows_of
@@ -27,7 +27,7 @@ from rlhf_bench.training.roles import RewardScorer
 
 
 def make_reward_model(context: StageContext, scorer: RewardScorer, base: Path, pairs: list[Pair]) -> tuple[Path, Cost]:
-    """The folder says where the weights are and how scores are scaled. The cost is charged to each arm that uses it."""
+    """A note of where the weights are and how scores are scaled. The cost is charged to each arm that uses it."""
     recipe, settings = context.recipe, context.recipe.reward_model
     given = settings.name_or_path
 
@@ -45,7 +45,7 @@ def make_reward_model(context: StageContext, scorer: RewardScorer, base: Path, p
         settings.model_dump(mode="json"),
         recipe.data.model_dump(mode="json"),
         base.name,
-        repr(pairs) if given is None else identity(given),
+        repr(pairs) if given is None else context.inputs.given[given_models.REWARD_MODEL].identity,
     ]
     path, made, found = context.cache.get("reward", key, make)
     if given is None:
@@ -54,15 +54,16 @@ def make_reward_model(context: StageContext, scorer: RewardScorer, base: Path, p
     else:
         context.say(f"reward model: {given}, its scale {'from the cache' if found else 'measured'} ({path.name})")
     context.roles.learner.free("critic")
-    return path, Cost(**made["cost"])
+    return path / REWARD, Cost(**made["cost"])
 
 
 def _sample_base(context: StageContext, base: Path) -> tuple[list[Group], Cost]:
     """Samples of the base policy, on the last training prompts."""
     data, prompts = context.recipe.data, context.recipe.reward_model.start_policy_prompts
-    context.roles.learner.load("policy", base, REWARD_SEED)
+    seed = context.seed_of(REWARD_SEED)
+    context.roles.learner.load("policy", base, seed)
     context.roles.sync.send(0)
-    sampling = Sampling(data.candidates_per_prompt, data.max_response_tokens, data.temperature, REWARD_SEED)
+    sampling = Sampling(data.candidates_per_prompt, data.max_response_tokens, data.temperature, seed)
     return context.roles.pool.generate(context.inputs.train[-prompts:], sampling)
 
 
@@ -73,12 +74,13 @@ def _train(
     settings, inputs, learner = context.recipe.reward_model, context.inputs, context.roles.learner
     pairs, total = list(off_policy) if settings.pairs != "start_policy" else [], Cost()
     if settings.pairs != "off_policy":
-        judged, total = Judge(inputs.task, inputs.tokenizer)(groups)
+        judged, total = Judge(inputs.task, inputs.codec)(groups)
         pairs += preference_pairs(reward_groups(judged, "judge", None)[0], settings.pairs_per_prompt)
     if not pairs:
         raise RunFailed("reward model: no training pairs; use reward_model.pairs: both")
-    learner.load("critic", base, REWARD_SEED, settings.learning_rate, settings.max_grad_norm)
-    last, cost = train(context, REWARD_MODEL, rows_of(pairs), settings=settings, seed=REWARD_SEED, what="reward model")
+    seed = context.seed_of(REWARD_SEED)
+    learner.load("critic", base, seed, settings.learning_rate, settings.max_grad_norm)
+    last, cost = train(context, REWARD_MODEL, rows_of(pairs), settings=settings, seed=seed, what="reward model")
     learner.save("critic", folder)
     inputs.tokenizer.save_pretrained(folder)
     return {"pairs": len(pairs), "train_accuracy": last["accuracy"]}, total + cost
@@ -86,9 +88,8 @@ def _train(
 
 def _set_scale(context: StageContext, scorer: RewardScorer, folder: Path, groups: Sequence[Group]) -> Cost:
     """Measure the scores of the base policy's samples, and write into `folder` how to scale them."""
-    given = context.recipe.reward_model.name_or_path
-    RewardScaling(given).write(folder)
-    scorer.load(folder, context.recipe.model.dtype)
+    given = None if context.inputs.reward_model is None else str(context.inputs.reward_model)
+    scorer.load(RewardScaling(given).write(folder), context.recipe.model.dtype)
     scores, cost = scorer.score([row_of(group) for group in groups])
     flat = np.array([score for row in scores for score in row])
     if not np.isfinite(flat).all():

@@ -27,14 +27,14 @@ def fine_tune(context: StageContext, *, name: str, fraction: float, seed: int) -
     settings = sft.model_copy(update={"steps": max(1, round(sft.steps * fraction))})
 
     def make(folder: Path) -> dict[str, Any]:
-        learner.load("policy", inputs.model, seed, settings.learning_rate, settings.max_grad_norm)
+        learner.load("policy", inputs.weights, seed, settings.learning_rate, settings.max_grad_norm)
         what = f"{name}: fine-tuning"
         last, cost = train(context, SFT, inputs.demonstrations, settings=settings, seed=seed, what=what)
         learner.save("policy", folder)
-        inputs.tokenizer.save_pretrained(folder)
+        inputs.codec.save(folder)
         return {"cost": asdict(cost), "loss": last["loss"]}
 
-    key = [inputs.fingerprint, settings.model_dump(mode="json"), seed]
+    key = [inputs.fingerprint, settings.model_dump(mode="json", exclude={"seed_follows"}), seed]
     path, made, found = context.cache.get(name, key, make)
     origin = "from the cache" if found else "trained"
     context.say(f"{name} policy: {origin}, final loss {made['loss']:.3f} ({path.name})")

@@ -1,4 +1,7 @@
-"""The starting point of all arms: base policy, off-policy pairs, reward model. Each is made once and kept in the cache."""
+"""The starting point of all arms: base policy, off-policy pairs, reward model, held-out pairs of the arms' own kinds.
+
+Each is made once and kept in the cache.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.types import Pair
 from rlhf_bench.experiment.stages.context import StageContext
+from rlhf_bench.experiment.stages.own_pairs import with_own_pairs
 from rlhf_bench.experiment.stages.pairs import OffPolicyPairs, prepare_weaker_pairs
 from rlhf_bench.experiment.stages.reward_model import make_reward_model
 from rlhf_bench.experiment.stages.sft import fine_tune
@@ -23,13 +27,10 @@ def make_start(context: StageContext) -> StartingPoint:
     """Train base policy and reward model and sample pairs, unless they are given or in the cache. There is a reward model
     where the roles have a scorer."""
     base, base_cost, pairs = _base_and_pairs(context)
-    held_out = {split: found for split, found in pairs.held_out.items() if found}
-    if not held_out:
-        context.say("held-out pairs: none, so likelihoods are not evaluated; raise data.held_out_pairs to see them")
     start = StartingPoint(
         base=base,
         pairs=pairs.train,
-        held_out_pairs=held_out,
+        held_out_pairs={split: found for split, found in pairs.held_out.items() if found},
         reward_model=None,
         base_cost=base_cost,
         pairs_cost=pairs.cost,
@@ -37,7 +38,12 @@ def make_start(context: StageContext) -> StartingPoint:
         reward_margins={},
     )
     scorer = context.roles.scorer
-    return start if scorer is None else _with_reward_model(context, scorer, start)
+    if scorer is not None:
+        start = _with_reward_model(context, scorer, start)
+    start = with_own_pairs(context, start)
+    if not start.held_out_pairs:
+        context.say("held-out pairs: none, so likelihoods are not evaluated; raise data.held_out_pairs to see them")
+    return start if scorer is None else _with_margins(context, scorer, start)
 
 
 def _base_and_pairs(context: StageContext) -> tuple[Path, Cost, OffPolicyPairs]:
@@ -52,7 +58,7 @@ def _base_and_pairs(context: StageContext) -> tuple[Path, Cost, OffPolicyPairs]:
                 making = background.submit(prepare_weaker_pairs(context, given_up))
             base, cost = inputs.model, Cost()
             if recipe.sft:
-                base, cost = fine_tune(context, name="base", fraction=1.0, seed=BASE_SEED)
+                base, cost = fine_tune(context, name="base", fraction=1.0, seed=context.seed_of(BASE_SEED))
             if making is not None:
                 return base, cost, making.result()
         finally:
@@ -62,11 +68,15 @@ def _base_and_pairs(context: StageContext) -> tuple[Path, Cost, OffPolicyPairs]:
 
 
 def _with_reward_model(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
-    """With the reward model, and its margins on the held-out pairs."""
+    """With the reward model, which the scorer holds from now on."""
     path, cost = make_reward_model(context, scorer, start.base, start.pairs)
     scorer.load(path, context.recipe.model.dtype)
-    margins = _margins(scorer, start.held_out_pairs)
-    start = replace(start, reward_model=path, reward_model_cost=cost, reward_margins=margins)
+    return replace(start, reward_model=path, reward_model_cost=cost)
+
+
+def _with_margins(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
+    """With the reward model's margins on the held-out pairs."""
+    start = replace(start, reward_margins=_margins(scorer, start.held_out_pairs))
     if accuracies := start.reward_model_accuracy:
         shown = ", ".join(f"{split} {share:.3f}" for split, share in accuracies.items())
         context.say(f"reward model: accuracy on held-out pairs {shown}")

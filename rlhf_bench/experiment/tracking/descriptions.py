@@ -37,8 +37,9 @@ def arm_finished(arm: ArmResult, seed: SeedResult, summary: Summary) -> str:
 
     spent = quantity(seed.spent[summary.unit], summary.unit)
     lines = [
-        f"{escaped(arm.name)}, seed {seed.seed}: **{escaped(seed.status)}**, score {decimal(seed.score)}, "
-        f"base policy {decimal(summary.base_score)}; KL {decimal(seed.kl)} nats; {spent} spent.",
+        f"{escaped(arm.name)}, seed {seed.seed}: **{escaped(seed.status)}**, score {decimal(seed.score)}, greedily "
+        f"{decimal(seed.greedy_score)}; base policy {decimal(summary.base_of(seed.seed))}; "
+        f"KL {decimal(seed.kl)} nats; {spent} spent.",
         f"Method {escaped(arm.method)}" + (f", data {escaped(arm.data)}." if arm.data else "."),
         FILES,
     ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import EvalPoint, Evaluation
-from rlhf_bench.experiment.tracking.tracker import Dataset
+from rlhf_bench.experiment.tracking.telling import Dataset
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import BEST, alias_of
@@ -22,7 +22,6 @@ from rlhf_bench.results.metrics import (
     BY_TOKENS,
     COMPARED,
     EVALUATION,
-    SCORE,
     TRAIN,
     Phase,
     compared_name,
@@ -50,11 +49,18 @@ def update_metrics(update: int, numbers: Mapping[str, float], spent: Mapping[str
 
 def evaluation_metrics(point: EvalPoint, evaluation: Evaluation) -> Steps:
     """Of one evaluation of a policy."""
-    numbers, at = evaluation.numbers, {"mark": point.mark, "fraction": point.fraction}
-    scores = {mlflow_name(SCORE, EVALUATION, split): result.score for split, result in evaluation.splits.items()}
-    yield point.update, scores | _named({**numbers, **at}, EVALUATION)
+    scores = [(name, split, v) for split, found in evaluation.splits.items() for name, v in found.scores.items()]
+    return scored_metrics(point, evaluation.numbers, scores)
+
+
+def scored_metrics(point: EvalPoint, numbers: Mapping[str, float], scores: Sequence[tuple[str, str, float]]) -> Steps:
+    """Of an evaluation by its numbers that are of no split, and its scores: name, split and value of each."""
+    at = {"mark": point.mark, "fraction": point.fraction}
+    named = {mlflow_name(name, EVALUATION, split): value for name, split, value in scores}
+    yield point.update, named | _named({**numbers, **at}, EVALUATION)
     compared = {name: value for name, value in numbers.items() if name in COMPARED[EVALUATION]}
-    yield from _against(scores | _named(compared, EVALUATION), point.spent, point.fraction)
+    shown = {mlflow_name(n, EVALUATION, split): v for n, split, v in scores if n in COMPARED[EVALUATION]}
+    yield from _against(shown | _named(compared, EVALUATION), point.spent, point.fraction)
 
 
 def _named(numbers: Mapping[str, float], phase: Phase) -> dict[str, float]:
@@ -72,7 +78,8 @@ def _against(compared: Mapping[str, float], spent: Mapping[str, float], fraction
 def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, Dataset]:
     """All data of a comparison, by name."""
     made_by = {"task": recipe.task.model_dump(mode="json")}
-    others = {**made_by, "pairs": "of the task's data" if inputs.pairs is not None else "of a weaker policy"}
+    origin = "of a weaker policy" if inputs.pairs is None else "of the task's data"
+    others = {**made_by, "pairs": "of the base policy's own answers" if inputs.pairs == [] else origin}
     found = [
         _dataset("demonstrations", "training", inputs.demonstrations, _DEMONSTRATIONS, made_by),
         _dataset("train_prompts", "training", inputs.train, _PROMPTS, made_by),
@@ -82,6 +89,8 @@ def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, 
         found.append(_dataset(f"held_out_prompts_{split}", "evaluation", prompts, _PROMPTS, made_by))
     for split, pairs in start.held_out_pairs.items():
         found.append(_dataset(f"held_out_pairs_{split}", "evaluation", pairs, _PAIRS, others))
+    for kind, pairs in start.own_pairs.items():
+        found.append(_dataset(f"own_pairs_{kind}", "evaluation", pairs, _PAIRS, {**made_by, "pairs": kind}))
     return {one.name: one for one in found if one.rows}
 
 

@@ -80,6 +80,16 @@ class RunEnded:
 
 
 @dataclass(frozen=True)
+class RunRecorded:
+    """An arm and seed has ended, and DIR has all of it: what MLflow lacks of it is to be sent."""
+
+    run: Run
+
+    def __str__(self) -> str:
+        return f"what is recorded of {self.run}"
+
+
+@dataclass(frozen=True)
 class ArtifactAdded:
     """A file to attach to a run; `path` is relative to DIR."""
 
@@ -143,11 +153,22 @@ class AliasSet:
         return f"the alias {self.alias} of {self.model}"
 
 
-Item = RunStarted | MetricsLogged | RunEnded | ArtifactAdded | DescriptionSet | DatasetUsed | ModelRegistered | AliasSet
+Item = (
+    RunStarted
+    | MetricsLogged
+    | RunEnded
+    | RunRecorded
+    | ArtifactAdded
+    | DescriptionSet
+    | DatasetUsed
+    | ModelRegistered
+    | AliasSet
+)
 KINDS: Mapping[str, type[Item]] = {
     "start": RunStarted,
     "points": MetricsLogged,
     "end": RunEnded,
+    "recorded": RunRecorded,
     "file": ArtifactAdded,
     "note": DescriptionSet,
     "input": DatasetUsed,
@@ -183,14 +204,26 @@ class Outbox:
             if "delivered" not in line:
                 yield _item(line), end
 
+    def start_of(self, run: Run) -> RunStarted | None:
+        """How that run began last, delivered or not; None where the file has nothing of it."""
+        found = None
+        for line, _ in self._lines(0):
+            if line.get("kind") == "start" and Run(*line["run"]) == run:
+                found = _item(line)
+        return found if isinstance(found, RunStarted) else None
+
     def delivered(self, end: int) -> None:
         """Mark all before byte `end` as delivered. Raises RunFailed where that cannot be written."""
         self._write({"delivered": end})
         self._delivered = end
 
+    def close(self) -> None:
+        """Keep the file, for a reader."""
+        self._file.close()
+
     def remove(self) -> None:
         """Delete the outbox, once everything is delivered."""
-        self._file.close()
+        self.close()
         self.path.unlink()
 
     def _write(self, line: Mapping[str, Any]) -> None:

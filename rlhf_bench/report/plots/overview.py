@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhf_bench.compute.engine_time import ACTIVITIES
 from rlhf_bench.core.plot_style import PALETTE
+from rlhf_bench.report.measures import was_recorded
 from rlhf_bench.report.plots.likelihoods import CHANGES, changes, fill_panels, handles, likelihoods, nothing
 from rlhf_bench.report.plots.style import (
     INK,
@@ -29,6 +30,7 @@ from rlhf_bench.report.plots.style import (
 )
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.tables import is_charged, phase_means
+from rlhf_bench.results.metrics import GREEDY_SCORE
 from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import Summary
@@ -60,6 +62,7 @@ def draw(recorded: RecordedComparison, summary: Summary) -> Plots:
     return Plots(
         comparison=(
             score_against_compute(recorded, summary),
+            *([greedy_against_compute(recorded, summary)] if was_recorded(recorded, GREEDY_SCORE) else []),
             score_against_kl(recorded, summary),
             likelihoods(recorded, summary),
             changes(recorded, summary),
@@ -92,6 +95,21 @@ def score_against_compute(recorded: RecordedComparison, summary: Summary) -> Plo
         "thin lines are single seeds, and the dashed line is the base model.",
         drawn(figure, "score-compute"),
         absent(summary, recorded_arms, "held-out score"),
+    )
+
+
+def greedy_against_compute(recorded: RecordedComparison, summary: Summary) -> Plot:
+    """Greedy held-out score at each fixed fraction of the budget."""
+    figure, axes = new_figure()
+    there = [curve(axes, arm, look, recorded.main_split, GREEDY_SCORE) for arm, look in styled(summary)]
+    axes.axhline(summary.base.greedy, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
+    label(axes, budget_label(summary), "held-out score, greedily")
+    legend(figure, summary, base=True)
+    return Plot(
+        "Greedy score against compute",
+        "The same of the most likely tokens. An arm that rises in samples and not here has become sharper, not abler.",
+        drawn(figure, "greedy-compute"),
+        absent(summary, there, "greedy score"),
     )
 
 
@@ -212,7 +230,7 @@ def overview(recorded: RecordedComparison, summary: Summary) -> Figure:
 def _score_curves(axes: Axes, recorded: RecordedComparison, summary: Summary) -> list[bool]:
     rows = recorded.main_split
     recorded_arms = [curve(axes, arm, look, rows, "score") for arm, look in styled(summary)]
-    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
+    axes.axhline(summary.base.score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
     label(axes, budget_label(summary), "held-out score")
     return recorded_arms
 
@@ -227,6 +245,6 @@ def _score_by_kl(axes: Axes, recorded: RecordedComparison, summary: Summary) -> 
             axes.plot(seed["kl"], seed["score"], color=look["color"], linewidth=0.6, alpha=0.5)
             axes.plot(seed["kl"], seed["score"], label=named(arm.name, number),
                       **look | {"linestyle": "none", "alpha": 0.85})  # fmt: skip
-    axes.axhline(summary.base_score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
+    axes.axhline(summary.base.score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
     label(axes, "KL to the base model (nats per response)", "held-out score")
     return recorded_arms

@@ -25,10 +25,11 @@ from matplotlib.lines import Line2D
 from rlhf_bench.core.plot_style import PALETTE, RC
 from rlhf_bench.core.text import listed
 from rlhf_bench.diagnostics import statistics
-from rlhf_bench.diagnostics.statistics import Interval
+from rlhf_bench.diagnostics.intervals import Interval
 from rlhf_bench.report.format import quantity
 from rlhf_bench.report.plots.svg import SvgFigure, axis_titles, named, points_of
 from rlhf_bench.report.sweeps import swept
+from rlhf_bench.results.metrics import SCORES
 from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE
 from rlhf_bench.results.summary import ArmResult, Summary
@@ -143,7 +144,7 @@ def curve(
         at = places[seeds].loc[finished.index].mean(axis=1).to_numpy()
         axes.plot(at, finished.mean(axis=1), label=named(called), **look)
         if details:
-            interval = statistics.share_interval if column == "score" else statistics.confidence_interval
+            interval = statistics.share_interval if column in SCORES else statistics.mean_interval
             _band(axes, at, [interval(v.dropna()) for _, v in finished.iterrows()], look["color"], named(called))
     return not table.empty
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from rlhf_bench.core.types import OWN
 from rlhf_bench.report.measures import was_recorded
 from rlhf_bench.report.plots.style import (
     INK,
@@ -40,7 +41,8 @@ def lines(
     there = [curve(axes, arm, look, recorded.main_split, column, across) for arm, look in styled(summary)]
     if zero:
         axes.axhline(0, color=INK, linestyle="--", linewidth=1)
-    horizontal = {"mark": budget_label(summary), "update": "updates", "margin": "margin Δ⁺ − Δ⁻ (nats)"}[across]
+    margin = "margin Δ⁺ − Δ⁻ (nats)"
+    horizontal = {"mark": budget_label(summary), "update": "updates", "margin": margin, f"{OWN}margin": margin}[across]
     label(axes, horizontal, vertical)
     legend(figure, summary)
     name = f"{column}-{across}".replace("/", "-").replace("_", "-")

@@ -55,7 +55,7 @@ def _plots(run: RecordedRun) -> tuple[Plot, ...]:
 
 def _read(recorded: RecordedComparison, arms: set[str]) -> tuple[RecordedRun | None, list[str]]:
     """The run's fields and trajectories, without the sweep's copies; or a sentence on why there are none."""
-    pairs = recorded.pairs
+    pairs = recorded.fixed_pairs
     if not ((pairs["split"] == MAIN_SPLIT) & (pairs["arm"].isin(list(arms))) & (pairs["mark"] > 0)).any():
         return None, ["Not recorded: held-out pairs one by one (pairs.parquet), so no trajectory can be drawn."]
     try:

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from rlhf_bench.core.text import listed
-from rlhf_bench.report.measures import Measure, Of, change, directions, few, largest, measures, metric, rows_of, short
+from rlhf_bench.report.measures import (
+    Measure,
+    Of,
+    change,
+    directions,
+    judged,
+    largest,
+    measures,
+    metric,
+    remarks,
+    rows_of,
+    short,
+)
 from rlhf_bench.report.plots.style import Plot, plotted
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, lines, two_lines
@@ -19,13 +31,14 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
     told = plotted(recorded, summary)
     measured, predicted = (metric(recorded, f"partial/pi_log_ratio{end}") for end in ("", "_theory"))
     seen = []
-    if norms := measures(told, change(recorded, "gradient/rejected_norm")):
+    (norms,) = judged(measures(told, change(recorded, "gradient/rejected_norm")))
+    if norms:
         seen.append(
             directions("Since the base policy, the rejected side's gradient norm", norms, "shrank in", "grew in")
         )
         if falling := measures(told, metric(recorded, "gradient/falling")):
             seen.append(
-                f"At the last evaluation, the share of pairs whose chosen response a small step of plain DPO would lower is largest in {largest(falling)}."
+                f"At the last evaluation, the largest mean share of pairs whose chosen response a small step of plain DPO would lower is that of {largest(falling)}."
             )
     else:
         seen.append(
@@ -38,7 +51,7 @@ def gradients(recorded: RecordedComparison, summary: Summary) -> Section:
         seen.append(
             "Not recorded: partial derivatives of the loss; no arm has a loss on pairs, or the run was made before these numbers were recorded."
         )
-    seen += few(norms, ratios)
+    seen += remarks(norms)
     return Section(
         "gradients",
         "Gradients",

@@ -13,19 +13,30 @@ from scipy import stats
 from rlhf_bench.core.text import listed
 from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
 from rlhf_bench.report.format import ABSENT
-from rlhf_bench.report.measures import Measure, Of, directions, few, measures, metric, rows_of, short
+from rlhf_bench.report.measures import (
+    Measure,
+    Of,
+    directions,
+    judged,
+    measures,
+    metric,
+    remarks,
+    rows_of,
+    short,
+)
 from rlhf_bench.report.plots.style import INK, Plot, absent, curve, drawn, label, legend, new_figure, plotted, styled
 from rlhf_bench.report.plots.svg import named
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS
 from rlhf_bench.report.tables import SPLIT_NAMES
+from rlhf_bench.results.base import recorded_seeds
 from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.summary import Summary
 
-ONE_MODEL = "The reward model's interval is over pairs (Clopper and Pearson): there is one of it."
+OVER_PAIRS = "The reward model's interval is over pairs (Clopper and Pearson)"
 PREDICTORS: Mapping[str, str] = {
     "ches": "CHES",
-    "ches_normalised": "CHES, length-normalised",
+    "ches_normalised": "length-normalised CHES",
     "edit_distance": "edit distance",
 }
 """Column of pairs.parquet, a property of the pair under the base policy → its name."""
@@ -40,28 +51,27 @@ def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
     implicit = {
         split: metric(recorded, "accuracy" if split == MAIN_SPLIT else f"accuracy/{split}") for split in HELD_OUT_SPLITS
     }
-    found = {split: measures(told, of) for split, of in implicit.items()}
-    found = {split: own for split, own in found.items() if own}
     explicit = {split: right for split in HELD_OUT_SPLITS if (right := _explicit(recorded, split)) is not None}
+    to_beat = {split: explicit[split].share if split in explicit else CHANCE for split in HELD_OUT_SPLITS}
+    groups = judged(*(measures(told, of, to_beat[split]) for split, of in implicit.items()))
+    found = {split: own for split, own in zip(implicit, groups, strict=True) if own}
     seen = [f"Not recorded: pairwise accuracy of the implicit rewards; {NO_PAIRS}"] if not found else []
     if not explicit:
         seen.append("No reward model scored the held-out pairs, so there is no explicit reward to compare with.")
     for split, own in found.items():
-        right = explicit.get(split)
-        if right:
+        if right := explicit.get(split):
             words = f"the reward model ranks {right.cell} of {right.pairs} pairs right; {against(right, own)}."
         else:
-            gaps = [Measure(one.arm, {seed: value - CHANCE for seed, value in one.values.items()}) for one in own]
             words = directions(
                 "implicit rewards",
-                gaps,
+                own,
                 "rank fewer than half of the pairs right in",
-                "rank more than half right in",
-                "rank half right in",
+                "rank more than half of the pairs right in",
+                "rank half of the pairs right in",
                 "cannot be told from chance in",
             )
         seen.append(f"{SPLIT_NAMES[split]}: {words}")
-    seen += few(*found.values())
+    seen += remarks(*found.values())
     rows = rows_of(summary, {_heading(recorded, split): implicit[split] for split in found})
     if rows and explicit:
         cells = {_heading(recorded, split): explicit[split].cell if split in explicit else ABSENT for split in found}
@@ -74,7 +84,7 @@ def ranking(recorded: RecordedComparison, summary: Summary) -> Section:
         "good on prompts like those of training only does not carry over.",
         tuple(seen),
         lambda: (_accuracy_plot(summary, recorded, found, explicit),) if found else (),
-        tables_of(Table(MEANS + (f" {ONE_MODEL}" if explicit else ""), rows)),
+        tables_of(Table(MEANS + (f" {_over_pairs(recorded)}" if explicit else ""), rows)),
     )  # fmt: skip
 
 
@@ -86,28 +96,27 @@ def displacement(recorded: RecordedComparison, summary: Summary) -> Section:
     seen = [f"Not recorded: held-out pairs one by one; {NO_PAIRS}"] if last.empty else []
     if not last.empty and not known:
         seen = ["Not recorded: CHES and edit distance of the held-out pairs."]
-    columns: dict[str, Of] = {}
-    for column in known:
-        columns[f"{PREDICTORS[column]}: rank correlation with Δ⁺"] = of = _correlation(last, column)
-        found = measures(told, of)
-        name = PREDICTORS[column]
+    columns: dict[str, Of] = {
+        f"{PREDICTORS[column]}: rank correlation with Δ⁺": _correlation(last, column) for column in known
+    }
+    groups = judged(*(measures(told, of) for of in columns.values()))
+    for name, found in zip((PREDICTORS[column] for column in known), groups, strict=True):
         if not found:
             seen.append(
-                f"{name[0].upper()}{name[1:]} is the same for all pairs, or the arms did not move: no correlation."
+                f"{name[0].upper()}{name[1:]} is the same for all pairs, or the arms did not move: there is no correlation."
             )
-        else:
-            seen.append(
-                directions(
-                    f"By rank correlation, a larger {name}",
-                    found,
-                    "goes with a lower Δ⁺ in",
-                    "goes with a higher Δ⁺ in",
-                    "goes with neither in",
-                    "goes with no settled change of Δ⁺ in",
-                )
+            continue
+        seen.append(
+            directions(
+                f"By rank correlation, a larger {name}",
+                found,
+                "goes with a lower Δ⁺ in",
+                "goes with a higher Δ⁺ in",
+                "goes with neither in",
+                "goes with no settled change of Δ⁺ in",
             )
-    if known:
-        seen += few(*(measures(told, of) for of in columns.values()))
+        )
+    seen += remarks(*groups)
     return Section(
         "displacement",
         "Which pairs lose their chosen response",
@@ -155,14 +164,29 @@ def _explicit(recorded: RecordedComparison, split: str) -> Right | None:
 
 
 def _pair_properties(recorded: RecordedComparison, column: str, split: str) -> pd.Series:
-    """pair_id → the value of a column that every evaluation repeats, of the pairs that have it."""
-    own = recorded.pairs[recorded.pairs["split"] == split]
-    return own.assign(value=numbers(own, column)).groupby("pair_id")["value"].first().dropna()
+    """Pair → the value of a column that every evaluation repeats, of the pairs that have it."""
+    pairs = recorded.fixed_pairs
+    own = pairs[pairs["split"] == split]
+    return own.assign(value=numbers(own, column), pair=_pair(recorded, own)).groupby("pair")["value"].first().dropna()
+
+
+def _pair(recorded: RecordedComparison, rows: pd.DataFrame) -> pd.Series:
+    """What tells one pair from another. Where each seed has a base policy of its own, so are its pairs and their properties."""
+    if not recorded_seeds(recorded.base):
+        return rows["pair_id"]
+    return rows["seed"].astype(str) + " " + rows["pair_id"].astype(str)
+
+
+def _over_pairs(recorded: RecordedComparison) -> str:
+    """What the reward model's interval is over."""
+    several = recorded_seeds(recorded.base)
+    return f"{OVER_PAIRS}{', those of all seeds together' if several else ': there is one of it'}."
 
 
 def _heading(recorded: RecordedComparison, split: str) -> str:
-    pairs = recorded.pairs.loc[recorded.pairs["split"] == split, "pair_id"].nunique()
-    return f"{SPLIT_NAMES[split]} ({pairs} pairs)" if pairs else SPLIT_NAMES[split]
+    pairs = recorded.fixed_pairs
+    count = pairs.loc[pairs["split"] == split, "pair_id"].nunique()
+    return f"{SPLIT_NAMES[split]} ({count} pairs)" if count else SPLIT_NAMES[split]
 
 
 def _accuracy_plot(
@@ -206,13 +230,15 @@ def _accuracy_plot(
 
 def _last_evaluations(recorded: RecordedComparison, summary: Summary) -> pd.DataFrame:
     """The pairs of the main split at the last mark of every finished seed, with the properties of the pair beside."""
-    pairs = recorded.pairs[(recorded.pairs["split"] == MAIN_SPLIT) & (recorded.pairs["mark"] > 0)]
+    fixed = recorded.fixed_pairs
+    pairs = fixed[(fixed["split"] == MAIN_SPLIT) & (fixed["mark"] > 0)]
     finished = {(arm.name, seed.seed) for arm in summary.arms for seed in arm.finished}
     done = [key in finished for key in zip(pairs["arm"], pairs["seed"], strict=True)]
     pairs = pairs[np.array(done, dtype=bool)]
     last = pairs[pairs["mark"] == pairs.groupby(["arm", "seed"])["mark"].transform("max")]
     known = {column: _pair_properties(recorded, column, MAIN_SPLIT) for column in PREDICTORS}
-    return last.assign(**{column: last["pair_id"].map(values).astype("float64") for column, values in known.items()})
+    last = last.assign(pair=_pair(recorded, last))
+    return last.assign(**{column: last["pair"].map(values).astype("float64") for column, values in known.items()})
 
 
 def _correlation(last: pd.DataFrame, column: str) -> Of:
@@ -232,11 +258,9 @@ def _correlation(last: pd.DataFrame, column: str) -> Of:
 def _by_predictor(recorded: RecordedComparison, summary: Summary, last: pd.DataFrame, column: str) -> Plot:
     """Δ⁺ at the last evaluation against a predictor: each point is the mean over a group of pairs."""
     summary = plotted(recorded, summary)
-    values = last.drop_duplicates("pair_id").set_index("pair_id")[column].dropna()
+    values = last.drop_duplicates("pair").set_index("pair")[column].dropna()
     groups = values.rank(method="dense") if values.nunique() <= GROUPS else _quantile_groups(values)
-    rows = last.assign(
-        mark=last["pair_id"].map(groups), place=last["pair_id"].map(values.groupby(groups).transform("mean"))
-    )
+    rows = last.assign(mark=last["pair"].map(groups), place=last["pair"].map(values.groupby(groups).transform("mean")))
     rows = rows.groupby(["arm", "seed", "mark"])[["place", "chosen_logratio"]].mean().reset_index()
     rows = rows.rename(columns={"place": "predictor"})
     figure, axes = new_figure()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlhf_bench.core.text import listed
+from rlhf_bench.report.cells import difference_cell, p_cell
 from rlhf_bench.report.format import ABSENT, decimal
 from rlhf_bench.report.plots.style import plotted
-from rlhf_bench.report.verdict import difference_cell, p_cell
 from rlhf_bench.results.claims import SCORE, PairedComparison, compare
 from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary

@@ -5,16 +5,22 @@ And the gradients behind them. Numbers and how to read them: docs/diagnostics.md
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rlhf_bench.core.files import number_or_nan
 from rlhf_bench.core.text import listed
+from rlhf_bench.diagnostics.matched import Matched
 from rlhf_bench.report.measures import (
+    Measure,
     change,
     directions,
-    few,
+    judged,
     largest,
     measures,
     metric,
+    remarks,
     rows_of,
+    short,
     was_recorded,
 )
 from rlhf_bench.report.plots.likelihoods import PROBES
@@ -33,6 +39,8 @@ from rlhf_bench.report.plots.style import (
 from rlhf_bench.report.sections.base import Section, Table, tables_of
 from rlhf_bench.report.sections.curves import MEANS, NO_PAIRS, lines
 from rlhf_bench.report.sections.gradients import gradients
+from rlhf_bench.report.sections.own_pairs import own_pairs
+from rlhf_bench.results.claims import at_matched_margin
 from rlhf_bench.results.reader import RecordedComparison
 from rlhf_bench.results.summary import Summary
 
@@ -43,64 +51,81 @@ def properties(recorded: RecordedComparison, summary: Summary) -> tuple[Section,
     return (
         rejected_drop(recorded, summary),
         suppression(recorded, summary),
+        *own_pairs(recorded, summary),
         dispersion(recorded, summary),
         gradients(recorded, summary),
     )
 
 
 def rejected_drop(recorded: RecordedComparison, summary: Summary) -> Section:
-    """How fast the rejected response loses probability: against updates, and against the margin."""
+    """How fast the rejected response loses probability: by compute, by the margin, and how far at one margin."""
     told = plotted(recorded, summary)
-    by_update, by_margin = (metric(recorded, f"{over}rejected_logprob") for over in ("slope:", "per_margin:"))
+    by_compute, by_margin = (metric(recorded, f"{over}rejected_logprob") for over in ("slope:", "per_margin:"))
+    slopes, rates, margins = judged(
+        measures(told, by_compute), measures(told, by_margin, origin=-1.0), measures(told, metric(recorded, "margin"))
+    )
+    # Where the margin did not grow, a change per nat of it is a quotient of two noises.
+    grown = [one.arm for one in margins if one.side == "above"]
+    at = at_matched_margin(recorded, grown, "rejected_logratio")
     seen = [f"Not recorded: log-probabilities of held-out pairs; {NO_PAIRS}"]
     if was_recorded(recorded, "rejected_logprob"):
-        slopes, rates = measures(told, by_update), measures(told, by_margin)
-        seen = ["No finished arm has two evaluations, which a slope needs."]
-        if slopes:
-            seen = [
-                directions("The rejected response's log-probability (nats per update)", slopes, "fell in", "rose in")
-            ]
-        # Where the margin did not grow, a change per nat of it is a quotient of two noises.
-        grown = [one.arm for one in measures(told, metric(recorded, "margin")) if one.side == "above"]
-        rates = [one for one in rates if one.arm in grown]
-        if steep := [one for one in rates if one.mean < -1]:
-            most = min(steep, key=lambda one: one.mean)
-            seen.append(
-                f"Per nat of margin it fell by more than 1 in {listed([one.arm for one in steep])} (most in {most.arm}: "
-                f"{most.cell(sign=True)}): there the chosen response fell as well."
-            )
-        elif rates:
-            most = min(rates, key=lambda one: one.mean)
-            seen.append(
-                f"Per nat of margin it fell by more than 1 in no arm whose margin grew; the steepest is {most.arm}: {most.cell(sign=True)}."
-            )
-        if still := [one.arm for one in slopes if one.arm not in grown]:
-            seen.append(
-                f"The margin did not grow, or its growth is not settled, in {listed(still)}: the rate per nat of margin means nothing there."
-            )
-        seen += few(slopes)
+        seen = [*_drop_seen(slopes, rates, grown, at), *remarks(slopes, rates, margins)]
     return Section(
         "rejected",
         "Drastic drop of the rejected likelihood",
         "Losses on pairs can lower the rejected response far beyond what telling it from the chosen one takes. "
-        "The slope per update says how fast; the slope per nat of margin compares arms of different speed: −½ where "
-        "the chosen response rises as much as the rejected one falls, below −1 where both fall.",
+        "The slope over compute, in nats per whole budget, says how fast; the slope per nat of margin compares arms of "
+        "different speed: −½ where the chosen response rises as much as the rejected one falls, below −1 where both fall.",
         tuple(seen),
         lambda: (
-            lines(recorded, summary, "rejected_logprob", "Rejected log-probability against updates",
-                   "A lower and steeper line is a faster drop. An update costs different arms different amounts, so they end at "
-                   "different numbers of updates.", "rejected log-probability (nats)", across="update"),
+            lines(recorded, summary, "rejected_logprob", "Rejected log-probability against compute",
+                   "A lower and steeper line is a faster drop.", "rejected log-probability (nats)"),
             lines(recorded, summary, "rejected_logprob", "Rejected log-probability against margin",
                    "At the same margin, an arm with a lower line reached it by pushing the rejected response down.",
                    "rejected log-probability (nats)", across="margin"),
         ),
-        tables_of(Table(MEANS, rows_of(summary, {
-            "Slope (nats per update)": by_update,
+        tables_of(Table(f"{MEANS}{_matched(at)}", rows_of(summary, {
+            "Slope (nats per budget)": by_compute,
             "Slope per nat of margin": by_margin,
             "Change of the rejected, Δ⁻ (nats)": metric(recorded, "rejected_logratio"),
             "Margin Δ⁺ − Δ⁻ (nats)": metric(recorded, "margin"),
+            f"Δ⁻ at a margin of {short(at.level)} (nats)": lambda arm: at.values.get(arm, {}),
         }))),
     )  # fmt: skip
+
+
+def _drop_seen(slopes: Sequence[Measure], rates: Sequence[Measure], grown: Sequence[str], at: Matched) -> Iterator[str]:
+    """Where the rejected response fell, by compute and by margin. `grown`: the arms whose margin grew."""
+    if slopes:
+        yield directions("The rejected response's log-probability (nats per budget)", slopes, "fell in", "rose in")
+    else:
+        yield "No finished arm has two evaluations, which a slope needs."
+    if trusted := [one for one in rates if one.arm in grown]:
+        yield directions(
+            "Per nat of margin, the rejected response's log-probability",
+            trusted,
+            "fell by more than 1 nat, so that the chosen response fell as well, in",
+            "fell by less than 1 nat, or rose, in",
+            "fell by just 1 nat in",
+            "changed by an amount that cannot be told from a fall of 1 nat in",
+            ("most in", "least in"),
+        )
+    if still := [one.arm for one in slopes if one.arm not in grown]:
+        yield (
+            f"The margin did not grow, or its growth is not settled, in {listed(still)}: the rate per nat of margin means nothing there."
+        )
+    if at.why and len(grown) > 1:
+        yield f"There is no comparison at matched margin. {at.why}"
+
+
+def _matched(at: Matched) -> str:
+    """What the column at matched margin holds; empty where there is none."""
+    if at.why:
+        return ""
+    return (
+        f" A margin of {short(at.level)} nats is the most that every seed of the arms whose margin grew reaches; Δ⁻ is read where a "
+        "seed first has it, and left out for arms that were not evaluated before."
+    )
 
 
 def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
@@ -108,8 +133,8 @@ def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
     told = plotted(recorded, summary)
     seen = [f"Not recorded: log-ratios of held-out pairs; {NO_PAIRS}"]
     if was_recorded(recorded, "chosen_logratio"):
-        found = measures(told, metric(recorded, "chosen_logratio"))
-        scores = {one.arm: one for one in measures(told, change(recorded, "score"))}
+        (found,) = judged(measures(told, metric(recorded, "chosen_logratio")))
+        fallen = {one.arm for one in summary.standing.against_base if one.below}
         seen = [
             directions(
                 "At the last evaluation, the chosen response (Δ⁺ in nats)",
@@ -119,18 +144,18 @@ def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
             )
         ]
         lost = [one for one in found if one.side == "below"]
-        harmed = [one.arm for one in lost if one.arm in scores and scores[one.arm].side == "below"]
+        harmed = [one.arm for one in lost if one.arm in fallen]
         if harmed:
             seen.append(
                 f"The score fell as well in {listed(harmed)}: there, the loss is a degradation and not just a move to answers that are as good."
             )
         elif lost:
             seen.append(
-                "A fall of the score is settled in none of the arms whose chosen response lost: a loss alone is no failure."
+                "A fall of the score is settled in none of the arms whose chosen response lost probability: a loss alone is no failure."
             )
         if displaced := measures(told, metric(recorded, "displaced")):
-            seen.append(f"The largest share of displaced pairs (Δ⁺ < 0) is that of {largest(displaced)}.")
-        seen += few(found)
+            seen.append(f"The largest mean share of displaced pairs (Δ⁺ < 0) is that of {largest(displaced)}.")
+        seen += remarks(found)
     return Section(
         "suppression",
         "Degradation into response suppression",
@@ -156,23 +181,21 @@ def suppression(recorded: RecordedComparison, summary: Summary) -> Section:
 def dispersion(recorded: RecordedComparison, summary: Summary) -> Section:
     """Where probability went that left the pairs."""
     told = plotted(recorded, summary)
-    seen, all_found = [], []
-    for column, name in PROBES.items():
-        if found := measures(told, metric(recorded, f"{column}_logratio")):
-            all_found.append(found)
-            subject = f"The log-probability of “{name}” (nats per response)"
-            seen.append(directions(subject, found, "fell in", "rose in"))
+    subjects = {f"The log-probability of “{name}” (nats per response)": metric(recorded, f"{column}_logratio")
+                for column, name in PROBES.items()} | {
+        "Since the base policy, the entropy per token": change(recorded, "entropy"),
+        "Since the base policy, the likeliest token's probability": change(recorded, "argmax_confidence"),
+    }  # fmt: skip
+    groups = judged(*(measures(told, of) for of in subjects.values()))
+    seen = [
+        directions(subject, found, "fell in", "rose in")
+        for subject, found in zip(subjects, groups, strict=True)
+        if found
+    ]
     if lacking := [name for column, name in PROBES.items() if not was_recorded(recorded, f"{column}_logratio")]:
         why = "the set was empty, or the run was made before these numbers were recorded."
         seen.append(f"Not recorded: {listed(lacking)}; {why}")
-    for column, name in (
-        ("entropy", "the entropy per token"),
-        ("argmax_confidence", "the likeliest token's probability"),
-    ):
-        if found := measures(told, change(recorded, column)):
-            all_found.append(found)
-            seen.append(directions(f"Since the base policy, {name}", found, "fell in", "rose in"))
-    seen += few(*all_found)
+    seen += remarks(*groups)
     columns = {f"{name[0].upper()}{name[1:]} (nats)": metric(recorded, f"{c}_logratio") for c, name in PROBES.items()}
     own = {"Entropy (nats per token)": "entropy", "Argmax confidence": "argmax_confidence", "KL (nats)": "kl"}
     numbers = recorded.base.get("numbers") or {}

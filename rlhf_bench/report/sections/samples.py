@@ -41,7 +41,8 @@ def side_by_side(recorded: RecordedComparison, summary: Summary) -> tuple[Questi
     Arms answer with their last evaluation of the seed that `shown_seed` names.
     """
     samples = recorded.samples
-    answers = {BASE: _last_answers(samples[samples["arm"] == BASE])}
+    base = samples[samples["arm"] == BASE]  # one for each seed where seeds have their own: then the first one's answers
+    answers = {BASE: _last_answers(base[base["seed"] == base["seed"].min()])}
     for arm in summary.arms:
         own = samples[(samples["arm"] == arm.name) & (samples["seed"] == shown_seed(arm))]
         answers[arm.name] = _last_answers(own)

@@ -14,7 +14,7 @@ from rlhf_bench.report.sweeps import (
     sensitivity_sentences,
     sensitivity_table,
     sweeps,
-    tuning_sentence,
+    tuning_sentences,
     tuning_table,
 )
 from rlhf_bench.results.claims import metric_values
@@ -24,7 +24,7 @@ from rlhf_bench.results.summary import Summary
 METRICS = {
     "score": "held-out score",
     "chosen_logratio": "Δ⁺ of the chosen response (nats)",
-    "slope:rejected_logprob": "rejected log-prob. (nats per update)",
+    "slope:rejected_logprob": "rejected log-prob. (nats per budget)",
 }
 """What is drawn against a swept setting → the axis."""
 
@@ -42,7 +42,7 @@ def sensitivity(recorded: RecordedComparison, summary: Summary) -> Section:
         "Sensitivity and tuning",
         "An arm may do well at one value of a setting only. The range over the values is never 0: beside it stands "
         "the range that noise alone would cause.",
-        (*seen, tuning_sentence(recorded, summary)),
+        (*seen, *tuning_sentences(recorded, summary)),
         lambda: tuple(
             _plot([one for one in found if one.setting == setting], recorded, metric, words)
             for setting in settings

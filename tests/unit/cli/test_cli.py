@@ -36,12 +36,12 @@ def main(monkeypatch, *arguments):
 
 
 def test_check_prints_the_whole_recipe_and_what_each_arm_costs(tmp_path):
-    done = command(tmp_path, "check", "recipes/quickstart.yaml", "compute.limit=3.0e+12")
+    done = command(tmp_path, "check", "recipes/sums.yaml", "compute.limit=3.0e+12")
     assert done.returncode == 0, done.stderr
     assert "limit: 3000000000000.0" in done.stdout and "gae_lambda: 0.95" in done.stdout
     for arm in ("ppo", "dpo-offline", "dpo-on-policy", "flex-dpo"):
         assert f"  {arm}: " in done.stdout
-    assert done.stdout.rstrip().endswith("recipes/quickstart.yaml: valid")
+    assert done.stdout.rstrip().endswith("recipes/sums.yaml: valid")
 
 
 def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_check_prints_every_comparison_of_a_series_at_the_size_asked_for(tmp_pat
 
 
 def test_a_wrong_recipe_ends_with_two_and_one_line_per_problem(tmp_path):
-    done = command(tmp_path, "check", "recipes/quickstart.yaml", "sede=[1]", "compute.limit=-1")
+    done = command(tmp_path, "check", "recipes/sums.yaml", "sede=[1]", "compute.limit=-1")
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
@@ -95,18 +95,18 @@ def test_a_report_on_a_directory_that_is_not_there(monkeypatch, capsys, tmp_path
 def test_help_names_the_commands(monkeypatch, capsys):
     assert main(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("run", "check", "report"))
+    assert all(name in shown for name in ("run", "check", "report", "verify"))
 
 
-@pytest.mark.parametrize("name", ["run", "check", "report"])
+@pytest.mark.parametrize("name", ["run", "check", "report", "verify"])
 def test_every_command_has_help(name, monkeypatch, capsys):
     assert main(monkeypatch, name, "--help") == 0
     assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [
-    ("check",), ("bake", "recipes/quickstart.yaml"), ("run", "recipes/quickstart.yaml", "--seed", "one"),
-    ("check", "recipes/quickstart.yaml", "--fast"),
+    ("check",), ("bake", "recipes/sums.yaml"), ("run", "recipes/quickstart.yaml", "--seed", "one"),
+    ("check", "recipes/sums.yaml", "--fast"),
 ], ids=" ".join)  # fmt: skip
 def test_a_wrong_command_line_ends_with_two_and_no_traceback(arguments, monkeypatch, capsys):
     assert main(monkeypatch, *arguments) == 2
@@ -126,6 +126,44 @@ def test_exit_codes_and_the_line_that_names_the_cause(error, code, last_line, ca
 
     assert cli.exit_code(fails) == code
     assert capsys.readouterr().err.splitlines()[-1].startswith(last_line)
+
+
+def compiled(stop):
+    """What Ray's compiled code makes of a signal that comes while it builds a tuple."""
+    error = SystemError("<built-in method __new__> returned a result with an exception set")
+    error.__cause__ = stop
+    return error
+
+
+def test_a_signal_that_compiled_code_hid_in_another_error_is_that_signal(capsys):
+    from actors.supervision.failures import failure_reason
+
+    def fails():
+        try:
+            raise compiled(Stopped(15))
+        except Exception as error:  # as every caller of an actor does
+            failure_reason(error)
+
+    assert cli.exit_code(fails) == 143
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM: ")
+
+    def unhandled():
+        raise compiled(Stopped(2))
+
+    assert cli.exit_code(unhandled) == 130
+    with pytest.raises(SystemError):
+        cli.exit_code(lambda: failure_reason(compiled(None)))
+
+
+def test_an_error_that_follows_a_signal_is_not_hidden_behind_it():
+    def fails():
+        try:
+            raise Stopped(15)
+        finally:
+            raise OSError("no space left")  # as a file is closed
+
+    with pytest.raises(OSError, match="no space left"):
+        cli.exit_code(fails)
 
 
 def test_success_is_silent(capsys):

@@ -101,6 +101,8 @@ SMALL = {"name": "a", "task": {"kind": "arithmetic"}, "compute": {"limit": 1e12}
     ({"arms": {"dpo": {"method": "dpq"}}}, "dpq"),
     ({"arms": {"dpo": {"beta": 0.1}}}, "method"),
     ({"arms": {"a b": {"method": "dpo"}}}, "a b"),
+    ({"arms": {"base": {"method": "dpo"}}}, "base"),
+    ({"arms": {181 * "x": {"method": "dpo"}}}, "too long"),
     ({"name": None}, "None"),
 ])  # fmt: skip
 def test_the_schema_refuses_what_the_recipe_refuses(wrong, told):
@@ -130,7 +132,7 @@ def test_schema_prints_it(monkeypatch, capsys):
 
 def test_check_ends_with_one_line_of_json(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RLHF_BENCH_CACHE", str(tmp_path / "cache"))
-    assert main(monkeypatch, "check", ROOT / "recipes" / "quickstart.yaml", "--json") == 0
+    assert main(monkeypatch, "check", ROOT / "recipes" / "sums.yaml", "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert found["arms"].keys() == {"ppo", "dpo-offline", "dpo-on-policy", "flex-dpo"}

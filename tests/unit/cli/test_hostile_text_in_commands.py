@@ -48,8 +48,8 @@ def test_an_error_about_the_users_data_prints_none_of_its_control_characters(row
 
 def test_check_prints_a_recipe_without_its_control_characters(tmp_path, monkeypatch, capsys):
     path = tmp_path / "own.yaml"
-    quickstart = str(ROOT / "recipes" / "quickstart.yaml")
-    path.write_text(yaml.safe_dump({"extends": quickstart, "name": "own", "description": HOSTILE}))
+    sums = str(ROOT / "recipes" / "sums.yaml")
+    path.write_text(yaml.safe_dump({"extends": sums, "name": "own", "description": HOSTILE}))
     code, out, err = command(monkeypatch, capsys, "check", path)
     assert code == 0, err
     assert "⟨U+202E⟩" in out and not ACTING.search(out + err)

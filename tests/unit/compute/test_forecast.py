@@ -6,13 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_bench.compute.forecast import Lengths, arm_forecast, check_budget, reward_model_forecast, time_forecast
+from rlhf_bench.compute.forecast import (
+    Lengths,
+    arm_forecast,
+    check_budget,
+    data_use,
+    pair_forecast,
+    reward_model_forecast,
+)
 from rlhf_bench.compute.memory import memory_gib, transient_gib
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import Row
+from rlhf_bench.methods import METHODS
 from rlhf_bench.models import cpu_kernels
-from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, training_flops
+from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, side_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.models.loading import load_model, random_init_shape, write_random_model
 from rlhf_bench.models.lora import add_adapters
@@ -36,7 +44,7 @@ ARMS = {
 
 def recipe(arms=ARMS, limit=1e15, column="flops", **sections):
     base = {"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column}, "arms": arms}
-    data = {"on_policy_prompts": 10, "candidates_per_prompt": 6}
+    data = {"candidates_per_prompt": 6}
     reward_model = {"steps": 20, "examples_per_step": 8, "start_policy_prompts": 12}
     return parse_recipe(base | {"data": data, "reward_model": reward_model} | sections)
 
@@ -46,7 +54,7 @@ def alone(samples):
 
 
 def forecast(name, **sections):
-    r = recipe(**sections)
+    r = recipe(**sections)  # `arms` too, where they are not `ARMS`
     return arm_forecast(r, r.arms[name], SHAPE, N)
 
 
@@ -58,11 +66,61 @@ def test_an_offline_update_is_one_look_at_the_reference_and_one_step():
     assert f.update == Cost(flops=pytest.approx(flops), trained_tokens=tokens, scored_tokens=tokens)
 
 
-def test_on_policy_candidates_are_paid_before_the_first_update():
-    before, samples = forecast("on-policy").before, 10 * 6
-    assert before.flops == pytest.approx(generation_flops(SHAPE, [(7, 0, 5)] * samples))
-    assert (before.generated_tokens, before.judge_queries) == (samples * 5, samples)
-    assert forecast("on-policy").update == forecast("offline").update
+def test_on_policy_candidates_are_paid_with_the_update_that_learns_from_them():
+    offline, drawn, samples = forecast("offline"), forecast("on-policy"), 16 * 6
+    sampled = drawn.update.flops - offline.update.flops
+    assert drawn.before == Cost() and drawn.steady == drawn.update  # every pair's reference is measured once
+    assert sampled == pytest.approx(generation_flops(SHAPE, [(7, 0, 5)] * samples))
+    assert (drawn.update.generated_tokens, drawn.update.judge_queries) == (samples * 5, samples)
+
+
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_with_several_epochs_candidates_come_before_and_leave_room_to_train_on_them(epochs):
+    arms, samples = {"on-policy": ARMS["on-policy"] | {"epochs": epochs}}, 16 * 6
+    limit = 100 * forecast("on-policy").update.flops
+    f = forecast("on-policy", arms=arms, limit=limit)
+    draw = generation_flops(SHAPE, [(7, 0, 5)] * samples)
+    draws = f.before.flops / draw
+    assert draws == pytest.approx(round(draws)) and f.update == forecast("offline").update
+    each = draw + f.update.flops + (epochs - 1) * f.steady.flops
+    assert draws * each == pytest.approx(limit, abs=each) and draws * each <= limit
+    assert f.least.flops == pytest.approx(draw + f.update.flops)
+
+
+PAIRS = {"offline": (None, 16 * 10 / 40), "on-policy": (1, 16 * 10 / 64), "mixed": (1, 16 * 10 / 40), "online": (1, 4 * 10 / 64),
+         "twice": (2, None), "ppo": (None, 8 * 10 / 64)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_passes_over_pairs_and_over_prompts(name):
+    """Ten updates; the data has 40 pairs and 64 prompts."""
+    more = {"mixed": ARMS["on-policy"] | {"data": "chosen_on_policy"}, "twice": ARMS["on-policy"] | {"epochs": 2}}
+    arms = {name: (ARMS | more)[name] | {"feedback": "judge"}} if name != "offline" else {name: ARMS[name]}
+    data = {"candidates_per_prompt": 6, "train_prompts": 64}
+    one = forecast(name, arms=arms, data=data)
+    limit = 10 * one.update.flops if name != "twice" else 10 * (one.least.flops + one.steady.flops)
+    r = recipe(arms, limit=limit, data=data)
+    use = data_use(r, r.arms[name], arm_forecast(r, r.arms[name], SHAPE, N), off_policy_pairs=40)
+    if name == "offline":
+        assert (use.pair_passes, use.prompt_passes) == pytest.approx((PAIRS[name][1], None))
+    elif name == "twice":
+        assert use.pair_passes == 2 and use.prompt_passes == pytest.approx(16 * 10 / 64, rel=0.15)
+    else:
+        assert (use.pair_passes, use.prompt_passes) == pytest.approx(PAIRS[name])
+
+
+def test_training_on_a_pair_is_forecast_from_its_own_lengths():
+    arm = recipe().arms["on-policy"]
+    thrice = arm.model_copy(update={"epochs": 3})
+    f = forecast("offline")
+    assert 16 * pair_forecast(arm, SHAPE, 7, 5, 5).flops == pytest.approx(f.update.flops)
+    assert 16 * pair_forecast(thrice, SHAPE, 7, 5, 5).flops == pytest.approx(f.update.flops + 2 * f.steady.flops)
+    assert pair_forecast(thrice, SHAPE, 7, 4, 9).trained_tokens == 3 * 13
+    adaptive = METHODS["adaptive_flex_dpo"].settings(data="on_policy", adapt_every=4)
+    flops = side_gradients_flops(SHAPE, Layout.of([(7, [5, 5])] * 2), 20) / 2 / 4
+    assert pair_forecast(adaptive, SHAPE, 7, 5, 5).flops - pair_forecast(arm, SHAPE, 7, 5, 5).flops == pytest.approx(
+        flops, rel=0.1
+    )
 
 
 def test_a_ppo_update_holds_sampling_scoring_measuring_and_every_epoch_of_both_models():
@@ -81,7 +139,7 @@ def test_only_arms_that_ask_the_reward_model_pay_for_it():
     assert cost.flops > 0
     before = {name: arm_forecast(r, arm, SHAPE, N).before for name, arm in r.arms.items()}
     assert before["ppo"] == before["online"] == cost
-    assert before["offline"].flops < before["on-policy"].flops < cost.flops
+    assert before["offline"] == before["on-policy"] == Cost()
 
 
 def test_the_reward_models_forecast_holds_all_that_its_making_charges():
@@ -129,12 +187,12 @@ def test_a_given_reward_models_memory_is_its_own():
     assert passing[0]["scorer"] / passing[1]["scorer"] == pytest.approx(900 / 600)
 
 
-def test_candidates_that_the_reward_model_ranks_are_scored_before_the_first_update():
+def test_candidates_that_the_reward_model_ranks_are_scored():
     arms = {"a": {"method": "dpo", "data": "on_policy", "feedback": "reward_model"}}
     r = recipe(arms)
-    before, reward_model = arm_forecast(r, r.arms["a"], SHAPE, N).before, reward_model_forecast(r, SHAPE, N)
-    candidates = 10 * 6
-    assert before.scored_tokens - reward_model.scored_tokens >= candidates * 12
+    found, candidates = arm_forecast(r, r.arms["a"], SHAPE, N), 32 * 6
+    assert found.before == reward_model_forecast(r, SHAPE, N)
+    assert found.update.scored_tokens == candidates * 12 + 32 * 2 * 5  # and the pairs' reference
 
 
 @pytest.mark.parametrize("column", ["flops", "generated_tokens", "trained_tokens", "scored_tokens"])
@@ -149,12 +207,13 @@ def test_a_budget_that_no_update_fits_into_is_refused_by_the_arms_name(column):
 
 @pytest.mark.parametrize(("column", "endless"), [
     ("flops", []), ("trained_tokens", []), ("device_seconds", []),
-    ("generated_tokens", ["offline", "on-policy"]),
-    ("scored_tokens", ["offline", "on-policy"]),  # a row's reference is charged once
-    ("judge_queries", ["ppo", "offline", "on-policy", "online"]),  # their samples are scored by the reward model, or given
+    ("generated_tokens", ["offline", "epochs"]),
+    ("scored_tokens", ["offline", "epochs"]),  # a row's reference is charged once
+    ("judge_queries", ["ppo", "offline", "online", "epochs"]),  # their samples are scored by the reward model, or given
 ])  # fmt: skip
 def test_an_arm_that_never_spends_the_budgets_column_is_refused_by_name(column, endless):
-    arms = recipe(column=column, limit=1e15)
+    several = {} if column == "device_seconds" else {"epochs": ARMS["on-policy"] | {"epochs": 2}}
+    arms = recipe(ARMS | several, column=column, limit=1e15)
     if not endless:
         return check_budget(arms, SHAPE, N)
     with pytest.raises(BadInput) as refused:
@@ -183,14 +242,16 @@ def test_a_budget_of_exactly_one_update_is_enough():
 @pytest.mark.parametrize("name", ["ppo", "offline", "on-policy"])
 def test_a_trial_that_no_update_fits_into_is_refused_too(name):
     f, arms = forecast(name), {name: ARMS[name]}
-    first = f.before.flops + f.update.flops
-    if name == "ppo":  # trials are not charged for the reward model
-        first -= reward_model_forecast(recipe(), SHAPE, N).flops
-    trials = {"trials": [{"learning_rate": 1e-5}, {"learning_rate": 1e-4}], "seed": 7}
-    limit = 4 * (f.before.flops + f.update.flops)
-    check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / limit}), SHAPE, N)
-    with pytest.raises(BadInput, match=f"tuning.fraction: .* less than a trial of arm {name} needs"):
-        check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / limit}), SHAPE, N)
+    limit, first = 4 * (f.before.flops + f.update.flops), f.update.flops
+    if name == "ppo":  # a trial has its share of what the reward model leaves
+        limit += reward_model_forecast(recipe(), SHAPE, N).flops
+    trials = {"trials": [{"learning_rate": 1e-5}, {"learning_rate": 1e-4}], "seeds": [7]}
+    horizon = limit - f.before.flops
+    check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 1.001 * first / horizon}), SHAPE, N)
+    with pytest.raises(
+        BadInput, match=f"tuning.fraction: .* of what arm {name} has for training .* less than a trial needs"
+    ):
+        check_budget(recipe(arms, limit=limit, tuning=trials | {"fraction": 0.999 * first / horizon}), SHAPE, N)
 
 
 def test_memory_falls_with_sharding_and_counts_every_trained_model():
@@ -212,8 +273,8 @@ def test_memory_falls_with_sharding_and_counts_every_trained_model():
 @pytest.mark.parametrize("rank", [4, 64])
 def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
     sizes = ModelSettings(hidden_size=128, layers=4, heads=4, intermediate_size=384, max_length=256)
-    write_random_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
-    plain, model = (load_model(str(tmp_path), "causal", "float32", 0) for _ in range(2))
+    note = write_random_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
+    plain, model = (load_model(str(note), "causal", "float32", 0) for _ in range(2))
     add_adapters(model, LoraSettings(rank=rank), 0)
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.15)
@@ -243,8 +304,8 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
         hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
     )
     tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
-    write_random_model(sizes, tokenizer, 0, tmp_path)
-    model = load_model(str(tmp_path), "causal", dtype, 0)
+    note = write_random_model(sizes, tokenizer, 0, tmp_path)
+    model = load_model(str(note), "causal", dtype, 0)
     rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
@@ -276,23 +337,3 @@ def test_an_update_of_adapters_is_a_look_at_the_plain_reference_and_a_step_that_
     assert arm_forecast(r, r.arms["offline"], lora, N).update.flops == pytest.approx(flops)
     assert flops < arm_forecast(r, r.arms["offline"], SHAPE, N).update.flops
     assert arm_forecast(r, r.arms["on-policy"], lora, N).before == arm_forecast(r, r.arms["on-policy"], SHAPE, N).before
-
-
-def test_time_is_flops_over_what_the_learners_devices_do():
-    arms = {"offline": ARMS["offline"]}
-    on_cores = time_forecast(recipe(arms), recipe(arms).arms["offline"], SHAPE, N)
-    assert (on_cores.devices, on_cores.peak_tflops, on_cores.utilisation) == (1, 0.066, 0.6)
-    assert on_cores.seconds == pytest.approx(1e15 / (0.066e12 * 0.6))
-    r = recipe(arms, model={"dtype": "bfloat16"}, placement={"learner": {"actors": 4, "gpus": 1}})
-    on_gpus = time_forecast(r, r.arms["offline"], SHAPE, N)
-    assert on_gpus.seconds == pytest.approx(1e15 / (4 * 989e12 * 0.3))
-    r = recipe(arms, placement={"device": {"peak_tflops": 2, "utilisation": 0.5}})
-    assert time_forecast(r, r.arms["offline"], SHAPE, N).seconds == pytest.approx(1000)
-
-
-def test_a_budget_of_tokens_makes_time_by_the_updates_it_holds():
-    arms = {"offline": ARMS["offline"]}
-    r = recipe(arms, limit=1600, column="trained_tokens")  # ten updates of 16 pairs of two responses of five tokens
-    found = time_forecast(r, r.arms["offline"], SHAPE, N)
-    assert found.updates == 10 and found.flops == pytest.approx(10 * forecast("offline").update.flops)
-    assert time_forecast(recipe(arms, column="device_seconds"), r.arms["offline"], SHAPE, N) is None

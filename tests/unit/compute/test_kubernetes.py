@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from rlhf_bench.compute.kubernetes import RECIPE, WorkerGroup, job_name, rayjob, worker_groups
+from rlhf_bench.compute.kubernetes import RECIPE, WorkerGroup, as_yaml, job_name, rayjob, worker_groups
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.recipe import Placement, load_series, parse_recipe, recipe_data
 from tests.support.kuberay import ROOT, problems
@@ -16,10 +16,8 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 APART = {"colocated": False, "pinned": True}
 
 
-def render(path, *overrides, **options):
-    return rayjob(
-        recipe_data(path, overrides), [v.recipe for v in load_series(path, overrides)], "registry/image:1", **options
-    )
+def render(path, *overrides, image="registry/image:1", **options):
+    return rayjob(recipe_data(path, overrides), [v.recipe for v in load_series(path, overrides)], image, **options)
 
 
 def groups_of(job):
@@ -145,6 +143,18 @@ def test_a_series_is_one_job():
             "reliability.checkpoint_place: /home/me/checkpoints is a path",
         ),
         (["model.name_or_path=/home/me/model"], "model.name_or_path: /home/me/model is a path of this machine"),
+        (["model.name_or_path=~/model"], "model.name_or_path: ~/model is a path of this machine"),
+        (
+            ["model.tokenizer={kind: pretrained, name_or_path: ./model}"],
+            "model.tokenizer.name_or_path: ./model is a path",
+        ),
+        (["model.name_or_path=model.gguf"], "model.name_or_path: model.gguf is a path of this machine"),
+        (["tracking.uri=sqlite:////home/me/mlflow.db"], "tracking.uri: sqlite:////home/me/mlflow.db is a path"),
+        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: sqlite:///mlflow.db is a path of this machine"),
+        (["reliability.checkpoint_place=file:///home/me"], "reliability.checkpoint_place: file:///home/me is a path"),
+        (["tracking.uri=http://127.0.0.1:5000"], "tracking.uri: http://127.0.0.1:5000 is an address of this machine"),
+        (["tracking.uri=http://localhost"], "tracking.uri: http://localhost is an address of this machine"),
+        (["tracking.uri=http://[::1]:5000/x"], "and pods have [::1] to themselves; give one they can reach"),
         (["vary={key: placement.rollout.actors, values: [1, 2]}"], "this series varies the placement"),
         (["description=" + "x" * 250_000], "a manifest carries"),
     ],
@@ -153,6 +163,31 @@ def test_what_cannot_run_there_is_refused(overrides, line):
     with pytest.raises(BadInput) as refused:
         render(ROOT / "recipes/scale/cpu.yaml", *overrides)
     assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("override", [
+    "description=/data is ours", "description=http://localhost is not asked", "tracking.uri=sqlite:////shared/mlflow.db",
+    "tracking.uri=http://mlflow:5000", "tracking.uri=http://localhost.example.org", "reliability.checkpoint_place=s3://bucket/folder",
+    "model.name_or_path=OWNER/NAME", "model.name_or_path=/shared/model",
+])  # fmt: skip
+def test_what_pods_can_reach_is_taken(override):
+    """And so is what merely looks like a path, in a text."""
+    assert override.partition("=")[2] in as_yaml(render(ROOT / "recipes/scale/cpu.yaml", override))
+
+
+@pytest.mark.parametrize(
+    "image", ["", " ", "Registry/Image", "image:", "a b", "-x", "image@sha256:12", "http://r/image"]
+)
+def test_an_image_must_be_one(image):
+    with pytest.raises(BadInput, match=r"^--image .*: is not the name of an image; give one as "):
+        render(ROOT / "recipes/scale/cpu.yaml", image=image)
+
+
+@pytest.mark.parametrize(
+    "image", ["i:1", "registry.example.org:5000/a/b-c:0.1.0-gpu", f"r/i@sha256:{'0' * 64}", "localhost/i"]
+)
+def test_names_of_images(image):
+    assert image in as_yaml(render(ROOT / "recipes/scale/cpu.yaml", image=image))
 
 
 def test_names_of_recipes_become_names_of_jobs():

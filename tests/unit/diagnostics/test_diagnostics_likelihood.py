@@ -1,13 +1,17 @@
 """The 3D-properties' numbers, by hand and against numpy's own fits."""
 
+import math
+
 import numpy as np
 import pytest
 
+from rlhf_bench.core.types import PairEvaluation
 from rlhf_bench.diagnostics.likelihood import (
+    kl_numbers,
+    numbers_of_evaluated,
     pair_numbers,
     pairwise_accuracy,
     probe_numbers,
-    sequence_kl,
 )
 
 REFERENCE = np.array([[-1.0, -2.0], [-3.0, -1.0], [-2.0, -2.0], [-4.0, -1.0]])
@@ -35,6 +39,12 @@ def test_the_reference_itself_has_moved_nowhere():
     assert all(numbers[name] == 0 for name in still)
 
 
+def test_evaluated_pairs_have_the_same_numbers():
+    now = REFERENCE + CHANGE
+    pairs = [PairEvaluation("s", f"{i}", *now[i], *CHANGE[i], 1, 1, 0.0, 0.0, 1.0) for i in range(4)]
+    assert numbers_of_evaluated(pairs) == pytest.approx(pair_numbers(now, REFERENCE), abs=1e-12)
+
+
 def test_identities_between_the_numbers():
     numbers = pair_numbers(REFERENCE + CHANGE, REFERENCE)
     assert numbers["margin"] == pytest.approx(numbers["chosen_logratio"] - numbers["rejected_logratio"])
@@ -54,8 +64,9 @@ def test_probes_are_named_after_their_set():
     }
 
 
-def test_kl_estimated_from_samples_is_the_divergence():
-    """Two distributions on 5 outcomes: the mean over many draws from the first against the sum written out."""
-    p, q = np.array([0.5, 0.2, 0.1, 0.1, 0.1]), np.array([0.1, 0.2, 0.3, 0.2, 0.2])
-    drawn = np.random.default_rng(0).choice(5, 200_000, p=p)
-    assert sequence_kl(np.log(p)[drawn], np.log(q)[drawn]) == pytest.approx((p * np.log(p / q)).sum(), abs=0.01)
+def test_kl_and_its_error_are_those_of_the_mean_over_prompts():
+    """Samples of one prompt are no independent prompts: two prompts of 3 and 1 nats, however many samples they have."""
+    kl = np.array([[2.0, 4.0, 2.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
+    assert kl_numbers(kl) == pytest.approx({"kl": 2.0, "kl_error": 1.0})
+    assert kl_numbers(np.repeat(kl, 5, axis=1)) == pytest.approx(kl_numbers(kl))
+    assert math.isnan(kl_numbers(kl[:1])["kl_error"])

@@ -31,7 +31,17 @@ SAMPLES = [
 
 
 def made(pairs=PAIRS, samples=SAMPLES, training=(), longest=LONGEST, seed=0):
-    return make_probes(pairs, samples, training, EOS, VOCABULARY, longest, seed)
+    return make_probes(pairs, samples, training, {EOS}, VOCABULARY, longest, seed)
+
+
+def test_no_probe_is_a_side_of_a_further_held_out_pair():
+    """They are on the same prompts, and have no probes of their own."""
+    further = [pair("own", (5, 6), (7,), (12, 11, 10)), pair("elsewhere", (5, 7), (7,), (8,))]
+    probes = make_probes(PAIRS, SAMPLES, [], {EOS}, VOCABULARY, LONGEST, 0, further)
+    assert probes.rows["base_samples"][0].responses == ((8, EOS),) and not probes.notes
+    assert {row.id.split("/")[0] for rows in probes.rows.values() for row in rows} <= {p.id for p in PAIRS}
+    sides = {(p.prompt.token_ids, side) for p in (*PAIRS, *further) for side in (p.chosen_ids, p.rejected_ids)}
+    assert not sides & {(row.prompt_ids, row.responses[0]) for rows in probes.rows.values() for row in rows}
 
 
 def by_pair(probes, name):
@@ -160,7 +170,7 @@ def any_pairs(draw):
 def test_probes_are_never_sides_and_every_prompt_is_counted(held_out, training, seed):
     (pairs, samples), (trained, _) = held_out, training
     assume(all(p.chosen_ids != p.rejected_ids for p in pairs))
-    probes = make_probes(pairs, samples, trained, EOS, 9, 12, seed)
+    probes = make_probes(pairs, samples, trained, {EOS}, 9, 12, seed)
     sides = {(p.prompt.token_ids, side) for p in (*pairs, *trained) for side in (p.chosen_ids, p.rejected_ids)}
     for name in PROBE_SETS:
         rows = probes.rows.get(name, ())

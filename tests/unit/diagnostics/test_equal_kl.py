@@ -1,10 +1,11 @@
-"""Scores read off curves at a common KL."""
+"""Numbers read off curves at a common KL or margin."""
 
 import math
 
 import pytest
 
 from rlhf_bench.diagnostics.equal_kl import at_equal_kl
+from rlhf_bench.diagnostics.matched import matched
 
 
 def line(reach, score_at, looks=5):
@@ -64,3 +65,18 @@ def test_arms_without_a_curve_take_no_part_and_one_arm_alone_is_no_comparison():
     curve = {0: ([0.0, 1.0], [0.1, 0.2])}
     assert set(at_equal_kl({"a": curve, "b": curve, "silent": {}}).scores) == {"a", "b"}
     assert at_equal_kl({"a": curve, "silent": {}}).why == "Fewer than two arms recorded KL at their evaluations."
+
+
+def test_at_a_common_margin_the_number_is_straight_in_the_margin():
+    """A rejected log-ratio of −3 or −1 per nat of margin is that, wherever the evaluations lie."""
+    steep = {1: ([0.0, 1.0, 9.0], [0.0, -3.0, -27.0]), 2: ([0.0, 0.5, 4.0], [0.0, -1.5, -12.0])}
+    mild = {1: ([0.0, 0.3, 2.5], [0.0, -0.3, -2.5])}
+    found = matched({"steep": steep, "mild": mild}, "margin", lambda margin: margin)
+    assert found.level == 2.5
+    assert found.values == {"steep": {1: pytest.approx(-7.5), 2: pytest.approx(-7.5)}, "mild": {1: pytest.approx(-2.5)}}
+
+
+def test_without_a_common_margin_the_sentence_names_the_margin():
+    still = {1: ([0.0, -0.2], [0.0, 0.1])}
+    found = matched({"still": still, "moved": {1: ([0.0, 1.0], [0.0, 1.0])}}, "margin", lambda margin: margin)
+    assert math.isnan(found.level) and found.why.startswith("The arms have no margin in common: a seed of still")

@@ -16,7 +16,7 @@ def diverge(learner):
         pending = plain(work, temperature)
         losses, _ = pending.found
         for step, told in zip(work, losses, strict=True):
-            told["loss"] = math.nan if step.learning_rate == 1e30 else told["loss"]
+            told["loss"] = math.nan if step.learning_rate > 1e20 else told["loss"]
         return pending
 
     learner.begin_steps = begin_steps

@@ -1,4 +1,4 @@
-"""SIGTERM within the time for a checkpoint and outside of it, in a process of its own."""
+"""SIGTERM and its like within the time for a checkpoint and outside of it, in a process of its own."""
 
 import signal
 import subprocess
@@ -49,7 +49,7 @@ def ends(how, seconds, *signals):
     return process.returncode, said.split("\n")[:-1], errors, time.monotonic() - began
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_waits_for_a_checkpoint_and_the_code_tells_which_it_was(number):
     code, said, errors, _ = ends("stops", 20, number)
     assert code == 128 + number and said == ["checkpoint", f"stopped {number.name}"]
@@ -79,3 +79,18 @@ def test_a_signal_is_not_forgotten_when_an_error_that_might_be_survived_comes_to
 def test_where_nothing_can_be_kept_it_stops_at_once():
     code, said, _, seconds = ends("outside", 20, signal.SIGTERM)
     assert code == 143 and said == ["stopped SIGTERM"] and seconds < 10
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason_to_stop():
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-c", SCRIPT, "outside", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=30)[0] == "stopped SIGTERM\n" and process.returncode == 143

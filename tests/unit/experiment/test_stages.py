@@ -2,16 +2,19 @@
 
 import json
 import math
+import shutil
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import RunFailed
-from rlhf_bench.core.types import Pair, Prompt
+from rlhf_bench.core.given import REWARD_MODEL, Given
+from rlhf_bench.core.types import Pair, Prompt, Turn
 from rlhf_bench.experiment.stages.context import StageContext
 from rlhf_bench.experiment.stages.pairs import STORED, OffPolicyPairs
 from rlhf_bench.experiment.stages.start import make_start
@@ -19,10 +22,12 @@ from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import StartingPoint, prepare_inputs
+from rlhf_bench.training.inputs import OWN_SEED, REWARD_SEED, StartingPoint, prepare_inputs
 from rlhf_bench.training.judging import row_of
+from rlhf_bench.training.local_model import LocalModel, content_of
 from rlhf_bench.training.roles import Roles
-from tests.support.scripted import Learner, LengthScorer, Pool, Sync
+from tests.support.given_models import write_weights
+from tests.support.scripted import Learner, LengthScorer, Pending, Pool, Sync
 
 SMALL = {
     "name": "r", "compute": {"limit": 1e12}, "task": {"kind": "arithmetic", "digits": 1},
@@ -43,6 +48,12 @@ class ByFirstToken:
     def score(self, rows):
         return [[float(a[0]) for a in row.responses] for row in rows], Cost(flops=1)
 
+    def rounding(self, score):
+        return 0.0
+
+    def begin_score(self, rows):
+        return Pending(self.score(rows), [], 0)
+
 
 def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
     recipe = parse_recipe(SMALL | more)
@@ -53,6 +64,9 @@ def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
     if given is not None:  # nothing has that name: the scripted scorer reads no file
         reward_model = RewardModelSettings(name_or_path=given, start_policy_prompts=4)
         recipe = recipe.model_copy(update={"reward_model": reward_model})
+        local = LocalModel(REWARD_MODEL, given, None if Path(given).is_dir() else {"commit": given})
+        named = {REWARD_MODEL: Given(given, content_of(local, cache, said.append))}
+        inputs = replace(inputs, reward_model=Path(given), given=named)
     context = StageContext(recipe=recipe, inputs=inputs, roles=roles, cache=cache, say=said.append)
     return make_start(context), inputs, said, roles
 
@@ -159,9 +173,13 @@ class ByItsFolder(LengthScorer):
 
 
 class Seen(Pool):
+    """Remembers what the reward model was scaled on."""
+
     def generate(self, prompts, sampling):
-        self.groups, cost = super().generate(prompts, sampling)
-        return self.groups, cost
+        groups, cost = super().generate(prompts, sampling)
+        if sampling.seed == REWARD_SEED:
+            self.groups = groups
+        return groups, cost
 
 
 REWARDED = {"a": {"method": "dpo", "data": "online", "feedback": "reward_model"}}
@@ -186,7 +204,7 @@ def test_a_given_reward_model_is_not_trained_and_costs_the_scale_of_its_scores(t
         assert not any(name == "critic" for name, _, _ in roles.learner.loaded)
         (line,) = [line for line in said if line.startswith("reward model: some/")]
         assert ("from the cache" in line) == (time_ == "again")
-    assert [p.name for p in begun.reward_model.iterdir() if p.suffix == ".safetensors"] == []
+    assert sorted(p.name for p in begun.reward_model.parent.iterdir()) == ["cache.json", "reward.json"]
 
 
 def test_another_given_reward_model_gets_a_scale_of_its_own(tmp_path):
@@ -199,7 +217,7 @@ def test_another_given_reward_model_gets_a_scale_of_its_own(tmp_path):
 
 def test_a_given_reward_model_that_is_changed_in_place_gets_another_scale(tmp_path):
     (tmp_path / "model" / "parts").mkdir(parents=True)
-    weights = tmp_path / "model" / "parts" / "weights"
+    weights = tmp_path / "model" / "parts" / "model.safetensors"
     weights.write_text("one")
     before, again = (
         start(tmp_path, Seen, ByItsFolder(), arms=REWARDED, given=str(tmp_path / "model"))[0] for _ in "ab"
@@ -232,7 +250,7 @@ def test_an_unfinished_side_survives_the_cache(tmp_path):
 
 
 def test_stored_pairs_come_back_equal_with_scores_that_are_not_finite():
-    prompt = Prompt("p", "hi", "2", (1, 5), turns=(("user", "hi"),), where="prompts.jsonl:3")
+    prompt = Prompt("p", "hi", "2", (1, 5), turns=(Turn("user", "hi"),), where="prompts.jsonl:3")
     pair = Pair("a", prompt, (6, 2), (7, 8, 2), chosen_score=0.1, rejected_score=-math.inf, policy_version=3)
     pairs = OffPolicyPairs([pair], {"unseen": [replace(pair, chosen_score=math.nan)]}, Cost(flops=0.3))
     back = STORED.validate_python(json.loads(json.dumps(STORED.dump_python(pairs))))
@@ -257,7 +275,7 @@ def test_engines_sample_the_weaker_policys_pairs_while_the_learner_trains_the_ba
     begun, inputs, _, roles = start(tmp_path, pool=WaitsForTheBase, learner=learner)
     assert len(begun.pairs) == 8
     fresh, weaker, base = learner.loaded
-    assert fresh[1] == base[1] == inputs.model and "weaker" in str(weaker[1])
+    assert fresh[1] == base[1] == inputs.weights and "weaker" in str(weaker[1])
     assert roles.sync.versions == [0], "engines hold the weaker policy before they are asked"
 
 
@@ -285,3 +303,110 @@ def test_where_the_base_fails_the_pairs_are_given_up(tmp_path):
               task={"kind": "arithmetic", "digits": 2})  # fmt: skip
     assert sampled == [32], "one chunk was on its way"
     assert not list((tmp_path / "cache").glob("pairs-*"))
+
+
+def arms(**kinds):
+    """DPO arms by name: mode, or mode and feedback."""
+    return {name: {"method": "dpo", "data": kind} if isinstance(kind, str) else {"method": "dpo", "data": kind[0], "feedback": kind[1]}
+            for name, kind in kinds.items()}  # fmt: skip
+
+
+SCENARIOS = arms(both="on_policy", online="online", good="chosen_on_policy", bad="rejected_on_policy", off="offline")
+
+
+def text(inputs, ids):
+    return inputs.tokenizer.backend_tokenizer.decode(list(ids)).replace(" ", "")
+
+
+class Distinct(Pool):
+    """The base policy's answers, which are asked for last, are other ones than those of the weaker policy."""
+
+    def generate(self, prompts, sampling):
+        self.answers = ("right", "8+8") if sampling.seed >= OWN_SEED else ("right", "wrong")
+        return super().generate(prompts, sampling)
+
+
+def test_pairs_of_every_kind_that_an_arm_trains_on_are_made_of_the_base_policys_answers(tmp_path):
+    begun, inputs, said, roles = start(tmp_path, Distinct, arms=SCENARIOS)
+    assert set(begun.own_pairs) == {"on_policy", "chosen_on_policy", "rejected_on_policy"}
+    assert {len(found) for found in begun.own_pairs.values()} == {3}
+    fixed = {p.prompt.id: p for p in begun.held_out_pairs["in_distribution"]}
+    rejected = {kind: {text(inputs, p.rejected_ids) for p in found} for kind, found in begun.own_pairs.items()}
+    assert rejected == {"on_policy": {"8+8"}, "rejected_on_policy": {"8+8"}, "chosen_on_policy": {"77"}}
+    for found in begun.own_pairs.values():
+        assert {p.prompt.id for p in found} == set(fixed)  # on the same prompts, so that all kinds can be compared
+        assert {text(inputs, p.chosen_ids) for p in found} == {fixed[p.prompt.id].prompt.answer for p in found}
+    assert roles.learner.loaded[-1] == ("policy", begun.base, OWN_SEED) and roles.sync.versions[-1] == 0
+    assert begun.own_pairs_cost.judge_queries == 5 * 4 and begun.own_pairs_cost.generated_tokens > 0
+    assert any(line.endswith("3 chosen_on_policy, 3 on_policy, 3 rejected_on_policy") for line in said)
+
+
+def test_own_pairs_are_on_prompts_that_no_arm_trains_on(tmp_path):
+    begun, inputs, _, _ = start(tmp_path, arms=SCENARIOS)
+    trained = {p.token_ids for p in inputs.train} | {p.prompt.token_ids for p in begun.pairs}
+    own = [p for found in begun.own_pairs.values() for p in found]
+    assert own and not trained & {p.prompt.token_ids for p in own}
+    assert {p.prompt.id for p in own} <= {p.id for p in inputs.held_out["in_distribution"]}
+
+
+def test_the_data_of_offline_arms_alone_need_no_further_pairs(tmp_path):
+    begun, _, _, roles = start(tmp_path, arms=arms(off="offline"))
+    assert begun.own_pairs == {} and begun.own_pairs_cost == Cost() and len(roles.sync.versions) == 1
+
+
+def test_own_pairs_out_of_the_cache_are_the_same_also_where_an_arm_of_another_kind_joins(tmp_path):
+    first, _, _, _ = start(tmp_path, arms=arms(both="on_policy"))
+    again, _, said, roles = start(tmp_path, arms=SCENARIOS)
+    assert again.own_pairs["on_policy"] == first.own_pairs["on_policy"] and again.own_pairs_cost == first.own_pairs_cost
+    assert roles.pool.asked == [] and any(line.endswith("(answers from the cache)") for line in said)
+
+
+def test_an_arms_own_pairs_are_ranked_by_its_feedback(tmp_path):
+    """The scripted reward model likes long responses, the judge right ones."""
+    pool = lambda tokenizer: Pool(tokenizer, ("right", "wrong", "9+9+9"))  # noqa: E731
+    both = arms(judged="on_policy", scored=("on_policy", "reward_model"), mixed=("rejected_on_policy", "reward_model"))
+    begun, inputs, _, _ = start(tmp_path, pool, LengthScorer(), arms=both)
+    chosen = {kind: {text(inputs, p.chosen_ids) for p in found} for kind, found in begun.own_pairs.items()}
+    assert chosen["on_policy_by_reward_model"] == {"9+9+9"} and "9+9+9" not in chosen["on_policy"]
+    lengths = [(p.chosen_score > p.rejected_score) for p in begun.own_pairs["on_policy_by_reward_model"]]
+    assert all(lengths) and begun.own_pairs_cost.flops >= 3
+    # Without a reward model, where none of the arms to run needs it, its kinds are left out.
+    alone, _, _, _ = start(tmp_path, pool, arms=both)
+    assert set(alone.own_pairs) == {"on_policy"} and alone.own_pairs["on_policy"] == begun.own_pairs["on_policy"]
+
+
+def test_a_kind_without_a_pair_is_told(tmp_path):
+    class AlwaysRight(Distinct):
+        def generate(self, prompts, sampling):
+            return super().generate(prompts, sampling) if sampling.seed < OWN_SEED else Pool(self.tokenizer, ("right",)).generate(prompts, sampling)  # fmt: skip
+
+    begun, _, said, _ = start(tmp_path, AlwaysRight, arms=arms(both="on_policy"))
+    assert begun.own_pairs == {} and any(
+        "none of kind on_policy" in line and "raise evaluation.prompts" in line for line in said
+    )
+
+
+def of_the_model_itself(folder):
+    """The sections that start from a given model, without fine-tuning: no weaker policy then makes pairs."""
+    fresh = prepare_inputs(parse_recipe(SMALL), Cache(folder / "cache")).model
+    made = str(write_weights(shutil.copytree(fresh, folder / "given")))
+    model = {"name_or_path": made, "max_length": 32, "tokenizer": {"kind": "pretrained", "name_or_path": made}}
+    return {"model": model, "sft": None}
+
+
+def test_without_off_policy_pairs_the_held_out_ones_are_of_the_base_policys_answers(tmp_path):
+    own = {"online": {"method": "ppo", "feedback": "reward_model"}, **arms(scored=("on_policy", "reward_model"))}
+    begun, inputs, said, _ = start(tmp_path, Distinct, LengthScorer(), **of_the_model_itself(tmp_path), arms=own)
+    assert begun.pairs == [] and begun.pairs_cost == Cost() and begun.own_pairs_cost.judge_queries > 0
+    ((split, fixed),) = begun.held_out_pairs.items()
+    assert split == "in_distribution" and len(fixed) == 3
+    assert {p.prompt.id for p in fixed} <= {p.id for p in inputs.held_out[split]}
+    assert {text(inputs, p.chosen_ids) for p in fixed} <= {p.prompt.answer for p in fixed}  # ranked by the judge
+    assert set(begun.own_pairs) == {"on_policy_by_reward_model"}  # the arms' kind, and no other one
+    assert set(begun.reward_margins) == {p.id for p in fixed}
+    assert any("among the base policy's own answers" in note for note in inputs.notes)
+
+
+def test_without_off_policy_pairs_an_arm_of_that_kind_is_measured_on_the_same_pairs(tmp_path):
+    begun, _, _, _ = start(tmp_path, Distinct, **of_the_model_itself(tmp_path), arms=arms(both="on_policy"))
+    assert begun.held_out_pairs["in_distribution"] == begun.own_pairs["on_policy"] != []

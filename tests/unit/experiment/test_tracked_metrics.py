@@ -10,7 +10,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import table
-from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row, SplitResult
+from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row
 from rlhf_bench.experiment.tracking.descriptions import (
     MAX_CHARACTERS,
     arm_finished,
@@ -26,8 +26,11 @@ from rlhf_bench.experiment.tracking.metrics import (
 )
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import parse_recipe
+from rlhf_bench.results.final_scores import ArmScores, FinalScores
 from rlhf_bench.results.reader import read_recorded
+from rlhf_bench.results.standing import standing
 from rlhf_bench.results.summary import summarize
+from tests.support.scripted import split_result
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -56,10 +59,14 @@ def test_an_update_stands_at_its_number_and_what_is_compared_also_at_compute_and
 
 def test_a_look_stands_at_its_update_its_compute_and_its_tokens():
     look = EvalPoint(0.5, 9, SPENT, 0.5012, 3.0)
-    splits = {"in_distribution": SplitResult(0.75, {}, 4.0, ()), "unseen": SplitResult(0.5, {}, 4.0, ())}
+    splits = {"in_distribution": split_result(0.75, greedy=0.25), "unseen": split_result(0.5, greedy=1.0)}
     points = list(evaluation_metrics(look, Evaluation(splits, {"kl": 0.1, "margin": 2.0}, {}, 1.0)))
     assert [step for step, _ in points] == [9, 501, 42]
-    compared = {"score/in_distribution": 0.75, "score/unseen": 0.5, "kl": 0.1}
+    compared = {
+        "score/in_distribution": 0.75,
+        "score/unseen": 0.5,
+        "kl": 0.1,
+    }
     assert points[1][1] == {f"by_budget_permille/{name}": value for name, value in compared.items()}
     assert points[2][1] == {f"by_tokens/{name}": value for name, value in compared.items()}
     assert points[0][1]["evaluation/margin"] == 2.0 and points[0][1]["score/unseen"] == 0.5
@@ -72,7 +79,10 @@ def inputs(text="1+1="):
     found = SimpleNamespace(
         demonstrations=[Row("p0", (1, 2), ((3,),))], train=[prompt] * 3, held_out=held_out, pairs=None
     )
-    return found, SimpleNamespace(pairs=[pair], held_out_pairs={"in_distribution": [pair]})
+    start = SimpleNamespace(
+        pairs=[pair], held_out_pairs={"in_distribution": [pair]}, own_pairs={"on_policy": [pair] * 2}
+    )
+    return found, start
 
 
 def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
@@ -81,7 +91,7 @@ def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
     assert {name: (one.context, one.rows) for name, one in known.items()} == {
         "demonstrations": ("training", 1), "train_prompts": ("training", 3), "off_policy_pairs": ("training", 1),
         "held_out_prompts_in_distribution": ("evaluation", 1), "held_out_prompts_unseen": ("evaluation", 2),
-        "held_out_pairs_in_distribution": ("evaluation", 1),
+        "held_out_pairs_in_distribution": ("evaluation", 1), "own_pairs_on_policy": ("evaluation", 2),
     }  # fmt: skip
     assert known == datasets(recipe, *inputs())
     assert known["train_prompts"].digest != other["train_prompts"].digest
@@ -95,21 +105,25 @@ def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
 def test_an_arms_run_names_the_data_that_it_learns_from(data: DataMode, trains_on):
     used = used_by(data, datasets(parse_recipe(SMALL), *inputs()))
     assert [one.name for one in used if one.context == "training"] == trains_on
-    assert len([one for one in used if one.context == "evaluation"]) == 3
+    assert len([one for one in used if one.context == "evaluation"]) == 4
 
 
 def test_a_description_has_the_verdict_the_table_and_a_link_to_the_recipe(summary):
     text = comparison_finished(summary)
     assert "has the highest mean score" in text and "](artifact:recipe.yaml)" in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(lines) == 2 + len(summary.arms) + 1  # the headings, a line under them, the base policy
+    # The headings, a line under them, the arms, and the base policy, also at other temperatures.
+    assert len(lines) == 2 + len(summary.arms) + 1 + len(summary.base_at)
     assert all(any(f"| {arm.name} |" in line for line in lines) for arm in summary.arms)
     own = arm_finished(summary.arms[0], summary.arms[0].seeds[0], summary)
     assert f"{summary.arms[0].seeds[0].score:.3f}" in own and "](artifact:recipe.yaml)" in own
 
 
 def test_a_description_that_would_be_too_long_for_mlflow_says_how_many_rows_it_lacks(summary):
-    many = replace(summary, arms=tuple(replace(summary.arms[0], name=f"arm-{i}") for i in range(200)))
+    arm = summary.arms[0]
+    scores = FinalScores({seed.seed: seed.score for seed in arm.finished})
+    arms = tuple(replace(arm, name=f"arm-{i}") for i in range(200))
+    many = replace(summary, arms=arms, standing=standing({one.name: ArmScores(scores, scores) for one in arms}))
     text = comparison_finished(many)
     assert (
         len(text) <= MAX_CHARACTERS + 50

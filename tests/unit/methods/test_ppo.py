@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_bench.core.rounding import rounding_of
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import Outputs
 from rlhf_bench.methods.ppo import (
@@ -18,6 +19,7 @@ from rlhf_bench.methods.ppo import (
     next_kl_coefficient,
     policy_loss,
     prepare,
+    response_scores,
     value_loss,
     whiten,
 )
@@ -132,8 +134,112 @@ def test_gradcheck():
 
 def test_whitening_keeps_order_and_leaves_nothing_of_mean_and_scale():
     x = np.array([3.0, -1.0, 4.0, 1.0])
-    np.testing.assert_allclose(whiten(x), (x - 1.75) / np.sqrt(((x - 1.75) ** 2).mean()))
-    assert not whiten(np.full(4, 7.0)).any() and not whiten(np.array([7.0])).any()
+    np.testing.assert_allclose(whiten(x, 0.0), (x - 1.75) / np.sqrt(((x - 1.75) ** 2).mean()))
+    assert not whiten(np.full(4, 7.0), 0.0).any() and not whiten(np.array([7.0]), 0.0).any()
+
+
+def test_scores_are_whitened_without_shifting_their_mean():
+    """Mean 2 and deviation √2: m + (x − m)/σ. A shift would take the 2 away."""
+    scores, deviation = response_scores(np.array([1.0, 4.0, 1.0, 2.0]), 0.0, 1.0)
+    assert deviation == pytest.approx(np.sqrt(1.5))
+    np.testing.assert_allclose(scores, 2.0 + np.array([-1.0, 2.0, -1.0, 0.0]) / np.sqrt(1.5), rtol=1e-12)
+    assert scores.mean() == pytest.approx(2.0) and scores.std() == pytest.approx(1.0)
+
+
+# A wrong answer among many right ones, a reward model's scores, scores on another scale, far from 0, and all of one kind.
+FINISHED = [[1.0] * 15 + [0.0], [-3.1, 0.2, 1.9, 0.4], [-3e4, 2e3, 1.9e4], [101.0, 103.0], [1.0, 1.0], [0.0], [-7.0]]
+
+
+@pytest.mark.parametrize("penalty", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("finished", FINISHED, ids=str)
+def test_an_unfinished_response_scores_less_than_the_worst_finished_one(finished, penalty):
+    rewards = np.array([np.nan, *finished, np.nan])
+    scores, deviation = response_scores(rewards, 0.0, penalty)
+    assert scores[0] == scores[-1] == pytest.approx(scores[1:-1].min() - penalty / deviation, rel=1e-9)
+    assert scores[0] < scores[1:-1].min()
+    # In the reward's own units, too: whitened scores times the deviation are as far apart as rewards.
+    apart = deviation * (scores[1:-1] - scores[0])
+    np.testing.assert_allclose(apart, np.array(finished) - min(finished) + penalty, rtol=1e-6)
+
+
+def test_the_advantage_of_not_finishing_is_the_lowest_of_all():
+    """Responses of one token and a critic that knows nothing: the advantage is the score's."""
+    rows = [Row(str(i), (1,), ((3,),)) for i in range(5)]
+    zeros = [(np.zeros(1, np.float32),)] * 5
+    known = dict.fromkeys(("logprobs", "reference_logprobs", "values"), zeros)
+    rewards = [(-9.0,), (float("nan"),), (0.5,), (2.0,), (float("nan"),)]
+    found = np.concatenate(extras(prepare(rows, rewards, known, PPOSettings(), {}), "advantages"))
+    assert found[1] == found[4] < found[0] < found[2] < found[3]
+
+
+# What networks of these formats make of equal responses, relative to the score.
+NOISE = [("float32", 6e-7), ("float32", 1.5e-6), ("bfloat16", 1e-2), ("bfloat16", 2e-2)]
+
+
+def scored(noise, dtype, size, more=0.0):
+    """Four finished responses whose rewards are apart by rounding alone, or by `more`, as a scorer gives them."""
+    rewards = size * (1 + noise * np.array([0.5, -0.5, 0.25, -0.1])) + np.array([more, 0, 0, 0])
+    rounding = tuple(np.array([rounding_of(reward, dtype)]) for reward in rewards)
+    rows = [
+        Row(row.id, row.prompt_ids, row.responses, {"reward_rounding": rounding[2 * i : 2 * i + 2]})
+        for i, row in enumerate(ROWS)
+    ]
+    return rows, [rewards[:2].tolist(), rewards[2:].tolist()]
+
+
+def constant(values=0.7):
+    """Policy and reference agree, and the critic says the same of every state."""
+    ones = [np.full(n, -1.0, np.float32) for n in LENGTHS]
+    said = [np.full(n, values, np.float32) for n in LENGTHS]
+    return {
+        "logprobs": [tuple(ones[:2]), tuple(ones[2:])],
+        "reference_logprobs": [tuple(ones[:2]), tuple(ones[2:])],
+        "values": [tuple(said[:2]), tuple(said[2:])],
+    }
+
+
+@pytest.mark.parametrize("size", [1.0, -2.5, 40.0])
+@pytest.mark.parametrize(("dtype", "noise"), NOISE)
+def test_rewards_that_are_equal_up_to_rounding_are_no_preference(dtype, noise, size):
+    rows, rewards = scored(noise, dtype, size)
+    own = PPOSettings(kl_coefficient=0.0, gae_lambda=1.0)
+    prepared = prepare(rows, rewards, constant(), own, {}, dtype)
+    firsts = [returns[0] for returns in extras(prepared, "returns")]
+    assert np.ptp(firsts) < 1e-12 * abs(size) and prepared.metrics["reward_deviation"] == 1.0
+    # One that is better by more than that is preferred.
+    rows, rewards = scored(noise, dtype, size, more=3 * rounding_of(size, dtype))
+    firsts = [returns[0] for returns in extras(prepare(rows, rewards, constant(), own, {}, dtype), "returns")]
+    assert firsts[0] > max(firsts[1:]) + 1.0
+
+
+@pytest.mark.parametrize(("dtype", "noise"), NOISE)
+def test_advantages_that_are_equal_up_to_rounding_are_no_preference(dtype, noise):
+    """A critic that has learned what all responses earn, and is off by rounding."""
+    known, arm = constant(5.0), PPOSettings(kl_coefficient=0.0, gae_lambda=0.95)
+    rng = np.random.default_rng(0)
+    known["values"] = [
+        tuple((a * (1 + noise * rng.uniform(-0.5, 0.5, len(a)))).astype(np.float32) for a in row)
+        for row in known["values"]
+    ]
+    alike = prepare(ROWS, [(5.0, 5.0), (5.0, 5.0)], known, arm, {}, dtype)
+    assert not np.concatenate(extras(alike, "advantages")).any()
+    better = prepare(ROWS, [(5.0, 5.0), (5.0, 6.0)], known, arm, {}, dtype)
+    assert np.concatenate(extras(better, "advantages")).std() == pytest.approx(1.0)
+
+
+def test_the_price_of_a_nat_is_in_the_rewards_own_units():
+    """Rewards of mean 0 in other units, and k and the penalty in those units too: nothing changes."""
+    nested, _ = measured()
+    rewards = np.array([1.5, -2.0, 0.5])
+    found = []
+    for unit in (1.0, 0.01, 300.0):
+        arm = PPOSettings(kl_coefficient=0.3 * unit, missing_eos_penalty=0.7 * unit)
+        r = (rewards * unit).tolist()
+        prepared = prepare(ROWS, [r[:2], [float("nan"), r[2]]], nested, arm, {})
+        found.append(np.concatenate([*extras(prepared, "advantages"), *extras(prepared, "returns")]))
+        assert prepared.metrics["kl_penalty"] == pytest.approx(0.3 * unit * prepared.metrics["kl"])
+        assert prepared.metrics["reward_deviation"] == pytest.approx(unit * rewards.std())
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-9)
 
 
 def test_the_kl_coefficient_moves_towards_its_target():
@@ -167,17 +273,17 @@ def extras(prepared, name):
 
 
 def test_prepare_against_every_step_written_out():
-    arm = PPOSettings(kl_coefficient=0.3, discount=0.9, gae_lambda=0.7, missing_eos_score=-2.0)
+    arm = PPOSettings(kl_coefficient=0.3, discount=0.9, gae_lambda=0.7, missing_eos_penalty=2.0)
     nested, flat = measured()
     scores = np.array([0.5, 2.0, np.nan, -1.0])
     prepared = prepare(ROWS, [scores[:2].tolist(), scores[2:].tolist()], nested, arm, {})
     finished = scores[[0, 1, 3]]
-    white = (finished - finished.mean()) / finished.std()
-    given_score = [white[0], white[1], -2.0, white[2]]
+    deviation = finished.std()
+    given_score = [0.5 + (reward - 0.5) / deviation for reward in (0.5, 2.0, -1.0 - 2.0, -1.0)]  # their mean is 0.5
     gaps = [p.astype(float) - q for p, q in zip(flat["logprobs"], flat["reference_logprobs"], strict=True)]
     advantages, returns = [], []
     for r in range(4):
-        values, rewards = flat["values"][r].astype(float), -0.3 * gaps[r]
+        values, rewards = flat["values"][r].astype(float), -0.3 / deviation * gaps[r]
         rewards[-1] += given_score[r]
         errors = td_errors(rewards, values, 0.9)
         one = np.array([sum(0.63 ** (s - t) * errors[s] for s in range(t, len(errors))) for t in range(len(errors))])
@@ -190,7 +296,13 @@ def test_prepare_against_every_step_written_out():
         for got, one in zip(extras(prepared, name), arrays, strict=True):
             np.testing.assert_allclose(got, one, rtol=1e-6, err_msg=name)
     kl = np.mean([gap.sum() for gap in gaps])
-    expected = {"kl": kl, "kl_coefficient": 0.3, "kl_penalty": 0.3 * kl, "unfinished": 0.25}
+    expected = {
+        "kl": kl,
+        "kl_coefficient": 0.3,
+        "kl_penalty": 0.3 * kl,
+        "reward_deviation": deviation,
+        "unfinished": 0.25,
+    }
     assert prepared.metrics == pytest.approx(expected)
 
 
@@ -224,26 +336,28 @@ def test_samples_drawn_ahead_are_weighted_and_those_drawn_now_are_not():
 
 def test_a_responses_rewards_add_up_to_its_score_less_the_penalty():
     """With γ = λ = 1 the first token's return is everything the response earns."""
-    arm = PPOSettings(kl_coefficient=0.5, gae_lambda=1.0, missing_eos_score=-3.0)
+    arm = PPOSettings(kl_coefficient=0.5, gae_lambda=1.0, missing_eos_penalty=3.0)
     nested, flat = measured(1)
     prepared = prepare(ROWS, [(1.0, 2.0), (float("nan"), 3.0)], nested, arm, {})
-    score = [-np.sqrt(1.5), 0.0, -3.0, np.sqrt(1.5)]
+    deviation = np.sqrt(2 / 3)
+    reward = [1.0, 2.0, 1.0 - 3.0, 3.0]
     for r, returns in enumerate(extras(prepared, "returns")):
         gap = float((flat["logprobs"][r].astype(float) - flat["reference_logprobs"][r]).sum())
-        assert returns[0] == pytest.approx(score[r] - 0.5 * gap)
+        assert returns[0] == pytest.approx(2.0 + (reward[r] - 2.0 - 0.5 * gap) / deviation)
 
 
 def test_drifting_from_the_reference_costs_reward():
     arm = PPOSettings(kl_coefficient=0.5, gae_lambda=1.0)
     nested, _ = measured(2)
     away = nested | {"reference_logprobs": [tuple(a - 2.0 for a in row) for row in nested["reference_logprobs"]]}
-    near, far = (prepare(ROWS, [(1.0, 2.0), (0.0, 3.0)], m, arm, {}) for m in (nested, away))
+    rewards = [(1.0, 2.0), (0.0, 3.0)]
+    near, far = (prepare(ROWS, rewards, m, arm, {}) for m in (nested, away))
     for n, one, other in zip(LENGTHS, extras(near, "returns"), extras(far, "returns"), strict=True):
-        assert other[0] == pytest.approx(one[0] - 0.5 * 2.0 * n)
+        assert other[0] == pytest.approx(one[0] - 0.5 * 2.0 * n / np.std(rewards))
 
 
-def test_a_batch_without_a_single_finished_response_earns_missing_eos_scores_only():
-    arm = PPOSettings(kl_coefficient=0.0, gae_lambda=1.0, missing_eos_score=-1.5)
+def test_in_a_batch_without_a_single_finished_response_all_are_alike():
+    arm = PPOSettings(kl_coefficient=0.0, gae_lambda=1.0, missing_eos_penalty=1.5)
     nan = float("nan")
     prepared = prepare(ROWS, [(nan, nan), (nan, nan)], measured()[0], arm, {})
     assert all(a == pytest.approx(-1.5) for returns in extras(prepared, "returns") for a in returns)
@@ -308,11 +422,13 @@ def test_a_tokens_importance_multiplies_its_loss_and_its_gradient():
         np.testing.assert_allclose(weighted, plain * torch.tensor([0.5, 2.0]), rtol=1e-12)
 
 
-def test_the_critics_objective_is_weighted_by_its_coefficient():
-    out = outputs(values=double([0.1, 0.5]), extras={"old_values": [0.0, 0.0], "returns": [1.0, 1.0]})
-    loss, metrics = critic_objective(out, PPOSettings(value_coefficient=0.3))
-    np.testing.assert_allclose(loss.detach().numpy(), [0.3 * 0.5 * 0.81, 0.3 * 0.5 * 0.64], rtol=1e-12)
-    np.testing.assert_allclose(metrics["value_error"].numpy(), [0.81, 0.25], rtol=1e-12)
+def test_the_critics_objective_is_the_clipped_squared_error_and_its_gradient_the_error():
+    values = double([0.1, 0.5])
+    out = outputs(values=values, extras={"old_values": [0.0, 0.0], "returns": [1.0, -1.0]})
+    loss, metrics = critic_objective(out, PPOSettings())
+    np.testing.assert_allclose(loss.detach().numpy(), [0.5 * 0.81, 0.5 * 2.25], rtol=1e-12)
+    np.testing.assert_allclose(torch.autograd.grad(loss.sum(), values)[0].numpy(), [-0.9, 1.5], rtol=1e-12)
+    np.testing.assert_allclose(metrics["value_error"].numpy(), [0.81, 2.25], rtol=1e-12)
 
 
 def test_a_target_with_nothing_to_multiply_is_refused():

@@ -89,6 +89,9 @@ MODELS = {
                       r"model\.name_or_path: .*model\.safetensors: \S+ holds I8, no fractions; give .*"),
     "fewer positions": (changed_json("config.json", max_position_embeddings=16),
                         r"model\.max_length: 32 is more than the 16 positions of .*; lower it"),
+    "settings of generation that contradict each other": (
+        written("generation_config.json", b'{"top_k": 7}'),
+        r"model\.name_or_path: .*: its generation_config\.json contradicts itself: `top_k`: `do_sample` .*; correct that file"),
     "no tokenizer": (without("tokenizer.json"), r"model\.tokenizer\.name_or_path: .* \(it has no tokenizer\.json\); give .*"),
     "a broken tokenizer": (written("tokenizer.json", b"{"), r"model\.tokenizer\.name_or_path: cannot load .*; give .*"),
     "an empty tokenizer": (written("tokenizer.json", b"{}"), r"model\.tokenizer\.name_or_path: cannot load .*; give .*"),
@@ -115,7 +118,7 @@ def test_models_that_cannot_be_used(change, line, sound_model, tmp_path):
     ("model.name_or_path=./none", r"model\.name_or_path: there is no folder \./none; correct the path, or give .*"),
     ("model.tokenizer.name_or_path=./none", r"model\.tokenizer\.name_or_path: there is no folder \./none; correct .*"),
     ("model.max_length=64", r"model\.max_length: 64 is more than the 32 positions of .*; lower it"),
-    ("sft=null", r"sft: null needs a task whose data has pairs.*; set sft, or give pairs"),
+    ("sft=null", r"arms\.b\.data: offline needs off-policy pairs; .*; give pairs, or set sft, or use another data mode .*"),
 ])  # fmt: skip
 def test_what_does_not_go_with_a_model(override, line, sound_model, tmp_path):
     (tmp_path / "recipe.yaml").write_text(ENOUGH)

@@ -4,14 +4,19 @@ import io
 import json
 import pickle
 import sys
+from datetime import date
 
 import pytest
 import torch
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.types import Prompt
+from rlhf_bench.core.unusable import Unusable
+from rlhf_bench.models.chat import ChatTemplate
 from rlhf_bench.models.loading import load_model
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.models.validation import pretrained_model
+from tests.support.broken_models import write_sound_model
 from tests.support.hostile import Bomb, llama
 
 
@@ -59,3 +64,58 @@ def test_a_models_own_code_is_not_run_nor_asked_about(answer, tmp_path, monkeypa
     with pytest.raises(BadInput, match="tokenizer.name_or_path"):
         build_tokenizer(TokenizerSettings(kind="pretrained", name_or_path=str(folder)), [])
     assert not (tmp_path / "marker").exists() and sys.stdin.read() == answer
+
+
+def test_code_that_stands_beside_a_model_that_is_known_is_not_run_either(tmp_path, monkeypatch):
+    """transformers knows Llama, so it has the choice between its own class and the folder's."""
+    folder = write_sound_model(tmp_path)
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'marker')!r}).write_text('run')\n"
+    (folder / "own.py").write_text(code + "class Own: pass\n")
+    names = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    for file, own in (
+        ("config.json", dict.fromkeys(names, "own.Own")),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own"] * 2}),
+    ):
+        found = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(found | {"auto_map": own}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    pretrained_model(str(folder), 8, True)
+    for kind in ("causal", "scalar"):
+        assert type(load_model(str(folder), kind, "float32", 0).lm).__module__.startswith("transformers.models.llama")
+    build_tokenizer(TokenizerSettings(kind="pretrained", name_or_path=str(folder)), [])
+    assert not (tmp_path / "marker").exists() and sys.stdin.read() == "y\n" * 20
+
+
+ATTACKS = (
+    "{{ cycler.__init__.__globals__.os.system('touch MARKER') }}",
+    "{{ strftime_now.__func__.__globals__['__builtins__']['open']('MARKER', 'w') }}",
+    "{{ strftime_now.__self__.tokenizer.save_pretrained('MARKER') }}",
+    "{{ raise_exception.__globals__['__builtins__'].open('MARKER', 'w') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__()[0] }}",
+    "{{ ''|attr('__class__') }}{{ ('%c' % 95)|attr('format')|attr('__globals__') }}",
+    "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "{% set _ = messages.append({'role': 'user', 'content': 'more'}) %}",
+    "{% include 'MARKER' %}",
+    "{% import 'os' as os %}",
+    "{% for n in range(10 ** 9) %}{{ n }}{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_chat_template_runs_in_a_sandbox(attack, tmp_path):
+    """Whatever it asks of Python is refused, as of a row, in one line; or it is left without what it asked for."""
+    template = attack.replace("MARKER", str(tmp_path / "marker")) + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "model").mkdir()
+    tokenizer = build_tokenizer(TokenizerSettings(kind="characters"), ["what?"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    settings = TokenizerSettings(kind="pretrained", name_or_path=str(tmp_path / "model"), chat_template="own")
+    loaded = build_tokenizer(settings, [])
+    asked = Prompt("one", "what?", "")
+    try:
+        shown = ChatTemplate(loaded, date(2026, 1, 2)).prompt(asked)
+    except Unusable as refused:
+        assert "\n" not in str(refused) and "chat template does not take the prompt" in str(refused)
+    else:
+        assert shown.endswith("what?") and not set("<>") & set(shown), shown
+    assert not (tmp_path / "marker").exists()

@@ -17,24 +17,23 @@ SETTINGS = ModelSettings(hidden_size=32, layers=3, heads=2, intermediate_size=48
 @pytest.fixture
 def fresh(tmp_path):
     tokenizer = build_tokenizer(SETTINGS.tokenizer, ["1+2=3"])
-    write_random_model(SETTINGS, tokenizer, 7, tmp_path)
-    return tmp_path, len(tokenizer)
+    return write_random_model(SETTINGS, tokenizer, 7, tmp_path), len(tokenizer)
 
 
 def test_a_fresh_models_weights_are_the_same_every_time_and_hang_on_its_own_seed_only(fresh):
-    folder, _ = fresh
-    one, other = (load_model(str(folder), "causal", "float32", seed).state_dict() for seed in (1, 2))
+    note, _ = fresh
+    one, other = (load_model(str(note), "causal", "float32", seed).state_dict() for seed in (1, 2))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    (folder / "fresh.json").write_text('{"seed": 8}')
+    note.write_text('{"seed": 8}')
     assert not torch.equal(
-        load_model(str(folder), "causal", "float32", 1).state_dict()["lm.model.embed_tokens.weight"],
+        load_model(str(note), "causal", "float32", 1).state_dict()["lm.model.embed_tokens.weight"],
         one["lm.model.embed_tokens.weight"],
     )
 
 
 def test_a_fresh_models_shape_is_known_without_its_weights(fresh):
-    folder, vocabulary = fresh
-    assert random_init_shape(SETTINGS, vocabulary) == ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
+    note, vocabulary = fresh
+    assert random_init_shape(SETTINGS, vocabulary) == ModelShape.of(load_model(str(note), "causal", "float32", 0).lm)
 
 
 def test_a_critic_begins_with_the_fresh_policys_backbone(fresh):
@@ -49,9 +48,9 @@ def test_a_critic_that_starts_from_a_given_reward_model_has_its_weights_scale_an
     made.mkdir()
     load_model(str(fresh[0]), "scalar", "float32", 3).lm.save_pretrained(given)
     RewardScaling(scale=9.0, offset=9.0).write(given)  # another run's: what counts are the weights
-    RewardScaling(str(given), scale=0.25, offset=2.0).write(made)
+    note = RewardScaling(str(given), scale=0.25, offset=2.0).write(made)
     own = AutoModelForSequenceClassification.from_pretrained(given).state_dict()
-    begun, plain = (load_model(str(made), "scalar", "float32", 0), load_model(str(fresh[0]), "scalar", "float32", 3))
+    begun, plain = (load_model(str(note), "scalar", "float32", 0), load_model(str(fresh[0]), "scalar", "float32", 3))
     critic = begun.lm.state_dict()
     assert own.keys() == critic.keys()
     for name in own:
@@ -61,7 +60,6 @@ def test_a_critic_that_starts_from_a_given_reward_model_has_its_weights_scale_an
         torch.testing.assert_close(found, 0.25 * unscaled - 2.0)
 
 
-def test_a_folder_without_weights_that_is_not_marked_as_fresh_is_refused(fresh):
-    (fresh[0] / "fresh.json").unlink()
+def test_a_folder_without_weights_is_refused_where_its_note_is_not_what_is_loaded(fresh):
     with pytest.raises(OSError, match="model.safetensors"):
-        load_model(str(fresh[0]), "causal", "float32", 0)
+        load_model(str(fresh[0].parent), "causal", "float32", 0)

@@ -42,7 +42,7 @@ def test_a_value_that_would_leave_the_output_is_refused(tmp_path):
 @pytest.mark.parametrize("uri", [
     f"http://user:{SECRET}@mlflow.example:5000", f"https://{SECRET}@mlflow.example", f"HTTPS://:{SECRET}@mlflow.example",
     f"postgresql+psycopg2://user:{SECRET}@db/mlflow", f"mysql://db/mlflow?user=u&password={SECRET}",
-    f"http://user:{SECRET}:@:x@mlflow.example",
+    f"http://user:{SECRET}:@:x@mlflow.example", f"http://mlflow.example/?token={SECRET}", f"https://mlflow.example?api_key={SECRET}",
 ])  # fmt: skip
 def test_a_password_in_a_recipes_tracking_uri_is_refused_and_never_shown(uri, tmp_path, monkeypatch, capsys):
     with pytest.raises(BadInput) as refused:
@@ -63,7 +63,7 @@ def test_a_password_in_a_recipes_tracking_uri_is_refused_and_never_shown(uri, tm
 
 
 @pytest.mark.parametrize("uri", [
-    "http://mlflow.example:5000/a@b:c", "https://mlflow.example", "postgresql://mlflow@db/mlflow", "sqlite:////data/a@b:c.db",
+    "http://mlflow.example:5000/a@b:c", "https://mlflow.example", "postgresql://mlflow@db/mlflow?sslmode=require", "sqlite:////data/a@b:c.db",
     "databricks", "mlruns",
 ])  # fmt: skip
 def test_an_address_without_a_secret_is_taken_as_it_is(uri):

@@ -62,7 +62,7 @@ def test_a_recipe_with_a_given_reward_model_is_read_again_as_it_was_saved():
 def test_the_resolved_recipe_shows_every_default():
     resolved = parse_recipe(SMALL).resolved()
     assert resolved.keys() == Recipe.model_fields.keys()
-    assert resolved["arms"]["b"] == {**METHODS["dpo"].settings().model_dump(), "beta": 0.2}
+    assert resolved["arms"]["b"] == {**METHODS["dpo"].settings().model_dump(mode="json"), "beta": 0.2}
     assert resolved["arms"]["a"].keys() == METHODS["ppo"].settings.model_fields.keys()
 
 

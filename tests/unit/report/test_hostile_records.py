@@ -45,7 +45,7 @@ def records(directory, text):
     base = json.loads((directory / "base.json").read_text())
     (directory / "base.json").write_text(json.dumps(base | {"setup": {"notes": [text], text: text}}))
     results = json.loads((directory / "results.json").read_text())
-    told = {"machine": text, "commit": text, "run_key": text}
+    told = {"machine": text, "commit": text, "run_key": text, "versions": {text: text}, "threads": {text: text}}
     (directory / "results.json").write_text(json.dumps(results | told))
     return directory
 

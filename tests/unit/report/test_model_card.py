@@ -57,7 +57,7 @@ def test_it_says_what_the_policy_scored_and_what_it_cost(summary):
     text = model_card(arm, seed, summary)
     recorded = to_json(summary, "in words")["arms"][arm.name]["seeds"][1]
     assert f"| Score on held-out prompts | {recorded['score']:.3f} |" in text
-    assert f"| Score of the base policy | {summary.base_score:.3f} |" in text
+    assert f"| Score of the base policy | {summary.base.score:.3f} |" in text
     assert f"| KL to the base policy (nats per response) | {recorded['kl']:.3f} |" in text
     assert f"seed {seed.seed}" in text and all(other.name in text for other in summary.arms)
 

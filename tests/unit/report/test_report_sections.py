@@ -14,10 +14,11 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import write_report
 from rlhf_bench.report.archive import archive
 from rlhf_bench.report.docs_page import write_page
-from rlhf_bench.report.measures import Measure
+from rlhf_bench.report.measures import Measure, directions, judged, remarks
 from rlhf_bench.report.page import sections
 from rlhf_bench.report.sections.field import field_section
 from rlhf_bench.report.sections.gradients import gradients
+from rlhf_bench.report.sections.own_pairs import own_pairs
 from rlhf_bench.report.sections.pairs import Right, against, displacement, ranking
 from rlhf_bench.report.sections.pairwise import pairwise
 from rlhf_bench.report.sections.properties import dispersion, rejected_drop, suppression
@@ -78,7 +79,7 @@ def pairs_of(arm, seed, step):
                "reward_margin": 1.0 if number else -1.0}  # fmt: skip
 
 
-def record(directory, arms=ARMS, seeds=SEEDS, pairs=True, without=(), tuning=None, **recipe):
+def record(directory, arms=ARMS, seeds=SEEDS, pairs=True, without=(), tuning=None, grid=None, **recipe):
     """Write a comparison as a run would; `without` names column prefixes that were not recorded."""
     directory.mkdir(parents=True, exist_ok=True)
     runs = [(arm, seed) for arm in arms for seed in seeds]
@@ -113,6 +114,7 @@ def record(directory, arms=ARMS, seeds=SEEDS, pairs=True, without=(), tuning=Non
     whole = {"name": "tiny", "description": "A <i>small</i> one.", "compute": {"column": "flops", "limit": LIMIT},
              "arms": {arm: settings.get(arm, {"method": "dpo", "beta": float(arm.rpartition("=")[2] or 0.1) if "=" in arm else 0.1})
                       for arm in arms}}  # fmt: skip
+    recipe |= {"tuning": grid} if grid else {}
     (directory / "recipe.yaml").write_text(yaml.safe_dump(whole | recipe))
     base_numbers = {"entropy": 1.2, "argmax_confidence": 0.5, "kl": 0.0}
     (directory / "base.json").write_text(
@@ -202,15 +204,65 @@ def test_without_claims_and_baseline_the_page_says_so(tmp_path):
     assert "The recipe makes no claim." in page and "names no baseline" in page
 
 
-def test_the_drop_of_the_rejected_is_a_slope_by_update_and_by_margin(whole):
+def test_the_drop_of_the_rejected_is_a_slope_by_compute_and_by_margin(whole):
     section = of(rejected_drop, whole[0])
-    assert row_of(section, "dpo")["Slope (nats per update)"].startswith("-0.04 [")
+    assert row_of(section, "dpo")["Slope (nats per budget)"].startswith("-4 [")
     # dpo: chosen −0.02, rejected −0.04 an update, so the margin grows by 0.02; flex: +0.01 and −0.01.
     assert row_of(section, "dpo")["Slope per nat of margin"].startswith("-2 [")
     assert row_of(section, "flex")["Slope per nat of margin"].startswith("-0.5 [")
-    assert "fell in dpo and flex" in section.seen[0] and "most in dpo: -0.04" in section.seen[0]
-    assert "by more than 1 in dpo (" in section.seen[1]
+    assert row_of(section, "dpo")["Δ⁻ at a margin of 2 (nats)"].startswith("-4 [")
+    assert row_of(section, "flex")["Δ⁻ at a margin of 2 (nats)"].startswith("-1 [")
+    assert row_of(section, "ppo")["Δ⁻ at a margin of 2 (nats)"] == "–"
+    assert "fell in dpo and flex" in section.seen[0] and "most in dpo: -4" in section.seen[0]
+    assert "so that the chosen response fell as well, in dpo (-2 [" in section.seen[1]
+    assert "fell by less than 1 nat, or rose, in flex (-0.5 [" in section.seen[1]
     assert any("not settled, in ppo" in sentence for sentence in section.seen)
+
+
+def test_an_arm_that_makes_a_tenth_of_the_updates_falls_as_fast_by_compute(tmp_path):
+    """PPO's update may cost ten times as much: by update it would fall ten times as fast."""
+    directory = record(tmp_path)
+    metrics = pd.read_parquet(directory / "metrics.parquet")
+    fewer = metrics["update"].where(metrics["arm"] != "dpo", metrics["update"] // 10)
+    metrics.assign(update=fewer).to_parquet(directory / "metrics.parquet")
+    assert row_of(of(rejected_drop, directory), "dpo")["Slope (nats per budget)"].startswith("-4 [")
+
+
+def test_directions_are_corrected_for_all_that_a_section_judges():
+    """Each of twenty numbers alone has an interval above 0; together they are no more than twenty draws of luck."""
+    luck = [Measure(f"arm{i}", {1: 0.4, 2: 0.5 + 0.01 * i, 3: 0.5}) for i in range(20)]
+    assert {one.side for one in luck} == {"above"}
+    (alone,), (together,) = judged(luck[:1]), judged(luck)
+    assert alone[0].side == "above" and {one.side for one in together} == {"open"}
+    assert remarks(together)[0].count("corrected by Holm over the 20 numbers") == 1
+    sure = Measure("sure", {1: 1.00, 2: 1.001, 3: 0.999})
+    assert judged([sure], luck)[0][0].side == "above"
+
+
+def test_a_number_is_judged_by_what_it_is_compared_with():
+    (half,) = judged([Measure("a", {1: 0.61, 2: 0.60, 3: 0.62}, origin=0.5)])
+    assert half[0].side == "above" and half[0].cell().startswith("0.61 [0.585")
+    assert Measure("a", {1: 0.5, 2: 0.5, 3: 0.5}, origin=0.5).side == "same"
+
+
+def test_the_interval_of_a_share_stays_within_0_and_1(tmp_path):
+    directory = record(tmp_path)
+    metrics = pd.read_parquet(directory / "metrics.parquet")
+    near_one = metrics["displaced"].where(metrics["mark"] < 1, 0.98 + 2 * metrics["seed"].map(NOISE))
+    metrics.assign(displaced=near_one).to_parquet(directory / "metrics.parquet")
+    assert row_of(of(suppression, directory), "dpo")["Displaced share"].endswith(", 1]")
+
+
+def test_predicates_read_as_one_sentence():
+    rising, falling, unsure, still = (
+        Measure(arm, dict(enumerate(values, 1)))
+        for arm, values in {"a": (1, 1.1, 0.9), "b": (-1, -1.1, -0.9), "c": (1, -1, 0), "d": (0, 0, 0)}.items()
+    )
+    said = directions("The entropy", [rising, falling, unsure, still], "fell in", "rose in")
+    assert re.fullmatch(
+        r"The entropy fell in b \(.*\), rose in a \(.*\), has no settled direction in c, and did not change in d\.",
+        said,
+    )
 
 
 def test_suppression_tells_a_loss_with_a_falling_score_from_a_mere_loss(whole):
@@ -305,7 +357,7 @@ def test_displacement_is_a_rank_correlation_over_pairs(whole, tmp_path):
     dpo = row_of(section, "dpo")
     assert dpo["edit distance: rank correlation with Δ⁺"].startswith("1 [")
     assert dpo["CHES: rank correlation with Δ⁺"].startswith("-1 [")
-    assert [plot.title for plot in section.draw()] == ["Δ⁺ against CHES, length-normalised", "Δ⁺ against edit distance"]
+    assert [plot.title for plot in section.draw()] == ["Δ⁺ against length-normalised CHES", "Δ⁺ against edit distance"]
     bare = of(displacement, record(tmp_path, pairs=False))
     assert bare.tables == () and "Not recorded" in bare.seen[0]
 
@@ -320,7 +372,7 @@ def test_a_sweep_is_shown_apart_and_left_out_of_the_plots(whole):
     assert row["Standard error of one mean"] == f"{error:.3f}"
     slope = stats.linregress([math.log10(v) for v in (0.1, 0.2, 0.4)], [0.4, 0.45, 0.55]).slope
     assert row["Score per factor of ten [95% interval]"].startswith(f"{slope:+.3f} [")
-    assert "ranges over 0.150, best at 0.4 and worst at 0.1" in section.seen[0]
+    assert "ranges over 0.150: it is highest at 0.4 and lowest at 0.1" in section.seen[0]
     assert len(section.draw()) == 3
     assert "2 arms are copies that the recipe's sweep made" in page
 
@@ -339,11 +391,39 @@ def test_tuning_is_tabulated_and_uneven_tuning_is_called_out(whole, tmp_path):
     assert [(row["Settings"], row["Status"], row["Kept"]) for row in kept] == [
         ("learning_rate 0.01", "diverged", ""), ("learning_rate 0.0001", "done", "yes"),
     ]  # fmt: skip
-    assert kept[1]["Spent"] == "100 GFLOP" and "Every arm had 2 tuning trials" in section.seen[-1]
+    assert kept[1]["Spent"] == "100 GFLOP" and "Every arm had 2 tuning trials and" in section.seen[-2]
+    assert "at an edge" in section.seen[-1] and "for dpo (learning_rate 0.0001, the smallest)" in section.seen[-1]
     one = {"settings": {"beta": 0.1}, "score": 0.4, "status": "done", "spent": {"flops": 1e11}}
     uneven = of(sensitivity, record(tmp_path, tuning={"dpo": [one, one], "flex": [one]}))
     assert "not tuned alike" in uneven.seen[-1] and "dpo 2, flex 1, ppo 0" in uneven.seen[-1]
     assert uneven.seen[0].startswith("No setting was swept")
+
+
+def test_trials_beyond_an_edge_and_scores_by_seed_are_shown(tmp_path):
+    def trial(rate, *scores):
+        runs = [{"seed": n, "score": s, "status": "done", "spent": {"flops": 5e10}} for n, s in enumerate(scores)]
+        mean = sum(scores) / len(scores)
+        return {
+            "settings": {"learning_rate": rate},
+            "score": mean,
+            "status": "done",
+            "spent": {"flops": 1e11},
+            "runs": runs,
+        }
+
+    inner = [trial(1e-4, 0.1, 0.2), trial(1e-3, 0.4, 0.2), trial(1e-2, 0.1, 0.1)]
+    found = {
+        "dpo": [*inner[:2], inner[2]],
+        "flex": inner[:2] + [trial(1e-2, 0.5, 0.3), trial(1e-1, 0.1, 0.1)],
+        "ppo": inner,
+    }
+    grid = {"trials": [t["settings"] for t in inner], "extend": 2}
+    section = of(sensitivity, record(tmp_path, tuning=found, grid=grid))
+    assert "Every arm had 3 tuning trials and was allowed 2 more beyond an edge (used by flex 1)" in section.seen[-2]
+    assert section.seen[-1] == "No arm that was tuned by a single key ended at an edge of what was tried."
+    rows = [row for row in section.tables[0].rows if row["Arm"] == "flex"]
+    assert [row["Trial"] for row in rows] == ["1", "2", "3", "4, beyond the edge"]
+    assert rows[0]["Score on the tuning prompts"] == "0.150 (0.100, 0.200)"
 
 
 def test_arms_are_compared_pairwise_and_both_ways(whole):
@@ -460,3 +540,63 @@ def test_a_series_has_its_table_its_page_and_its_kept_data(tmp_path):
     (tmp_path / "run" / "series.json").write_text("{}")
     with pytest.raises(BadInput, match="series.json"):
         series_labels(tmp_path / "run")
+
+
+def with_own(directory, **kinds):
+    """Arms of these kinds, whose own pairs moved half as far as the fixed ones; every pair once more as one of each kind."""
+    results = json.loads((directory / "results.json").read_text())
+    for arm, result in results["arms"].items():
+        result["own_kind"] = kinds.get(arm, "fixed")
+    (directory / "results.json").write_text(json.dumps(results))
+    metrics = pd.read_parquet(directory / "metrics.parquet")
+    moved = ["margin", "chosen_logratio", "rejected_logratio", "rejected_logprob", "chosen_logprob"]
+    own = {f"own/{name}": metrics[name] / 2 for name in moved}
+    metrics.assign(**own, **{"own/displaced": metrics["displaced"]}).to_parquet(directory / "metrics.parquet")
+    pairs = pd.read_parquet(directory / "pairs.parquet")
+    others = [pairs.assign(kind=kind, chosen_logratio=9.0, ches=5.0, reward_margin=-1.0) for kind in {*kinds.values()}]
+    pd.concat([pairs.assign(kind="fixed"), *others]).to_parquet(directory / "pairs.parquet")
+    return directory
+
+
+def test_arms_are_shown_on_pairs_of_their_own_kind(tmp_path):
+    directory = with_own(record(tmp_path), flex="on_policy", ppo="on_policy")
+    (section,) = of(own_pairs, directory)
+    assert {row["Arm"]: row["Pairs"] for row in section.tables[0].rows} == {
+        "dpo": "fixed", "flex": "on_policy", "ppo": "on_policy",
+    }  # fmt: skip
+    assert row_of(section, "flex")["Margin Δ⁺ − Δ⁻ (nats)"].startswith("1 ")
+    assert row_of(section, "flex")["Rejected, per nat of margin"].startswith("-0.5 ")  # half of both sides' move
+    assert row_of(section, "dpo")["Rejected, per nat of margin"].startswith("-2 ")
+    seen = " ".join(section.seen)
+    assert "Pairs of kind on_policy: flex and ppo." in seen and "Pairs of kind fixed: dpo." in seen
+    assert "fell by less than 1 nat, or rose, in flex" in seen and "fell as well, in dpo" in seen
+    assert "a rate per nat means nothing there" in seen and "settled in ppo" in seen  # whose margin did not move
+    assert "gained probability in flex" in seen and "lost probability in dpo" in seen
+    plots = section.draw()
+    assert all(plot.svg for plot in plots) and "own kind" in page_of(directory)
+
+
+def test_arms_of_one_kind_are_compared_at_matched_margin(tmp_path):
+    (section,) = of(own_pairs, with_own(record(tmp_path), dpo="on_policy", flex="on_policy", ppo="chosen_on_policy"))
+    at = {arm: row_of(section, arm)["Δ⁻ at matched margin (nats)"] for arm in ARMS}
+    assert at["dpo"].startswith("-2 ") and at["flex"].startswith("-0.5 ") and at["ppo"] == "–"
+    assert "reaches whose margin grew, 1 nats on on_policy pairs" in section.tables[0].caption
+
+
+def test_sections_on_the_fixed_pairs_leave_pairs_of_other_kinds_out(tmp_path):
+    before, after = record(tmp_path / "before"), with_own(record(tmp_path / "after"), flex="on_policy")
+    for make in (ranking, displacement, rejected_drop, suppression):
+        assert of(make, before).seen == of(make, after).seen
+        assert [t.rows for t in of(make, before).tables] == [t.rows for t in of(make, after).tables]
+
+
+def test_without_another_kind_than_the_fixed_one_no_further_section_is_shown(tmp_path):
+    assert of(own_pairs, record(tmp_path / "old")) == () == of(own_pairs, with_own(record(tmp_path / "offline")))
+
+
+def test_kept_data_have_the_pairs_of_every_kind(tmp_path):
+    directory = with_own(record(tmp_path / "run"), flex="on_policy")
+    archive(directory, tmp_path / "kept")
+    kept = pd.read_parquet(tmp_path / "kept" / "pairs.parquet")
+    assert kept.groupby("kind").size().nunique() == 1 and set(kept["kind"]) == {"fixed", "on_policy"}
+    assert of(own_pairs, tmp_path / "kept")[0].tables == of(own_pairs, directory)[0].tables

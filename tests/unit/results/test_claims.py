@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import yaml
 from scipy import stats
 
 from rlhf_bench.report import render_text_table, tables, write_report
-from rlhf_bench.report.verdict import claim_lines, notes
-from rlhf_bench.results.claims import compare, metric_values, scores_at_equal_kl
+from rlhf_bench.report.notes import notes
+from rlhf_bench.report.verdict import claim_lines
+from rlhf_bench.results.claims import at_matched_margin, compare, metric_values, scores_at_equal_kl
 from rlhf_bench.results.reader import read_recorded
 from rlhf_bench.results.summary import summarize
 from rlhf_bench.results.summary_json import to_json
@@ -165,9 +167,14 @@ def test_metrics_of_the_last_look_and_of_the_whole_curve(recorded):
     assert of("drawdown") == pytest.approx(0.05)
     assert of("score/unseen") == pytest.approx(final_score("online", 2) / 2)
     assert of("kl") == pytest.approx(8.0) and of("displaced") == pytest.approx(0.4 + NOISE[2])
-    assert of("slope:margin") == pytest.approx(0.1)
-    assert of("slope:rejected_logratio") == pytest.approx(-0.202)
+    assert of("slope:margin") == pytest.approx(4.0)  # over the whole budget
+    assert of("slope:rejected_logratio") == pytest.approx(-8.08)
     assert of("per_margin:rejected_logratio") == pytest.approx(-2.02)
+    table = recorded.metrics.assign(
+        **{"own/margin": 4 * recorded.metrics["margin"], "own/x": recorded.metrics["margin"]}
+    )
+    own = replace(recorded, metrics=table)  # an own column goes by the margin of the same pairs
+    assert metric_values(own, "online", "per_margin:own/x")[2] == pytest.approx(0.25)
     assert metric_values(recorded, "offline", "displaced") == {}
     assert metric_values(recorded, "online", "method") == metric_values(recorded, "online", "slope:method") == {}
 
@@ -179,6 +186,25 @@ def test_at_equal_kl_each_seed_is_read_where_the_slower_arm_ends(recorded):
     assert at.scores["offline"][3] == pytest.approx(final_score("offline", 3))
     (found,) = compare(recorded, [("online", "offline", "score_at_equal_kl")])
     assert found.verdict == "yes" and found.difference == pytest.approx(0.15 + np.mean(list(NOISE.values())))
+
+
+def test_a_slope_is_by_compute_however_many_updates_that_buys(tmp_path):
+    """Offline makes half as many updates of twice the work: per update it moves as fast, per FLOP half as fast."""
+    recorded = read_recorded(record(tmp_path))
+    assert metric_values(recorded, "offline", "slope:margin")[1] == pytest.approx(2.0)
+    metrics = recorded.metrics.assign(update=recorded.metrics["update"] ** 2)
+    metrics.to_parquet(tmp_path / "metrics.parquet")
+    assert metric_values(read_recorded(tmp_path), "offline", "slope:margin")[1] == pytest.approx(2.0)
+
+
+def test_at_a_matched_margin_each_seed_is_read_where_the_slower_arm_ends(recorded):
+    at = at_matched_margin(recorded, ["online", "offline"], "score")
+    assert at.level == pytest.approx(2.0)
+    assert at.values["online"][3] == pytest.approx(final_score("online", 3) + 0.05)  # its second look lies there
+    assert at.values["offline"][3] == pytest.approx(final_score("offline", 3))
+    found, none = compare(recorded, [("online", "offline", m) for m in ("at_margin:kl", "at_margin:displaced")])
+    assert found.difference == pytest.approx(0.0) and found.verdict == "not resolved at this budget"
+    assert none.why == "at_margin:displaced was not recorded for offline."
 
 
 NOT_COMPARABLE = {

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_bench.core.types import HELD_OUT_SPLITS, Group, Prompt, Row, Sample
+from rlhf_bench.core.types import HELD_OUT_SPLITS, OWN, Group, Prompt, PromptScore, Row, Sample, SplitResult
 from rlhf_bench.diagnostics.gradients import gradient_numbers, partials
-from rlhf_bench.diagnostics.likelihood import pair_numbers, probe_numbers
+from rlhf_bench.diagnostics.likelihood import kl_numbers, pair_numbers, probe_numbers
 from rlhf_bench.diagnostics.probes import PROBE_SETS
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Outputs, PairLogprobs, SideGradients
@@ -28,12 +28,13 @@ from rlhf_bench.results.schema import (
 )
 from rlhf_bench.results.summary import summarize
 from rlhf_bench.results.summary_json import SummaryFile, summary_schema, to_json
+from rlhf_bench.results.tracked import note_tracked
 from rlhf_bench.training.rollouts import sample_metrics
-from tests.support.side_by_side import Made
+from tests.support.side_by_side import ARMS, RECIPE, Made
 
 ROOT = Path(__file__).parents[3]
 RECORDED = sorted(path.parent for path in (ROOT / "docs" / "results" / "data").rglob("results.json"))
-WORDS = {"ARM": r"[^.\[]+(\.\w+=[^\[]*?)?", "SPLIT": "|".join(HELD_OUT_SPLITS)}
+WORDS = {"ARM": r"[^.\[]+(\.\w+=[^\[]*?)?", "SPLIT": "|".join(HELD_OUT_SPLITS), "TEMPERATURE": r"[\d.]+"}
 """What stands for a word in capitals in paths of keys; any other one stands for a key without a dot."""
 
 
@@ -44,6 +45,16 @@ def made(tmp_path_factory):
         tmp_path_factory.mktemp("made"),
         tuning={"trials": [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "prompts": 2},
     )
+    run.run()
+    note_tracked(run.directory, "http://127.0.0.1:5000", ["metrics of dpo · seed 1, step 1: no such name"])
+    return run.directory
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """The same of one where each seed has a base policy of its own."""
+    sft = RECIPE["sft"] | {"seed_follows": True}
+    run = Made(tmp_path_factory.mktemp("followed"), sft=sft, arms={"offline": ARMS["offline"]})
     run.run()
     return run.directory
 
@@ -122,11 +133,13 @@ def of_samples():
 
 def of_diagnostics():
     ones = np.ones((2, 2))
-    found = {*pair_numbers(ones, ones), *gradient_numbers([SideGradients(1.0, 1.0, 0.5)])}
+    found = {*pair_numbers(ones, ones), *kl_numbers(ones), *gradient_numbers([SideGradients(1.0, 1.0, 0.5)])}
+    found |= set(SplitResult((PromptScore("p", 1.0, 1.0, 1.0),), {}, 1.0, ()).scores)
     for name in PROBE_SETS:
         found |= set(probe_numbers(name, ones[0], ones[0]))
     pairs = PairLogprobs(*(torch.tensor([x], dtype=torch.float64) for x in (-1.0, -2.0, -1.5, -1.5, 2.0, 2.0)))
-    return found | set(partials(METHODS["dpo"].pair_loss, pairs, METHODS["dpo"].settings()))
+    derived = set(partials(METHODS["dpo"].pair_loss, pairs, METHODS["dpo"].settings()))
+    return found | derived | {f"{OWN}{name}" for name in derived | set(pair_numbers(ones, ones))}
 
 
 PRODUCED = {
@@ -150,22 +163,25 @@ def test_no_number_is_described_that_nothing_produces(phase, made):
 def test_every_recorded_column_is_in_its_table_and_every_tables_column_is_written(made):
     for table in ("samples", "ledger", "pairs"):
         assert columns(made, table) == list(TABLES[table].keys)
-        for directory in RECORDED:
-            assert columns(directory, table) == list(TABLES[table].keys), directory
+        for directory in RECORDED:  # older runs lack what was not recorded then
+            known, found = TABLES[table], columns(directory, table)
+            assert found == [key for key in known.keys if key in found] and set(known.required) <= set(found), directory
+    assert columns(made, "scores") == list(TABLES["scores"].keys)
     for directory in (made, *RECORDED):
         known = columns(directory, "metrics")[: len(METRICS_TABLE.keys)]
         assert known == list(METRICS_TABLE.keys), directory
 
 
-def test_what_is_archived_of_an_update_is_recorded_of_one():
-    assert set(ARCHIVED_UPDATE_COLUMNS) <= {*METRICS_TABLE.keys, *PRODUCED[TRAIN]}
+def test_what_is_archived_of_an_update_is_recorded_of_one(made):
+    assert set(ARCHIVED_UPDATE_COLUMNS) <= {*METRICS_TABLE.keys, *PRODUCED[TRAIN], *recorded_metrics(made, TRAIN)}
 
 
 @pytest.mark.parametrize("file", JSON_FILES, ids=lambda file: file.name)
-def test_every_key_of_a_json_file_is_described_and_no_other_one_is(file, made):
+def test_every_key_of_a_json_file_is_described_and_no_other_one_is(file, made, followed):
     found = set()
     for directory in (
         made,
+        followed,
         *RECORDED,
         *(path.parent for path in (ROOT / "docs" / "results" / "data").rglob("series.json")),
     ):
@@ -175,7 +191,15 @@ def test_every_key_of_a_json_file_is_described_and_no_other_one_is(file, made):
     assert found
     assert [at for at in sorted(found) if not any(re.fullmatch(known, at) for known in patterns.values())] == []
     unseen = {name for name, known in patterns.items() if not any(re.fullmatch(known, at) for at in found)}
-    assert unseen <= {"arms.ARM.seeds[].cause"}  # no arm failed in these
+    # No arm failed in these, no recipe asked for the best of n, and where each seed has a base policy, none had a reward model
+    # or left anything out.
+    assert unseen <= {
+        "arms.ARM.seeds[].cause",
+        "best_of_score.SPLIT",
+        "seeds.SEED.best_of_score.SPLIT",
+        "seeds.SEED.reward_model.accuracies.SPLIT",
+        "seeds.SEED.setup.notes[]",
+    }
 
 
 def test_every_file_that_a_run_leaves_is_described(made):

@@ -1,14 +1,35 @@
 """Which arm leads, against whom that is settled, and which arms beat the base policy: one rule, and how often it errs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rlhf_bench.diagnostics.statistics import paired
-from rlhf_bench.results.standing import BASE_POLICY, standing
+from rlhf_bench.results.final_scores import ArmScores, FinalScores
+from rlhf_bench.results.standing import BASE_POLICY
+from rlhf_bench.results.standing import standing as standing_of
 
 
 def by_seed(*scores):
     return dict(enumerate(scores, 1))
+
+
+def standing(scores, base_score):
+    """Of arms without prompts: arm -> seed -> score. `base_score`: one that is known, or by seed."""
+    of = base_score if callable(base_score) else lambda _: base_score
+    return standing_of(
+        {
+            arm: ArmScores(FinalScores(seeds), FinalScores({seed: of(seed) for seed in seeds}))
+            for arm, seeds in scores.items()
+            if seeds
+        }
+    )
+
+
+def by_prompt(table):
+    """Seeds from 1, prompts p0, p1, …: [S, P]"""
+    frame = pd.DataFrame(table, index=range(1, len(table) + 1), columns=[f"p{i}" for i in range(table.shape[1])])
+    return FinalScores(frame.mean(axis=1).to_dict(), frame)
 
 
 CLEAR = {
@@ -34,6 +55,13 @@ def test_an_arm_below_the_base_policy_is_settled_too():
     found = standing(CLEAR, base_score=0.7)
     (low,) = [one for one in found.against_base if one.arm == "low"]
     assert low.below and low.settled and not low.above
+
+
+def test_an_arm_is_compared_with_the_base_policy_of_each_of_its_seeds():
+    base = {0: 0.5, 1: 0.6, 2: 0.7}
+    found = standing({"a": {0: 0.51, 1: 0.61, 2: 0.71}}, base.get)
+    (one,) = found.against_base
+    assert one.paired.differences == pytest.approx((0.01, 0.01, 0.01)) and one.above
 
 
 def test_a_difference_turned_is_that_of_the_other_arm():
@@ -98,3 +126,37 @@ def test_where_no_arm_differs_something_is_called_settled_in_one_comparison_of_t
         found = standing(scores, base_score=0.5)
         false += any(one.settled for one in (*found.over, *found.against_base))
     assert false / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
+
+
+def policies(generator, arms, seeds, prompts, samples):
+    """Scores [arms, S, P] of policies that are all the base policy in truth, and the base policy's own [P]: prompts differ in
+    difficulty, and `samples` responses are drawn for each."""
+    difficulty = generator.beta(2, 2, prompts)
+    draw = lambda *shape: generator.binomial(samples, difficulty, (*shape, prompts)) / samples  # noqa: E731
+    return draw(arms, seeds), draw()
+
+
+@pytest.mark.parametrize(("seeds", "by_luck"), [(3, 0.05), (5, 0.15)])
+def test_a_base_policy_that_had_bad_luck_once_is_not_beaten_by_every_arm(seeds, by_luck):
+    """The base policy is scored once, and its luck is in every difference from it: over seeds alone that looks like certainty."""
+    generator, trials, false, seeds_alone = np.random.default_rng(11), 120, 0, 0
+    for _ in range(trials):
+        arms, base = policies(generator, 4, seeds, 64, 4)
+        base = by_prompt(np.tile(base, (seeds, 1)))
+        found = standing_of({f"arm{i}": ArmScores(by_prompt(one), base) for i, one in enumerate(arms)})
+        false += any(one.settled for one in (*found.over, *found.against_base))
+        alone = {f"arm{i}": by_prompt(one).seeds for i, one in enumerate(arms)}
+        seeds_alone += any(one.settled for one in standing(alone, base.mean).against_base)
+    assert false / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
+    assert seeds_alone / trials > by_luck
+
+
+def test_prompts_that_both_share_are_paired_and_a_lack_of_prompts_is_told_from_a_lack_of_seeds():
+    generator = np.random.default_rng(2)
+    hard = np.linspace(0, 0.9, 40)
+    better, base = by_prompt(np.tile(hard + 0.1, (3, 1))), by_prompt(np.tile(hard, (3, 1)))
+    (one,) = standing_of({"better": ArmScores(better, base)}).against_base
+    assert one.above and one.mean == pytest.approx(0.1)  # 0.1 on every prompt, however hard
+    mixed = by_prompt(np.tile(hard + generator.choice([-0.5, 0.55], 40), (3, 1)))
+    (other,) = standing_of({"mixed": ArmScores(mixed, base)}).against_base
+    assert not other.settled and other.wants_prompts and other.more_seeds is None

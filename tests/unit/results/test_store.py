@@ -11,10 +11,11 @@ import yaml
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluation, Row, SplitResult
+from rlhf_bench.core.types import BASE_POINT, EvalPoint, Evaluation, PairEvaluation, PromptScore, Row, SplitResult
 from rlhf_bench.recipe import parse_recipe
-from rlhf_bench.results.schema import METRICS_TABLE, PAIRS_TABLE, TABLES
-from rlhf_bench.results.store import ArmRecords, merge_parts, open_directory, pair_rows, sample_rows
+from rlhf_bench.results.directory import open_directory
+from rlhf_bench.results.schema import METRICS_TABLE, PAIRS_TABLE, SCORES_TABLE, TABLES
+from rlhf_bench.results.store import ArmRecords, merge_parts, pair_rows, sample_rows, score_rows
 from rlhf_bench.training.batch import Batch
 from rlhf_bench.training.update import dump_skipped_update
 
@@ -24,7 +25,15 @@ MARGINS = {"in_distribution-0": 1.5, "unseen-1": -0.5}
 
 def looked_at(mark):
     """An evaluation whose every number tells which it is: `mark`, and pairs 0 and 1 of two splits."""
-    splits = {s: SplitResult(mark, {"answer": mark}, 2.0, ((f"{s}-p", "1+1=", "2", "2", mark),)) for s in SPLITS}
+    splits = {
+        s: SplitResult(
+            (PromptScore(f"{s}-p", mark, 1.0), PromptScore(f"{s}-q", mark, 0.0)),
+            {"answer": mark},
+            2.0,
+            ((f"{s}-p", "1+1=", "2", "2", mark),),
+        )
+        for s in SPLITS
+    }
     pairs = tuple(
         PairEvaluation(s, f"{s}-{i}", -mark, -2.0, -mark, -1.0, 3, 4, 0.25, 0.125, 0.5) for s in SPLITS for i in (0, 1)
     )
@@ -91,6 +100,17 @@ def test_a_row_per_mark_and_held_out_pair_with_all_that_is_known_of_it(tmp_path)
     assert margins[["in_distribution-1", "unseen-0"]].isna().all()
 
 
+def test_a_row_per_mark_and_prompt_with_its_scores(tmp_path):
+    rows = part(tmp_path, (1, 3, 3, 5), arm="x", seed=7)["scores"]
+    assert list(rows.columns) == list(SCORES_TABLE.keys) and set(rows["arm"]) == {"x"}
+    assert list(zip(rows["mark"], rows["split"], rows["prompt_id"], strict=True)) == [
+        (m, s, f"{s}-{p}") for m in (0.0, 0.5, 0.75, 1.0) for s in SPLITS for p in "pq"
+    ]
+    assert (rows["score"] == rows["mark"]).all() and rows["greedy_score"].tolist() == [1.0, 0.0] * 8
+    metrics = pd.read_parquet(tmp_path / "parts" / "x-seed7" / "metrics.parquet")
+    assert metrics["greedy_score"].dropna().tolist() == [0.5] * 8  # a split's is the mean over its prompts
+
+
 def test_a_run_without_held_out_pairs_has_a_table_without_rows(tmp_path):
     made = ArmRecords(tmp_path, "a", "dpo", "offline", 1)
     made.evaluated(BASE_POINT, replace(looked_at(0.0), pairs=()), {})
@@ -103,10 +123,13 @@ def merged(directory, arms):
     base = looked_at(0.0)
     shared = [{"arm": "shared", "seed": 0, "phase": "shared", **Cost(flops=9).as_dict()},
               {"arm": "a", "seed": 5, "phase": "tuning", **Cost(flops=3).as_dict()}]  # fmt: skip
-    merge_parts(
-        directory, arms, samples=sample_rows("base", 0, 0.0, base), ledger=shared,
-        pairs=pair_rows("base", 0, BASE_POINT, base, MARGINS),
-    )  # fmt: skip
+    first = {
+        "samples": sample_rows("base", 0, 0.0, base),
+        "scores": score_rows("base", 0, 0.0, base),
+        "ledger": shared,
+        "pairs": pair_rows("base", 0, BASE_POINT, base, MARGINS),
+    }
+    merge_parts(directory, arms, first)
     return {name: pd.read_parquet(directory / f"{name}.parquet") for name in TABLES}
 
 
@@ -116,7 +139,12 @@ def test_the_base_policy_comes_first_then_every_finished_arm_and_seed_in_the_rec
     (tmp_path / "parts" / "c-seed1").mkdir()  # begun, not finished
     found = merged(tmp_path, {"a": (1, 2), "b": (1, 2), "c": (1,)})
     order = [("a", 1), ("a", 2), ("b", 1)]
-    for name, first in (("pairs", [("base", 0)]), ("samples", [("base", 0)]), ("metrics", [])):
+    for name, first in (
+        ("pairs", [("base", 0)]),
+        ("samples", [("base", 0)]),
+        ("scores", [("base", 0)]),
+        ("metrics", []),
+    ):
         seen = list(dict.fromkeys(zip(found[name]["arm"], found[name]["seed"], strict=True)))
         assert seen == [*first, *order], name
     base = found["pairs"][found["pairs"]["arm"] == "base"]
@@ -186,7 +214,7 @@ def test_a_directory_of_another_version_is_refused_by_that_name(tmp_path):
 
 @pytest.mark.parametrize("spoil", [
     lambda out: out.write_text(""),
-    lambda out: [out.mkdir(), (out / "recipe.yaml").write_text("a: [")],
+    lambda out: [out.mkdir(), (out / "recipe.yaml").write_text("a: [\n...\n")],
     lambda out: [out.mkdir(), (out / "recipe.yaml").write_bytes(b"\xff")],
 ], ids=["a file", "a recipe that is no YAML", "a recipe that is no text"])  # fmt: skip
 def test_a_directory_that_cannot_be_used_is_refused_in_one_line(spoil, tmp_path):

@@ -11,7 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tests.support.checking import FILES, GOOD_FILES, PAIRS, TEST, TRAIN, check, jsonl, one, refusal, write_files
+from tests.support.checking import (
+    FILES,
+    GOOD_FILES,
+    PAIRS,
+    TEST,
+    TRAIN,
+    check,
+    jsonl,
+    one,
+    refusal,
+    refusals,
+    write_files,
+)
 
 USER, ANSWER = {"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}
 
@@ -26,7 +38,7 @@ ROWS = {
     "a number of many digits": ("train.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", r".*train\.jsonl:1: not JSON .*"),
     "half a character": ("train.jsonl", one(prompt="\ud83d"), r".*train\.jsonl:2: has half of a character.*remove it"),
     "not UTF-8": ("train.jsonl", one(prompt="q").replace(b'"q"', b'"\xff"'), r".*train\.jsonl:2: not UTF-8 .*; save .*"),
-    "UTF-16": ("train.jsonl", jsonl(*TRAIN).decode().encode("utf-16"), r".*train\.jsonl:1: not UTF-8 .*; save the file as UTF-8"),
+    "UTF-16": ("train.jsonl", jsonl(*TRAIN).decode().encode("utf-16"), r".*train\.jsonl: is UTF-16; save the file as UTF-8"),
     "empty": ("train.jsonl", b"", r"task\.prompts: .*train\.jsonl has no rows; give a file that has some"),
     "blank lines only": ("test.jsonl", b"\n \n\t\n", r"task\.held_out: .*test\.jsonl has no rows; give a file that has some"),
     "no column prompt": ("train.jsonl", one(prompt=...), r".*train\.jsonl:2: no column 'prompt' .*; rename it or .*"),
@@ -62,7 +74,7 @@ ROWS = {
     "messages in one side alone": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": [{"role": "assistant", "content": "a"}]}),
                                    r".*pairs\.jsonl:1: column 'rejected' is no list of messages .*; write it so, or as one text"),
     "no messages": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": []}), r".*pairs\.jsonl:1: column 'chosen' is empty; fill it in or .*"),
-    "messages without an answer": ("pairs.jsonl", jsonl(PAIRS[0] | {"chosen": [USER, ANSWER], "rejected": [USER, USER]}),
+    "messages without an answer": ("pairs.jsonl", jsonl(PAIRS[0] | {"prompt": "q?", "chosen": [USER, ANSWER], "rejected": [USER, USER]}),
                                    r".*pairs\.jsonl:1: column 'rejected' ends with a message of 'user'; end it with one of .*"),
     "several answers": ("pairs.jsonl", jsonl({"chosen": [USER, ANSWER], "rejected": [USER, USER, ANSWER]}),
                         r".*pairs\.jsonl:1: chosen and rejected differ in more than their last message; keep .*"),
@@ -87,7 +99,7 @@ def test_rows_that_cannot_be_used(name, content, line, tmp_path):
     assert re.fullmatch(line, said), said
 
 
-# Overrides of the recipe on files, and the line.
+# Overrides of the recipe on files, and the line; or several, where as many things are wrong then.
 SETTINGS = {
     "no such file": ("task.prompts=none.jsonl", r"task\.prompts: there is no file none\.jsonl; correct the path"),
     "a folder": (FILES.replace("./train.jsonl", "./folder.jsonl"), r"task\.prompts: .*folder\.jsonl is a folder; give a file in it"),
@@ -95,16 +107,20 @@ SETTINGS = {
     "a pipe": (FILES.replace("./pairs.jsonl", "./pipe.jsonl"), r"task\.pairs: there is no file .*pipe\.jsonl; correct the path"),
     "no permission": (FILES.replace("./test.jsonl", "./secret.jsonl"), r"task\.held_out: .*secret\.jsonl cannot be read .*; check the file"),
     "a long name": (f"task.prompts={'x' * 300}.jsonl", r"task\.prompts: x*\.jsonl cannot be read \(File name too long\); check the file"),
-    "another format": ("task.prompts=rows.csv", r"task\.prompts: rows\.csv is neither \.jsonl nor \.parquet; convert it to one of them"),
-    "no file given": ("task={kind: files, prompts: train.jsonl}", r"task\.(files\.)?held_out: missing; add it"),
+    "another format": ("task.prompts=rows.txt", r"task\.prompts: rows\.txt is no \.jsonl, \.json, \.csv, \.tsv or \.parquet file; convert it to one of them"),
+    "no file given": ("task={kind: files, prompts: train.jsonl}", r"task: held_out or held_out_share says .*; give one of the two; correct it"),
     "not a path": ("task.prompts=5", r"task\.prompts: .*path.*5.*; correct it"),
     "not Parquet": (FILES.replace("./train.jsonl", "./broken.parquet"), r".*broken\.parquet: not a Parquet file .*; write it again"),
     "Parquet of numbers": (FILES.replace("./train.jsonl", "./numbers.parquet"), r".*numbers\.parquet:1: column 'prompt' holds a number; .*"),
-    "an id twice": ("task.id_column=author", r".*train\.jsonl:2: the same id 'files/train/me' as .*train\.jsonl:1; give every .*"),
-    "no such column": ("task.prompt_column=question", r".*train\.jsonl:1: no column 'question' .*; rename it or name the right one .*"),
-    "a reference without a number": (FILES.replace("}", ", judge: number, reference_column: author}"), r".*train\.jsonl:1: column 'author' has no single number .*judge: exact"),
+    "an id twice": ("task.id_column=author", r".*train\.jsonl:2: the same id 'files/train/me' as .*train\.jsonl:1; give every .*",
+                    r".*test\.jsonl:1: no column 'author' .*; rename it or name .*"),
+    "no such column": ("task.prompt_column=question", r".*train\.jsonl:1: no column 'question' .*; rename it or name the right one .*",
+                       r".*pairs\.jsonl:1: no column 'question', and chosen and rejected do not begin alike; name .*"),
+    "a reference without a number": (FILES.replace("}", ", judge: number, reference_column: author}"), r".*train\.jsonl:1: column 'author' has no single number .*judge: exact \(5 more rows .*\)",
+                                     r".*test\.jsonl:1: no column 'author' .*; rename it or name .*"),
     "no demonstrations": ("task.response_column=null", r"task\.response_column: null leaves no demonstrations; .*"),
     "no such split": ("evaluation.splits=[in_distribution, unseen]", r"evaluation\.splits: the data has no unseen prompts .*; remove it"),
+    "a score that no probability gives": ("evaluation.expected_score=true", r"evaluation\.expected_score: needs a task with one right .*; set it to false.*"),
     "a place that is none": ("task.prompts={source: train.jsonl, part: train}", r"task\.(files\.)?prompts\.part: unknown key.*; remove it"),
     "a list of places": ("task.prompts=[a, b]", r"task\.prompts: .*give a path, a Hugging Face id, or a mapping .*; correct it"),
     "no rows asked for": ("task.prompts={source: train.jsonl, rows: 0}", r"task\.prompts\.rows: .*greater than or equal to 1.*; correct it"),
@@ -113,19 +129,22 @@ SETTINGS = {
                                     r"task\.prompts: .*set cannot be read as a data set \(.*nope.*\); correct source, config or split"),
     "no such configuration": (FILES.replace("./train.jsonl", "{source: ./set, config: nope}"),
                               r"task\.prompts: .*set cannot be read as a data set \(.*nope.*\); correct source, config or split"),
-    "a data set cut short": (FILES.replace("./train.jsonl", "./cut"), r"task\.prompts: .*cut cannot be read as a data set \(.*\); correct .*"),
+    "a data set cut short": (FILES.replace("./train.jsonl", "./cut"), r".*cut/train\.jsonl:6: not JSON .*; write one JSON object on each line"),
     "an unknown judge": ("task.judge=latex", r"task\.(files\.)?judge: .*'boxed'.*'latex'.*; correct it"),
     "a chat template for a tokenizer of one's own": ("model.tokenizer={kind: characters, chat_template: own}", r"model\.tokenizer: chat_template belongs to .*pretrained.*"),
     "GPUs that are too small": ("placement={learner: {gpus: 1}, device: {memory_gib: 0.5}}", r"placement: learner needs 1 GiB on one GPU .*; give .*"),
     "a folder of GSM8K": ("task={kind: gsm8k, folder: nowhere}", r"task\.folder: there is no folder nowhere; give .*"),
-    "half a GSM8K": ("task={kind: gsm8k, folder: ./}", r".*: no column 'answer' .*; rename it .*"),
+    "half a GSM8K": ("task={kind: gsm8k, folder: ./}", r"task\.folder: there is no file example_model_solutions\.jsonl; .*",
+                       r"train\.jsonl:1: no column 'answer' .*; rename it .* \(9 more rows without a column 'answer'\)"),
     "rows beyond a micro-batch": ("compute.tokens_per_micro_batch=16", r".*jsonl:\d: the prompt with 4 responses .*raise it to \d+ or more.*"),
     "a budget without an update": ("compute.limit=1.0e+10", r"compute\.limit: 1e\+10 flops is less than arm a needs .*; raise it .*"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("override", "line"), SETTINGS.values(), ids=SETTINGS)
-def test_data_that_the_recipe_asks_for_in_vain(override, line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("override", "lines"), [(override, lines) for override, *lines in SETTINGS.values()], ids=SETTINGS
+)
+def test_data_that_the_recipe_asks_for_in_vain(override, lines, tmp_path, monkeypatch):
     recipe = write_files(tmp_path)
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
@@ -140,8 +159,8 @@ def test_data_that_the_recipe_asks_for_in_vain(override, line, tmp_path, monkeyp
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     pa.parquet.write_table(pa.table({"prompt": [1, 2]}), tmp_path / "numbers.parquet")
     monkeypatch.chdir(tmp_path)  # paths on the command line start here
-    said = refusal(recipe, override)
-    assert re.fullmatch(line, said), said
+    said = refusals(recipe, override)
+    assert len(said) == len(lines) and all(map(re.fullmatch, lines, said)), said
 
 
 def test_rows_with_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read(tmp_path):

@@ -4,6 +4,8 @@ test_bad_rows.py."""
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import datasets
 import pyarrow as pa
@@ -18,14 +20,15 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
-from rlhf_bench.tasks.files import FilesSettings
 from rlhf_bench.tasks.judges.answers import judge_overlap
-from rlhf_bench.tasks.judges.boxed import CPU_SECONDS, judge_boxed, last_boxed
+from rlhf_bench.tasks.judges.boxed import judge_boxed, last_boxed, settle_boxed
 from rlhf_bench.tasks.loading.data_source import Place, is_hub_id, rows_at
 from rlhf_bench.tasks.loading.rows import FileRow
+from rlhf_bench.tasks.loading.settings import FilesSettings
 from rlhf_bench.tasks.loading.trl import Columns, asked, preference
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import prepare_inputs
+from tests.support.given_models import write_weights
 
 COLUMNS = Columns("prompt", "chosen", "rejected")
 datasets.disable_progress_bars()
@@ -185,23 +188,27 @@ def test_unusable_rows_are_left_out_and_counted_and_what_is_held_out_stays_so(tm
     task = build_task(settings)
     assert task.notes[0] == "prompts: 6 train, 4 in_distribution; preference pairs: 6"
     assert task.notes[1] == (
-        "rows left out: 2 with a prompt that came before, 1 with an empty text, "
-        "1 with a prompt longer than max_prompt_characters, 1 with equal sides, 1 with a pair on a held-out prompt, "
-        "1 with a response longer than max_response_characters"
+        "rows left out: 2 with a prompt that came before (first prompts.jsonl:7), "
+        "1 with an empty text (first prompts.jsonl:9), 1 with a prompt longer than max_prompt_characters (first prompts.jsonl:10), "
+        "1 with equal sides (first pairs.jsonl:7), 1 with a pair on a held-out prompt (first pairs.jsonl:8), "
+        "1 with a response longer than max_response_characters (first pairs.jsonl:9)"
     )
 
 
-@pytest.mark.parametrize(("pairs", "settings", "why"), [
+@pytest.mark.parametrize(("pairs", "settings", "why", "first"), [
     ([{**PAIRS[0], "rejected": "yes"}, {**PAIRS[0], "chosen": " "}, {**PAIRS[1], "chosen": "no"}], {"unusable": "leave_out"},
-     "2 with equal sides, 1 with an empty text"),
-    (PAIRS, {"unusable": "leave_out", "max_response_characters": 2}, "6 with a response longer than max_response_characters"),
+     "2 with equal sides (first pairs.jsonl:1), 1 with an empty text (first pairs.jsonl:2)",
+     "chosen and rejected are the same text; remove the row"),
+    (PAIRS, {"unusable": "leave_out", "max_response_characters": 2},
+     "6 with a response longer than max_response_characters (first pairs.jsonl:1)",
+     "a response of 3 characters; max_response_characters is 2"),
 ])  # fmt: skip
-def test_pairs_that_are_all_left_out_are_not_replaced_by_others_in_silence(pairs, settings, why, tmp_path):
+def test_pairs_that_are_all_left_out_are_not_replaced_by_others_in_silence(pairs, settings, why, first, tmp_path):
     with pytest.raises(BadInput) as refused:
         build_task(files(tmp_path, [*ROWS, ROWS[0]], TEST, pairs, **settings))  # a prompt that is left out is no pair
     assert str(refused.value) == (
         f"task.pairs: {tmp_path}/pairs.jsonl: every row is left out ({why}); correct the rows or the limits on characters, "
-        "or remove the key, and a weaker policy makes the pairs"
+        f"or remove the key, and a weaker policy makes the pairs; the first: {tmp_path}/pairs.jsonl:1: {first}"
     )
 
 
@@ -227,7 +234,7 @@ def tokenizer_folder(tmp_path_factory):
         "max_position_embeddings": 256,
     }
     (folder / "config.json").write_text(json.dumps(sizes))
-    (folder / "fresh.json").write_text('{"seed": 0}')
+    write_weights(folder)
     return folder
 
 
@@ -274,6 +281,18 @@ def test_a_conversation_needs_a_chat_template_and_one_that_takes_it(tmp_path, to
         inputs(tmp_path, settings, tokenizer_folder)
 
 
+def test_conversations_without_a_chat_template_are_left_out_where_unusable_rows_are(tmp_path, tokenizer_folder):
+    turns = {"prompt": [user("q0?"), said("hm"), user("and?")], "chosen": [said("yes")], "rejected": [said("no")]}
+    train = [{**ROWS[0], "prompt": turns["prompt"]}, *ROWS]
+    settings = files(tmp_path, train, TEST, [*PAIRS, turns, turns], unusable="leave_out")
+    found = inputs(tmp_path, settings, tokenizer_folder, template=None)
+    assert not any(p.turns for p in (*found.train, *(pair.prompt for pair in found.pairs)))
+    (note,) = [note for note in found.notes if note.startswith("rows left out as they were encoded: ")]
+    assert re.search(
+        r"\d that are conversations, which need model\.tokenizer\.chat_template \(first \w+\.jsonl:\d\)", note
+    )
+
+
 @pytest.fixture
 def dropping_tokenizer(tmp_path, tokenizer_folder):
     """Its normalizer drops tildes, so that a text of them has no tokens."""
@@ -307,6 +326,62 @@ def test_a_held_out_pair_without_tokens_is_refused_like_any_other(held_out, tmp_
     pairs = [{**pair, "chosen": "~"} if n == held_out else pair for n, pair in enumerate(PAIRS[:5])]
     with pytest.raises(BadInput, match=rf"pairs\.jsonl:{held_out + 1}: .* no tokens of chosen"):
         inputs(tmp_path, files(tmp_path, ROWS, TEST, pairs), dropping_tokenizer)
+
+
+LONG = "x" * 200  # tokens, of 128
+
+
+def test_rows_that_have_too_many_tokens_are_left_out_and_counted_and_others_take_their_places(
+    tmp_path, tokenizer_folder
+):
+    train = (
+        [{**ROWS[0], "prompt": f"{n}{LONG}"} for n in range(3)] + ROWS + [{**ROWS[0], "prompt": "p?", "response": LONG}]
+    )
+    pairs = [{**PAIRS[n], "chosen": LONG} for n in range(5)] + [
+        {**pair, "prompt": f"o{n}?"} for n, pair in enumerate(PAIRS)
+    ]
+    settings = files(tmp_path, train, TEST, pairs, unusable="leave_out")
+    found = inputs(tmp_path, settings, tokenizer_folder)
+    assert (len(found.train), len(found.demonstrations), len(found.pairs), len(found.held_out_pairs)) == (4, 4, 3, 2)
+    (note,) = [note for note in found.notes if note.startswith("rows left out as they were encoded: ")]
+    kinds = note.removeprefix("rows left out as they were encoded: ").split(", ")
+    assert all(re.fullmatch(r"\d with .* \(first (prompts|pairs)\.jsonl:\d+\)", one) for one in kinds), note
+    assert re.search(
+        r"with a prompt that leaves no room for a response within model\.max_length \(first prompts\.jsonl:[123]\)",
+        note,
+    )
+    with pytest.raises(BadInput, match=r"prompts: 4 are asked for, and fewer can be used; left out are 3 with"):
+        inputs(
+            tmp_path,
+            files(tmp_path, [*train[:3], *ROWS[:3]], TEST, PAIRS, unusable="leave_out"),
+            tokenizer_folder,
+        )
+
+
+def test_prompts_with_too_many_tokens_are_refused_in_one_line_that_counts_them(tmp_path, tokenizer_folder):
+    train = [{**ROWS[0], "prompt": f"{n}{LONG}"} for n in range(3)] + ROWS[:1]
+    with pytest.raises(BadInput) as refused:
+        inputs(tmp_path, files(tmp_path, train, TEST, PAIRS), tokenizer_folder)
+    assert re.fullmatch(
+        r".*prompts\.jsonl:[123]: the prompt's \d+ tokens leave no room for .* raise model\.max_length, or leave the row out "
+        r"\(2 more rows with a prompt that leaves no room for a response within model\.max_length\)",
+        str(refused.value),
+    )
+
+
+def test_what_the_chat_template_does_not_write_is_not_dropped_in_silence(tmp_path, tokenizer_folder):
+    pairs = [{"prompt": [user("q")], "chosen": [said("yes")], "rejected": [said("no")], "tools": [{"name": "f"}]}] * 5
+    with pytest.raises(
+        BadInput, match=r"pairs\.jsonl:\d: the tokenizer's chat template makes nothing of the tools; leave"
+    ):
+        inputs(tmp_path, files(tmp_path, ROWS, TEST, pairs), tokenizer_folder)
+    calls = [
+        {**pair, "tools": [], "prompt": [user("q"), {**said(""), "tool_calls": [{"name": "f"}]}, user("r")]}
+        for pair in pairs
+    ]
+    settings = files(tmp_path, ROWS, TEST, [*calls[:1], *PAIRS], unusable="leave_out")
+    found = inputs(tmp_path, settings, tokenizer_folder)
+    assert any("1 of which the chat template makes nothing of a message's 'tool_calls'" in note for note in found.notes)
 
 
 def test_where_a_text_stands_is_for_errors_alone(tmp_path, tokenizer_folder):
@@ -350,7 +425,7 @@ def test_the_last_box(text, answer):
     (r"\{1,2\}", r"\{2,1\}", 1), (r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2", 1), (r"\text{yes}", r"\text{yes}", 1), ("", "1", 0),
 ])  # fmt: skip
 def test_boxed_answers_are_compared_by_worth(given, reference, score):
-    assert judge_boxed(f"so \\boxed{{{given}}}", reference).parts == {"answer": score, "format": 1}
+    assert judge_boxed(f"so \\boxed{{{given}}}", reference).parts == {"answer": score, "format": 1, "undecided": 0}
     assert judge_boxed(given, reference).score == 0  # without a box
 
 
@@ -366,7 +441,44 @@ def test_no_answer_hangs_the_judge_or_runs_code(tmp_path):
     ):
         assert judge_boxed(f"\\boxed{{{hostile}}}", "1").score == 0
     assert judge_boxed(r"\boxed{2/4}", "1/2").score == 1
-    assert not mark.exists() and CPU_SECONDS <= 5
+    assert not mark.exists()
+
+
+CAP = """
+import json, os, resource, sys
+from rlhf_bench.tasks.judges import worth
+worth.CPU_SECONDS, worth.SHORT_SECONDS = 0.5, 0.1
+def equal(right, given):
+    while given == "tower":
+        pass
+    return right == given
+pairs = [("1", "tower" if i % 3 else str(i % 2)) for i in range(30)]
+found = worth.compare_all(pairs, equal, 2)
+spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([found, spent.ru_utime + spent.ru_stime, 2 * worth.PATIENCE * worth.CPU_SECONDS + 20 * worth.SHORT_SECONDS]))
+"""
+
+
+def test_a_batch_of_towers_costs_no_more_than_its_bound_and_spoils_no_other_answer():
+    """In two workers, so that where they stand decides nothing."""
+    process = subprocess.Popen([sys.executable, "-c", CAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    found, spent, bound = json.loads(process.stdout.readline())
+    process.communicate()
+    assert found == [None if i % 3 else bool(i % 2) for i in range(30)]
+    assert spent < bound + 30 * 0.05, "each process that is ended may go on until the kernel's next tick"
+
+
+def test_answers_are_compared_once_and_towers_among_them_are_counted():
+    answers = [(f"\\boxed{{{n}/{2 * n}}}", "1/2") for n in range(1, 20)] + [(r"\boxed{9^{9^{9^9}}}", "1")] * 3
+    settle_boxed(answers)
+    from rlhf_bench.tasks.judges import boxed
+
+    boxed._comparer.process.kill()  # nothing is asked again
+    boxed._comparer.process.wait()
+    judged = [judge_boxed(response, reference) for response, reference in answers]
+    boxed._comparer.process = None
+    assert [j.score for j in judged] == [1.0] * 19 + [0.0] * 3
+    assert [j.parts["undecided"] for j in judged] == [0.0] * 19 + [1.0] * 3
 
 
 def test_boxed_answers_are_judged_off_the_main_thread():

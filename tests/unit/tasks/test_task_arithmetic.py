@@ -89,6 +89,14 @@ def test_judge_takes_any_text(response, working):
     assert judgement.score == float(response.strip() == prompt.answer)
 
 
+def test_the_one_right_response_is_the_only_text_that_scores():
+    """Expected scores rest on it."""
+    task = build_task(ArithmeticSettings())
+    for prompt in task.prompts("in_distribution", 20, 0):
+        assert task.judge(prompt, task.right_response(prompt)).score == 1
+        assert sum(task.judge(prompt, str(number)).score for number in range(250)) == 1
+
+
 @pytest.mark.parametrize("shape", [ArithmeticSettings(), ArithmeticSettings(digits=3, terms=3, working=True)])
 def test_splits_are_disjoint_for_any_seeds(shape):
     task = build_task(shape)

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.tasks import TASKS, TaskSettings, build_task
-from rlhf_bench.tasks.files import FilesSettings
 from rlhf_bench.tasks.judges.answers import final_number, judge_exact, judge_number
+from rlhf_bench.tasks.loading.settings import FilesSettings
 
 TRAIN = [{"prompt": f"q{n}?", "reference": f"a{n}", "response": f"a{n}"} for n in range(6)]
 HELD_OUT = [{"prompt": f"h{n}?", "reference": f"a{n}"} for n in range(4)]
@@ -168,6 +168,7 @@ def test_recipe_picks_the_settings_by_kind():
         needs = {
             "files": {"prompts": "a", "held_out": "b"},
             "gsm8k": {"folder": "c"},
+            "reasoning_gym": {"dataset": "leg_counting"},
             "mixture": {"train": {"kind": "arithmetic"}, "transfer": {"kind": "verse"}},
         }.get(kind, {})
         assert isinstance(adapter.validate_python({"kind": kind, **needs}), entry.settings)

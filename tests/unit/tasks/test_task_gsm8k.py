@@ -155,6 +155,19 @@ def test_bad_rows(tmp_path, change, message):
         build_task(write(tmp_path, **change))
 
 
+def test_faults_of_all_three_files_are_named_at_once(tmp_path):
+    bad = {"question": "Why?", "answer": "no number"}
+    settings = write(
+        tmp_path, train=bad, test={"question": "Why?"}, graded=GRADED | {"6b_finetuning": {"solution": "x"}}
+    )
+    (tmp_path / "train.jsonl").open("a").write(json.dumps(bad | {"question": "Why not?"}) + "\n")
+    with pytest.raises(BadInput) as refused:
+        build_task(settings)
+    places = [problem.split(":")[0].rpartition("/")[2] for problem in refused.value.problems]
+    assert places == ["train.jsonl", "test.jsonl", "example_model_solutions.jsonl"]
+    assert refused.value.problems[0].endswith("(1 more row whose solution does not end with a number)")
+
+
 def test_solutions_without_an_answer_line_are_left_out_and_counted(tmp_path):
     assert not any("left out" in note for note in build_task(write(tmp_path)).notes)
     endless = {model: {"solution": "So so so", "is_correct": False} for model in ("6b_finetuning", "6b_verification")}

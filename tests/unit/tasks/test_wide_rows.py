@@ -7,13 +7,21 @@ import re
 
 import pytest
 
-from tests.support.checking import FILES, PAIRS, TEST, check, jsonl, one, refusal, write_files
+from rlhf_bench.recipe import load_recipe
+from rlhf_bench.training.cache import Cache
+from rlhf_bench.training.inputs import prepare_inputs
+from tests.support.checking import FILES, PAIRS, TEST, TRAIN, check, jsonl, one, refusal, write_files
 
 
 def other_pairs(**changes):
     return {"pairs.jsonl": jsonl(PAIRS[0] | changes, *PAIRS[1:])}  # which is not held out
 
 
+def more_pairs(**changes):
+    return {"pairs.jsonl": jsonl(PAIRS[0] | changes, *PAIRS[1:], {"prompt": "q4?", "chosen": "yes", "rejected": "no"})}
+
+
+MORE_TRAIN = jsonl(TRAIN[0], {"prompt": "q" * 9, "reference": "a", "response": "a"}, *TRAIN[1:])
 OFFLINE = "arms={b: {method: dpo}}"
 GSM8K = {
     "train.jsonl": jsonl({"question": "How many?", "answer": "1 + 1 = 2\n#### 2"}),
@@ -104,6 +112,12 @@ WIDE = {
         ["arms={a: {method: ppo, samples_per_prompt: 1}}", "data.candidates_per_prompt=3"],
         r".*train\.jsonl:\d: the prompt with 3 responses .*, as the reward model's stage draws them, makes 28 tokens.*",
     ),
+    "held-out pairs of an arm's own kind": (
+        24,
+        {"test.jsonl": jsonl({"prompt": "h" * 9, "reference": "a"}, *TEST[1:])},
+        ["arms={b: {method: dpo, data: online}}"],
+        r".*test\.jsonl:1: the prompt with 2 responses .*, as the evaluation of arm b draws them, makes 26 tokens.*",
+    ),
 }
 
 
@@ -115,6 +129,46 @@ def test_what_is_computed_in_one_row_fits_a_micro_batch(most, changed, overrides
     assert re.fullmatch(line, said), said
     needed = re.search(r"raise it to (\d+) or more, .*or leave the row out$", said)[1]
     assert "micro_batch" not in check(recipe, *overrides, f"compute.tokens_per_micro_batch={needed}")[1]
+
+
+# The tokens of a micro-batch, files with one row too wide for what is drawn on it, and overrides.
+DRAWN = {
+    "train.jsonl:2": {
+        "samples of an arm": (36, {"train.jsonl": MORE_TRAIN}, ["arms={a: {method: ppo, feedback: judge}}"]),
+        "the weaker policy's": (24, {"train.jsonl": MORE_TRAIN}, [OFFLINE, NO_PAIRS]),
+        "candidates for the reward model": (28, {"train.jsonl": MORE_TRAIN}, ["arms={a: {method: ppo, samples_per_prompt: 1}}", "data.candidates_per_prompt=3"]),
+    },
+    "pairs.jsonl:1": {
+        "a pair's prompt": (24, more_pairs(prompt="q" * 9), ["arms={b: {method: dpo, data: on_policy}}"]),
+        "a sample beside a given side": (24, more_pairs(rejected="n" * 12), ["arms={b: {method: dpo, data: chosen_on_policy}}"]),
+    },
+    "test.jsonl:1": {
+        "held-out pairs of an arm's own kind": (
+            24, {"test.jsonl": jsonl({"prompt": "h" * 9, "reference": "a"}, *TEST)}, ["arms={b: {method: dpo, data: online}}", "evaluation.prompts=4"],
+        ),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "most", "changed", "overrides"),
+    [pytest.param(place, *row, id=name) for place, rows in DRAWN.items() for name, row in rows.items()],
+)
+def test_a_row_that_is_too_wide_for_what_is_drawn_on_it_is_left_out_where_such_rows_are(
+    place, most, changed, overrides, tmp_path, monkeypatch
+):
+    recipe = write_files(tmp_path, **changed)
+    monkeypatch.chdir(tmp_path)
+    task = next((o for o in overrides if o.startswith("task=")), FILES).replace("kind", "unusable: leave_out, kind")
+    others = [o for o in overrides if not o.startswith("task=")]
+    counts = ["data.off_policy_pairs=3", "data.held_out_pairs=1", f"compute.tokens_per_micro_batch={most}"]
+    inputs = prepare_inputs(load_recipe(recipe, [*others, task, *counts]), Cache(tmp_path / "cache"))
+    assert (
+        f"rows left out as they were encoded: 1 with more tokens than compute.tokens_per_micro_batch (first {place})"
+        in inputs.notes
+    )
+    assert len(inputs.train) == 6 and (inputs.pairs is None or len(inputs.pairs) == 3)
+    assert len(inputs.held_out["in_distribution"]) == (4 if place == "test.jsonl:1" else 2)
 
 
 FULL = other_pairs(prompt="q" * 57)  # 58 tokens of 64, with room for the pair's sides and not for 8 tokens
@@ -136,14 +190,14 @@ def test_a_pairs_prompt_that_no_arm_samples_on_may_fill_the_context(arms, tmp_pa
     assert check(write_files(tmp_path, **FULL), f"arms={arms}") == (0, "")
 
 
-def test_a_pairs_prompt_beyond_those_that_are_sampled_on_may_fill_the_context(tmp_path):
-    """Of the four pairs' prompts, one is held out and one sampled on; each of them is the full one in its turn."""
+def test_a_held_out_pairs_prompt_may_fill_the_context(tmp_path):
+    """Of the four pairs' prompts one is held out, and the others are sampled on; each of them is the full one in its turn."""
     codes = []
     for full in range(4):
         rows = [pair | {"prompt": "q" * 57} if n == full else pair for n, pair in enumerate(PAIRS)]
         recipe = write_files(tmp_path, **{"pairs.jsonl": jsonl(*rows)})
-        codes.append(check(recipe, "arms={b: {method: dpo, data: on_policy}}", "data.on_policy_prompts=1")[0])
-    assert sorted(codes) == [0, 0, 0, 2]
+        codes.append(check(recipe, "arms={b: {method: dpo, data: on_policy}}")[0])
+    assert sorted(codes) == [0, 2, 2, 2]
 
 
 @pytest.mark.parametrize("mode", ["offline", "rejected_on_policy"])

@@ -147,6 +147,16 @@ def test_a_run_gives_its_settings_its_start_and_its_trajectories(tmp_path):
     assert (way.low <= way.high).all()
 
 
+def test_pairs_of_other_kinds_than_the_fixed_one_are_no_part_of_a_trajectory(tmp_path):
+    frame = recorded(tmp_path, ARMS)
+    before = read_run(tmp_path)
+    own = frame.assign(kind="on_policy", chosen_logratio=9.0, chosen_logprob=9.0)
+    pd.concat([frame.assign(kind="fixed"), own]).to_parquet(tmp_path / "pairs.parquet")
+    after = read_run(tmp_path)
+    assert after.start == before.start
+    np.testing.assert_array_equal(after.trajectories["ours"].mean, before.trajectories["ours"].mean)
+
+
 def test_figures_are_written_with_and_without_a_run(tmp_path):
     recorded(tmp_path, ARMS)
     printed = commands.field(tmp_path / "out", [], tmp_path, None, None)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.theory import commands, tables
@@ -144,8 +145,24 @@ def test_the_command_writes_figure_table_and_every_seed(tmp_path):
     assert len((tmp_path / "toy.csv").read_text().splitlines()) == 1 + 3 * len(SCENARIOS)
 
 
-def test_verdicts_follow_the_interval():
-    assert tables.verdict(np.array([0.1, 0.2, 0.3, 0.2])) == "yes"
-    assert tables.verdict(-np.array([0.1, 0.2, 0.3, 0.2])) == "no"
-    assert tables.verdict(np.array([-0.1, 0.2, -0.3, 0.2])) == "not resolved"
+def test_verdicts_follow_student_s_interval_corrected_by_holm():
+    clear, doubtful = np.array([0.19, 0.2, 0.21, 0.2]), np.array([0.1, 0.2, 0.4, 0.2])
+    alone = tables.decided({"doubtful": doubtful})
+    together = tables.decided(
+        {"doubtful": doubtful, "below": -clear, "above": clear, "either": np.array([-0.1, 0.2, -0.3, 0.2])}
+    )
+    low, high = stats.t.interval(0.95, 3, doubtful.mean(), stats.sem(doubtful))
+    assert alone == {"doubtful": (f"0.225 [{low:.3f}, {high:.3f}]", "yes")}
+    assert {name: verdict for name, (_, verdict) in together.items()} == {
+        "doubtful": "not resolved", "below": "no", "above": "yes", "either": "not resolved"
+    }  # fmt: skip
+    low, high = stats.t.interval(1 - 0.05 / 4, 3, clear.mean(), stats.sem(clear))
+    assert together["above"][0] == f"0.200 [{low:.3f}, {high:.3f}]"
+
+
+def test_fewer_seeds_than_a_test_takes_decide_nothing():
+    assert tables.decided({"two": np.array([0.1, 0.2])}) == {"two": ("0.150", "not resolved")}
+
+
+def test_an_outcome_is_shown_with_its_mean():
     assert math.isclose(float(tables.with_interval([0.5, 0.5, 0.5]).split()[0]), 0.5)

@@ -71,6 +71,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(checkpoints, place
     spoil(place, f"round-00000002/{file}", b"{")
     assert checkpoints.latest().state == {"arm": {"version": 1}}
     assert len(said) == 1 and "round-00000002" in said[0] and file in said[0]
+    assert said[0].endswith("; it is removed, and the one before it is used")
 
 
 def test_one_of_another_format_is_neither_used_nor_removed(checkpoints, place, said):
@@ -106,6 +107,7 @@ def test_a_damaged_one_does_not_pass_for_newer_than_those_that_follow(place, sai
     fill(checkpoints, 500)
     spoil(place, "round-00000500/state.json", b"{")
     assert checkpoints.latest() is None
+    assert said[0].endswith("; it is removed, and there is none before it: the arm begins anew")
     fill(checkpoints, 1, 2)
     assert checkpoints.latest().state == {"arm": {"version": 2}}
 

@@ -9,8 +9,10 @@ import pytest
 
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.rounding import rounding_of
 from rlhf_bench.core.types import Group, Pair, Prompt, Sample
 from rlhf_bench.methods import METHODS
+from rlhf_bench.models.codec import Codec
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_response
 from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
@@ -65,6 +67,34 @@ def test_prompts_whose_candidates_all_score_alike_give_no_pair():
     assert best_and_worst([group(*good), group(*bad), group(*lost), group((0.3, True))]) == []
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [("float32", 6e-7), ("bfloat16", 1e-2)])
+def test_candidates_whose_scores_are_equal_up_to_rounding_give_no_pair(dtype, noise):
+    """Of a reward model that gives every response the same, but for the last bits."""
+
+    class Scorer(LengthScorer):
+        def __init__(self, more):
+            super().__init__()
+            self.more = more
+
+        def rounding(self, score):
+            return rounding_of(score, dtype)
+
+        def begin_score(self, rows):
+            found = super().begin_score(rows)
+            scores = [3.0 * (1 + noise / 2), 3.0 * (1 - noise / 2), 3.0, 3.0 + self.more]
+            return replace(found, found=([scores], Cost()))
+
+    candidates = group((0, True), (0, True), (0, True), (0, True))
+    (alike,), _ = reward_groups([candidates], "reward_model", Scorer(0.0))
+    assert best_and_worst([alike]) == [] == preference_pairs([alike], 10)
+    assert sample_metrics([alike], 0)["equal_rewards"] == 1.0
+    unfinished = Group(PROMPT, (*alike.samples, Sample("p.4", (8,), (), False, 4)))
+    assert [p.rejected_ids for p in preference_pairs([unfinished], 10)] == [(8,)] * 4
+    (better,), _ = reward_groups([candidates], "reward_model", Scorer(3 * rounding_of(3.0, dtype)))
+    assert [p.chosen_ids for p in preference_pairs([better], 10)] == [(9,) * 4] * 3
+    assert sample_metrics([better], 0)["equal_rewards"] == 0.0
+
+
 def test_an_unfinished_candidate_is_the_worst_there_is():
     (pair,) = best_and_worst([group((-50.0, True), (NAN, False), (-60.0, True))])
     assert (pair.chosen_ids, pair.rejected_ids, pair.rejected_score) == ((9,), (9, 9), -math.inf)
@@ -100,14 +130,14 @@ def answered(text, finished=True):
 
 def test_the_judge_reads_text_and_gives_nothing_to_a_response_that_did_not_end():
     samples = (answered("3"), answered("4"), answered("3", finished=False), answered(""))
-    (judged,), cost = Judge(TASK, TOKENIZER)([Group(PROMPT, samples)])
+    (judged,), cost = Judge(TASK, Codec(TOKENIZER))([Group(PROMPT, samples)])
     assert [s.gold for s in judged.samples] == [1, 0, 0, 0]
     assert [s.text for s in judged.samples] == ["3", "4", "3", ""]
     assert cost == Cost(judge_queries=4)
 
 
 def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_have_none():
-    (judged,), _ = Judge(TASK, TOKENIZER)([Group(PROMPT, (answered("3"), answered("41"), answered("3", False)))])
+    (judged,), _ = Judge(TASK, Codec(TOKENIZER))([Group(PROMPT, (answered("3"), answered("41"), answered("3", False)))])
     (by_judge,), free = reward_groups([judged], "judge", None)
     (by_model,), cost = reward_groups([judged], "reward_model", LengthScorer(0.5))
     np.testing.assert_array_equal([s.reward for s in by_judge.samples], [1, 0, NAN])
@@ -152,7 +182,7 @@ def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
         i = int(row.id.removeprefix("pair"))
         assert row.responses == ((i, 2), (i, 3, 2)) and row.prompt_ids == PROMPT.token_ids
         assert reward == (1.0 + i, -float(i))
-    assert drawn.fixed and drawn.metrics == {"policy_version_lag": 9.5, "pairs": 4, "gold": 0.5}
+    assert drawn.fixed and drawn.metrics == {"policy_version_lag": 9.5, "pairs": 4, "pair_passes": 1.0, "gold": 0.5}
 
 
 def test_the_seed_decides_the_order_of_fixed_pairs():
@@ -184,7 +214,7 @@ def test_sample_metrics_are_means_over_samples():
 
 def sampler(settings, pool, seed=0, **data):
     train = TASK.prompts("train", 10, 0)
-    inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
+    inputs = Inputs(TASK, Codec(TOKENIZER), None, None, train, {}, [], [], None, [], {})
     roles = Roles(pool, LengthScorer(), None, None, None)
     return RolloutSampler(roles, inputs, DataSettings(**data), settings, seed, FreshStartSamples())
 
@@ -213,24 +243,25 @@ def test_who_is_charged_depends_on_who_teaches(feedback, phases):
 
 def test_samples_of_one_prompt_stay_one_row_with_their_rewards():
     arm = METHODS["ppo"].settings(prompts_per_update=2, samples_per_prompt=3, feedback="judge")
-    drawn = all_of(make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), [], begin()), begin())
+    drawn = all_of(make_source(METHODS["ppo"], arm, sampler(arm, Pool(TOKENIZER)), [], None, begin()), begin())
     assert [len(row.responses) for row in drawn.rows] == [3, 3] and not drawn.fixed
     np.testing.assert_array_equal(drawn.rewards, [(1, 0, NAN)] * 2)
     assert drawn.metrics["gold"] == pytest.approx(1 / 3) and drawn.metrics["finished"] == pytest.approx(2 / 3)
 
 
-def test_online_pairs_are_drawn_afresh_and_on_policy_ones_once():
-    for data, calls, fixed in (("online", 3, False), ("on_policy", 1, True)):
-        arm = METHODS["dpo"].settings(data=data, prompts_per_update=4, pairs_per_update=4)
-        pool = Pool(TOKENIZER)
-        sampling, state = sampler(arm, pool, candidates_per_prompt=3, on_policy_prompts=8), begin()
-        source = make_source(METHODS["dpo"], arm, sampling, [], state)
-        drawn = []
-        for state.version in range(3):
-            drawn.append(all_of(source, state))
-        assert len(pool.seeds) == calls and all(d.fixed == fixed and len(d.rows) == 4 for d in drawn)
-        assert [d.metrics["policy_version_lag"] for d in drawn] == [0, 1, 2]
-        assert drawn[0].rewards == [(1.0, -math.inf)] * 4
+@pytest.mark.parametrize(("data", "lags"), [("online", [0, 0, 0]), ("on_policy", [0, 1, 2])])
+def test_online_pairs_are_of_the_policy_and_on_policy_ones_of_the_start_policy(data, lags):
+    arm = METHODS["dpo"].settings(data=data, prompts_per_update=4, pairs_per_update=4)
+    pool, drawn = Pool(TOKENIZER), []
+    sampling, state = sampler(arm, pool, candidates_per_prompt=3), begin()
+    source = make_source(METHODS["dpo"], arm, sampling, [], None, state)
+    for state.version in range(3):
+        if data == "online":  # the engines have the newest weights; else the start policy's
+            pool.version = state.version
+        drawn.append(all_of(source, state))
+        assert len(pool.seeds) == len(drawn) and not drawn[-1].fixed and len(drawn[-1].rows) == 4
+    assert [d.metrics["policy_version_lag"] for d in drawn] == lags
+    assert drawn[0].rewards == [(1.0, -math.inf)] * 4
 
 
 def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_and_say_so():
@@ -238,7 +269,7 @@ def test_candidates_that_all_score_alike_leave_on_policy_training_nothing_to_do_
     arm = METHODS["dpo"].settings(data="on_policy")
     with pytest.raises(ArmFailed, match="pair"):
         sampling = sampler(arm, Pool(TOKENIZER, ["wrong"]), candidates_per_prompt=3)
-        make_source(METHODS["dpo"], arm, sampling, [], begin())
+        all_of(make_source(METHODS["dpo"], arm, sampling, [], None, begin()), begin())
 
 
 @pytest.mark.parametrize(("method", "arm"), [
@@ -250,7 +281,7 @@ def test_an_updates_data_is_the_same_in_one_part_and_in_several(method, arm):
     for part in (None, 2):
         sampling = sampler(settings, Pool(TOKENIZER, chunk=part), candidates_per_prompt=3)
         state = begin(version=4)
-        parts = list(make_source(METHODS[method], settings, sampling, [], state).draw(state, state.ledger))
+        parts = list(make_source(METHODS[method], settings, sampling, [], None, state).draw(state, state.ledger))
         assert [len(p.rows) for p in parts] == ([5, 0] if part is None else [2, 2, 1, 0])
         found.append((joined(parts), state.ledger.total().generated_tokens))
     (whole, tokens), (pieces, same_tokens) = found

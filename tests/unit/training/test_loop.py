@@ -1,6 +1,8 @@
 """The training loop with roles whose answers are written down: what reaches the learner, when, and who pays for it."""
 
+import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +10,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from rlhf_bench.core.costs import Cost
-from rlhf_bench.core.errors import ArmFailed
+from rlhf_bench.core.errors import ArmFailed, Stopped
+from rlhf_bench.core.rounding import rounding_of
 from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import SideGradients
+from rlhf_bench.methods.base import Adam, SideGradients
+from rlhf_bench.methods.dpo import DPOSettings
+from rlhf_bench.methods.ppo import PPOSettings
+from rlhf_bench.models.codec import Codec
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
@@ -23,7 +29,7 @@ from rlhf_bench.training.loop import ArmTrainer
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import StartSamples
 from rlhf_bench.training.state import ArmState
-from tests.support.scripted import MEASURING, SIDES, STEP, Evaluator, Learner, LengthScorer, Pool, Sync
+from tests.support.scripted import MEASURING, SIDES, STEP, TINY, Evaluator, Learner, LengthScorer, Pool, Sync
 
 TASK = build_task(ArithmeticSettings(digits=1))
 TOKENIZER = build_tokenizer(TokenizerSettings(kind="characters"), TASK.corpus())
@@ -36,24 +42,25 @@ class Arm:
     """One arm that has run: what the learner was handed, what was told to the outside."""
 
     def __init__(self, limit, *, marks=(), column="flops", answers=("right", "wrong", "unfinished"), learner=None,
-                 evaluator=None, save_to=None, pool_order=None, pool_part=None, scale=1.0, checkpointer=None, skips=5,
-                 **arm):  # fmt: skip
+                 evaluator=None, save_to=None, pool_order=None, pool_part=None, scorer=None, checkpointer=None, skips=5, shape=TINY,
+                 pool=Pool, dtype="float32", **arm):  # fmt: skip
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column, "skips_in_a_row": skips},
-                               "data": {"on_policy_prompts": 4, "candidates_per_prompt": 3},
+                               "model": {"dtype": dtype},
+                               "data": {"candidates_per_prompt": 3},
                                "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
-        self.pool = Pool(TOKENIZER, answers=answers, chunk=pool_part, order=pool_order)
+        self.pool = pool(TOKENIZER, answers=answers, chunk=pool_part, order=pool_order)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
-        inputs = Inputs(TASK, TOKENIZER, None, None, train, {}, [], [], None, [], {})
+        inputs = Inputs(TASK, Codec(TOKENIZER), None, shape, train, {}, [], [], None, [], {})
         self.aside = TemporaryDirectory()
         base_folder = Path(self.aside.name) / "base"
         base_folder.mkdir()
         (base_folder / "model.safetensors").write_bytes(b"weights")
         (base_folder / "config.json").write_text("{}")
         start = StartingPoint(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
-        roles = Roles(self.pool, LengthScorer(scale), self.learner, self.evaluator, self.sync)
+        roles = Roles(self.pool, scorer or LengthScorer(), self.learner, self.evaluator, self.sync)
         self.updates, self.looks, self.skipped = [], [], []
         observer = ArmObserver(
             lambda update, numbers, ledger: self.updates.append((update, dict(numbers), ledger.fraction)),
@@ -62,9 +69,9 @@ class Arm:
         )
         base = Evaluation({}, {}, {}, 0.0, self.evaluator.pairs)
         self.trainer = ArmTrainer(
-            spec=ArmSpec(recipe, METHODS[settings.method], settings, 1),
+            spec=ArmSpec("a", recipe, METHODS[settings.method], settings, 1),
             shared=SharedByArms(
-                inputs, start, base, StartSamples(Path(self.aside.name), "base"), Cache(Path(self.aside.name))
+                inputs, start, base, {}, StartSamples(Path(self.aside.name), "base"), Cache(Path(self.aside.name))
             ),
             roles=roles,
             observer=observer,
@@ -111,8 +118,101 @@ def test_what_is_paid_before_the_first_update_counts_for_a_schedule():
 
 
 def test_an_arm_without_a_schedule_trains_with_its_settings_as_they_are():
-    arm = Arm(LIMIT, method="dpo", beta=0.7, learning_rate=3e-3)
+    arm = Arm(LIMIT, method="dpo", beta=0.7, learning_rate=3e-3, learning_rate_schedule="constant")
     assert {(s.beta, rate) for _, s, rate in arm.learner.stepped} == {(0.7, 3e-3)} and len(arm.updates) == UPDATES
+
+
+def test_learning_rates_fall_in_a_straight_line_to_nothing_where_the_budget_ends():
+    """A rate is that of the share of the budget that was spent when the update began."""
+    arm = Arm(LIMIT, method="dpo", learning_rate=3e-3)
+    spent = [0.0] + [MEASURING.flops + STEP.flops * n for n in range(1, UPDATES)]
+    expected = [3e-3 * (1 - flops / LIMIT) for flops in spent]
+    assert [rate for *_, rate in arm.learner.stepped] == pytest.approx(expected, rel=1e-12)
+    assert arm.told("learning_rate") == pytest.approx(expected, rel=1e-12)
+
+
+PPO = {"method": "ppo", "prompts_per_update": 4, "samples_per_prompt": 3, "epochs_per_update": 2, "feedback": "judge",
+       "learning_rate": 1e-3, "critic_learning_rate": 4e-3}  # fmt: skip
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_both_models_rates_fall_alike_and_an_updates_steps_share_them(ahead):
+    arm = Arm(400.0, rollouts_ahead=ahead, **PPO)
+    rates = [rate for *_, rate in arm.learner.stepped]
+    updates = len(arm.updates)
+    by_update = [rates[4 * n : 4 * n + 4] for n in range(updates)]  # policy, critic, policy, critic
+    assert [4e-3 * policy / 1e-3 for policy, *_ in by_update] == pytest.approx([critic for _, critic, *_ in by_update])
+    assert all(first == second for *first, _, _ in by_update for second in [first]) and len(rates) == 4 * updates
+    assert by_update[0][:2] == by_update[0][2:] == [1e-3, 4e-3] and 0 < rates[-2] < 1e-3 * 2 / updates
+    assert [policy for policy, *_ in by_update] == sorted({policy for policy, *_ in by_update}, reverse=True)
+
+
+def test_what_is_paid_before_the_first_update_takes_nothing_from_the_learning_rate():
+    """Candidates, or a reward model: such an arm starts at its full rate as well, and ends at none."""
+    arm = Arm(200.0, method="dpo", data="on_policy", learning_rate=1e-3)
+    before = MEASURING.flops  # the check that the weights arrived
+    spent = [before] + [before + (MEASURING.flops + STEP.flops) * n for n in range(1, len(arm.updates))]
+    expected = [1e-3 * (1 - (flops - before) / (200.0 - before)) for flops in spent]
+    assert [rate for *_, rate in arm.learner.stepped] == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_model_is_placed_with_its_rate_and_with_the_arms_adam():
+    arm = Arm(400.0, adam_betas=(0.8, 0.9), adam_epsilon=1e-4, **PPO)
+    adam = Adam((0.8, 0.9), 1e-4)
+    assert arm.learner.optimizers[:2] == [("policy", 1e-3, adam), ("reference", None, None)]
+    assert arm.learner.optimizers[2:] == [("critic", 4e-3, adam)]
+    assert PPOSettings().adam == DPOSettings().adam == Adam((0.9, 0.999), 1e-5)  # one rule for all
+
+
+@pytest.mark.parametrize(("dtype", "alike"), [("bfloat16", True), ("float32", False)])
+def test_an_update_knows_how_exact_its_rewards_and_values_are(dtype, alike):
+    """All finished rewards are −1 up to rounding in 16 bits, and so is what the critic says of every state."""
+
+    class Scorer(LengthScorer):
+        def rounding(self, score):
+            return rounding_of(score, dtype)
+
+        def begin_score(self, rows):
+            found = super().begin_score(rows)
+            return replace(found, found=([[-1.0, -1.004, -1.0] for _ in rows], Cost()))
+
+    arm = Arm(
+        400.0, scorer=Scorer(), answers=("right", "wrong", "77"), dtype=dtype, **PPO | {"feedback": "reward_model"}
+    )
+    assert {deviation == 1.0 for deviation in arm.told("reward_deviation")} == {alike}
+    stepped = [a for rows, *_ in arm.learner.stepped for row in rows for a in row.extras["advantages"]]
+    assert {bool(a.any()) for a in stepped} == {not alike}
+
+
+class Kept:
+    """Every state of an arm; a new arm goes on from the state after `resume` updates."""
+
+    def __init__(self, states=(), resume=None):
+        self.states, self.resume = list(states), resume
+
+    def due(self):
+        return True
+
+    def save(self, number, state, write):
+        self.states.append(json.loads(json.dumps(state)))
+
+    def latest(self):
+        return None if self.resume is None else (self.states[self.resume - 1], "", ())
+
+
+class Resumed(Learner):
+    def load_state(self, folder, files):
+        pass
+
+
+@pytest.mark.parametrize("arm", [{"method": "dpo", "data": "on_policy"}, PPO, PPO | {"rollouts_ahead": 1}], ids=str)
+def test_a_resumed_arm_goes_on_at_the_rates_of_one_that_was_left_alone(arm):
+    kept = Kept()
+    whole = Arm(400.0, checkpointer=kept, **arm)
+    steps, updates = [rate for *_, rate in whole.learner.stepped], len(whole.updates)
+    for resume in (1, updates // 2, updates - 1):
+        rest = Arm(400.0, checkpointer=Kept(kept.states, resume), learner=Resumed(), **arm)
+        assert [rate for *_, rate in rest.learner.stepped] == steps[resume * len(steps) // updates :]
 
 
 def test_an_adaptive_method_measures_every_so_many_updates_and_trains_with_what_it_found():
@@ -188,6 +288,55 @@ def test_pairs_of_other_splits_do_not_enter_the_partials():
     assert alone.looks[-1][1].numbers[key] == pytest.approx(0.1 / (1 + math.exp(0.1)))  # β σ(−β(Δ⁺ − Δ⁻)), by hand
 
 
+OWN = [PairEvaluation("in_distribution", f"o{i}", -2.0 - i, -4.0, up, down, 2, 3, 0.0, 0.0, 1.0, kind)
+       for kind, moves in (("on_policy", [(0.75, -0.25), (-0.5, -1.0)]), ("chosen_on_policy", [(-2.0, -3.0)]))
+       for i, (up, down) in enumerate(moves)]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["on_policy", "online"])
+def test_an_on_policy_arm_records_the_numbers_of_on_policy_pairs_beside_those_of_the_fixed_ones(data):
+    arm = Arm(
+        400.0, evaluator=Evaluator(pairs=[*LOOKED, *OWN]), method="dpo", data=data, beta=0.1, prompts_per_update=4
+    )
+    alone = Arm(400.0, evaluator=Evaluator(pairs=LOOKED), method="dpo", data=data, beta=0.1, prompts_per_update=4)
+    slopes = [0.1 / (1 + math.exp(0.1 * margin)) for margin in (1.0, 0.5)]  # β σ(−β(Δ⁺ − Δ⁻))
+    expected = {
+        "chosen_logprob": -2.5, "rejected_logprob": -4.0, "chosen_logratio": 0.125, "rejected_logratio": -0.625,
+        "margin": 0.75, "displaced": 0.5, "accuracy": 1.0, "partial/log_chosen": sum(slopes) / 2,
+        "partial/log_ratio": 1.0, "partial/pi_log_ratio": (2.0 + 1.0) / 2,
+    }  # fmt: skip
+    for (_, evaluation), (_, before) in zip(arm.looks, alone.looks, strict=True):  # the base policy's among them
+        own = {name.removeprefix("own/"): x for name, x in evaluation.numbers.items() if name.startswith("own/")}
+        assert {name: own[name] for name in expected} == pytest.approx(expected)
+        fixed = {name: x for name, x in evaluation.numbers.items() if not name.startswith("own/")}
+        assert fixed == before.numbers and not any(name.startswith("own/") for name in before.numbers)
+
+
+def test_each_mixed_scenario_and_ppo_have_their_kind_of_pairs():
+    pairs = [*LOOKED, *OWN]
+    mixed = Arm(400.0, evaluator=Evaluator(pairs=pairs), method="dpo", data="chosen_on_policy")
+    assert mixed.looks[-1][1].numbers["own/chosen_logratio"] == -2.0
+    ppo = Arm(
+        1000.0,
+        evaluator=Evaluator(pairs=pairs),
+        method="ppo",
+        feedback="judge",
+        prompts_per_update=4,
+        samples_per_prompt=2,
+    )
+    numbers = ppo.looks[-1][1].numbers
+    assert numbers["own/margin"] == 0.75 and not any("partial/" in name for name in numbers)
+    by_model = Arm(1000.0, evaluator=Evaluator(pairs=pairs), method="ppo", prompts_per_update=4, samples_per_prompt=2)
+    assert not any(name.startswith("own/") for name in by_model.looks[-1][1].numbers)  # another ranking, another kind
+
+
+def test_the_own_pairs_of_an_offline_arm_are_the_fixed_ones():
+    numbers = Arm(LIMIT, evaluator=Evaluator(pairs=[*LOOKED, *OWN]), method="dpo").looks[-1][1].numbers
+    assert (numbers["own/chosen_logprob"], numbers["own/rejected_logratio"], numbers["own/margin"]) == (-3.0, -0.5, 1.0)
+    partials = [name for name in numbers if name.startswith("partial/")]
+    assert partials and all(numbers[f"own/{name}"] == numbers[name] for name in partials)
+
+
 def test_updates_whose_loss_is_no_number_are_counted_and_five_in_a_row_end_the_arm_as_diverged():
     nan = float("nan")
     arm = Arm(LIMIT, learner=Learner(losses=[1.0, nan, 1.0, *[nan] * 5]), method="dpo")
@@ -241,7 +390,7 @@ def test_an_update_whose_rewards_or_measures_are_not_finite_never_reaches_the_le
 
     for arm in (
         Arm(1000.0, learner=Spoiled(), method="ppo", prompts_per_update=4, samples_per_prompt=2),
-        Arm(1000.0, scale=math.nan, method="ppo", prompts_per_update=4, samples_per_prompt=2),
+        Arm(1000.0, scorer=LengthScorer(math.nan), method="ppo", prompts_per_update=4, samples_per_prompt=2),
     ):
         assert arm.status == "diverged" and arm.told("skipped") == [1] * 5 and not arm.learner.stepped
         assert {why for _, why, _ in arm.skipped} in ({"values not finite"}, {"a reward is not finite"})
@@ -395,3 +544,74 @@ def test_an_arm_whose_updates_no_longer_spend_the_column_ends_with_the_cause():
     online = {"method": "dpo", "data": "online", "prompts_per_update": 4, "feedback": "judge", "answers": ["wrong"]}
     with pytest.raises(ArmFailed, match="^5 updates in a row spent no trained_tokens, .* use compute.column flops"):
         Arm(100.0, column="trained_tokens", **online)
+
+
+# Pairs among the start policy's samples
+
+
+def test_a_one_shot_arm_keeps_the_start_policy_in_the_engines_and_trains_on_each_pair_once():
+    arm = Arm(100.0, method="dpo", data="on_policy")
+    assert arm.sync.versions == [0] and arm.told("policy_version_lag") == list(range(len(arm.updates)))
+    rows = [row.id for rows, _, _ in arm.learner.stepped for row in rows]
+    assert len(set(rows)) == len(rows) == 4 * len(arm.updates) > 20
+    looks = [rows for name, rows in arm.learner.measured if name == "reference"]
+    assert len(looks) == len(arm.updates)  # and each is looked at once by the reference
+    assert 100.0 - STEP.flops - MEASURING.flops < arm.ledger.spent <= 100.0
+
+
+class Barren(Pool):
+    """Every other prompt has only wrong answers."""
+
+    def _sample(self, prompt, k, kind):
+        return super()._sample(prompt, k, kind if int(prompt.id[-1]) % 2 else "wrong")
+
+
+class Keeping:
+    """Writes a checkpoint after every update, keeps it, and stops after update `last`."""
+
+    def __init__(self, last, found=None):
+        self.last, self.found = last, found
+
+    def due(self):
+        return True
+
+    def save(self, number, state, write):
+        self.found = json.loads(json.dumps(dict(state)))
+        if number == self.last:
+            raise Stopped(2)
+
+    def latest(self):
+        return self.found and (self.found, "folder", [])
+
+
+class Resuming(Learner):
+    def load_state(self, folder, files):
+        pass
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_a_one_shot_arm_that_was_stopped_goes_on_with_the_very_same_pairs(epochs, last):
+    arm = {"method": "dpo", "data": "on_policy", "epochs": epochs, "pool": Barren, "shape": TINY}
+    limit = {1: 120.0, 3: 2000.0}[epochs]
+
+    def steps(of):
+        return [[row.id for row in rows] for rows, _, _ in of.stepped]
+
+    whole, before, after = (Resuming() for _ in range(3))
+    done, kept = Arm(limit, learner=whole, **arm), Keeping(last)
+    with pytest.raises(Stopped):
+        Arm(limit, learner=before, checkpointer=kept, **arm)
+    resumed = Arm(limit, learner=after, checkpointer=Keeping(None, kept.found), **arm)
+    assert steps(before) + steps(after) == steps(whole) and len(steps(whole)) > last
+    assert [str(told) for told in resumed.updates] == [str(told) for told in done.updates[last:]]
+    resumed.ledger.by_phase.pop("sync"), done.ledger.by_phase.pop("sync")  # whose seconds are of the clock
+    assert resumed.ledger.by_phase == done.ledger.by_phase
+
+
+def test_an_arm_ends_when_all_its_epochs_are_made_though_budget_is_left():
+    arm = Arm(2000.0, method="dpo", data="on_policy", epochs=3, shape=TINY)
+    seen = Counter(row.id for rows, _, _ in arm.learner.stepped for row in rows)
+    assert arm.status == "done" and set(seen.values()) == {3} and len(seen) % 4 == 0
+    assert arm.told("pair_passes")[-1] == 3 and arm.ledger.spent < 2000.0 - 2 * STEP.flops
+    assert [name for name, _ in arm.learner.measured] == ["policy", "reference"]  # the sync's probe; all rows at once

@@ -1,12 +1,15 @@
 """Log-probabilities under the start policy are measured once for the same data and weights, and never made up."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.types import Row
+from rlhf_bench.models.weights import weights_digest, weights_sha256
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.reference import reference_logprobs, weights_digest
+from rlhf_bench.training.reference import reference_logprobs
 from tests.support.scripted import MEASURING, Learner
 
 ROWS = [Row(f"r{i}", (1, i), ((5, 2), (6, 7, 2))) for i in range(4)]
@@ -74,3 +77,14 @@ def test_a_row_counts_by_its_tokens_not_by_its_name(tmp_path, weights):
 def test_weights_that_cannot_be_told_apart_are_refused(tmp_path):
     with pytest.raises(RunFailed, match="save the model as safetensors"):
         weights_digest(tmp_path)
+
+
+def test_weights_are_known_by_their_files_alone(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    one, whole = weights_sha256(tmp_path), weights_digest(tmp_path)
+    assert one == hashlib.sha256(b"weights").hexdigest()  # as `sha256sum` prints it
+    (tmp_path / "config.json").write_text('{"written by": "another version"}')
+    assert weights_sha256(tmp_path) == one and weights_digest(tmp_path) != whole
+    (tmp_path / "model-2.safetensors").write_bytes(b"more")
+    assert weights_sha256(tmp_path) not in (one, hashlib.sha256(b"more").hexdigest())

@@ -1,6 +1,5 @@
 """What all arms share must not hang on which other arms there are, nor on a cache that is out of date."""
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import prepare_inputs
 from rlhf_bench.training.loop import ArmTrainer
 from rlhf_bench.training.state import ArmState
+from tests.support.given_models import write_weights
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 1, "intermediate_size": 8, "max_length": 32}
 
@@ -25,6 +25,10 @@ def recipe(**sections):
             "data": {"train_prompts": 2, "max_response_tokens": 6, "off_policy_pairs": 1, "held_out_pairs": 1},
             "sft": {"demonstrations": 2}, "evaluation": {"prompts": 2, "splits": ["in_distribution"]}}  # fmt: skip
     return parse_recipe(tiny | {"task": {"kind": "arithmetic"}} | sections)
+
+
+def given_model(tmp_path):
+    return write_weights(shutil.copytree(prepare_inputs(recipe(), Cache(tmp_path / "cache")).model, tmp_path / "model"))
 
 
 def test_another_judge_is_another_fingerprint(tmp_path):
@@ -42,17 +46,22 @@ def test_another_judge_is_another_fingerprint(tmp_path):
 
 def test_no_fine_tuning_and_no_pairs_is_refused_beforehand(tmp_path):
     """Off-policy pairs would come from a policy that is fine-tuned for a part of sft.steps: without sft, from none."""
-    made = prepare_inputs(recipe(), Cache(tmp_path))
-    pretrained = {"name_or_path": str(made.model), "max_length": 32,
-                  "tokenizer": {"kind": "pretrained", "name_or_path": str(made.model)}}  # fmt: skip
-    with pytest.raises(BadInput, match="sft"):
-        prepare_inputs(recipe(model=pretrained, sft=None), Cache(tmp_path))
+    folder = given_model(tmp_path)
+    pretrained = {"name_or_path": str(folder), "max_length": 32,
+                  "tokenizer": {"kind": "pretrained", "name_or_path": str(folder)}}  # fmt: skip
+    arms = {"off": {"method": "dpo"}, "mixed": {"method": "dpo", "data": "chosen_on_policy"},
+            "on": {"method": "dpo", "data": "on_policy"}, "ppo": {"method": "ppo"}}  # fmt: skip
+    with pytest.raises(BadInput) as refused:
+        both = {"reward_model": {"pairs": "off_policy"}, "arms": arms}
+        prepare_inputs(recipe(model=pretrained, sft=None, **both), Cache(tmp_path))
+    named = [problem.partition(":")[0] for problem in refused.value.problems]
+    assert named == ["arms.off.data", "arms.mixed.data", "reward_model.pairs"]
+    assert prepare_inputs(recipe(model=pretrained, sft=None, arms={"on": arms["on"]}), Cache(tmp_path)).pairs == []
 
 
 def test_a_given_model_that_is_changed_in_place_is_another_fingerprint(tmp_path):
     """Cached stages were made from the weights as they were."""
-    folder = tmp_path / "model"
-    shutil.copytree(prepare_inputs(recipe(), Cache(tmp_path / "cache")).model, folder)
+    folder = given_model(tmp_path)
     tokenizer = {"kind": "pretrained", "name_or_path": str(folder)}
     plain = {"name_or_path": str(folder), "max_length": 32, "tokenizer": tokenizer}
 
@@ -62,7 +71,7 @@ def test_a_given_model_that_is_changed_in_place_is_another_fingerprint(tmp_path)
 
     before = fingerprints()
     assert fingerprints() == before and before[0] != before[1]
-    (folder / "fresh.json").write_text(json.dumps({"seed": 7}))  # which stands for random weights
+    write_weights(folder, seed=7)
     after = fingerprints()
     assert fingerprints() == after and not any(one in before for one in after)
 
@@ -83,10 +92,10 @@ class Loaded:
 def test_an_arm_that_does_not_pay_for_the_reward_model_does_not_start_from_it():
     """PPO on the judge's word: its critic is the same, whether or not another arm has a reward model made."""
     with_judge = recipe(arms={"ppo": {"method": "ppo", "feedback": "judge"}})
-    spec, critics = ArmSpec(with_judge, METHODS["ppo"], with_judge.arms["ppo"], 1), set()
+    spec, critics = ArmSpec("ppo", with_judge, METHODS["ppo"], with_judge.arms["ppo"], 1), set()
     for reward_model in (None, "reward"):
         start, roles = SimpleNamespace(base="base", reward_model=reward_model), SimpleNamespace(learner=Loaded())
-        shared, state = SharedByArms(None, start, None, None, None), ArmState.begin("flops", 1, 1)
+        shared, state = SharedByArms(None, start, None, {}, None, None), ArmState.begin("flops", 1, 1)
         ArmTrainer(spec=spec, shared=shared, roles=roles, observer=None, state=state).load_models()
         critics.add(roles.learner.paths["critic"])
     assert critics == {"base"}
