@@ -55,7 +55,8 @@ def with_own_pairs(context: StageContext, start: StartingPoint) -> StartingPoint
             f"held-out pairs: none of kind {kind.name}, since on no held-out prompt {where}; raise evaluation.prompts or "
             "data.candidates_per_prompt to measure arms on pairs of their own kind"
         )
-    own = {kind.name: pairs[kind.name] for kind in kinds if pairs[kind.name]}
+    # In the order of their names, as a set has another one in every process.
+    own = {kind.name: pairs[kind.name] for kind in made.found if kind in kinds and pairs[kind.name]}
     start = replace(start, own_pairs=own, own_pairs_cost=made.cost)
     if any(pairs[kind.name] for kind in fixed):
         start = replace(start, held_out_pairs={context.recipe.evaluation.splits[0]: pairs[JUDGED_ANSWERS.name]})

@@ -328,7 +328,8 @@ class Distinct(Pool):
 
 def test_pairs_of_every_kind_that_an_arm_trains_on_are_made_of_the_base_policys_answers(tmp_path):
     begun, inputs, said, roles = start(tmp_path, Distinct, arms=SCENARIOS)
-    assert set(begun.own_pairs) == {"on_policy", "chosen_on_policy", "rejected_on_policy"}
+    # By name, as the rows of pairs.parquet are: the order of a set would differ from process to process.
+    assert list(begun.own_pairs) == ["chosen_on_policy", "on_policy", "rejected_on_policy"]
     assert {len(found) for found in begun.own_pairs.values()} == {3}
     fixed = {p.prompt.id: p for p in begun.held_out_pairs["in_distribution"]}
     rejected = {kind: {text(inputs, p.rejected_ids) for p in found} for kind, found in begun.own_pairs.items()}
