@@ -98,10 +98,16 @@ class EvaluatorActor(Traced, Heartbeat):
 
     @traced
     def evaluate(
-        self, weights: list[ray.ObjectRef], version: int, draws: str, temperature: float | None = None
+        self,
+        weights: list[ray.ObjectRef],
+        version: int,
+        draws: str,
+        temperature: float | None = None,
+        own: str | None = None,
     ) -> Evaluation:
         """Scores per split, KL and entropy on samples that `draws` names, at the recipe's temperature; and likelihoods of
-        held-out pairs, probes and gradients, which no temperature changes: not with one that is given here."""
+        held-out pairs, probes and gradients, which no temperature changes: not with one that is given here. `own`: the kind
+        of own pairs that is looked at; None for all of them."""
         began = perf_counter()
         arrays = ray.get(weights[0])
         self._load_engine(arrays, version)
@@ -115,7 +121,7 @@ class EvaluatorActor(Traced, Heartbeat):
             if not numbers:  # the first split is the main one
                 numbers |= self._compare(self.reference if is_reference else self.policy, prompts, sampled, at)
         if temperature is None:
-            diagnosed = self.panel.look(self.policy, is_reference=is_reference)
+            diagnosed = self.panel.look(self.policy, own=own, is_reference=is_reference)
             numbers, pairs = numbers | diagnosed.numbers, diagnosed.pairs
             numbers["diagnostics/seconds"] = diagnosed.seconds + self.setup_seconds
             numbers["diagnostics/flops"] = diagnosed.flops + self.setup_flops
@@ -265,6 +271,7 @@ class Submitted:
     version: int
     draws: str
     temperature: float | None
+    own: str | None
 
 
 class Evaluator:
@@ -290,10 +297,17 @@ class Evaluator:
                     self.actor = self.replace(0, error)
 
     def submit(
-        self, weights: ray.ObjectRef, version: int, label: Any, *, draws: str, temperature: float | None = None
+        self,
+        weights: ray.ObjectRef,
+        version: int,
+        label: Any,
+        *,
+        draws: str,
+        temperature: float | None = None,
+        own: str | None = None,
     ) -> None:
-        """Start an evaluation; `label` comes back with its result. `draws`, `temperature`: see `EvaluatorActor.evaluate`."""
-        self._submit(Submitted(label, perf_counter(), weights, version, draws, temperature))
+        """Start an evaluation; `label` comes back with its result. For the others see `EvaluatorActor.evaluate`."""
+        self._submit(Submitted(label, perf_counter(), weights, version, draws, temperature, own))
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]:
         """Results that are there, in order; with `wait`, of all that was submitted."""
@@ -325,7 +339,7 @@ class Evaluator:
         self.pending.clear()
 
     def _submit(self, one: Submitted) -> None:
-        found = self.actor.evaluate.remote([one.weights], one.version, one.draws, one.temperature)
+        found = self.actor.evaluate.remote([one.weights], one.version, one.draws, one.temperature, one.own)
         self.pending.append((one, found))
         queue_depth("evaluator", len(self.pending))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import own_kind, uses_reward_model
+from rlhf_bench.methods.base import MethodSettings, own_kind, uses_reward_model
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, input_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import Recipe
@@ -255,14 +256,15 @@ def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) ->
     return policies * recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step
 
 
-def look_flops(recipe: Recipe, shape: ModelShape, n: Lengths) -> float:
+def look_flops(recipe: Recipe, shape: ModelShape, n: Lengths, arms: Collection[MethodSettings]) -> float:
     """FLOPs of the forward passes, and of the gradients, of one evaluation: policy and reference on the samples of the main
-    split, held-out pairs with their probes, and pairs of the arms' own kinds."""
+    split, held-out pairs with their probes, and pairs of the own kinds of `arms`: of the evaluated one, or for the base
+    policy of all."""
     evaluation, pairs = recipe.evaluation, recipe.data.held_out_pairs
     each = evaluation.samples_per_prompt
     compared, many = rows_of(n, each, min(evaluation.kl_prompts or evaluation.prompts, evaluation.prompts))
     flops = 2 * many * forward_flops(shape.merged, compared, each * n.response * len(compared.rows))
-    own = {own_kind(arm).name for arm in recipe.arms.values()} - {FIXED}
+    own = {own_kind(arm).name for arm in arms} - {FIXED}
     fixed, others = (2 + PROBE_SETS, pairs), (2, pairs * len(own))
     for responses, prompts in (fixed, others) if own else (fixed,):  # each prompt once, see diagnostics/panel.py
         looked, many = rows_of(n, responses, prompts)

@@ -6,7 +6,7 @@ All responses are taken at full length, as in `forecast`. docs/compute.md has th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,7 +204,7 @@ class _Clock:
         models = 1 + ("reference_logprobs" in needs and not arm.rows_come_again) + ("values" in needs)
         loading = {"loading": self.copies(models * LOAD_COPIES, learner)}
         marks = recipe.evaluation.marks if share == 1.0 else ()
-        waits = self.waits(sum(training.values()), marks, self.look() if share == 1.0 else self.trial_look())
+        waits = self.waits(sum(training.values()), marks, self.look([arm]) if share == 1.0 else self.trial_look())
         return ArmTime(flops, updates, loading | training | {"evaluation": waits})
 
     def _of_a_prompt(self, arm: Any) -> int:
@@ -227,11 +227,11 @@ class _Clock:
         others = [role.cpus for role in (placement.learner, placement.rollout) if not role.gpus]
         return core.cores >= max(others, default=0) + placement.evaluator.cpus
 
-    def look(self) -> float:
-        """One evaluation of a policy."""
+    def look(self, arms: Collection[Any]) -> float:
+        """One evaluation of a policy, with pairs of the own kinds of these arms."""
         evaluation, role = self.recipe.evaluation, self.recipe.placement.evaluator
         prompts = evaluation.prompts * len(evaluation.splits)
-        forward = look_flops(self.recipe, self.shape, self.n)
+        forward = look_flops(self.recipe, self.shape, self.n, arms)
         each = evaluation.samples_per_prompt
         sampled = self.sampling(prompts * each, role, each) + self.sampling(prompts, role)
         return sampled + self.products(forward, role) + self.copies(SYNC_COPIES, role)
@@ -268,7 +268,7 @@ class _Clock:
         probes = self.sampling(
             recipe.data.held_out_pairs, placement.evaluator
         )  # the first sample of a prompt is a probe, mostly
-        parts["base evaluation"] = starts * (temperatures * self.look() + probes)
+        parts["base evaluation"] = starts * (temperatures * self.look(recipe.arms.values()) + probes)
         if recipe.tuning is not None:
             trials = [self.arm(arm, pairs, recipe.tuning.fraction).seconds for arm in recipe.arms.values()]
             parts["trials"] = sum(trials) * len(recipe.tuning.trials) * len(recipe.tuning.seeds)

@@ -94,6 +94,11 @@ class Judgement:
     parts: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the judge took too long over the response, which then counts as wrong."""
+        return self.parts.get("undecided", 0.0) > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -120,6 +125,7 @@ class Sample:
     reward: float = float("nan")
     gold: float = float("nan")
     rounding: float = 0.0  # of the reward, by the number format of what computed it
+    undecided: bool = False  # the judge took too long over it, and it counts as wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,21 +59,26 @@ class Panel:
             name: [(p.prompt.token_ids, side) for p in found for side in (p.chosen_ids, p.rejected_ids)]
             for name, found in self.pairs.items()
         } | {_probe(name): [(row.prompt_ids, row.responses[0]) for row in rows] for name, rows in probes.rows.items()}
+        self.wanted = wanted
         self.rows, self.places = _each_response_once(wanted, scorer.tokens_per_micro_batch)
         self.reference: dict[str, np.ndarray] = {}
         self.ches: dict[str, np.ndarray] = {}
         if self.rows:
             flat, states = scorer.embed(reference, self.rows)
-            self.reference = self._by_name(flat)
+            self.reference = self._by_name(flat, self.places)
             self.ches = {name: self._ches(name, states) for name in self.pairs}
 
-    def look(self, policy: Any, *, is_reference: bool = False) -> PanelLook:
-        """Everything about `policy`, whose parameters require gradients if `gradient_pairs` is above 0. `is_reference`: its weights
-        are the reference's, whose log-probabilities are known."""
+    def look(self, policy: Any, *, own: str | None = None, is_reference: bool = False) -> PanelLook:
+        """Everything about `policy`, whose parameters require gradients if `gradient_pairs` is above 0. `own`: the kind of pairs
+        that it trains on, whose pairs are looked at besides the splits'; None for those of all kinds. `is_reference`: its
+        weights are the reference's, whose log-probabilities are known."""
         began, flops_before = perf_counter(), self.scorer.flops
+        left_out = set() if own is None else self.own.keys() - {own}
+        wanted = {name: asked for name, asked in self.wanted.items() if name not in left_out}
         logprobs = self.reference
-        if self.rows and not is_reference:
-            logprobs = self._by_name(self.scorer.score(policy, self.rows))
+        rows, places = _each_response_once(wanted, self.scorer.tokens_per_micro_batch)
+        if rows and not is_reference:
+            logprobs = self._by_name(self.scorer.score(policy, rows), places)
         gradients = self.scorer.gradients(policy, self.gradient_rows)
         seconds, flops = perf_counter() - began, self.scorer.flops - flops_before
 
@@ -88,12 +93,12 @@ class Panel:
         for name in self.probes.rows:
             numbers |= probe_numbers(name, logprobs[_probe(name)], self.reference[_probe(name)])
         numbers |= gradient_numbers(gradients)
-        pairs = tuple(look for name in self.pairs for look in self._pair_looks(name, logprobs[name]))
+        pairs = tuple(look for name in self.pairs if name in wanted for look in self._pair_looks(name, logprobs[name]))
         return PanelLook(numbers, pairs, seconds, flops)
 
-    def _by_name(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+    def _by_name(self, flat: np.ndarray, places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Log-probabilities of all responses, by what wants them: of pairs [P, 2] (chosen, rejected), of a probe set [P]."""
-        found = {name: flat[places] for name, places in self.places.items()}
+        found = {name: flat[at] for name, at in places.items()}
         return {name: x.reshape(-1, 2) if name in self.pairs else x for name, x in found.items()}
 
     def _ches(self, name: str, states: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ class _RunningArm:
     heading: str  # of its lines
     last_line: float  # when that was written, in seconds of `perf_counter`
     task: TaskID | None = None
+    undecided: bool = False  # whether a line has said that the judge left answers undecided
 
 
 class ProgressDisplay:
@@ -110,6 +111,12 @@ class ProgressDisplay:
         running = self.running[arm, seed]
         with self._writing:
             self.pace.spent((arm, seed), fraction)
+        if (share := numbers.get("undecided", 0.0)) > 0 and not running.undecided:
+            running.undecided = True
+            self.warn(
+                f"{running.heading}: update {update}: {share:.1%} of the sampled answers cost too much to compare: they count as wrong; "
+                "of later updates, metrics.parquet has the share as `undecided`"
+            )
         if self.bar and running.task is not None:
             numbers_shown = f"update {update}  {shown}{self._left()}"
             self.bar.update(running.task, completed=min(1.0, fraction), numbers=numbers_shown)

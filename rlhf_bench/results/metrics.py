@@ -105,6 +105,7 @@ UPDATE_METRICS = (
     Metric("finished", "share", "samples that ended within the length limit"),
     Metric("unfinished", "share", "samples that did not end, and were taken to be worse than the worst that did"),
     Metric("empty", "share", "samples that ended at once"),
+    Metric("undecided", "share", "samples that cost the judge too much to compare, and count as wrong"),
     Metric("equal_rewards", "share", "prompts whose samples all have the same reward, from which nothing is learned"),
     Metric(
         "policy_version_lag", "updates", "age of the policy that drew the update's data, mean over samples or pairs"

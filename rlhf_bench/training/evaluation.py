@@ -31,7 +31,7 @@ class Evaluations:
         weights, version = self.roles.learner.weights("policy"), self.state.version
         label = (self.now(mark), self.spec.settings_now(self.state))
         draws = f"{self.spec.name}, seed {self.spec.seed}, mark {mark}, update {version}"
-        self.roles.evaluator.submit(weights, version, label, draws=draws)
+        self.roles.evaluator.submit(weights, version, label, draws=draws, own=own_kind(self.spec.settings).name)
 
     def now(self, mark: float) -> EvalPoint:
         ledger = self.state.ledger

@@ -76,7 +76,7 @@ def model_folder(
     settings, own = recipe.model, given[TOKENIZER].identity if TOKENIZER in given else ""
     if MODEL in local:
         lora, known = settings.lora, given[MODEL].identity
-        others = {} if own == known else {"tokenizer": own}
+        others = {"dtype": settings.dtype} | ({} if own == known else {"tokenizer": own})
         if lora is None:
             return Path(local[MODEL].path), {"model": known, **others}
         learned = json.dumps({"name_or_path": known, "lora": lora.model_dump(mode="json")})

@@ -42,18 +42,16 @@ class Judge:
         return judged, Cost(judge_queries=sum(len(g.samples) for g in groups))
 
     def _samples(self, group: Group) -> tuple[Sample, ...]:
-        known: dict[tuple[int, ...], tuple[str, float]] = {}  # a prompt's samples are often the same few responses
+        # A prompt's samples are often the same few responses. A finished one ends in an end token, so the ids tell them apart.
+        known: dict[tuple[int, ...], tuple[str, Judgement]] = {}
         out = []
         for sample in group.samples:
             if sample.response_ids not in known:
                 text = self.codec.decode(sample.response_ids)
-                gold = self.of(group.prompt, text).score if sample.finished else 0.0
-                known[sample.response_ids] = (
-                    text,
-                    gold,
-                )  # a finished one ends in an end token, so the ids tell them apart
-            text, gold = known[sample.response_ids]
-            out.append(replace(sample, text=text, gold=gold))
+                judgement = self.of(group.prompt, text) if sample.finished else Judgement(0.0)
+                known[sample.response_ids] = (text, judgement)
+            text, judgement = known[sample.response_ids]
+            out.append(replace(sample, text=text, gold=judgement.score, undecided=judgement.undecided))
         return tuple(out)
 
 

@@ -146,10 +146,18 @@ class LearnerGroup(Protocol):
 
 class Evaluator(Protocol):
     def submit(
-        self, weights: Snapshot, version: int, label: Any, *, draws: str, temperature: float | None = None
+        self,
+        weights: Snapshot,
+        version: int,
+        label: Any,
+        *,
+        draws: str,
+        temperature: float | None = None,
+        own: str | None = None,
     ) -> None:
         """Hand in a snapshot. `draws` names what its samples are drawn for: every name has draws of its own. With a
-        `temperature` the responses are sampled at that one, and only what depends on it is measured."""
+        `temperature` the responses are sampled at that one, and only what depends on it is measured. `own`: the one kind of
+        own pairs to look at besides the fixed ones; None for all kinds."""
 
     def collect(self, wait: bool = False) -> list[tuple[Any, Evaluation]]: ...
 

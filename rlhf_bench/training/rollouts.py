@@ -158,7 +158,8 @@ def _charged(ledger: Ledger, groups: list[Group], scoring: Cost) -> list[Group]:
 
 def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     """Means over all samples: reward (of finished ones), judge score (`gold`), length in tokens, shares of finished ones and of those
-    that end at once, share of prompts whose samples all have one reward, lag in updates."""
+    that end at once, share that the judge could not decide, share of prompts whose samples all have one reward, lag in
+    updates."""
     samples = [s for g in groups for s in g.samples]
     rewards = [s.reward for s in samples if s.finished]
     return {
@@ -167,6 +168,7 @@ def sample_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "response_length": float(np.mean([len(s.response_ids) for s in samples])),
         "finished": float(np.mean([s.finished for s in samples])),
         "empty": float(np.mean([len(s.response_ids) <= s.finished for s in samples])),
+        "undecided": float(np.mean([s.undecided for s in samples])),
         "equal_rewards": float(np.mean([_all_equal(g.samples) for g in groups])),
         "policy_version_lag": version - float(np.mean([s.policy_version for s in samples])),
     }

@@ -16,9 +16,7 @@ from rlhf_bench.training.sync_check import Probe, relative_gap
 
 TEXTS = [
     ("Write a slogan for pencils.", "Pencils: A World of Flourishes, where every line is light."),
-    ("What is the capital of France?", "The capital of France is Paris."),
     ("Explain rivers.", "A river is a natural stream of water. qwe zebra 17 lamps!! Ünder"),
-    ("Write a poem on snow.", "Snow falls\nOn quiet hills and walls. Also, purple tax returns exploded diagonally."),
 ]
 """Prompts and answers, likely ones and most unlikely ones."""
 
@@ -59,16 +57,16 @@ def test_in_bfloat16_it_is_synced_update_after_update_and_one_stale_tensor_is_se
             for row, (found,) in zip(rows, measured, strict=True)
         ]
 
-    for version in range(3):
+    for version in range(2):
         sync.send(version)
         assert max(gaps(version)) < tolerance / 3
         old = {name: array.copy() for name, array in ray.get(learner.weights("policy")).items()}
         learner.steps([Step(SFT, rows, None, 5e-6)])
     stale = "model.layers.17.mlp.up_proj.weight"
     arrays = ray.get(learner.weights("policy")) | {stale: old[stale]}
-    ray.get(engines[0].load_weights.remote([ray.put(arrays)], 3))
+    ray.get(engines[0].load_weights.remote([ray.put(arrays)], 2))
     with pytest.raises(RunFailed, match=f"an engine was sent another {stale} than the learner has"):
-        gaps(3)
+        gaps(2)
     together, _ = learner.measure("policy", rows)
     alone = [learner.measure("policy", [row])[0][0] for row in rows]
     assert max(relative_gap(a.tolist(), t.tolist()) for (a,), (t,) in zip(alone, together, strict=True)) < tolerance / 3

@@ -135,6 +135,12 @@ def again(evaluations, **how):
     return found
 
 
+def test_an_arm_that_trains_on_fixed_pairs_is_looked_at_on_those_alone(evaluations):
+    found = again(evaluations, draws="version 1", own="fixed")
+    assert {p.kind for p in found.pairs} == {"fixed"}
+    assert found.numbers["chosen_logprob"] == pytest.approx(evaluations[1][1].numbers["chosen_logprob"], rel=1e-5)
+
+
 def greedy_scores(found):
     return [one.greedy_score for split in found.splits.values() for one in split.prompts]
 

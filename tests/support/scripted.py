@@ -177,11 +177,12 @@ class Evaluator:
     def __init__(self, score=lambda steps: 0.5, pairs=(), late=False):
         self.score, self.pairs, self.late, self.pending, self.draws = score, tuple(pairs), late, [], []
 
-    def submit(self, weights, version, label, *, draws, temperature=None):
+    def submit(self, weights, version, label, *, draws, temperature=None, own=None):
         self.draws.append(draws)
+        pairs = tuple(p for p in self.pairs if own is None or p.kind in ("fixed", own))
         split = split_result(self.score(weights), samples=(("p", "1+1=", "2", "2", 1.0),))
         evaluated = Evaluation(
-            {"in_distribution": split}, {"kl": float(version)}, Cost(flops=7.0).as_dict(), 0.1, self.pairs
+            {"in_distribution": split}, {"kl": float(version)}, Cost(flops=7.0).as_dict(), 0.1, pairs
         )
         self.pending.append((label, evaluated))
 

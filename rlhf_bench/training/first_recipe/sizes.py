@@ -85,7 +85,12 @@ def _evaluations(found: Proposal, measured: Measured) -> Iterator[float]:
         }  # fmt: skip
         found.data["data"]["held_out_pairs"] = pairs
         drawn = sampling(shape, n, prompts * (samples + 1), judged=True).flops
-        yield (len(marks) + 1) * (look_flops(found.recipe(), shape, n) + drawn)
+        recipe = found.recipe()
+        looks = [
+            look_flops(recipe, shape, n, arms)
+            for arms in (recipe.arms.values(), *([arm] for arm in recipe.arms.values()))
+        ]
+        yield looks[0] + drawn + len(marks) * (max(looks[1:]) + drawn)
 
 
 def _limit_for(found: Proposal, measured: Measured, seconds: float) -> tuple[float | None, float]:

@@ -162,6 +162,17 @@ def test_quiet_shows_warnings_only_and_the_log_has_everything(tmp_path):
     assert "base policy: 0.5" in log and "has died" in log and "arm · seed 1: begins" in log
 
 
+def test_answers_that_the_judge_left_undecided_are_counted_and_the_log_says_so_once(tmp_path):
+    shown = io.StringIO()
+    display = ProgressDisplay(tmp_path, shown, quiet=True)
+    display.begin("arm", 1, 0, 1)
+    for update, share in enumerate((0.0, 0.25, 0.5), start=1):
+        display.update("arm", 1, update, {"loss": 0.5, "undecided": share}, 0.1)
+    display.close()
+    assert shown.getvalue().count("cost too much to compare") == 1
+    assert "arm · seed 1: update 2: 25.0% of the sampled answers" in shown.getvalue()
+
+
 # Colours
 
 

@@ -292,6 +292,21 @@ def test_pairs_of_own_kinds_are_looked_at_one_by_one_and_change_no_other_number(
             assert (row.ches, row.ches_normalised) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", [*OWN, "fixed"])
+def test_an_arm_is_looked_at_on_pairs_of_its_own_kind_alone(models, kind):
+    looking = panel(models, own=OWN, gradient_pairs=0)
+    every, looked = looking.look(models[1]), looking.look(models[1], own=kind)
+    assert {p.kind for p in looked.pairs} == {"fixed", kind}
+    kept = [p for p in every.pairs if p.kind in ("fixed", kind)]
+    assert [p.pair_id for p in looked.pairs] == [p.pair_id for p in kept]
+    for one, other in zip(looked.pairs, kept, strict=True):
+        assert one.chosen_logprob == pytest.approx(other.chosen_logprob, rel=1e-5)
+        assert one.rejected_logratio == pytest.approx(other.rejected_logratio, rel=1e-3, abs=1e-4)
+    assert looked.numbers == pytest.approx(every.numbers, rel=1e-4, abs=1e-4) and looked.flops < every.flops
+    known = looking.look(models[0], own=kind, is_reference=True)
+    assert {p.kind for p in known.pairs} == {"fixed", kind} and known.flops == 0
+
+
 def test_whatever_is_asked_of_a_response_it_is_computed_once(models):
     """Sides that pairs, splits and kinds share, and probes."""
     looking = panel(models, own=OWN, gradient_pairs=0)

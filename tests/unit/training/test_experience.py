@@ -10,7 +10,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.rounding import rounding_of
-from rlhf_bench.core.types import Group, Pair, Prompt, Sample
+from rlhf_bench.core.types import Group, Judgement, Pair, Prompt, Sample
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.codec import Codec
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_response
@@ -136,6 +136,16 @@ def test_the_judge_reads_text_and_gives_nothing_to_a_response_that_did_not_end()
     assert cost == Cost(judge_queries=4)
 
 
+def test_what_the_judge_leaves_undecided_is_wrong_and_counted():
+    def judge(prompt, response):
+        return Judgement(0.0, {"undecided": 1.0}) if response == "9" else Judgement(1.0, {"undecided": 0.0})
+
+    samples = (answered("9"), answered("4"), answered("9", finished=False), answered("4"))
+    (judged,), _ = Judge(replace(TASK, judge=judge, settle=None), Codec(TOKENIZER))([Group(PROMPT, samples)])
+    assert [s.gold for s in judged.samples] == [0, 1, 0, 1]
+    assert sample_metrics([judged], 0)["undecided"] == 1 / 4
+
+
 def test_rewards_come_from_the_judge_or_the_reward_model_and_unfinished_ones_have_none():
     (judged,), _ = Judge(TASK, Codec(TOKENIZER))([Group(PROMPT, (answered("3"), answered("41"), answered("3", False)))])
     (by_judge,), free = reward_groups([judged], "judge", None)
@@ -204,6 +214,7 @@ def test_sample_metrics_are_means_over_samples():
         "response_length": 4 / 3,
         "finished": 2 / 3,
         "empty": 1 / 3,
+        "undecided": 0.0,
         "equal_rewards": 0.0,
         "policy_version_lag": 2.0,
     }

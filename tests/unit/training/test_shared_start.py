@@ -59,18 +59,18 @@ def test_no_fine_tuning_and_no_pairs_is_refused_beforehand(tmp_path):
     assert prepare_inputs(recipe(model=pretrained, sft=None, arms={"on": arms["on"]}), Cache(tmp_path)).pairs == []
 
 
-def test_a_given_model_that_is_changed_in_place_is_another_fingerprint(tmp_path):
-    """Cached stages were made from the weights as they were."""
+def test_a_given_model_is_another_fingerprint_by_its_weights_by_what_learns_and_by_number_format(tmp_path):
+    """Cached stages were made from the weights as they were, and in one number format."""
     folder = given_model(tmp_path)
     tokenizer = {"kind": "pretrained", "name_or_path": str(folder)}
     plain = {"name_or_path": str(folder), "max_length": 32, "tokenizer": tokenizer}
 
     def fingerprints():
         return [prepare_inputs(recipe(model=model), Cache(tmp_path / "cache")).fingerprint
-                for model in (plain, plain | {"lora": {"rank": 4, "alpha": 16}})]  # fmt: skip
+                for model in (plain, plain | {"lora": {"rank": 4, "alpha": 16}}, plain | {"dtype": "bfloat16"})]  # fmt: skip
 
     before = fingerprints()
-    assert fingerprints() == before and before[0] != before[1]
+    assert fingerprints() == before and all(before.count(one) == 1 for one in before)
     write_weights(folder, seed=7)
     after = fingerprints()
     assert fingerprints() == after and not any(one in before for one in after)

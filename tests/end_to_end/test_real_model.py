@@ -1,0 +1,118 @@
+"""SmolLM2-135M-Instruct with all of its weights, through every stage and every method, in float32 and in bfloat16.
+
+Where the CPU has no instructions for bfloat16, engines take many times as long in it: there PPO and DPO alone run.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_bench.methods import METHODS
+from tests.support.running import ROOT, Run, numbered_with, run, with_cache
+
+MODEL = "smollm2-135m-instruct"
+PAIRS = {"pairs_per_update": 2, "prompts_per_update": 2, "learning_rate": 1e-5}
+ONLINE = {"prompts_per_update": 2, "samples_per_prompt": 2, "epochs_per_update": 1, "learning_rate": 1e-5}
+ARMS = {name: {"method": name} | (ONLINE if name == "ppo" else PAIRS | {"data": "offline"}) for name in METHODS} | {
+    "dpo-on-policy": {"method": "dpo", "data": "on_policy"} | PAIRS,
+    "dpo-online": {"method": "dpo", "data": "online", "feedback": "reward_model"} | PAIRS,
+}
+RECIPE = {
+    "model": {
+        "name_or_path": MODEL, "max_length": 96,
+        "tokenizer": {"kind": "pretrained", "name_or_path": MODEL, "chat_template": "own"},
+    },
+    "task": {"kind": "slogan"},
+    "sft": {"demonstrations": 4, "steps": 1, "examples_per_step": 4, "learning_rate": 1e-5},
+    "data": {
+        "train_prompts": 16, "off_policy_pairs": 8, "held_out_pairs": 2, "candidates_per_prompt": 2,
+        "max_response_tokens": 8,
+    },
+    "reward_model": {"steps": 1, "examples_per_step": 2, "start_policy_prompts": 2},
+    "compute": {"column": "trained_tokens", "limit": 140},
+    "evaluation": {
+        "prompts": 2, "samples_per_prompt": 1, "splits": ["in_distribution"], "marks": [1.0], "kl_prompts": 2,
+        "gradient_pairs": 1, "sample_prompts": 1,
+    },
+    "seeds": [1],
+    "placement": {"rollout": {"cache_mib": 64}, "evaluator": {"cache_mib": 64}},
+}  # fmt: skip
+ROLES = {"rollout": "RolloutActor", "scorer": "ScorerActor", "learner": "LearnerRank", "evaluator": "EvaluatorActor"}
+MEMORY = 0.15
+"""How far a forecast of a role's memory may be from its peak."""
+
+
+def arms_in(dtype: str) -> dict:
+    flags = Path("/proc/cpuinfo").read_text()
+    slow = dtype == "bfloat16" and "avx512_bf16" not in flags and "amx_bf16" not in flags
+    return {name: ARMS[name] for name in ("ppo", "dpo")} if slow else ARMS
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run, what `check` had forecast for it, and the most memory that a process of each role held, in GiB."""
+
+    run: Run
+    arms: dict[str, dict]
+    forecast: dict[str, float]
+    peaks: dict[str, float]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def watched(request, tmp_path_factory) -> Watched:
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe, environment = folder / "recipe.yaml", with_cache(tmp_path_factory.getbasetemp() / "real")
+    environment |= {"WATCHED_RUN": str(folder)}
+    model = RECIPE["model"] | {"dtype": request.param}
+    recipe.write_text(yaml.safe_dump(RECIPE | {"name": request.param, "arms": arms_in(request.param), "model": model}))
+    checked = subprocess.run(
+        [sys.executable, "-m", "rlhf_bench", "check", str(recipe), "--json"], cwd=ROOT, env=environment, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    peaks, ended = dict.fromkeys(ROLES, 0.0), threading.Event()
+    watcher = threading.Thread(target=watch, args=(f"WATCHED_RUN={folder}", peaks, ended))
+    watcher.start()
+    try:
+        done = run(recipe, folder / "out", environment, folder / "run.log")
+    finally:
+        ended.set()
+        watcher.join()
+    assert done.code == 0, done.errors[-3000:]
+    return Watched(done, arms_in(request.param), json.loads(checked.stdout)["peak_gib"], peaks)
+
+
+def watch(mark: str, peaks: dict[str, float], ended: threading.Event) -> None:
+    """Keep the largest resident memory of the processes of each role, as Linux notes it."""
+    while not ended.wait(2.0):
+        for number in numbered_with(mark):
+            try:
+                title = Path(f"/proc/{number}/cmdline").read_text()
+                status = Path(f"/proc/{number}/status").read_text()
+            except OSError:
+                continue  # it has ended
+            for role, actor in ROLES.items():
+                if f"ray::{actor}" in title:
+                    (peak,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+                    peaks[role] = max(peaks[role], peak / 2**20)
+
+
+def test_every_method_learns_and_is_evaluated(watched):
+    assert set(watched.run.summary["arms"]) == set(watched.arms)
+    for arm, found in watched.run.summary["arms"].items():
+        (seed,) = found["seeds"]
+        assert seed["status"] == "done" and seed["updates"] >= 1, arm
+        assert 0 <= seed["score"] <= 1 and seed["kl"] >= 0, arm
+    metrics = watched.run.table("metrics")
+    losses = metrics.loc[metrics["phase"] == "train", "loss"]
+    assert losses.notna().all() and len(losses) >= len(watched.arms)
+
+
+def test_the_forecast_of_memory_is_that_of_the_run(watched):
+    apart = {role: watched.forecast[role] / peak - 1 for role, peak in watched.peaks.items()}
+    assert all(abs(share) <= MEMORY for share in apart.values()), (apart, watched.peaks)
