@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -62,8 +62,26 @@ def encoded_rows(recipe: Recipe, task: Task, encoder: Encoder, problems: Problem
     if prompts is None or demonstrations is None or pairs is None or (encoder.faults and not task.leaves_out):
         return None
     with problems.step():
+        prompts, pairs = _apart(prompts, pairs)
+    with problems.step():
         encoder.check_draws(draws_of(recipe, prompts.train, prompts.held_out, pairs.training, pairs.held_out))
     return EncodedRows(prompts, demonstrations, pairs)
+
+
+def _apart(prompts: Prompts, pairs: Pairs) -> tuple[Prompts, Pairs]:
+    """Without the prompts to train on that held-out pairs have, with a note: an arm that answers a prompt has learned of it, too."""
+    known = {p.prompt.token_ids for p in pairs.held_out}
+    train = [p for p in prompts.train if p.token_ids not in known]
+    left_out = len(prompts.train) - len(train)
+    if not left_out:
+        return prompts, pairs
+    if not train:
+        raise BadInput(
+            f"data.held_out_pairs: {len(pairs.held_out)} held-out pairs have all prompts to train on; lower it, or raise "
+            "data.train_prompts"
+        )
+    note = f"{left_out} of {len(prompts.train)} prompts to train on are left out, since held-out pairs have them"
+    return replace(prompts, train=train), replace(pairs, notes=(*pairs.notes, note))
 
 
 def check_task(recipe: Recipe, task: Task) -> None:

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct with all of its weights, through every stage and every method, in float32 and in bfloat16.
 
-Where the CPU has no instructions for bfloat16, engines take many times as long in it: there PPO and DPO alone run.
+A third of the methods run in bfloat16, all of them in `make test ARGS="-m slow"`. Where the CPU has no instructions for
+bfloat16, engines take many times as long in it, and PPO and DPO alone run.
 """
 
 import json
@@ -16,7 +17,6 @@ import yaml
 from rlhf_bench.methods import METHODS
 from tests.support.running import ROOT, Run, numbered_with, run, with_cache
 
-MODEL = "smollm2-135m-instruct"
 PAIRS = {"pairs_per_update": 2, "prompts_per_update": 2, "learning_rate": 1e-5}
 ONLINE = {"prompts_per_update": 2, "samples_per_prompt": 2, "epochs_per_update": 1, "learning_rate": 1e-5}
 ARMS = {name: {"method": name} | (ONLINE if name == "ppo" else PAIRS | {"data": "offline"}) for name in METHODS} | {
@@ -24,10 +24,6 @@ ARMS = {name: {"method": name} | (ONLINE if name == "ppo" else PAIRS | {"data": 
     "dpo-online": {"method": "dpo", "data": "online", "feedback": "reward_model"} | PAIRS,
 }
 RECIPE = {
-    "model": {
-        "name_or_path": MODEL, "max_length": 96,
-        "tokenizer": {"kind": "pretrained", "name_or_path": MODEL, "chat_template": "own"},
-    },
     "task": {"kind": "slogan"},
     "sft": {"demonstrations": 4, "steps": 1, "examples_per_step": 4, "learning_rate": 1e-5},
     "data": {
@@ -48,10 +44,14 @@ MEMORY = 0.15
 """How far a forecast of a role's memory may be from its peak."""
 
 
-def arms_in(dtype: str) -> dict:
+ALWAYS = ("ppo", "dpo", "dpo-online")
+
+
+def some_arms() -> dict:
     flags = Path("/proc/cpuinfo").read_text()
-    slow = dtype == "bfloat16" and "avx512_bf16" not in flags and "amx_bf16" not in flags
-    return {name: ARMS[name] for name in ("ppo", "dpo")} if slow else ARMS
+    if "avx512_bf16" not in flags and "amx_bf16" not in flags:
+        return {name: ARMS[name] for name in ALWAYS[:2]}
+    return {name: ARMS[name] for name in (*ALWAYS, *[name for name in ARMS if name not in ALWAYS][::3])}
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,17 @@ class Watched:
     peaks: dict[str, float]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def watched(request, tmp_path_factory) -> Watched:
-    folder = tmp_path_factory.mktemp(request.param)
-    recipe, environment = folder / "recipe.yaml", with_cache(tmp_path_factory.getbasetemp() / "real")
-    environment |= {"WATCHED_RUN": str(folder)}
-    model = RECIPE["model"] | {"dtype": request.param}
-    recipe.write_text(yaml.safe_dump(RECIPE | {"name": request.param, "arms": arms_in(request.param), "model": model}))
+@pytest.fixture(scope="module", params=[
+    pytest.param(("float32", ARMS), id="float32"),
+    pytest.param(("bfloat16", some_arms()), id="bfloat16"),
+    pytest.param(("bfloat16", ARMS), id="bfloat16-every-method", marks=pytest.mark.slow),
+])  # fmt: skip
+def watched(request, smollm2, tmp_path_factory) -> Watched:
+    (dtype, arms), folder = request.param, tmp_path_factory.mktemp(request.param[0])
+    recipe, environment = folder / "recipe.yaml", with_cache(folder / "cache") | {"WATCHED_RUN": str(folder)}
+    tokenizer = {"kind": "pretrained", "name_or_path": smollm2, "chat_template": "own"}
+    model = {"name_or_path": smollm2, "max_length": 96, "dtype": dtype, "tokenizer": tokenizer}
+    recipe.write_text(yaml.safe_dump(RECIPE | {"name": dtype, "model": model, "arms": arms}))
     checked = subprocess.run(
         [sys.executable, "-m", "rlhf_bench", "check", str(recipe), "--json"], cwd=ROOT, env=environment, text=True,
         capture_output=True, check=True,
@@ -84,7 +88,7 @@ def watched(request, tmp_path_factory) -> Watched:
         ended.set()
         watcher.join()
     assert done.code == 0, done.errors[-3000:]
-    return Watched(done, arms_in(request.param), json.loads(checked.stdout)["peak_gib"], peaks)
+    return Watched(done, arms, json.loads(checked.stdout)["peak_gib"], peaks)
 
 
 def watch(mark: str, peaks: dict[str, float], ended: threading.Event) -> None:

@@ -238,7 +238,7 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-def inputs(folder, settings, model, template="own"):
+def inputs(folder, settings, model, template="own", **data):
     place = {"kind": "pretrained", "name_or_path": str(model), "chat_template": template}
     recipe = parse_recipe(
         {
@@ -246,8 +246,8 @@ def inputs(folder, settings, model, template="own"):
             "task": settings.model_dump(mode="json"),
             "compute": {"limit": 1e15},
             "model": {"name_or_path": str(model), "max_length": 128, "tokenizer": place},
-            "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8},
-            "sft": {"demonstrations": 4},
+            "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8} | data,
+            "sft": {"demonstrations": data.get("train_prompts", 4)},
             "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
             "arms": {"b": {"method": "dpo"}},
         }
@@ -494,6 +494,21 @@ def test_overlap_is_a_share_and_whole_for_the_same_words(text):
     assert 0 <= judge_overlap(text, "some words").score <= 1
     assert judge_overlap("Words, some!", "some words").score == 1
     assert judge_overlap("some", "some words").score == pytest.approx(2 / 3)
+
+
+def test_no_prompt_to_train_on_is_a_held_out_pairs_prompt(tmp_path, tokenizer_folder):
+    """What an arm had learned of a prompt by answering it would pass for generalisation."""
+    rows = [{"prompt": [user(f"one {n}")], "reference": "yes", "response": "yes"} for n in range(4)]
+    pairs = [{"prompt": [user(f"one {n}")], "chosen": [said("yes")], "rejected": [said("no")]} for n in range(5)]
+    found = inputs(tmp_path, files(tmp_path, rows, TEST, pairs), tokenizer_folder)
+    held_out = {p.prompt.token_ids for p in found.held_out_pairs}
+    left_out = 4 - len(found.train)
+    assert left_out and not held_out & {p.token_ids for p in found.train}
+    assert f"{left_out} of 4 prompts to train on are left out, since held-out pairs have them" in found.notes
+    theirs = {p.prompt.turns[0].content for p in found.held_out_pairs}
+    few = [row for row in rows if row["prompt"][0]["content"] in theirs]
+    with pytest.raises(BadInput, match="data.held_out_pairs: 2 held-out pairs have all prompts to train on"):
+        inputs(tmp_path, files(tmp_path, few, TEST, pairs), tokenizer_folder, train_prompts=len(few))
 
 
 def test_no_pair_to_train_on_has_a_held_out_pairs_prompt(tmp_path, tokenizer_folder):
