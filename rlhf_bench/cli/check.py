@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -38,7 +40,8 @@ def check(
         settings = drafts[label].recipe
         assert settings is not None
         if as_json:
-            found[label] = as_data(settings, inputs)
+            with redirect_stdout(sys.stderr):  # what libraries print
+                found[label] = as_data(settings, inputs)
         elif not quiet:
             if label:
                 write_line(f"# {label}")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +83,8 @@ def prepared(
     found: dict[str, Inputs] = {}
     for label, draft in drafts.items():
         problems.add(*draft.problems)
-        with problems.step():
+        # Standard output is the command's own, JSON perhaps: what libraries print goes aside.
+        with redirect_stdout(sys.stderr), problems.step():
             if draft.recipe is None:
                 continue
             if draft.problems:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from transformers import PreTrainedTokenizerFast
 
 import rlhf_bench
 from rlhf_bench.cli import main as cli
@@ -131,6 +132,14 @@ def test_schema_prints_it(monkeypatch, capsys):
 
 
 def test_check_ends_with_one_line_of_json(monkeypatch, capsys, tmp_path):
+    """Whatever a library prints meanwhile, as DeepSpeed does when it is first imported."""
+    written = PreTrainedTokenizerFast.save_pretrained
+
+    def save_and_tell(*arguments, **named):
+        print("[WARNING] a library's word")
+        return written(*arguments, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save_and_tell)
     monkeypatch.setenv("RLHF_BENCH_CACHE", str(tmp_path / "cache"))
     assert main(monkeypatch, "check", ROOT / "recipes" / "sums.yaml", "--json") == 0
     (line,) = capsys.readouterr().out.splitlines()
