@@ -52,6 +52,8 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
     optimizer = (8 + master) / (learner.actors if learner.zero_stage >= 1 else 1)
     trained = _trained(recipe, shape, reward)
     learning, held = sum(m.trained for m in trained), sum(m.parameters + m.adapter_weights for m in trained)
+    # Where DeepSpeed keeps no gradients of its own, a step ends without any: policy and critic never have theirs at a time.
+    at_once = learning if master or learner.zero_stage else max(m.trained for m in trained)
     head = shape.head_weights * number
     rollout, evaluator = (
         recipe.placement.device.memory_gib * 2**30 * role.gpu_memory_fraction
@@ -61,7 +63,7 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
     )
     bytes_by_role = {
-        "learner": held * weights + learning * (gradients + optimizer) + shape.parameters * weights,
+        "learner": held * weights + at_once * gradients + learning * optimizer + shape.parameters * weights,
         "rollout": rollout,
         "evaluator": 2 * size + evaluator,
         "scorer": scorer,
