@@ -121,7 +121,7 @@ def arm_forecast(
     Here and below, `reward` is the shape of a given reward model; None where it is trained and has the policy's shape."""
     draw = drawing(recipe, arm, shape, n, reward or shape)
     drawn = draw.sampled + draw.scored
-    responses = arm.samples_per_prompt if METHODS[arm.method].consumes == "samples" else 2
+    responses = arm.responses_per_row
     layout, many = rows_of(n, responses, _per_update(arm))
     work = _work(arm, shape, critic_shape(arm, shape, reward), _Rows(layout, many, responses * n.response))
     steady = work.learning
@@ -282,7 +282,6 @@ def largest_step(recipe: Recipe, n: Lengths) -> int:
     if reward.name_or_path is None and any(map(uses_reward_model, recipe.arms.values())):
         steps.append(reward.examples_per_step * (n.prompt + 2 * n.response))
     for arm in recipe.arms.values():
-        responses = getattr(arm, "samples_per_prompt", 2) if METHODS[arm.method].consumes == "samples" else 2
         rows = -(-_per_update(arm) // getattr(arm, "minibatches_per_epoch", 1))
-        steps.append(rows * (n.prompt + responses * n.response))
+        steps.append(rows * (n.prompt + arm.responses_per_row * n.response))
     return max(steps)

@@ -78,6 +78,11 @@ class MethodSettings(Section):
         return self.data == "offline"
 
     @property
+    def responses_per_row(self) -> int:
+        """How many responses to a prompt are measured and trained on together: a pair's two, or a prompt's samples."""
+        return 2
+
+    @property
     def reference_free(self) -> bool:
         """Whether the loss has no reference. Its log-probabilities are then neither measured nor charged."""
         return False
