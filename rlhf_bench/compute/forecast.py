@@ -11,7 +11,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import own_kind, uses_reward_model
+from rlhf_bench.methods.base import MISMATCHED, own_kind, uses_reward_model
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, input_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import Recipe
@@ -77,7 +77,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the learner does for an update's rows: forward passes before, steps, gradients of both sides."""
+    """What the learner does for an update's rows: forward passes that are made once for a row; steps, with the forward passes
+    that are made before each update; gradients of both sides."""
 
     measuring: Cost
     learning: Cost
@@ -86,16 +87,23 @@ class _Work:
 
 def _work(arm: Any, shape: ModelShape, critic: ModelShape, rows: _Rows) -> _Work:
     method, heads = METHODS[arm.method], rows.many * len(rows.layout.rows) * rows.tokens
-    of_need = {"values": critic, "reference_logprobs": shape.merged}
-    looked = [of_need.get(need, shape) for need in method.needs(arm)]
+    of_need = {"values": critic, "reference_logprobs": shape.merged, "mismatched_reference_logprobs": shape.merged}
+    once, anew = (
+        [of_need.get(need, shape) for need in method.needs(arm) if (need in MISMATCHED) == every_time]
+        for every_time in (False, True)
+    )
     learned = [critic if o.model == "critic" else shape for o in method.objectives]
     epochs = getattr(arm, "epochs_per_update", 1)
     adapting = Cost()
     if method.adapt is not None:  # one forward and two backward passes
         adapting = Cost(flops=2 * rows.learn(shape) - rows.look(shape), scored_tokens=heads)
     return _Work(
-        Cost(flops=sum(map(rows.look, looked)), scored_tokens=len(looked) * heads),
-        Cost(flops=epochs * sum(map(rows.learn, learned)), trained_tokens=epochs * len(learned) * heads),
+        Cost(flops=sum(map(rows.look, once)), scored_tokens=len(once) * heads),
+        Cost(
+            flops=sum(map(rows.look, anew)) + epochs * sum(map(rows.learn, learned)),
+            scored_tokens=len(anew) * heads,
+            trained_tokens=epochs * len(learned) * heads,
+        ),
         adapting,
     )
 
