@@ -113,7 +113,7 @@ class ArmTrainer:
             learner.free(name)
         rate = settings.learning_rate
         learner.load("policy", start.base, self.spec.seed, rate, settings.max_grad_norm, settings.adam)
-        if self.spec.method.reference_at_hand(settings):
+        if self.spec.method.reference_at_hand(settings) and not settings.rows_come_again:
             learner.load("reference", start.base)
         if "values" in self.spec.needs:
             # A critic begins as the reward model only where the arm is charged for that one.
@@ -272,7 +272,7 @@ class ArmTrainer:
             self.roles.learner, self.shared.cache, base, self.source.rows, recipe.data.temperature,
             [recipe.model.dtype, placed],
         )  # fmt: skip
-        if self.spec.method.reference_at_hand(self.spec.settings):  # measuring the rows may have freed it
+        if self.spec.method.reference_at_hand(self.spec.settings):  # only now: measuring the rows may have freed it
             self.roles.learner.load("reference", base)
         return found
 
