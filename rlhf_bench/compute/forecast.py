@@ -12,7 +12,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED
 from rlhf_bench.methods import METHODS
-from rlhf_bench.methods.base import MethodSettings, own_kind, uses_reward_model
+from rlhf_bench.methods.base import MISMATCHED, MethodSettings, own_kind, uses_reward_model
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, input_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import Recipe
@@ -78,7 +78,8 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the learner does for an update's rows: forward passes before, steps, gradients of both sides."""
+    """What the learner does for an update's rows: forward passes that are made once for a row; steps, with the forward passes
+    that are made before each update; gradients of both sides."""
 
     measuring: Cost
     learning: Cost
@@ -87,16 +88,23 @@ class _Work:
 
 def _work(arm: Any, shape: ModelShape, critic: ModelShape, rows: _Rows) -> _Work:
     method, heads = METHODS[arm.method], rows.many * len(rows.layout.rows) * rows.tokens
-    of_need = {"values": critic, "reference_logprobs": shape.merged}
-    looked = [of_need.get(need, shape) for need in method.needs(arm)]
+    of_need = {"values": critic, "reference_logprobs": shape.merged, "mismatched_reference_logprobs": shape.merged}
+    once, anew = (
+        [of_need.get(need, shape) for need in method.needs(arm) if (need in MISMATCHED) == every_time]
+        for every_time in (False, True)
+    )
     learned = [critic if o.model == "critic" else shape for o in method.objectives]
     epochs = getattr(arm, "epochs_per_update", 1)
     adapting = Cost()
     if method.adapt is not None:  # one forward and two backward passes
         adapting = Cost(flops=2 * rows.learn(shape) - rows.look(shape), scored_tokens=heads)
     return _Work(
-        Cost(flops=sum(map(rows.look, looked)), scored_tokens=len(looked) * heads),
-        Cost(flops=epochs * sum(map(rows.learn, learned)), trained_tokens=epochs * len(learned) * heads),
+        Cost(flops=sum(map(rows.look, once)), scored_tokens=len(once) * heads),
+        Cost(
+            flops=sum(map(rows.look, anew)) + epochs * sum(map(rows.learn, learned)),
+            scored_tokens=len(anew) * heads,
+            trained_tokens=epochs * len(learned) * heads,
+        ),
         adapting,
     )
 
@@ -122,7 +130,7 @@ def arm_forecast(
     Here and below, `reward` is the shape of a given reward model; None where it is trained and has the policy's shape."""
     draw = drawing(recipe, arm, shape, n, reward or shape)
     drawn = draw.sampled + draw.scored
-    responses = arm.samples_per_prompt if METHODS[arm.method].consumes == "samples" else 2
+    responses = arm.responses_per_row
     layout, many = rows_of(n, responses, _per_update(arm))
     work = _work(arm, shape, critic_shape(arm, shape, reward), _Rows(layout, many, responses * n.response))
     steady = work.learning
@@ -284,7 +292,6 @@ def largest_step(recipe: Recipe, n: Lengths) -> int:
     if reward.name_or_path is None and any(map(uses_reward_model, recipe.arms.values())):
         steps.append(reward.examples_per_step * (n.prompt + 2 * n.response))
     for arm in recipe.arms.values():
-        responses = getattr(arm, "samples_per_prompt", 2) if METHODS[arm.method].consumes == "samples" else 2
         rows = -(-_per_update(arm) // getattr(arm, "minibatches_per_epoch", 1))
-        steps.append(rows * (n.prompt + responses * n.response))
+        steps.append(rows * (n.prompt + arm.responses_per_row * n.response))
     return max(steps)

@@ -201,7 +201,7 @@ class _Clock:
                 "sync": syncs * self.sync(),
             }
         needs = METHODS[arm.method].needs(arm)
-        models = 1 + ("reference_logprobs" in needs and not arm.rows_come_again) + ("values" in needs)
+        models = 1 + METHODS[arm.method].reference_at_hand(arm) + ("values" in needs)
         loading = {"loading": self.copies(models * LOAD_COPIES, learner)}
         marks = recipe.evaluation.marks if share == 1.0 else ()
         waits = self.waits(sum(training.values()), marks, self.look([arm]) if share == 1.0 else self.trial_look())

@@ -17,7 +17,13 @@ from rlhf_bench.methods.schedules import Schedule, resolved
 
 DataMode = Literal["offline", "on_policy", "chosen_on_policy", "rejected_on_policy", "online"]
 Feedback = Literal["reward_model", "judge"]
-Measure = Literal["reference_logprobs", "logprobs", "values"]
+Measure = Literal["reference_logprobs", "logprobs", "values", "mismatched_logprobs", "mismatched_reference_logprobs"]
+"""A forward pass over an update's rows. mismatched: over each prompt with the responses of the row after it."""
+MISMATCHED: Mapping[str, Literal["policy", "reference"]] = {
+    "mismatched_logprobs": "policy",
+    "mismatched_reference_logprobs": "reference",
+}
+"""By whom these are made: before every update anew, since they depend on which rows are together."""
 PerResponse = tuple[Array, ...]
 
 
@@ -78,6 +84,11 @@ class MethodSettings(Section):
         return self.data == "offline"
 
     @property
+    def responses_per_row(self) -> int:
+        """How many responses to a prompt are measured and trained on together: a pair's two, or a prompt's samples."""
+        return 2
+
+    @property
     def reference_free(self) -> bool:
         """Whether the loss has no reference. Its log-probabilities are then neither measured nor charged."""
         return False
@@ -119,7 +130,7 @@ class PairKind:
 
 def own_kind(arm: MethodSettings) -> PairKind:
     """The kind of pairs that an arm trains on, with the base policy in the place of the policy where that one samples.
-    PPO trains on no pairs; its kind is that of an online arm, since it learns from the same answers."""
+    A method on samples trains on no pairs; its kind is that of an online arm, since it learns from the same answers."""
     if arm.data == "offline":
         return PairKind("offline", "judge")
     return PairKind("on_policy" if arm.data == "online" else arm.data, getattr(arm, "feedback", "judge"))
@@ -251,6 +262,13 @@ class Method:
     def needs(self, settings: MethodSettings) -> tuple[Measure, ...]:
         """What must be measured for an arm with these settings: `measures`, without the reference where the loss has none."""
         return tuple(m for m in self.measures if not (m == "reference_logprobs" and settings.reference_free))
+
+    def reference_at_hand(self, settings: MethodSettings) -> bool:
+        """Whether the learner holds the reference while such an arm trains: of rows that come again it need not look twice."""
+        needs = self.needs(settings)
+        return "mismatched_reference_logprobs" in needs or (
+            "reference_logprobs" in needs and not settings.rows_come_again
+        )
 
 
 def sum_by_response(per_token: Tensor, response_index: Tensor, responses: int) -> Tensor:

@@ -121,11 +121,19 @@ UPDATE_METRICS = (
     Metric("entropy", "nats per token", "entropy of the policy's next-token distribution, mean over response tokens"),
     Metric("sample_logprob", "nats", "log-probability that the policy gave its samples, mean over responses"),
     Metric("kl", "nats", "log-probability of the samples less the reference's, mean over responses"),
-    Metric("kl_coefficient", "reward per nat", "price of KL in this update, in the reward's own units"),
-    Metric("kl_penalty", "reward", "what KL cost, mean over responses"),
     Metric(
-        "reward_deviation", "reward", "σ of the finished samples' rewards, by which PPO divides rewards and penalty"
+        "kl_coefficient",
+        "reward per nat",
+        "price of KL in this update, in the reward's own units; with `kl_in: loss` on the scale of advantages",
     ),
+    Metric("kl_penalty", "reward", "what KL cost, mean over responses; 0 with `kl_in: loss`"),
+    Metric(
+        "reward_deviation",
+        "reward",
+        "σ of the finished samples' rewards, by which PPO and REINFORCE++ divide rewards and penalty",
+    ),
+    Metric("selected", "share", "prompts of whose samples one was better than another, and was trained on (RFT)"),
+    Metric("selected_reward", "reward", "reward of those samples, mean (RFT)"),
     Metric("clip_fraction", "share", "tokens whose probability ratio left the clipping range"),
     Metric("step_kl", "nats per token", "KL to the policy before the update: mean of ρ − 1 − log ρ over tokens"),
     Metric("importance", "", "truncated importance weight, mean over tokens"),

@@ -58,6 +58,15 @@ def joined(chunks: Sequence[Batch]) -> Batch:
     return Batch(rows, rewards, metrics, chunks[-1].fixed)
 
 
+def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """Each row's prompt with the responses of the row after it, cut to what the context has room for."""
+    others = [*rows[1:], rows[0]]
+    return [
+        Row(row.id, row.prompt_ids, tuple(a[: max_length - len(row.prompt_ids)] for a in other.responses))
+        for row, other in zip(rows, others, strict=True)
+    ]
+
+
 def not_finite(batch: Batch) -> str | None:
     """What is wrong with an update's numbers before anything has learned from them. A reward of nan, or of −∞ in a pair,
     marks a response that did not end."""

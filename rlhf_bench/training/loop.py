@@ -18,9 +18,9 @@ from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import BASE_POINT, Row
-from rlhf_bench.methods.base import PerResponse, uses_reward_model
+from rlhf_bench.methods.base import MISMATCHED, PerResponse, uses_reward_model
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, Checkpointer, SharedByArms
-from rlhf_bench.training.batch import Batch, joined
+from rlhf_bench.training.batch import Batch, joined, mismatched
 from rlhf_bench.training.evaluation import Evaluations
 from rlhf_bench.training.experience import FixedPairs, Source, make_source
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
@@ -113,7 +113,7 @@ class ArmTrainer:
             learner.free(name)
         rate = settings.learning_rate
         learner.load("policy", start.base, self.spec.seed, rate, settings.max_grad_norm, settings.adam)
-        if "reference_logprobs" in self.spec.needs and not settings.rows_come_again:
+        if self.spec.method.reference_at_hand(settings) and not settings.rows_come_again:
             learner.load("reference", start.base)
         if "values" in self.spec.needs:
             # A critic begins as the reward model only where the arm is charged for that one.
@@ -149,14 +149,25 @@ class ArmTrainer:
                 return batch, Cost()
             new = list({row.id: row for row in batch.rows if row.id not in self.state.charged_rows}.values())
             owed = self.references.cost(self.roles.learner, new) if new else Cost()
-            return replace(batch, measured={"reference_logprobs": self.references.of(batch.rows)}), owed
-        measured: dict[str, list[PerResponse]] = {name: [] for name in self.spec.needs}
+            known = {"reference_logprobs": self.references.of(batch.rows)}
+            return replace(batch, measured=known | self._mismatched(batch)), owed
+        measured: dict[str, list[PerResponse]] = {name: [] for name in self.spec.needs if name not in MISMATCHED}
         for chunk in chunks:
             for name, pending in chunk.asked.items():
                 found, cost = pending.result()
                 measured[name] += found
                 self.state.ledger.charge("measuring", cost)
-        return replace(batch, measured=measured), Cost()
+        return replace(batch, measured=measured | self._mismatched(batch)), Cost()
+
+    def _mismatched(self, batch: Batch) -> dict[str, list[PerResponse]]:
+        """What a method wants to know of responses to other prompts, measured and charged now."""
+        names = [name for name in self.spec.needs if name in MISMATCHED] if batch.rows else []
+        rows = mismatched(batch.rows, self.spec.recipe.model.max_length) if names else []
+        measured: dict[str, list[PerResponse]] = {}
+        for name in names:
+            measured[name], cost = self.roles.learner.measure(MISMATCHED[name], rows, self.spec.recipe.data.temperature)
+            self.state.ledger.charge("measuring", cost)
+        return measured
 
     def _next_batch(self) -> tuple[Batch, Cost, Any]:
         """The next update's data, what is owed for it, and the settings as they were before it was measured."""
@@ -255,12 +266,15 @@ class ArmTrainer:
         """Of all rows that the arm may use, where they are known from the start."""
         if not isinstance(self.source, FixedPairs) or "reference_logprobs" not in self.spec.needs:
             return None
-        recipe = self.spec.recipe
+        recipe, base = self.spec.recipe, self.shared.start.base
         placed = recipe.placement.learner.model_dump(mode="json")
-        return reference_logprobs(
-            self.roles.learner, self.shared.cache, self.shared.start.base, self.source.rows, recipe.data.temperature,
+        found = reference_logprobs(
+            self.roles.learner, self.shared.cache, base, self.source.rows, recipe.data.temperature,
             [recipe.model.dtype, placed],
         )  # fmt: skip
+        if self.spec.method.reference_at_hand(self.spec.settings):  # only now: measuring the rows may have freed it
+            self.roles.learner.load("reference", base)
+        return found
 
     def _measured_later(self, chunk: Batch) -> Batch:
         """The chunk, with the forward passes that the learner has been asked for."""
@@ -271,6 +285,7 @@ class ArmTrainer:
         asked = {
             name: learner.begin_measure(MEASURED_BY[name], rows, 1.0 if name == "values" else temperature)
             for name in self.spec.needs
+            if name not in MISMATCHED
         }
         return replace(chunk, asked=asked)
 

@@ -55,6 +55,9 @@ class UpdateQueue:
         method, learner, temperature = self.spec.method, self.learner, self.spec.recipe.data.temperature
         dtype = self.spec.recipe.model.dtype
         prepared = method.prepare(batch.rows, batch.rewards, batch.measured, settings, state.method_state, dtype)
+        if not prepared.rows:
+            return PendingUpdate(state.version, {**batch.metrics, **prepared.metrics})
+        settings = settings.resolve_at(1.0, prepared.state)  # its schedules are numbers already: only the state is new
         minibatches = method.minibatches(prepared.rows, settings, state.minibatch_rng)
         parts = [[prepared.rows[i] for i in part] for part in minibatches]
         learning = learner.steps_cost(self._steps(parts, settings))

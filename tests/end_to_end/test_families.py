@@ -50,16 +50,16 @@ CONFIGS = {
 }  # fmt: skip
 PAIRS = {"pairs_per_update": 4, "prompts_per_update": 4, "learning_rate": 1e-3}
 BY_REWARD = PAIRS | {"feedback": "reward_model"}
+SAMPLES = {"prompts_per_update": 4, "samples_per_prompt": 3, "epochs_per_update": 1, "learning_rate": 1e-3}
 ARMS = {
-    "ppo": {
-        "method": "ppo", "prompts_per_update": 4, "samples_per_prompt": 2, "epochs_per_update": 1, "learning_rate": 1e-3,
-    },
+    "ppo": {"method": "ppo"} | SAMPLES | {"samples_per_prompt": 2},
     "dpo-offline": {"method": "dpo", "data": "offline"} | PAIRS,
     "dpo-on-policy": {"method": "dpo", "data": "on_policy"} | BY_REWARD,
     "dpo-online": {"method": "dpo", "data": "online"} | BY_REWARD,
     "flex-on-policy": {"method": "flex_dpo", "data": "on_policy"} | BY_REWARD,
 } | {
-    name: {"method": name, "data": "offline"} | PAIRS for name in METHODS if name not in ("ppo", "dpo", "flex_dpo")
+    name: {"method": name} | ({"data": "offline"} | PAIRS if method.consumes == "pairs" else SAMPLES)
+    for name, method in METHODS.items() if name not in ("ppo", "dpo", "flex_dpo")
 }  # fmt: skip
 RECIPE = {
     "model": {"max_length": 32},

@@ -50,6 +50,51 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def _label(row: FileRow) -> bool:
+    label = row.values[LABEL]
+    word = label.strip().lower() if isinstance(label, str) else label
+    if word not in (True, False, "true", "false", "1", "0"):
+        problem = f"column '{LABEL}' is neither true nor false; correct it"
+        raise Unusable(row.where, problem, "with a label that is neither true nor false")
+    return word in (True, "true", "1")
+
+
+@dataclass
+class LabelledCompletions:
+    """Completions that a label calls good or bad. A good and a bad one of the same prompt make a pair, each is used once."""
+
+    _waiting: dict[tuple[Key, bool], list[tuple[str, str]]] = field(default_factory=dict)  # where, and the completion
+
+    def pair(self, row: FileRow, prompt: Key, completion: str) -> tuple[str, str] | None:
+        """The row's completion and one that waited for it, the good one first; None where it waits now."""
+        good = _label(row)
+        if others := self._waiting.get((prompt, not good)):
+            _, other = others.pop(0)
+            return (completion, other) if good else (other, completion)
+        self._waiting.setdefault((prompt, good), []).append((row.where, completion))
+        return None
+
+    @property
+    def waiting(self) -> list[str]:
+        """Where those stand that found no other."""
+        return [where for some in self._waiting.values() for where, _ in some]
+
+    @property
+    def problem(self) -> str:
+        """Of completions of which none found another: why, and the remedy."""
+        labels = {good for (_, good), some in self._waiting.items() if some}
+        if len(labels) == 1:
+            one, other = ("true", "false") if labels == {True} else ("false", "true")
+            return (
+                f"every completion has the label {one}, and a pair takes one of each; add completions of the same prompts "
+                f"with the label {other}, or remove the key, and a weaker policy makes the pairs"
+            )
+        return (
+            "no prompt has completions of both labels, and a pair takes one of each; add completions of the same prompts with "
+            "the other label, or remove the key, and a weaker policy makes the pairs"
+        )
+
+
 @dataclass
 class FilesReader:
     """Reads the places in order and remembers every prompt's, so that a repeat can name both."""
@@ -76,7 +121,7 @@ class FilesReader:
         for row in rows_at(place, key, leave_out):
             try:
                 check_columns(row, self._named)
-                self._note_what_is_not_read(row)
+                self._note_what_is_not_read(row, key)
                 item = read(self._in_our_columns(row, key))
             except Unusable as fault:
                 leave_out(fault)
@@ -119,8 +164,9 @@ class FilesReader:
         s = self.settings
         return s.prompt, s.response_column, s.chosen_column, s.rejected_column
 
-    def _note_what_is_not_read(self, row: FileRow) -> None:
+    def _note_what_is_not_read(self, row: FileRow, key: str) -> None:
         read = {*self._named, *COLUMNS, "system", "tools", *([LABEL] if self._is_unpaired(row) else [])}
+        read |= {COMPLETION, LABEL} if key == "task.pairs" and self._is_labelled(row) else set()
         read |= {IDS, KWARGS} if self.settings.judge == "ifeval" else set()
         self.not_read.columns |= dict.fromkeys(str(column) for column in row.values if column not in read)
         self.not_read.keys |= dict.fromkeys(sorted(keys_not_read(row, self._named)))
@@ -162,15 +208,12 @@ class FilesReader:
         read = (self.settings.response_column, self.settings.reference_column)
         return COMPLETION in read and COMPLETION in row.values and row.has(LABEL) and LABEL not in read
 
+    def _is_labelled(self, row: FileRow) -> bool:
+        """Whether a row among the pairs is a completion with a label, and no pair."""
+        return COMPLETION in row.values and row.has(LABEL) and not self.settings.columns.has_pair(row)
+
     def _check_label(self, row: FileRow) -> None:
-        if not self._is_unpaired(row):
-            return
-        label = row.values[LABEL]
-        word = label.strip().lower() if isinstance(label, str) else label
-        if word not in (True, False, "true", "false", "1", "0"):
-            problem = f"column '{LABEL}' is neither true nor false; correct it"
-            raise Unusable(row.where, problem, "with a label that is neither true nor false")
-        if word in (False, "false", "0"):
+        if self._is_unpaired(row) and not _label(row):
             raise _Long(
                 row.where, "no answer to imitate", "with the label false, whose completion is no answer to imitate"
             )
@@ -218,8 +261,17 @@ class FilesReader:
         prompts: dict[Key, Prompt] = {(prompt.text, prompt.tools): prompt for prompt in shared}
         known = set(prompts)
 
-        def read(row: FileRow) -> tuple[TextPair, bool]:
-            found, chosen, rejected = preference(row, self.settings.columns)
+        labelled = LabelledCompletions()
+
+        def read(row: FileRow) -> tuple[TextPair, bool] | None:
+            if self._is_labelled(row):
+                found = asked(row, self.settings.columns)
+                sides = labelled.pair(row, found.key, answered(row, COMPLETION, self.settings.columns, found))
+                if sides is None:
+                    return None
+                chosen, rejected = sides
+            else:
+                found, chosen, rejected = preference(row, self.settings.columns)
             if found.key in self.places and found.key not in known:
                 problem = f"a pair on the held-out prompt {self.places[found.key]}; remove one of the two"
                 raise Unusable(row.where, problem, "with a pair on a held-out prompt")
@@ -233,4 +285,8 @@ class FilesReader:
             return TextPair(prompts[found.key], chosen, rejected, where=row.where), self._is_held_out(found)
 
         read_pairs = list(self._rows(place, "task.pairs", read))
+        if not read_pairs and labelled.waiting:
+            raise BadInput(f"task.pairs: {place.source}: {labelled.problem}")
+        for where in labelled.waiting:
+            self.left_out.add(_Long(where, "no pair", "with a label whose prompt has no completion left of the other"))
         return [pair for pair, is_held_out in read_pairs if not is_held_out], [pair for pair, out in read_pairs if out]

@@ -133,6 +133,29 @@ def test_a_ppo_update_holds_sampling_scoring_measuring_and_every_epoch_of_both_m
     assert update.scored_tokens == 3 * tokens + samples * 12
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus"])
+def test_an_update_without_a_critic_is_ppos_less_what_the_critic_costs(name):
+    """The critic's values before, and its steps: all else is the same work."""
+    arms = {method: ARMS["ppo"] | {"method": method} for method in ("ppo", name)}
+    ppo, own = (forecast(method, arms=arms).update for method in arms)
+    tokens, layout = 32 * 5, Layout.of([(7, [5] * 4)] * 8)
+    critic = forward_flops(SHAPE, layout, tokens) + 3 * training_flops(SHAPE, layout, tokens)
+    assert ppo.flops - own.flops == pytest.approx(critic)
+    assert own.trained_tokens == 3 * tokens and own.generated_tokens == ppo.generated_tokens
+    assert ppo.scored_tokens - own.scored_tokens == tokens
+    free = {name: arms[name] | {"kl_coefficient": 0}}
+    assert own.flops - forecast(name, arms=free).update.flops == pytest.approx(forward_flops(SHAPE, layout, tokens))
+
+
+def test_rejection_sampling_trains_on_one_response_of_all_that_it_draws():
+    arms = {"rft": {"method": "rft", "feedback": "judge", "prompts_per_update": 8, "samples_per_prompt": 4}}
+    update, layout = forecast("rft", arms=arms).update, Layout.of([(7, [5])] * 8)
+    charged = generation_flops(SHAPE, [(7, 0, 5)] * 32) + training_flops(SHAPE, layout, 8 * 5)
+    assert charged <= update.flops <= 1.05 * charged
+    assert (update.generated_tokens, update.trained_tokens, update.scored_tokens) == (160, 40, 0)
+    assert update.judge_queries == 32
+
+
 def test_only_arms_that_ask_the_reward_model_pay_for_it():
     r = recipe()
     cost = reward_model_forecast(r, SHAPE, N)

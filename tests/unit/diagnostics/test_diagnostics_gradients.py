@@ -257,7 +257,11 @@ def test_which_losses_have_a_constant_ratio():
     torch.testing.assert_close(flexible, torch.full_like(pairs.chosen, 0.5))
     torch.testing.assert_close(ratio_of("ipo", pairs), torch.ones_like(pairs.chosen))
     torch.testing.assert_close(ratio_of("simpo", pairs), pairs.chosen_tokens / pairs.rejected_tokens)
-    for name in ("sft_dpo", "dpop", "cal_dpo", "slic"):
+    per_token = ratio_of("length_normalised_dpo", pairs)
+    torch.testing.assert_close(per_token, pairs.chosen_tokens / pairs.rejected_tokens)
+    for form in ("robust", "conservative"):
+        torch.testing.assert_close(ratio_of("robust_dpo", pairs, form=form), torch.ones_like(pairs.chosen))
+    for name in ("sft_dpo", "dpop", "cal_dpo", "slic", "orpo", "cpo", "kto"):
         assert ratio_of(name, pairs) is None, name
 
 

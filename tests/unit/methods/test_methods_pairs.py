@@ -1,5 +1,7 @@
 """Losses on pairs beyond DPO and Flex-DPO: values and gradients against closed forms in float64, and identities."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -170,7 +172,126 @@ def test_cal_dpo_is_a_contrast_without_beta_and_two_squares_around_their_targets
     assert_equals(value_and_gradients("cal_dpo", beta=beta), loss, chosen, rejected)
 
 
+@pytest.mark.parametrize("beta", [0.5, 5.0])
+def test_length_normalised_dpo_compares_log_ratios_per_token(beta):
+    margin = beta * (UP / CHOSEN_TOKENS - DOWN / REJECTED_TOKENS)
+    push = beta * expit(-margin)
+    found = value_and_gradients("length_normalised_dpo", beta=beta)
+    assert_equals(found, -log_expit(margin), -push / CHOSEN_TOKENS, push / REJECTED_TOKENS)
+
+
+@pytest.mark.parametrize(("beta", "noise"), [(0.1, 0.1), (0.5, 0.4)])
+def test_robust_and_conservative_dpo_weigh_the_loss_of_the_label_turned_round(beta, noise):
+    margin = beta * (UP - DOWN)
+    right, wrong = -log_expit(margin), -log_expit(-margin)
+    by_right, by_wrong = -beta * expit(-margin), beta * expit(margin)
+    scale = 1 / (1 - 2 * noise)
+    robust = value_and_gradients("robust_dpo", beta=beta, label_noise=noise)
+    slope = scale * ((1 - noise) * by_right - noise * by_wrong)
+    assert_equals(robust, scale * ((1 - noise) * right - noise * wrong), slope, -slope)
+    slope = (1 - noise) * by_right + noise * by_wrong
+    conservative = value_and_gradients("robust_dpo", form="conservative", beta=beta, label_noise=noise)
+    assert_equals(conservative, (1 - noise) * right + noise * wrong, slope, -slope)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_over_noisy_labels_robust_dpo_is_dpo_on_the_true_ones(noise):
+    """arXiv 2403.00409, section 3.1: unbiased."""
+    method, dpo = METHODS["robust_dpo"], METHODS["dpo"]
+    pairs = pairs_of(double(CHOSEN), double(REJECTED))
+    turned = PairLogprobs(
+        pairs.rejected, pairs.chosen, pairs.reference_rejected, pairs.reference_chosen, pairs.rejected_tokens, pairs.chosen_tokens
+    )  # fmt: skip
+    settings = method.settings(beta=0.3, label_noise=noise)
+    mean = (1 - noise) * method.pair_loss(pairs, settings) + noise * method.pair_loss(turned, settings)
+    torch.testing.assert_close(mean, dpo.pair_loss(pairs, dpo.settings(beta=0.3)), rtol=1e-12, atol=1e-12)
+
+
+def test_conservative_dpo_is_least_where_the_label_is_as_sure_as_it_is_said_to_be():
+    margins = np.linspace(-5, 5, 100_001)
+    pairs = pairs_of(double(margins), double(np.zeros(100_001)), np.zeros(100_001), np.zeros(100_001))
+    pairs = PairLogprobs(
+        *(torch.broadcast_to(t[:1], (100_001,)) if len(t) < 100_001 else t for t in vars(pairs).values())
+    )
+    method = METHODS["robust_dpo"]
+    loss = method.pair_loss(pairs, method.settings(form="conservative", beta=1.0, label_noise=0.2))
+    assert expit(margins[loss.argmin()]) == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0])
+def test_orpo_is_the_chosen_responses_likelihood_per_token_and_the_odds_of_both(weight):
+    """odds = p/(1 − p), of p the geometric mean of a response's token probabilities: d log odds / d log p = 1/(1 − p)."""
+    p, q = np.exp(CHOSEN / CHOSEN_TOKENS), np.exp(REJECTED / REJECTED_TOKENS)
+    ratio = np.log(p / (1 - p)) - np.log(q / (1 - q))
+    push = weight * expit(-ratio)
+    loss = -np.log(p) - weight * log_expit(ratio)
+    up, down = -(1 + push / (1 - p)) / CHOSEN_TOKENS, push / (1 - q) / REJECTED_TOKENS
+    assert_equals(value_and_gradients("orpo", odds_weight=weight), loss, up, down)
+
+
+def test_orpos_odds_stay_finite_where_a_response_is_certain():
+    certain = torch.zeros(1, requires_grad=True)  # float32
+    zeros = torch.zeros(1)
+    for chosen, rejected in ((certain, zeros - 3), (zeros - 3, certain), (certain, certain)):
+        pairs = PairLogprobs(chosen, rejected, zeros, zeros, zeros + 1, zeros + 1)
+        loss = METHODS["orpo"].pair_loss(pairs, METHODS["orpo"].settings())
+        (gradient,) = torch.autograd.grad(loss.sum(), certain)
+        assert loss.isfinite().all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("beta", "weight"), [(0.1, 1.0), (0.5, 0.0)])
+def test_cpo_is_dpo_without_a_reference_and_a_supervised_term_per_token(beta, weight):
+    margin = beta * (CHOSEN - REJECTED)
+    push = beta * expit(-margin)
+    found = value_and_gradients("cpo", beta=beta, sft_weight=weight)
+    loss = -log_expit(margin) - weight * CHOSEN / CHOSEN_TOKENS
+    assert_equals(found, loss, -push - weight / CHOSEN_TOKENS, push)
+
+
+def kto_settings(z0, **settings):
+    return METHODS["kto"].settings(**settings).resolve_at(0.0, {"reference_point": z0})
+
+
+@pytest.mark.parametrize("z0", [0.0, 1.7])
+@pytest.mark.parametrize(("beta", "good", "bad"), [(0.1, 1.0, 1.0), (0.5, 1.3, 0.7)])
+def test_kto_values_each_side_against_the_reference_point(z0, beta, good, bad):
+    """arXiv 2402.01306, eq. 8: λ less value, the mean of a desirable and an undesirable example."""
+    chosen, rejected = double(CHOSEN).requires_grad_(), double(REJECTED).requires_grad_()
+    settings = kto_settings(z0, beta=beta, desirable_weight=good, undesirable_weight=bad)
+    loss = METHODS["kto"].pair_loss(pairs_of(chosen, rejected), settings)
+    found = loss.detach().numpy(), *(g.numpy() for g in torch.autograd.grad(loss.sum(), (chosen, rejected)))
+    value, cost = expit(beta * (UP - z0)), expit(beta * (z0 - DOWN))
+    up, down = -good * beta * value * (1 - value) / 2, bad * beta * cost * (1 - cost) / 2
+    assert_equals(found, (good * (1 - value) + bad * (1 - cost)) / 2, up, down)
+
+
+def test_ktos_reference_point_is_the_mean_of_mismatched_log_ratios_and_never_below_0():
+    rows = [Row("a", (1,), ((2, 3), (4,))), Row("b", (1,), ((5,), (6, 7, 8)))]
+    zeros = [tuple(np.zeros(len(a)) for a in row.responses) for row in rows]
+    ratios = [(np.array([0.5, 1.0]), np.array([-2.0])), (np.array([4.0]), np.array([1.0, 1.0, 0.5]))]
+    known = {"reference_logprobs": zeros, "mismatched_reference_logprobs": zeros}
+    method, settings = METHODS["kto"], METHODS["kto"].settings()
+    found = method.prepare(rows, [], known | {"mismatched_logprobs": ratios}, settings, {})
+    assert found.state == {"reference_point": pytest.approx((1.5 - 2.0 + 4.0 + 2.5) / 4)}
+    assert [list(row.extras) for row in found.rows] == [["reference_logprob"]] * 2
+    below = [tuple(-a for a in row) for row in ratios]
+    assert method.prepare(rows, [], known | {"mismatched_logprobs": below}, settings, {}).state == {
+        "reference_point": 0.0
+    }
+    assert kto_settings(1.5).reference_point == 1.5 and settings.reference_point == 0.0
+
+
+@pytest.mark.parametrize("key", ["pairs_per_update", "prompts_per_update"])
+def test_kto_asks_for_other_pairs_in_an_update(key):
+    with pytest.raises(ValueError, match=f"{key}\n.*2 or more"):
+        METHODS["kto"].settings(method="kto", **{key: 1})
+
+
 @pytest.mark.parametrize(("name", "settings", "expected"), [
+    ("length_normalised_dpo", {}, np.log(2)),
+    ("robust_dpo", {}, np.log(2)),
+    ("robust_dpo", {"form": "conservative"}, np.log(2)),
+    ("kto", {}, 0.5),
     ("dpo", {}, np.log(2)),
     ("flex_dpo", {}, np.log(2)),
     ("adaptive_flex_dpo", {}, np.log(2)),
@@ -190,6 +311,8 @@ def test_where_policy_and_reference_agree_the_loss_is_known(name, settings, expe
 @pytest.mark.parametrize(("name", "settings", "dpo"), [
     ("sft_dpo", {"beta": 0.3, "gamma": 0}, {"beta": 0.3}),
     ("dpop", {"beta": 0.3, "penalty": 0}, {"beta": 0.3}),
+    ("robust_dpo", {"beta": 0.3, "label_noise": 0}, {"beta": 0.3}),
+    ("robust_dpo", {"beta": 0.3, "label_noise": 0, "form": "conservative"}, {"beta": 0.3}),
     ("flex_dpo", {"beta_chosen": 0.3, "beta_rejected": 0.3}, {"beta": 0.3}),
     ("adaptive_flex_dpo", {"beta_chosen": 0.1, "beta_rejected_max": 0.1}, {"beta": 0.1}),
 ])  # fmt: skip
@@ -210,10 +333,13 @@ def test_of_two_policies_that_differ_by_a_swap_the_better_ranking_one_is_not_the
 
 
 @pytest.mark.parametrize("name", PAIR_METHODS)
-@pytest.mark.parametrize("variant", [{}, {"form": "reference"}, {"log_probs": "mean"}])
+@pytest.mark.parametrize("variant", [{}, {"form": "reference"}, {"form": "conservative"}, {"log_probs": "mean"}])
 def test_gradcheck(name, variant):
     method = METHODS[name]
-    settings = method.settings(**{k: v for k, v in variant.items() if k in method.settings.model_fields})
+    fields = method.settings.model_fields
+    settings = method.settings(
+        **{k: v for k, v in variant.items() if k in fields and v in get_args(fields[k].annotation)}
+    )
     leaves = (double(CHOSEN[:4]).requires_grad_(), double(REJECTED[:4]).requires_grad_())
 
     def loss(chosen, rejected):
@@ -262,7 +388,7 @@ def test_the_objective_averages_what_pair_loss_gives(name):
 
 
 @pytest.mark.parametrize(("name", "settings", "free"), [
-    *[(name, {}, name in ("slic", "simpo")) for name in PAIR_METHODS], ("slic", {"form": "reference"}, False),
+    *[(name, {}, name in ("slic", "simpo", "orpo", "cpo")) for name in PAIR_METHODS if name != "kto"], ("slic", {"form": "reference"}, False),
 ])  # fmt: skip
 def test_what_a_loss_does_not_need_is_neither_measured_nor_missed(name, settings, free):
     """A loss without a reference gives the same numbers whether or not one is there, and logs none of it."""
@@ -285,5 +411,6 @@ def test_what_a_loss_does_not_need_is_neither_measured_nor_missed(name, settings
             with_reference([], [], {}, arm, {})
 
 
-def test_ppo_needs_all_that_it_measures():
-    assert METHODS["ppo"].needs(METHODS["ppo"].settings()) == METHODS["ppo"].measures
+@pytest.mark.parametrize("name", ["ppo", "kto"])
+def test_ppo_and_kto_need_all_that_they_measure(name):
+    assert METHODS[name].needs(METHODS[name].settings()) == METHODS[name].measures

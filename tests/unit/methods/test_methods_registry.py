@@ -10,19 +10,24 @@ from rlhf_bench.compute.forecast import Lengths, arm_forecast
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.methods.pairs import PairSettings
+from rlhf_bench.methods.samples import ClippedSettings
 from rlhf_bench.models.flops import ModelShape, forward_flops, training_flops
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[3]
 SHARED = {*MethodSettings.model_fields, *PairSettings.model_fields}
+CLIPPED = {*ClippedSettings.model_fields} - SHARED  # one section names them for all
 PAIR_METHODS = [name for name, method in METHODS.items() if method.consumes == "pairs"]
 
 
 def sections():
     """Heading -> text of docs/methods.md, headings written as a method's name is."""
     parts = re.split(r"^## (.+)$", (ROOT / "docs" / "methods.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
-    return {re.sub(r"[ -]", "_", title.lower()): text for title, text in zip(parts[::2], parts[1::2], strict=True)}
+    return {
+        re.sub(r"[ -]", "_", title.lower().replace("++", " plus plus")): text
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -42,7 +47,7 @@ def test_every_method_has_a_section_with_its_equation_its_source_and_its_setting
     section = sections()[name]
     assert re.search(r"^    .*\bloss = ", section, re.MULTILINE)
     assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}|this project's own", section)
-    own = METHODS[name].settings.model_fields.keys() - SHARED
+    own = METHODS[name].settings.model_fields.keys() - SHARED - (CLIPPED if name != "grpo" else set())
     assert not {key for key in own if not re.search(rf"`{key}[`:]", section)}
 
 
@@ -78,6 +83,9 @@ def forecast(**arm):
 
 @pytest.mark.parametrize(("arm", "looks"), [
     ({"method": "simpo"}, 0),
+    ({"method": "orpo"}, 0),
+    ({"method": "cpo"}, 0),
+    ({"method": "robust_dpo"}, 1),
     ({"method": "slic"}, 0),
     ({"method": "slic", "form": "reference"}, 1),
     ({"method": "ipo"}, 1),
@@ -86,6 +94,16 @@ def test_the_forecast_holds_a_look_at_the_reference_only_where_the_loss_has_one(
     update = forecast(**arm).update
     assert update.flops == pytest.approx(TRAINING + looks * FORWARD)
     assert update.scored_tokens == looks * TOKENS
+
+
+def test_the_forecast_holds_ktos_reference_point_in_every_update_and_for_every_epoch():
+    """Policy and reference on mismatched responses; the reference on a row's own once."""
+    arms = {"a": {"method": "kto", "pairs_per_update": ROWS}}
+    recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": 1e15}, "arms": arms})
+    found = arm_forecast(recipe, recipe.arms["a"], SHAPE, N)
+    assert found.update.flops == pytest.approx(TRAINING + 3 * FORWARD)
+    assert found.steady.flops == pytest.approx(TRAINING + 2 * FORWARD)
+    assert (found.update.scored_tokens, found.steady.scored_tokens) == (3 * TOKENS, 2 * TOKENS)
 
 
 def test_the_forecast_holds_the_measuring_of_an_adaptive_method():

@@ -9,18 +9,13 @@ from hypothesis import strategies as st
 from rlhf_bench.core.rounding import rounding_of
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods.base import Outputs
-from rlhf_bench.methods.ppo import (
-    PPOSettings,
-    actor_objective,
-    critic_objective,
-    gae,
+from rlhf_bench.methods.ppo import PPOSettings, critic_objective, gae, next_kl_coefficient, prepare, value_loss
+from rlhf_bench.methods.samples import (
     importance_weights,
     minibatches,
-    next_kl_coefficient,
     policy_loss,
-    prepare,
+    policy_objective,
     response_scores,
-    value_loss,
     whiten,
 )
 
@@ -404,7 +399,7 @@ def test_the_actors_objective_and_its_metrics():
         entropy=torch.tensor([1.0, 2.0]),
         extras={"old_logprobs": [-2.0, -2.0], "advantages": [1.0, -3.0]},
     )
-    loss, metrics = actor_objective(out, PPOSettings(clip=0.2))
+    loss, metrics = policy_objective(out, PPOSettings(clip=0.2))
     np.testing.assert_allclose(loss.detach().numpy(), [-1.2, 3.0 * np.exp(-0.1)], rtol=1e-12)
     assert metrics["clip_fraction"].tolist() == [1.0, 0.0]
     np.testing.assert_allclose(metrics["step_kl"].numpy(), np.exp(gaps) - 1 - gaps, rtol=1e-12)
@@ -416,7 +411,7 @@ def test_a_tokens_importance_multiplies_its_loss_and_its_gradient():
     found = []
     for more, arm in (({}, PPOSettings()), ({"importance": [0.5, 2.0]}, PPOSettings(rollouts_ahead=1))):
         logprobs = double([-1.95, -2.1])
-        loss, _ = actor_objective(outputs(logprobs=logprobs, entropy=torch.zeros(2), extras=own | more), arm)
+        loss, _ = policy_objective(outputs(logprobs=logprobs, entropy=torch.zeros(2), extras=own | more), arm)
         found.append((loss.detach(), *torch.autograd.grad(loss.sum(), logprobs)))
     for plain, weighted in zip(*found, strict=True):
         np.testing.assert_allclose(weighted, plain * torch.tensor([0.5, 2.0]), rtol=1e-12)

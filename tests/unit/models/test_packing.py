@@ -317,7 +317,7 @@ OBJECTIVES = [
 def with_extras(rows, seed=0):
     """Rows with whatever any objective looks at: numbers per response and per token."""
     rng = np.random.default_rng(seed)
-    per_token = ("old_logprobs", "old_values", "advantages", "returns")
+    per_token = ("old_logprobs", "old_values", "advantages", "returns", "weight", "reference_gap")
     return [
         Row(
             r.id,

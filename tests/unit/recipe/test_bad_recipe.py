@@ -58,7 +58,10 @@ MISTAKES = [
     ("arms={a: {method: dpo}, shared: {method: ppo}}", r"arms\.shared: tables give this name to what is no arm; rename the arm"),
     ("arms={" + 181 * "x" + ": {method: dpo}}", r"arms\.x{40}…: has 181 characters, and files are named by it; give it 180 at most"),
     ("name=" + 181 * "x", r"name: .*at most 180 characters.*; correct it"),
-    ("arms.a.pairs_per_update=3", r"arms\.a\.pairs_per_update: a setting of dpo, [a-z_, ]+ and cal_dpo, not of ppo; remove it"),
+    ("arms.a.pairs_per_update=3", r"arms\.a\.pairs_per_update: a setting of dpo, [a-z_, ]+ and kto, not of ppo; remove it"),
+    ("arms={a: {method: grpo, samples_per_prompt: 1}}", r"arms\.a\.samples_per_prompt: one sample has no other .*: sample 2 or more .*; correct it"),
+    ("arms={a: {method: rloo, samples_per_prompt: 1}}", r"arms\.a\.samples_per_prompt: one sample has no other .*: sample 2 or more .*; correct it"),
+    ("arms={a: {method: kto, pairs_per_update: 1}}", r"arms\.a\.pairs_per_update: one pair has no other .*: use 2 or more .*; correct it"),
     # what is drawn from the arms: swept settings, trials, the baseline, claims
     ("sweep.betta=[0.1]", r"sweep\.betta: no arm's method has this setting; correct or remove it"),
     ("sweep={tau: [0.1]}", r"sweep\.tau: no arm's method has this setting; correct or remove it"),

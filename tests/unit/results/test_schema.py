@@ -100,22 +100,27 @@ def of_pair_method(method):
     settings = method.settings().resolve_at(0.0, {"beta_rejected": 0.1})
     _, numbers = method.objectives[0].loss(outputs(), settings)
     rows = [Row("a", (1,), ((2, 3), (4, 5)))]
-    measured = {"reference_logprobs": [(np.zeros(2), np.zeros(2))]}
+    measured = {name: [(np.zeros(2), np.zeros(2))] for name in method.measures}
     prepared = method.prepare(rows, [(1.0, 0.0)], measured, settings, {"beta_rejected": 0.1})
     return {*numbers, *prepared.metrics, *(f"state/{key}" for key in prepared.state)}
 
 
-def of_ppo():
-    method = METHODS["ppo"]
+def of_method_on_samples(method):
     settings = method.settings(rollouts_ahead=1)
     zeros = (np.zeros(2), np.ones(2))
     rows = [Row("a", (1,), ((2, 3), (4, 5)), {"sampler_logprobs": zeros})]
-    measured = {"logprobs": [zeros], "reference_logprobs": [zeros], "values": [zeros]}
-    prepared = method.prepare(rows, [(1.0, 0.0)], measured, settings, {})
-    extras = dict.fromkeys(("old_logprobs", "advantages", "importance", "old_values", "returns"), torch.ones(8))
-    actor, critic = (objective.loss(outputs(**extras), settings)[1] for objective in method.objectives)
-    state = {f"state/{key}" for key in prepared.state}
-    return {*actor, *(f"critic_{key}" for key in critic), *prepared.metrics, *state}
+    prepared = method.prepare(rows, [(1.0, 0.0)], {name: [zeros] for name in method.measures}, settings, {})
+    read = ("old_logprobs", "advantages", "importance", "old_values", "returns", "weight", "reference_gap")
+    found = {*prepared.metrics, *(f"state/{key}" for key in prepared.state)}
+    for objective in method.objectives:
+        prefix = "" if objective.model == "policy" else "critic_"
+        _, numbers = objective.loss(outputs(**dict.fromkeys(read, torch.ones(8))), settings)
+        found |= {prefix + key for key in numbers}
+    return found
+
+
+def of_method(method):
+    return of_pair_method(method) if method.consumes == "pairs" else of_method_on_samples(method)
 
 
 def of_learner():
@@ -143,7 +148,7 @@ def of_diagnostics():
 
 
 PRODUCED = {
-    TRAIN: set().union(of_ppo(), of_learner(), of_samples(), *(of_pair_method(m) for m in METHODS.values() if m.consumes == "pairs")),
+    TRAIN: set().union(of_learner(), of_samples(), *map(of_method, METHODS.values())),
     EVALUATION: of_diagnostics(),
 }  # fmt: skip
 

@@ -387,6 +387,30 @@ def test_of_unpaired_preferences_those_that_are_good_are_demonstrations(tmp_path
         task_of(tmp_path, "held.csv", response_column="completion", reference_column="completion")
 
 
+def test_labelled_completions_of_one_prompt_make_pairs_each_used_once(tmp_path):
+    write(tmp_path / "train.jsonl", [{"prompt": "q", "reference": "a"}, {"prompt": "r", "reference": "b"}])
+    write(tmp_path / "held.jsonl", [{"prompt": "h", "reference": "a"}])
+    given = [
+        ("q", "bad", False),
+        ("r", "fine", "true"),
+        ("q", "good", True),
+        ("q", "great", 1),
+        ("r", "poor", 0),
+        ("q", "worse", "0"),
+        ("q", "fair", True),
+    ]
+    rows = [{"prompt": prompt, "completion": text, "label": label} for prompt, text, label in given]
+    write(tmp_path / "pairs.jsonl", [*rows, {"prompt": "r", "chosen": "x", "rejected": "y"}])
+    columns = {"reference_column": "reference", "response_column": None}
+    task = task_of(tmp_path, pairs=str(tmp_path / "pairs.jsonl"), **columns)
+    found = {(p.prompt.text, p.chosen, p.rejected) for p in task.pairs(4, 0)}
+    assert found == {("q", "good", "bad"), ("r", "fine", "poor"), ("q", "great", "worse"), ("r", "x", "y")}
+    assert "1 with a label whose prompt has no completion left of the other (first pairs.jsonl:7)" in " ".join(
+        task.notes
+    )
+    assert not any("not read" in note for note in task.notes)
+
+
 # What lies in ../shared/cases.
 
 

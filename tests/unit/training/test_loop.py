@@ -12,7 +12,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed, Stopped
 from rlhf_bench.core.rounding import rounding_of
-from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt
+from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Adam, SideGradients
 from rlhf_bench.methods.dpo import DPOSettings
@@ -23,6 +23,7 @@ from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
+from rlhf_bench.training.batch import mismatched
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.inputs import Inputs, StartingPoint
 from rlhf_bench.training.loop import ArmTrainer
@@ -47,7 +48,7 @@ class Arm:
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column, "skips_in_a_row": skips},
                                "model": {"dtype": dtype},
                                "data": {"candidates_per_prompt": 3},
-                               "arms": {"a": arm if arm["method"] == "ppo" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
+                               "arms": {"a": arm if METHODS[arm["method"]].consumes == "samples" else {"pairs_per_update": 4, **arm}}})  # fmt: skip
         settings = recipe.arms["a"]
         self.learner, self.evaluator = learner or Learner(), evaluator or Evaluator()
         self.pool = pool(TOKENIZER, answers=answers, chunk=pool_part, order=pool_order)
@@ -615,3 +616,46 @@ def test_an_arm_ends_when_all_its_epochs_are_made_though_budget_is_left():
     assert arm.status == "done" and set(seen.values()) == {3} and len(seen) % 4 == 0
     assert arm.told("pair_passes")[-1] == 3 and arm.ledger.spent < 2000.0 - 2 * STEP.flops
     assert [name for name, _ in arm.learner.measured] == ["policy", "reference"]  # the sync's probe; all rows at once
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "reinforce_plus_plus", "rft"])
+def test_a_method_without_a_critic_has_none_loaded_measured_or_trained(method):
+    arm = Arm(60.0, method=method, prompts_per_update=4, samples_per_prompt=3, feedback="judge")
+    loaded = [name for name, *_ in arm.learner.loaded]
+    assert loaded == (["policy"] if method == "rft" else ["policy", "reference"])
+    assert "critic" not in {name for name, _ in arm.learner.measured} and len(arm.updates) > 2
+
+
+def test_rejection_sampling_trains_on_the_right_answer_alone():
+    arm = Arm(60.0, method="rft", prompts_per_update=4, samples_per_prompt=3, feedback="judge")
+    for rows, *_ in arm.learner.stepped:
+        assert len(rows) == 4 and all(len(row.responses) == 1 for row in rows)
+    assert all(numbers["selected"] == 1.0 and numbers["selected_reward"] == 1.0 for _, numbers, _ in arm.updates)
+
+
+def test_an_update_whose_samples_are_all_alike_trains_nothing_and_is_paid_for():
+    with pytest.raises(ArmFailed, match="before the first update"):
+        Arm(200.0, column="generated_tokens", answers=("wrong",), method="rft", prompts_per_update=4,
+            samples_per_prompt=3, feedback="judge")  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["offline", "on_policy", "online"])
+def test_ktos_reference_point_is_measured_before_every_update_on_the_next_pairs_responses(data):
+    arm = Arm(80.0, method="kto", data=data, prompts_per_update=4)
+    assert len(arm.updates) > 1 and all(numbers["state/reference_point"] == 0.0 for _, numbers, _ in arm.updates)
+    looks = [(name, rows) for name, rows in arm.learner.measured if len(rows) > 1]
+    trained = [rows for rows, *_ in arm.learner.stepped]
+    for model in ("policy", "reference"):
+        asked = [rows for name, rows in looks if name == model]
+        for rows in trained:
+            following = [*rows[1:], rows[0]]
+            wanted = [(row.prompt_ids, other.responses) for row, other in zip(rows, following, strict=True)]
+            assert wanted in [[(row.prompt_ids, row.responses) for row in found] for found in asked]
+    assert "reference" in [name for name, *_ in arm.learner.loaded]
+    assert all(settings.reference_point == 0.0 for _, settings, _ in arm.learner.stepped)
+
+
+def test_mismatched_responses_are_cut_to_what_the_context_has_room_for():
+    rows = [Row("a", (1, 2), ((3,), (4, 5))), Row("b", (6,), ((7, 8, 9), (7,)))]
+    found = mismatched(rows, 4)
+    assert [(row.prompt_ids, row.responses) for row in found] == [((1, 2), ((7, 8), (7,))), ((6,), ((3,), (4, 5)))]
