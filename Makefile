@@ -2,7 +2,7 @@
 # make test         set up, run the tests as CI does: all but those marked slow
 # make test-unit    set up, run what needs no engine, on all cores; one room with ROOM=training (or ROOM=project)
 # make test-engines set up, run the tests of single engines: Ray, vLLM, DeepSpeed, MLflow
-# make check        set up, check format, lint and types
+# make check        set up, check format, lint and types, and ask PyPI for known vulnerabilities in the locks
 # make docs         set up, build the documents as a site in outputs/site; any warning or dead link fails
 # make chaos        set up, kill, freeze and starve a run's processes in every phase; most of an hour
 # make bench        set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
@@ -19,8 +19,9 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # A stamp carries its lock's hash in its name: a lock that changes is installed, one that does not is not.
 hash = $(firstword $(shell cat $(1) | sha256sum | cut -c1-16))
-RUNTIME := .venv/installed-$(call hash,pyproject.toml requirements/cpu.txt)
-DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml requirements/cpu.txt requirements/dev.txt)
+LOCKS := requirements/torch-cpu.txt requirements/cpu.txt
+RUNTIME := .venv/installed-$(call hash,pyproject.toml $(LOCKS))
+DEVELOPMENT := .venv/installed-dev-$(call hash,pyproject.toml $(LOCKS) requirements/dev.txt)
 
 UNIT := tests/unit tests/project
 room = $(if $(filter project,$(1)),tests/project,tests/unit/$(1))
@@ -64,6 +65,7 @@ check: $(DEVELOPMENT)
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	.venv/bin/python requirements/audit.py
 
 # torch comes first, and alone: its CPU build lives on an index of PyTorch's own, and asking that index for every
 # other package too would be slow, and slower still where it cannot be reached.
@@ -72,12 +74,12 @@ $(RUNTIME):
 	@$(PYTHON) requirements/check_machine.py
 	@echo "Installing into .venv (about 4.5 GB; some minutes)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@$(PIP) install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' requirements/cpu.txt) || \
+	@$(PIP) install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) -r requirements/torch-cpu.txt || \
 	  { echo "PyTorch's CPU build did not install: is $(TORCH_INDEX) reachable?" >&2; exit 1; }
-	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/cpu.txt
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME)
-	@$(PIP) install --quiet --no-deps -r requirements/dev.txt
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@

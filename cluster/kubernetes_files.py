@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.compute.kubernetes import LABELS, NAME, RECIPE, as_yaml, rayjob
+from rlhf_bench.compute.kubernetes import LABELS, NAME, as_yaml, rayjob
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe import load_recipe, recipe_data
 
@@ -38,7 +38,7 @@ def cluster(recipe: str, image: str) -> Document:
     """The same cluster without a job, for `ray job submit`."""
     spec = job(recipe, image)["spec"]["rayClusterSpec"]
     template = spec["headGroupSpec"]["template"]
-    del template["metadata"]["annotations"][RECIPE], template["metadata"]
+    del template["metadata"]["annotations"]
     pod = template["spec"]
     pod["volumes"] = [v for v in pod["volumes"] if v["name"] != "recipe"]
     mounts = pod["containers"][0]["volumeMounts"]

@@ -2,7 +2,7 @@
 
 Usage: python cluster/local_job.py RECIPE [key=value ...] --output DIR
 
-The cluster asks for a token made for this run, has its dashboard on loopback and its files in a folder that only you
+The cluster asks for a token made for this run, listens on loopback only and has its files in a folder that only you
 can enter, takes free ports, and ends with this command; no other Ray cluster on the machine is touched. Ctrl-C, SIGTERM or a
 closed terminal stops the job after a checkpoint: the same command resumes from there. The exit code is that of `rlhf-bench run`.
 """
@@ -95,16 +95,17 @@ def local_cluster() -> Iterator[tuple[str, RayFolder, subprocess.Popen]]:
     file by which a job finds its own cluster where several run on one machine. Raises RuntimeError where the
     cluster does not come up.
     """
+    from rlhf_bench.core.ray_folder import ON_LOOPBACK, ray_folder
+
     # Every process of the cluster inherits these, and so does the client in this process.
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ |= ON_LOOPBACK
     os.environ.update(
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
         PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     )
-    from rlhf_bench.core.ray_folder import ray_folder
-
     with ray_folder() as folder:
         os.environ.update(folder.mark)
         for left in reversed(range(STARTS)):
@@ -128,7 +129,7 @@ def _start_head(folder: RayFolder) -> tuple[subprocess.Popen, str]:
     from rlhf_bench.core.ray_folder import OBJECT_STORE_BYTES
 
     dashboard, client_server = _free_ports(2)
-    command = [RAY, "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1",
+    command = [RAY, "start", "--head", "--block", "--port=0",
                f"--temp-dir={folder.ray}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_server}",
                f"--object-store-memory={OBJECT_STORE_BYTES}"]  # fmt: skip

@@ -52,10 +52,16 @@ class LearnerRank(Traced, Heartbeat):
         self.store: Any = None  # of rank 0: where the others meet it
 
     def open_store(self) -> tuple[str, int]:
-        """Begin to listen for all ranks, on rank 0: its node, and a port that no other process can take any more."""
+        """Begin to listen for all ranks, on rank 0: its node, and a port that no other process can take any more.
+
+        It listens at the address that the node has in the cluster, where the store itself would take every address."""
         node = ray.util.get_node_ip_address()
-        self.store = torch.distributed.TCPStore(node, 0, is_master=True, wait_for_workers=False)
-        return node, self.store.port
+        listener = socket.create_server((node, 0), family=socket.AF_INET6 if ":" in node else socket.AF_INET)
+        port = listener.getsockname()[1]
+        self.store = torch.distributed.TCPStore(
+            node, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        return node, port
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: its node and a port that is free on it."""

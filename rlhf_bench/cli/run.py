@@ -28,6 +28,7 @@ from rlhf_bench.cli.options import (
 )
 from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.lock import held
+from rlhf_bench.core.ray_folder import ON_LOOPBACK
 
 if TYPE_CHECKING:
     from rlhf_bench.experiment.spec import ComparisonSpec
@@ -153,13 +154,16 @@ def name_user() -> None:
 
 
 def guard_local_cluster() -> None:
-    """Protect a local cluster by a token. Ray reads these variables when it is imported, so call this before. BadInput where
+    """Protect a local cluster by a token, and keep it on loopback. Ray reads these variables when it is imported, so call this before. BadInput where
     the user has no home directory, in which Ray, vLLM and Hugging Face's libraries keep files."""
     name_user()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS") in ("", "local"):  # in Ray these mean a local cluster, so it gets a token too
         del os.environ["RAY_ADDRESS"]
-    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+    if "RAY_ADDRESS" in os.environ:
+        return
+    os.environ |= ON_LOOPBACK
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 

@@ -27,8 +27,14 @@ Document = dict[str, Any]
 
 NAME = "rlhf-bench"
 """Of the volume claim and of Kueue's queue that a job refers to; cluster/kubernetes/base/platform has the claim."""
-SECRET = "rlhf-bench-env"
-"""The pods' environment. Not NAME: under a cluster's own name the operator keeps its token."""
+MODELS, TRACKING, CHECKPOINTS = "rlhf-bench-models", "rlhf-bench-tracking", "rlhf-bench-checkpoints"
+"""Secrets whose values are in the environment: of every Ray pod, to load gated models; of the head, where the driver writes to
+MLflow; of the head and the learner, which write checkpoints. None is NAME: under a cluster's own name the operator keeps its
+token."""
+ROLE = "rlhf-bench/role"
+"""The pods' label: head, worker or submitter. The network policies of cluster/kubernetes/base/platform select by it."""
+WRITABLE = {"tmp": "/tmp", "home": "/home/ray"}
+"""What a container may write to, besides the shared volume: its image's own files are read-only."""
 LABELS = {"app.kubernetes.io/name": NAME, "kueue.x-k8s.io/queue-name": NAME}
 RECIPE = "rlhf-bench/recipe"
 """The annotation that holds the recipe."""
@@ -125,7 +131,7 @@ def rayjob(
     grace = math.ceil(recipe.reliability.grace_seconds)
     cluster = ray_cluster(groups, image, grace, paths.shared)
     template = cluster["headGroupSpec"]["template"]
-    template["metadata"] = {"annotations": {RECIPE: text}}
+    template["metadata"]["annotations"] = {RECIPE: text}
     container = template["spec"]["containers"][0]
     container["volumeMounts"].append({"name": "recipe", "mountPath": paths.recipe, "readOnly": True})
     item = {"path": "recipe.yaml", "fieldRef": {"fieldPath": f"metadata.annotations['{RECIPE}']"}}
@@ -148,7 +154,10 @@ def rayjob(
             "submissionMode": "K8sJobMode",
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": FINISHED_SECONDS,
-            "submitterPodTemplate": {"spec": _pod("submitter", image, SUBMITTER) | {"restartPolicy": "Never"}},
+            "submitterPodTemplate": {
+                "metadata": {"labels": {ROLE: "submitter"}},
+                "spec": _pod("submitter", image, SUBMITTER) | {"restartPolicy": "Never"},
+            },
             "rayClusterSpec": cluster,
         },
     }
@@ -182,7 +191,7 @@ def job_name(name: str) -> str:
 
 def ray_cluster(groups: Sequence[WorkerGroup], image: str, grace_seconds: int, shared: str) -> Document:
     """The spec of a RayCluster: a head that takes no actors, and the groups, whose sizes never change."""
-    head = _ray_pod("ray-head", image, HEAD, shared)
+    head = _ray_pod("ray-head", image, HEAD, shared, [MODELS, TRACKING, CHECKPOINTS])
     head["terminationGracePeriodSeconds"] = grace_seconds + DRIVER_SECONDS
     head["containers"][0]["lifecycle"] = {
         "preStop": _command("python", "-m", "actors.stop_jobs", "http://127.0.0.1:8265")
@@ -198,7 +207,7 @@ def ray_cluster(groups: Sequence[WorkerGroup], image: str, grace_seconds: int, s
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": {"spec": head},
+            "template": {"metadata": {"labels": {ROLE: "head"}}, "spec": head},
         },
         "workerGroupSpecs": [_worker_group(g, image, grace_seconds, shared) for g in groups],
     }
@@ -206,7 +215,9 @@ def ray_cluster(groups: Sequence[WorkerGroup], image: str, grace_seconds: int, s
 
 def _worker_group(group: WorkerGroup, image: str, grace_seconds: int, shared: str) -> Document:
     size = {"cpu": str(group.cpus), "memory": f"{math.ceil(group.memory_gib)}Gi"}
-    pod = _ray_pod("ray-worker", image, size | ({"nvidia.com/gpu": str(group.gpus)} if group.gpus else {}), shared)
+    secrets = [MODELS, CHECKPOINTS] if group.role in ("", "learner") else [MODELS]
+    size |= {"nvidia.com/gpu": str(group.gpus)} if group.gpus else {}
+    pod = _ray_pod("ray-worker", image, size, shared, secrets)
     # All pods are asked to end at once, and the driver's last checkpoint needs the learner.
     pod["terminationGracePeriodSeconds"] = grace_seconds + DRIVER_SECONDS
     pod["containers"][0]["lifecycle"] = {"preStop": _command("sleep", str(grace_seconds))}
@@ -217,31 +228,42 @@ def _worker_group(group: WorkerGroup, image: str, grace_seconds: int, shared: st
         "maxReplicas": group.pods,
         "rayStartParams": {},
         **({"resources": {group.role: "1"}} if group.role else {}),
-        "template": {"spec": pod},
+        "template": {"metadata": {"labels": {ROLE: "worker"}}, "spec": pod},
     }
 
 
-def _ray_pod(name: str, image: str, size: Mapping[str, str], shared: str) -> Document:
+def _ray_pod(name: str, image: str, size: Mapping[str, str], shared: str, secrets: Sequence[str]) -> Document:
     pod = _pod(name, image, size)
     container = pod["containers"][0]
-    container["envFrom"] = [{"secretRef": {"name": SECRET}}]
-    container["volumeMounts"] = [{"name": "shared", "mountPath": shared}]
-    return pod | {"volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": NAME}}]}
+    # MLflow's address is needed. Gated models and an object store are not everybody's.
+    container["envFrom"] = [
+        {"secretRef": {"name": secret} | ({} if secret == TRACKING else {"optional": True})} for secret in secrets
+    ]
+    container["volumeMounts"].append({"name": "shared", "mountPath": shared})
+    pod["volumes"].append({"name": "shared", "persistentVolumeClaim": {"claimName": NAME}})
+    return pod
 
 
 def _pod(name: str, image: str, size: Mapping[str, str]) -> Document:
-    """One container, not as root, without a way to the Kubernetes API; requests are limits, so nothing is shared."""
+    """One container, not as root, on a read-only image, without a way to the Kubernetes API; requests are limits, so nothing is
+    shared."""
     container = {
         "name": name,
         "image": image,
         "resources": {"requests": dict(size), "limits": dict(size)},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": volume, "mountPath": path} for volume, path in WRITABLE.items()],
     }
     user = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
     return {
         "automountServiceAccountToken": False,
         "securityContext": user | {"seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
+        "volumes": [{"name": volume, "emptyDir": {}} for volume in WRITABLE],
     }
 
 

@@ -19,6 +19,9 @@ from rlhf_bench.core.files import short_temporary_folder, short_temporary_places
 OBJECT_STORE_BYTES = 2 * 2**30
 """Of shared memory, at most and only as it is used. Weights of 135M parameters are .5 GiB in float32, and a snapshot that waits
 for its evaluation is there beside the next one: what does not fit goes by way of files."""
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+"""For the environment of a cluster on this machine alone, before Ray is imported. By the first, Ray takes 127.0.0.1 for this
+machine's address and listens there only, as it does on macOS; by the second, so do PyTorch's process groups on CPUs."""
 PREFIX = "rlhf-ray-"
 LOCK = "lock"
 """A file in the folder. It is locked as long as the cluster's owner, or its reaper, lives."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.compare import differences
-from tests.support.running import Run, begin, end, left_running, processes_with
+from tests.support.listening import allowed, listeners, on_loopback
+from tests.support.running import Run, begin, end, left_running, numbered_with, processes_with
 from tests.support.running import run as run_command
 
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
@@ -100,8 +101,17 @@ def attempts(compared, prepared, tmp_path_factory):
     tried.start()
     tried.wait_for(lambda: all(name in " ".join(processes_with(tried.mark)) for name in PROCESSES))
     tried.wait_for(lambda: tried.checkpoint("ppo-ahead", 3))
+    tried.listeners = listeners(numbered_with(tried.mark))
     yield tried
     tried.process.kill()
+
+
+def test_a_run_listens_on_loopback_alone(attempts):
+    """In the middle of training, with all of its engines."""
+    assert {"gcs_server", "raylet", "ray::LearnerRank", "ray::RolloutActor"} <= attempts.listeners.keys()
+    assert attempts.listeners.keys() <= allowed(), "what else listens belongs into the table of docs/security.md"
+    open_to_others = {name: found for name, found in attempts.listeners.items() if not all(map(on_loopback, found))}
+    assert open_to_others == {}
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,7 @@ def test_no_other_process_can_take_the_port_at_which_ranks_meet(start, cluster):
     node, port = cluster.get(rank.open_store.remote())
     with pytest.raises(OSError, match="in use"):
         socket.create_server(("", port))
+    socket.create_server(("127.0.0.2", port)).close()  # it listens at the node's own address, and at no other
     cluster.get(rank.join.remote(node, port))
 
 

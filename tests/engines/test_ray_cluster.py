@@ -12,6 +12,7 @@ import pytest
 
 from actors.ray_cluster import cluster
 from rlhf_bench.core.errors import RunFailed
+from tests.support.listening import allowed, listeners, on_loopback
 from tests.support.running import left_running, numbered_with, processes_with, with_cache
 
 
@@ -53,6 +54,14 @@ def driver():
     yield started, mark
     started.kill()
     started.wait()
+
+
+def test_a_local_cluster_listens_on_loopback_alone(driver):
+    _, mark = driver
+    found = listeners(numbered_with(mark))
+    assert {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "rlhf-bench"} <= found.keys()
+    assert found.keys() <= allowed(), "what else listens belongs into the table of docs/security.md"
+    assert all(on_loopback(address) for addresses in found.values() for address in addresses), found
 
 
 def test_agents_of_a_raylet_that_is_killed_do_not_stay(driver):

@@ -72,7 +72,9 @@ def test_packages_are_those_of_the_locks_and_nothing_is_resolved(target):
     installs = [c for line in every(target, "RUN") for c in re.split(r"&&", line) if "pip install" in c]
     assert installs and all("--no-deps" in command for command in installs)
     copied = {s for line in every(target, "COPY") for s in shlex.split(line)[:-1] if s.startswith("requirements/")}
-    assert copied == {f"requirements/{target}.txt", "requirements/cluster.txt"}
+    apart = {"requirements/torch-cpu.txt"} if target == "cpu" else set()
+    assert copied == {f"requirements/{target}.txt", "requirements/cluster.txt"} | apart
+    assert all("--require-hashes" in c for c in installs if "/tmp/requirements" in c and "torch-cpu.txt" not in c)
     makefile = (ROOT / "Makefile").read_text()
     index = re.search(r"^TORCH_INDEX := (\S+)$", makefile, re.MULTILINE)[1]
     assert (index in " ".join(installs)) == (target == "cpu")
@@ -92,7 +94,7 @@ def test_rays_version_is_one_everywhere():
     pinned = f"ray=={spec['rayClusterSpec']['rayVersion']}"
     assert f"ray[default]=={spec['rayClusterSpec']['rayVersion']}" in PROJECT["dependencies"]
     for target in TARGETS:
-        assert pinned in (ROOT / "requirements" / f"{target}.txt").read_text().splitlines()
+        assert f"\n{pinned} " in (ROOT / "requirements" / f"{target}.txt").read_text()
 
 
 def test_images_are_named_by_the_projects_version():

@@ -1,5 +1,6 @@
 """cluster/kubernetes: every document that base and overlays come to, against KubeRay's CRDs and its operator's rules."""
 
+import re
 import shutil
 import subprocess
 
@@ -7,9 +8,9 @@ import pytest
 import yaml
 
 from cluster import kubernetes_files
-from rlhf_bench.compute.kubernetes import SECRET
+from rlhf_bench.compute.kubernetes import CHECKPOINTS, MODELS, ROLE, TRACKING
 from rlhf_bench.recipe import load_recipe
-from tests.support.kuberay import ROOT, closed, pod_template, problems, violations
+from tests.support.kuberay import ROOT, closed, pod_template, problems, schema, violations
 from tests.support.kustomize import build
 
 FOLDER = ROOT / "cluster" / "kubernetes"
@@ -17,6 +18,8 @@ FOLDERS = sorted(path.parent for path in FOLDER.rglob("kustomization.yaml"))
 JOBS = [folder for folder in FOLDERS if folder.name == "job"]
 CLUSTERS = [folder for folder in FOLDERS if folder.name == "cluster"]
 ROLES = {"learner", "rollout", "evaluator", "scorer"}
+CLAIMED = {"data"}
+"""Volumes that a StatefulSet makes by its claim templates."""
 
 
 def name(folder):
@@ -86,7 +89,7 @@ def test_every_role_has_a_group_of_a_fixed_size_and_asks_for_a_token(folder):
     assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "rlhf-bench"
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     # Under a cluster's own name the operator keeps its token.
-    assert document["metadata"]["name"] != SECRET
+    assert document["metadata"]["name"] not in (MODELS, TRACKING, CHECKPOINTS)
 
 
 @pytest.mark.parametrize("overlay", ["one-node-8-gpus", "several-nodes"])
@@ -114,10 +117,93 @@ def test_pods_are_not_root_and_secrets_are_references(folder):
             for container in spec["containers"]:
                 assert container["securityContext"]["allowPrivilegeEscalation"] is False
                 assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+                assert container["securityContext"]["readOnlyRootFilesystem"] is True
+                assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+                made = {volume["name"] for volume in spec["volumes"]} | CLAIMED
+                assert {mount["name"] for mount in container["volumeMounts"]} <= made
                 assert container["image"].count(":") == 1 and not container["image"].endswith(":latest")
                 for variable in container.get("env", []):
                     secret = any(word in variable["name"] for word in ("PASSWORD", "SECRET", "TOKEN", "KEY"))
                     assert secret == ("valueFrom" in variable), variable["name"]
+
+
+NETWORK = {
+    "rlhf-bench-ray": {"head <- head, worker: all", "worker <- head, worker: all"},
+    "rlhf-bench-ray-dashboard": {"head <- submitter, kuberay-operator: 8265"},
+    "rlhf-bench-submitter": {"submitter <- nobody"},
+    "mlflow": {"mlflow <- head: 5000"},
+    "mlflow-postgres": {"mlflow-postgres <- mlflow: 5432"},
+}
+"""Policy -> who may connect to whom."""
+
+
+def selected(selector):
+    """The roles or names that a selector of pods takes."""
+    named = list(selector.get("matchLabels", {}).items())
+    named += [(e["key"], value) for e in selector.get("matchExpressions", []) for value in e["values"]]
+    assert {key for key, _ in named} <= {ROLE, "app.kubernetes.io/name"}
+    return [value for _, value in named]
+
+
+def connections(spec):
+    assert spec["policyTypes"][0] == "Ingress"
+    for pod in selected(spec["podSelector"]):
+        for rule in spec.get("ingress", []):
+            who = ", ".join(name for peer in rule["from"] for name in selected(peer["podSelector"]))
+            yield f"{pod} <- {who}: {', '.join(str(p['port']) for p in rule.get('ports', [])) or 'all'}"
+        if "ingress" not in spec:
+            yield f"{pod} <- nobody"
+
+
+def test_the_network_lets_through_what_is_needed():
+    policies = {
+        d["metadata"]["name"]: d["spec"] for d in build(FOLDER / "base" / "platform") if d["kind"] == "NetworkPolicy"
+    }
+    assert {name: set(connections(spec)) for name, spec in policies.items()} == NETWORK
+    # KubeRay's CRD has Kubernetes' own schema of a rule.
+    rules = schema("RayCluster")["properties"]["spec"]["properties"]["networkPolicy"]["properties"]["head"]
+    for spec in policies.values():
+        assert violations({"ingressRules": spec.get("ingress", [])}, rules) == []
+    assert (
+        policies["mlflow-postgres"]["policyTypes"] == ["Ingress", "Egress"]
+        and "egress" not in policies["mlflow-postgres"]
+    )
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_every_pod_is_under_a_policy(folder):
+    policies = [d["spec"] for d in build(FOLDER / "base" / "platform") if d["kind"] == "NetworkPolicy"]
+    guarded = {name for spec in policies for name in selected(spec["podSelector"])}
+    for document in build(folder):
+        for pod in pods(document):
+            labels = pod["metadata"]["labels"]
+            assert {labels.get(ROLE), labels.get("app.kubernetes.io/name")} & guarded
+
+
+def test_mlflow_asks_for_a_password_and_no_pod_has_anothers_secrets():
+    documents = {(d["kind"], d["metadata"]["name"]): d for d in build(FOLDER / "base" / "platform")}
+    server = documents["Deployment", "mlflow"]["spec"]["template"]["spec"]
+    (container,) = server["containers"]
+    assert container["command"][-2:] == ["--app-name", "basic-auth"]
+    (config,) = (v["value"] for v in container["env"] if v["name"] == "MLFLOW_AUTH_CONFIG_PATH")
+    mounted = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+    volumes = {v["name"]: v for v in server["volumes"]}
+    assert volumes[mounted[config.rpartition("/")[0]]] == {
+        "name": "users", "secret": {"secretName": "rlhf-bench-mlflow-users"},
+    }  # fmt: skip
+    assert container["envFrom"] == [{"secretRef": {"name": "rlhf-bench-mlflow"}}]
+    (database,) = documents["StatefulSet", "mlflow-postgres"]["spec"]["template"]["spec"]["containers"]
+    assert "envFrom" not in database
+    taken = [v["valueFrom"]["secretKeyRef"] for v in database["env"] if "valueFrom" in v]
+    assert taken == [{"name": "rlhf-bench-postgres", "key": "POSTGRES_PASSWORD"}]
+
+
+def test_the_document_names_every_secret_and_each_pods_variables():
+    page = (ROOT / "docs" / "kubernetes.md").read_text("utf-8")
+    text = "".join(str(build(folder)) for folder in FOLDERS)
+    named = set(re.findall(r"'(?:name|secretName)': '(rlhf-bench-[a-z-]+)'", text)) - {*NETWORK}
+    assert {MODELS, TRACKING, CHECKPOINTS} <= named
+    assert all(f"create secret generic {secret} " in page for secret in named), named
 
 
 def test_pods_of_the_platform_are_pods_as_kubernetes_knows_them():
@@ -125,6 +211,7 @@ def test_pods_of_the_platform_are_pods_as_kubernetes_knows_them():
     assert documents.keys() == {
         ("PersistentVolumeClaim", "rlhf-bench"), ("Service", "mlflow-postgres"), ("StatefulSet", "mlflow-postgres"),
         ("Service", "mlflow"), ("Deployment", "mlflow"),
+        *(("NetworkPolicy", name) for name in NETWORK),
     }  # fmt: skip
     for key in [("StatefulSet", "mlflow-postgres"), ("Deployment", "mlflow")]:
         spec = documents[key]["spec"]
@@ -136,6 +223,7 @@ def test_pods_of_the_platform_are_pods_as_kubernetes_knows_them():
 
 def test_the_mlflow_server_knows_its_options():
     from mlflow.cli import server
+    from mlflow.environment_variables import MLFLOW_AUTH_CONFIG_PATH
 
     documents = {(d["kind"], d["metadata"]["name"]): d for d in build(FOLDER / "base" / "platform")}
     (container,) = documents["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
@@ -145,7 +233,7 @@ def test_the_mlflow_server_knows_its_options():
     by_variable = {option.envvar for option in server.params}
     # What the secret of docs/kubernetes.md holds, and what the deployment sets.
     assert {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION", "MLFLOW_SERVER_ALLOWED_HOSTS"} <= by_variable
-    assert {v["name"] for v in container["env"]} <= by_variable
+    assert {v["name"] for v in container["env"]} <= by_variable | {MLFLOW_AUTH_CONFIG_PATH.name}
 
 
 def test_a_field_that_the_schema_has_not_is_found():

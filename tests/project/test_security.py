@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_bench.cli.run import guard_local_cluster
+from rlhf_bench.core.ray_folder import ON_LOOPBACK
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,7 @@ def test_a_local_cluster_asks_for_a_token_of_its_own(monkeypatch, address):
     monkeypatch.setattr(os, "environ", environment)
     guard_local_cluster()
     assert "RAY_ADDRESS" not in environment
+    assert ON_LOOPBACK.items() <= environment.items()
     assert environment["RAY_AUTH_MODE"] == "token" and re.fullmatch("[0-9a-f]{64}", environment["RAY_AUTH_TOKEN"])
     first = environment.pop("RAY_AUTH_TOKEN")
     del environment["RAY_AUTH_MODE"]

@@ -9,14 +9,23 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 class Server:
-    """`folder` gets its log, its artifacts and, unless another store is named, its store."""
+    """`folder` gets its log, its artifacts and, unless another store is named, its store. With `options` and `variables` it is
+    started."""
 
-    def __init__(self, folder: Path, store: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        store: Path | None = None,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ):
         self.folder, self.store = folder, store or folder / "mlflow.db"
+        self.options, self.variables = options, variables or {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -28,12 +37,12 @@ class Server:
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.store}"),
-            *("--artifacts-destination", str(self.folder / "files")),
+            *("--artifacts-destination", str(self.folder / "files"), *self.options),
         ]
         with open(self.folder / "log", "w") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
-                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"} | self.variables,
             )  # fmt: skip
         deadline = time.monotonic() + 240
         while True:

@@ -7,7 +7,17 @@ import sys
 import pytest
 import yaml
 
-from rlhf_bench.compute.kubernetes import RECIPE, WorkerGroup, as_yaml, job_name, rayjob, worker_groups
+from rlhf_bench.compute.kubernetes import (
+    CHECKPOINTS,
+    MODELS,
+    RECIPE,
+    TRACKING,
+    WorkerGroup,
+    as_yaml,
+    job_name,
+    rayjob,
+    worker_groups,
+)
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.recipe import Placement, load_series, parse_recipe, recipe_data
 from tests.support.kuberay import ROOT, problems
@@ -118,9 +128,27 @@ def test_the_job_carries_its_recipe_and_goes_on_when_it_is_tried_again():
         pod = group["template"]["spec"]
         assert {"name": "shared", "persistentVolumeClaim": {"claimName": "rlhf-bench"}} in pod["volumes"]
         assert pod["terminationGracePeriodSeconds"] > 100
-        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "rlhf-bench-env"}}]
     workers = [g["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] for g in groups_of(job).values()]
     assert all(hook == {"exec": {"command": ["sleep", "100"]}} for hook in workers)
+
+
+def secrets(group):
+    (container,) = group["template"]["spec"]["containers"]
+    assert {"secretRef": {"name": MODELS, "optional": True}} in container["envFrom"]
+    return {source["secretRef"]["name"] for source in container["envFrom"]} - {MODELS}
+
+
+def test_a_pod_has_the_secrets_that_it_needs():
+    """Only the driver writes to MLflow, and only it and the learner write checkpoints; every role loads models."""
+    job = render(ROOT / "recipes/scale/cpu.yaml")
+    assert secrets(job["spec"]["rayClusterSpec"]["headGroupSpec"]) == {TRACKING, CHECKPOINTS}
+    assert {role: secrets(group) for role, group in groups_of(job).items()} == {
+        "learner": {CHECKPOINTS}, "rollout": set(), "evaluator": set(), "scorer": set(),
+    }  # fmt: skip
+    (submitter,) = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    assert "envFrom" not in submitter
+    together = render(ROOT / "recipes/quickstart.yaml", "placement.colocated=true")
+    assert {role: secrets(group) for role, group in groups_of(together).items()} == {"colocated": {CHECKPOINTS}}
 
 
 def test_a_series_is_one_job():
