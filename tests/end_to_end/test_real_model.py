@@ -20,7 +20,10 @@ from tests.support.running import ROOT, Run, numbered_with, run, with_cache
 
 PAIRS = {"pairs_per_update": 2, "prompts_per_update": 2, "learning_rate": 1e-5}
 ONLINE = {"prompts_per_update": 2, "samples_per_prompt": 2, "epochs_per_update": 1, "learning_rate": 1e-5}
-ARMS = {name: {"method": name} | (ONLINE if name == "ppo" else PAIRS | {"data": "offline"}) for name in METHODS} | {
+ARMS = {
+    name: {"method": name} | (PAIRS | {"data": "offline"} if method.consumes == "pairs" else ONLINE)
+    for name, method in METHODS.items()
+} | {
     "dpo-on-policy": {"method": "dpo", "data": "on_policy"} | PAIRS,
     "dpo-online": {"method": "dpo", "data": "online", "feedback": "reward_model"} | PAIRS,
 }
