@@ -394,7 +394,7 @@ def test_where_a_text_stands_is_for_errors_alone(tmp_path, tokenizer_folder):
 
 def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, tokenizer_folder):
     train = [{"prompt": p, "reference": "a", "response": "a"} for p in ("What is it?", "what is  it", "yes?", "no?")]
-    test = [{"prompt": p, "reference": "a"} for p in ("YES", "is it?", "it?", "h?")]
+    test = [{"prompt": p, "reference": "a"} for p in ("NO", "is it?", "it?", "h?")]
     asked = ("no?", "no?", "yes?", "yes?", "no?")  # so shuffled that those of "yes?" are held out
     chosen = ("yes", "yes", "it", "is", "what")
     pairs = [{"prompt": p, "chosen": c, "rejected": "no"} for p, c in zip(asked, chosen, strict=True)]
@@ -405,7 +405,7 @@ def test_the_data_check_counts_repeats_and_leaks_whatever_their_case(tmp_path, t
     assert leak.startswith(
         "  in_distribution: 1 in train prompts (first files/in_distribution/000001), 1 in demonstrations"
     )
-    assert next(line for line in lines if line.startswith("  held-out pairs: 2 in train prompts"))
+    assert next(line for line in lines if line.startswith("  held-out pairs: 2 in demonstrations"))
     assert "2 of the prompt" in next(line for line in lines if line.startswith("  pairs: "))
     chosen = next(line for line in lines if line.startswith("  pairs' chosen: "))
     lengths = sorted(len(p.chosen_ids) for p in found.pairs)
