@@ -21,6 +21,7 @@ class Attempts:
         self.mark = f"BROKEN_RUN={folder}"
         self.recipe, self.folder, self.environment = recipe, folder, environment | {"BROKEN_RUN": str(folder)}
         self.directory, self.logs = folder / "out", list[Path]()
+        folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, *overrides: str, within: Sequence[str] = ()) -> None:
         """`within`: a command that gets this one as its arguments."""
