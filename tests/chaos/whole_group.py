@@ -10,7 +10,7 @@ from tests.chaos.runs import environment
 from tests.chaos.told import Told
 from tests.support.attempts import Attempts
 
-KILLS, KILLS_OF_A_RUN = 20, 5
+KILLS, KILLS_OF_A_RUN = 20, 10
 
 
 def with_killed_groups(
