@@ -55,7 +55,7 @@ class Found:
     outcomes: list[Outcome] = field(default_factory=list)
     drivers: dict[str, float] = field(default_factory=dict)  # phase -> seconds until a killed driver's run has resumed
     whole: dict[str, Told] = field(default_factory=dict)  # by kind
-    differences: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # that each part of the suite took
 
     @property
@@ -70,7 +70,7 @@ class Found:
         try:
             run()
         except (AssertionError, subprocess.TimeoutExpired) as error:
-            self.differences.append(f"{name}: a run did not end, or not as it should: {error}")
+            self.wrong.append(f"{name}: a run did not end, or not as it should: {error}")
         self.seconds[name] = time.monotonic() - began
 
 
@@ -94,10 +94,10 @@ def main() -> int:
     show(found.outcomes, found.drivers)
     show_whole(found.whole)
     write(asked.json, found, missing)
-    for line in found.differences:
-        print(f"differs: {line}")
+    for line in found.wrong:
+        print(f"wrong: {line}")
     print(f"{summary(found, missing)}; results: {asked.json}")
-    return 1 if found.differences or missing or max(found.recoveries, default=0.0) > MAX_SECONDS else 0
+    return 1 if found.wrong or missing or max(found.recoveries, default=0.0) > MAX_SECONDS else 0
 
 
 def with_faulty_actors(found: Found, folder: Path, faults: list[Fault]) -> None:
@@ -106,7 +106,7 @@ def with_faulty_actors(found: Found, folder: Path, faults: list[Fault]) -> None:
     plain = undisturbed(folder, recipe)
     try:
         disturbed, _ = with_faults(folder, recipe, faults, seconds=60.0 * len(faults) + 300)
-        found.differences += differences(disturbed, plain, ["ppo"])
+        found.wrong += differences(disturbed, plain, ["ppo"])
     finally:
         found.outcomes = outcomes_in(folder)
 
@@ -123,12 +123,12 @@ def in_whole_runs(found: Found, folder: Path, chosen: Sequence[str]) -> None:
         if kind in chosen:
             found.whole[kind] = Told()
             found.part(kind, partial(faults, found.whole[kind], folder, recipe, plain))
-            found.differences += found.whole[kind].wrong
+            found.wrong += found.whole[kind].wrong
 
 
 def with_drivers(found: Found, folder: Path, recipe: Path, plain: Path) -> None:
     killed, found.drivers = with_killed_drivers(folder, recipe, PHASES)
-    found.differences += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
+    found.wrong += [f"killed drivers: {line}" for line in differences(killed, plain, ["ppo"])]
 
 
 def write(path: Path, found: Found, missing: int) -> None:
@@ -138,7 +138,7 @@ def write(path: Path, found: Found, missing: int) -> None:
         "faults": faults,
         "drivers": found.drivers,
         "whole": {kind: told.survived for kind, told in found.whole.items()},
-        "differences": found.differences,
+        "wrong": found.wrong,
         "not_reached": missing,
         "seconds": found.seconds,
     }
@@ -153,9 +153,10 @@ def summary(found: Found, missing: int) -> str:
     of_whole = {kind: len(told.survived) for kind, told in found.whole.items()}
     counts = {"actors": len(found.outcomes) - unnoticed, DRIVERS: len(found.drivers)} | of_whole
     shown = ", ".join(f"{kind} {number}" for kind, number in counts.items() if number)
+    verdict = f"WRONG OR DIFFERENT: {len(found.wrong)}" if found.wrong else "records and weights equal"
     return (
         f"{sum(counts.values())} faults noticed and survived or refused ({shown}), {unnoticed} not noticed, {missing} not reached; "
-        f"{recovery}; records and weights {'DIFFER' if found.differences else 'equal'}; seed {found.seed}; "
+        f"{recovery}; {verdict}; seed {found.seed}; "
         f"{sum(found.seconds.values()) / 60:.0f} minutes"
     )
 
