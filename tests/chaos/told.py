@@ -15,11 +15,11 @@ class Told:
         self.wrong: list[str] = []
 
     def tell(self, fault: str, done: str, fine: bool, otherwise: str = "") -> None:
-        """`otherwise`: what the run said, for a reader who looks for the reason why it was not fine."""
+        """`otherwise`: exit code and words of the run, for a reader who looks for the reason why it was not fine."""
         if fine:
             self.survived[fault] = done
         else:
-            self.wrong.append(f"{fault}: not {done}: {otherwise[-500:]}")
+            self.wrong.append(f"{fault}: not {done}: {otherwise[:20]} … {otherwise[-500:]}")
 
     def compare(self, after: str, directory: Path, whole: Path) -> None:
         self.wrong += [f"{after}: {line}" for line in differences(directory, whole, ["ppo"])]

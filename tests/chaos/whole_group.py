@@ -28,8 +28,10 @@ def with_killed_groups(
             if not tried.lives_for(moment):
                 break
             number = tried.end_by_group_kill()
-            said = f"{number} processes, after “{tried.last_line()[9:60]}”"
-            told.survived[f"group kill {len(told.survived) + 1} at {moment:.1f} s"] = said
+            after = tried.last_line()[len("HH:MM:SS ") :][:50] or "the command's start"
+            told.survived[f"group kill {len(told.survived) + 1} at {moment:.1f} s"] = (
+                f"{number} processes, after {after}"
+            )
         else:
             tried.start()
         done = tried.end()
