@@ -31,9 +31,9 @@ def _kill_of_ray(told: Told, tried: Attempts, name: str) -> None:
     began = time.monotonic()
     os.kill(process, signal.SIGKILL)
     code, seconds = tried.end().code, time.monotonic() - began
-    line = f"failed: Ray's process {name} was killed by SIGKILL; the same command resumes from the last checkpoint"
-    fine = code == 1 and tried.last_line() == line and tried.said().count("failed: ") == len(tried.logs)
-    fine = fine and seconds < ENDS_SECONDS and not left_running(tried.mark, GONE_SECONDS)
+    fine = code == 1 and seconds < ENDS_SECONDS and not left_running(tried.mark, GONE_SECONDS)
+    fine = fine and tried.last_line().startswith(f"failed: Ray's process {name} ")
+    fine = fine and tried.said().count("failed: ") == len(tried.logs)
     told.tell(f"kill {name}", f"one line after {seconds:.1f} s", fine, f"{code}: {tried.said()}")
 
 
