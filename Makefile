@@ -4,7 +4,7 @@
 # make test-engines set up, run the tests of single engines: Ray, vLLM, DeepSpeed, MLflow
 # make check        set up, check format, lint and types, and ask PyPI for known vulnerabilities in the locks
 # make docs         set up, build the documents as a site in outputs/site; any warning or dead link fails
-# make chaos        set up, kill, freeze and starve a run's processes in every phase; most of an hour
+# make chaos        set up, kill, freeze and starve a run's processes in every phase, and disturb whole runs; most of an hour
 # make bench        set up, measure speed side by side: one row with ROW=dpo, several with ROW="dpo rollout"
 #
 # ARGS passes arguments on: make compare ARGS="seeds=[1]", make test ARGS="tests/unit/tasks -k gsm8k".

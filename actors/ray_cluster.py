@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -19,12 +20,14 @@ import ray
 
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.ray_folder import OBJECT_STORE_BYTES, RayFolder, ray_folder
+from rlhf_bench.core.reaper import LOST
 from rlhf_bench.core.text import one_line
-from rlhf_bench.experiment.shutdown import raise_on_signals
+from rlhf_bench.experiment.shutdown import asked_to_stop, raise_on_signals
 
 WATCHED = ("gcs_server", "raylet")
 """Ray's processes without which no run goes on."""
 WATCH_SECONDS = 1.0
+"""Until the watch sees that the cluster is being left."""
 STARTS = 3
 """Of a local cluster, at most: on a busy machine Ray's agents may take longer than the 15 s that its raylet waits for them."""
 QUIET = {
@@ -82,6 +85,8 @@ def cluster() -> Iterator[Callable[[], None]]:
         finally:
             wait([started])
             leaving.set()
+            if folder:
+                folder.expect_ends()
             ray.shutdown()
             starter.shutdown()
 
@@ -111,19 +116,32 @@ def _start_ray(address: str | None, folder: RayFolder | None, leaving: Event) ->
     else:
         init()
     if folder:
-        Thread(target=_watch, args=(ray._private.worker._global_node, leaving), name="ray-watch", daemon=True).start()
+        node = ray._private.worker._global_node
+        Thread(target=_watch, args=(node, folder, leaving), name="ray-watch", daemon=True).start()
 
 
-def _watch(node: Any, leaving: Event) -> None:
-    """End this process as soon as one that its cluster needs has ended: calls to it would wait for a minute, and Ray would then end
-    this process with lines of its own. Files are whole at every moment, and the folder's reaper ends what is left."""
-    while not leaving.wait(WATCH_SECONDS):
+def _watch(node: Any, folder: RayFolder, leaving: Event) -> None:
+    """End this process as soon as one that its cluster needs has ended: calls to its head would wait for a minute, and Ray would
+    then end this process with lines of its own; without its raylet, the next call may end this process at once, and the reaper
+    says why. Files are whole at every moment, and the folder's reaper ends what is left.
+
+    A signal for all processes of a run, such as the SIGTERM of a service manager, ends Ray too: the last line names the signal."""
+    ended = select.poll()
+    for name in WATCHED:
+        for info in node.all_processes[name]:
+            folder.watch(info.process.pid, name)
+            ended.register(os.pidfd_open(info.process.pid), select.POLLIN)
+    while not leaving.is_set():
+        ended.poll(1000 * WATCH_SECONDS)
         for name, process in node.dead_processes():
             if name in WATCHED and not leaving.is_set():
+                folder.expect_ends()
+                if stop := asked_to_stop():
+                    print(stop.last_line, file=sys.stderr, flush=True)
+                    os._exit(128 + stop.number)
                 code = process.returncode
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                line = f"failed: Ray's process {name} {how}; the same command resumes from the last checkpoint"
-                print(line, file=sys.stderr, flush=True)
+                print(LOST.format(name, how), file=sys.stderr, flush=True)
                 os._exit(1)
 
 

@@ -83,10 +83,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     except BaseException as error:
         if (stop := stop_behind(error)) is None:
             raise
-        print(
-            f"stopped by {stop}: the same command with the same --output resumes from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(stop.last_line, file=sys.stderr)
         return 128 + stop.number
     return 0
 

@@ -76,6 +76,10 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
+    @property
+    def last_line(self) -> str:
+        return f"stopped by {self}: the same command with the same --output resumes from the last checkpoint"
+
 
 def stop_behind(error: BaseException) -> Stopped | None:
     """The signal that an error was made of: itself, or its cause. Ray's compiled code may turn an exception that a handler raises

@@ -30,6 +30,21 @@ LOCK = "lock"
 @dataclass(frozen=True)
 class RayFolder:
     path: Path
+    reaper: int = -1
+    """Where its reaper listens."""
+
+    def watch(self, process: int, name: str) -> None:
+        """A process without which its owner cannot go on. Where it ends unexpectedly and Ray ends the owner with it, the reaper
+        says so."""
+        self._say(f"{reaper.WATCH} {process} {name}")
+
+    def expect_ends(self) -> None:
+        """From here on the reaper has nothing to say."""
+        self._say(reaper.EXPECTED)
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError):  # the reaper was killed
+            os.write(self.reaper, f"{line}\n".encode())
 
     @property
     def ray(self) -> Path:
@@ -74,7 +89,7 @@ def ray_folder() -> Iterator[RayFolder]:
     )
     assert watching.stdin is not None
     try:
-        yield RayFolder(folder)
+        yield RayFolder(folder, watching.stdin.fileno())
     finally:
         watching.stdin.close()
         watching.wait()

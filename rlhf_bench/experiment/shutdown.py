@@ -28,6 +28,12 @@ class Grace:
 
 
 _grace: Grace | None = None
+_asked: Stopped | None = None
+
+
+def asked_to_stop() -> Stopped | None:
+    """What the last signal has raised, or will raise once the run has had its time."""
+    return _asked
 
 
 def raise_on_signals() -> None:
@@ -55,8 +61,10 @@ def grace_period(seconds: float) -> Iterator[Grace]:
 
 
 def _stop(number: int, frame: object) -> None:
+    global _asked
+    _asked = Stopped(number)
     if _grace is None or _grace.number is not None:
-        raise Stopped(number)
+        raise _asked
     _grace.number = number
     # Not print: the signal may have come in the middle of one.
     text = f"{signal.Signals(number).name}: a checkpoint follows after this update; a second signal stops at once\n"

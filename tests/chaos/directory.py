@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.compare import differences
-from tests.chaos.runs import ROOT, begin, environment, finish
+from tests.chaos.runs import ROOT, environment
+from tests.chaos.told import Told
+from tests.support.attempts import Attempts
+from tests.support.running import contents
 
 PART, POLICY = "parts/ppo-seed1", "checkpoints/ppo/seed-1"
 
@@ -63,62 +64,60 @@ MADE_AGAIN = (
     FileFault(emptied, ("metrics.parquet",), "metrics.parquet is empty: it is made again"),
     FileFault(flipped, (f"{POLICY}/model.safetensors",), f"{POLICY}/model.safetensors does not hold what was written"),
 )
-SECOND, KILLED = "second command", "killed owner"
 
 
-def with_damaged_files(folder: Path, recipe: Path, whole: Path) -> tuple[list[str], list[str]]:
-    """All of these faults, on a run of the recipe and on copies of `whole`, an undisturbed run. Returns what was survived, and a
-    line for whatever went wrong."""
-    survived, wrong = _second_command(folder, recipe, whole)
+def with_damaged_files(told: Told, folder: Path, recipe: Path, whole: Path) -> None:
+    """All of these faults, on a run of the recipe and on copies of `whole`, an undisturbed run."""
     directory = folder / "damaged" / "out"
+    _second_command(told, folder, recipe, whole)
     for fault in REFUSED:
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(whole, directory)
-        for file in fault.files:
-            fault.damage(directory / file)
-        before = _contents(directory)
+        _copy_damaged(whole, directory, [fault])
+        before = contents(directory)
         code, said = _command(folder, "run", recipe, "--output", directory)
-        fine = code == 2 and fault.told in said and _contents(directory) == before
-        (survived if fine else wrong).append(str(fault) if fine else f"{fault}: exit code {code}: {said[-500:]}")
-    made_again, differing = _made_again(folder, recipe, whole, directory)
-    return survived + made_again, wrong + differing
+        fine = code == 2 and fault.told in said and contents(directory) == before
+        told.tell(str(fault), "refused", fine, f"{code}: {said}")
+    _made_again(told, folder, recipe, whole, directory)
 
 
-def _second_command(folder: Path, recipe: Path, whole: Path) -> tuple[list[str], list[str]]:
+def _second_command(told: Told, folder: Path, recipe: Path, whole: Path) -> None:
     """A command in a directory in which another one works; then that one is killed, and the same command goes on."""
-    process, directory = begin(folder, recipe, "owned", ["rlhf_bench"]), folder / "owned" / "out"
-    try:
-        while not list((directory / "state").glob("*/round-*/manifest.json")):
-            if process.poll() is not None:
-                return [], [f"{SECOND}: the first ended: {(folder / 'owned.log').read_text()[-500:]}"]
-            time.sleep(0.05)
-        code, said = _command(folder, "run", recipe, "--output", directory)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    if code != 2 or f"another command works in it, process {process.pid} on " not in said:
-        return [], [f"{SECOND}: exit code {code}: {said[-500:]}"]
-    finish(begin(folder, recipe, "owned", ["rlhf_bench"]), folder, "owned", 600)
-    return [SECOND, KILLED], [f"{KILLED}: {line}" for line in differences(directory, whole, ["ppo"])]
+    tried = Attempts(recipe, folder / "owned", environment(folder))
+    tried.start_and_reach("ppo", 1)
+    code, said = _command(folder, "run", recipe, "--output", tried.directory)
+    owner = f"another command works in it, process {tried.process.pid} on "
+    told.tell("second command", "refused", code == 2 and owner in said, f"{code}: {said}")
+    tried.end_by(signal.SIGKILL)
+    tried.start()
+    done = tried.end()
+    told.tell("killed owner", "resumed", done.code == 0, f"{done.code}: {done.errors}")
+    told.compare("killed owner", tried.directory, whole)
 
 
-def _made_again(folder: Path, recipe: Path, whole: Path, directory: Path) -> tuple[list[str], list[str]]:
+def _made_again(told: Told, folder: Path, recipe: Path, whole: Path, directory: Path) -> None:
     """What a run makes again or warns of, all of it at once; then what it says to do for the policy."""
-    shutil.rmtree(directory)
-    shutil.copytree(whole, directory)
-    for fault in MADE_AGAIN:
-        for file in fault.files:
-            fault.damage(directory / file)
+    _copy_damaged(whole, directory, MADE_AGAIN)
     code, said = _command(folder, "run", recipe, "--output", directory)
-    survived = [str(fault) for fault in MADE_AGAIN if code == 0 and fault.told in said]
-    wrong = [f"{fault}: exit code {code}: {said[-500:]}" for fault in MADE_AGAIN if str(fault) not in survived]
+    for fault in MADE_AGAIN:
+        told.tell(
+            str(fault), "told, and made again where it can be", code == 0 and fault.told in said, f"{code}: {said}"
+        )
     code, said = _command(folder, "verify", directory, "--files")
-    wrong += [] if code == 1 and f"DAMAGED: {POLICY}/model.safetensors" in said else [f"verify: {code}: {said[-500:]}"]
+    if code != 1 or f"DAMAGED: {POLICY}/model.safetensors" not in said:
+        told.wrong.append(f"verify of damaged files: {code}: {said[-500:]}")
     shutil.rmtree(directory / PART)
     _command(folder, "run", recipe, "--output", directory)
-    wrong += [f"made again: {line}" for line in differences(directory, whole, ["ppo"])]
+    told.compare("made again", directory, whole)
     code, said = _command(folder, "verify", directory, "--files")
-    return survived, wrong + ([] if code == 0 else [f"verify: {code}: {said[-500:]}"])
+    if code:
+        told.wrong.append(f"verify of files that were made again: {code}: {said[-500:]}")
+
+
+def _copy_damaged(whole: Path, directory: Path, faults: Sequence[FileFault]) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(whole, directory)
+    for fault in faults:
+        for file in fault.files:
+            fault.damage(directory / file)
 
 
 def _command(folder: Path, *arguments: object) -> tuple[int, str]:
@@ -128,9 +127,3 @@ def _command(folder: Path, *arguments: object) -> tuple[int, str]:
         cwd=ROOT, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
     )  # fmt: skip
     return done.returncode, done.stdout
-
-
-def _contents(directory: Path) -> dict[str, bytes]:
-    """But for the lock, which the command has held."""
-    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "lock"}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.chaos.faults import Fault, Outcome
+from tests.support.running import kill_all
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -76,13 +77,23 @@ def undisturbed(folder: Path, recipe: Path) -> Path:
     return finish(begin(folder, recipe, "undisturbed", ["rlhf_bench"]), folder, "undisturbed", 600)
 
 
-def with_faults(folder: Path, recipe: Path, faults: Sequence[Fault], seconds: float) -> tuple[Path, list[Outcome]]:
-    """With all of them, in order. Each outcome is written to the folder's outcomes.jsonl at once."""
+def with_faults(
+    folder: Path, recipe: Path, faults: Sequence[Fault], seconds: float, group_kill: bool = False
+) -> tuple[Path, list[Outcome]]:
+    """With all of them, in order. Each outcome is written to the folder's outcomes.jsonl at once. `group_kill`: then all of its
+    processes are killed at once, and the same command resumes."""
     (folder / "faults.json").write_text(json.dumps([[f.kind, f.role, f.phase] for f in faults]))
     outcomes = folder / "outcomes.jsonl"
     module = ["tests.chaos.injected", str(folder / "faults.json"), str(outcomes)]
-    directory = finish(begin(folder, recipe, "faults", module), folder, "faults", seconds)
-    return directory, outcomes_in(folder)
+    process, deadline = begin(folder, recipe, "faults", module), time.monotonic() + seconds
+    if group_kill:
+        while len(outcomes_in(folder)) < len(faults):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "faults.log").read_text()[-3000:]
+            time.sleep(0.05)
+        kill_all(mark(folder, "faults"))
+        process.wait()
+        process = begin(folder, recipe, "faults", ["rlhf_bench"])
+    return finish(process, folder, "faults", seconds), outcomes_in(folder)
 
 
 def outcomes_in(folder: Path) -> list[Outcome]:

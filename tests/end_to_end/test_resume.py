@@ -1,81 +1,23 @@
 """A run that is killed, or asked to end, goes on from its last checkpoint and ends as one that was left alone."""
 
-import json
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.compare import differences
+from tests.support.attempts import Attempts, resumed_at
 from tests.support.listening import allowed, listeners, on_loopback
-from tests.support.running import Run, begin, end, left_running, numbered_with, processes_with
-from tests.support.running import run as run_command
+from tests.support.running import Run, left_running, numbered_with, processes_with
 
 ARMS = ("ppo", "dpo-offline", "dpo-mixed", "adaptive-online", "ppo-ahead")
 ROLLED_BACK = 3
 """So many updates at least that followed the last checkpoint are lost, and come a second time."""
 PROCESSES = ("gcs_server", "raylet", "LearnerRank", "RolloutActor")
 """Of a run, and some of those that must be gone after its end."""
-EVERY_UPDATE, NEVER = 0, 600
-"""Seconds between two checkpoints."""
-
-
-class Attempts:
-    """The same command, started again and again."""
-
-    def __init__(self, recipe: Path, folder: Path, environment: dict[str, str]):
-        self.mark = f"BROKEN_RUN={folder}"
-        self.recipe, self.folder, self.environment = recipe, folder, environment | {"BROKEN_RUN": str(folder)}
-        self.directory, self.logs = folder / "out", list[Path]()
-
-    def start(self, checkpoint_seconds: int = EVERY_UPDATE) -> None:
-        self.logs.append(self.folder / f"{len(self.logs)}.log")
-        more = (f"reliability.checkpoint_seconds={checkpoint_seconds}", "reliability.checkpoints=3")
-        self.began = time.monotonic()
-        self.process = begin(self.recipe, self.directory, self.environment, self.logs[-1], *more)
-
-    def said(self) -> str:
-        """On standard error, by all of them."""
-        return "".join(Path(f"{log}.err").read_text() for log in self.logs)
-
-    def wait_for(self, found, seconds: float = 300):
-        """What `found()` gives, once that is not nothing."""
-        deadline = time.monotonic() + seconds
-        while not (value := found()):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.said()[-2000:]
-            time.sleep(0.02)
-        return value
-
-    def checkpoint(self, arm: str, round_: int) -> Path | None:
-        """The arm's newest, where it is of that round or a later one."""
-        found = sorted((self.directory / "state" / f"{arm}-seed1").glob("round-*/manifest.json"))
-        return found[-1].parent if found and int(found[-1].parent.name.removeprefix("round-")) >= round_ else None
-
-    def updates_told(self, arm: str) -> int:
-        """How many updates the journal of MLflow has, whether or not a checkpoint followed."""
-        written = (self.directory / "tracking.jsonl").read_text().splitlines(keepends=True)
-        items = [json.loads(line) for line in written if line.endswith("\n")]
-        return max((i["step"] for i in items if i.get("kind") == "points" and i["run"][1] == arm), default=0)
-
-    def start_another(self) -> Run:
-        """The same command once more, while this one works."""
-        owner = f'"process": {self.process.pid},'
-        self.wait_for(lambda: owner in (self.directory / "lock").read_text())
-        return run_command(self.recipe, self.directory, self.environment, self.folder / "another.log")
-
-    def end_by(self, number: int) -> Run:
-        self.process.send_signal(number)
-        return self.end()
-
-    def end(self) -> Run:
-        return end(self.process, self.directory, self.logs[-1], self.began)
-
-
-def resumed_at(said: str) -> list[int]:
-    """After which update each process resumed."""
-    return [int(update) for update in re.findall(r"resuming from \S+, after update (\d+)", said)]
+EVERY_UPDATE, NEVER = "reliability.checkpoint_seconds=0", "reliability.checkpoint_seconds=600"
+KEPT = "reliability.checkpoints=3"
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +25,22 @@ def attempts(compared, prepared, tmp_path_factory):
     """Killed in its first arm, whose newest checkpoint is then damaged; killed there again, several updates after a checkpoint;
     killed in the last, which draws ahead, after another command has been refused. Running once more."""
     tried = Attempts(compared.directory.parents[1] / "tiny.yaml", tmp_path_factory.mktemp("broken"), prepared)
-    tried.start()
+    tried.start(EVERY_UPDATE, KEPT)
     tried.wait_for(lambda: tried.checkpoint("ppo", 2))
     tried.end_by(signal.SIGKILL)
     weights = tried.checkpoint("ppo", 2) / "policy-00001.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 0xFF  # it may be 0
     weights.write_bytes(content)
-    tried.start(NEVER)
+    tried.start(NEVER, KEPT)
     (after,) = tried.wait_for(lambda: resumed_at(tried.said()))
     tried.wait_for(lambda: tried.updates_told("ppo") >= after + ROLLED_BACK)
     tried.end_by(signal.SIGKILL)
-    tried.start()
+    tried.start(EVERY_UPDATE, KEPT)
     tried.another = tried.start_another()
     tried.wait_for(lambda: tried.checkpoint("ppo-ahead", 2))
     tried.end_by(signal.SIGKILL)
-    tried.start()
+    tried.start(EVERY_UPDATE, KEPT)
     tried.wait_for(lambda: all(name in " ".join(processes_with(tried.mark)) for name in PROCESSES))
     tried.wait_for(lambda: tried.checkpoint("ppo-ahead", 3))
     tried.listeners = listeners(numbered_with(tried.mark))
@@ -123,7 +65,7 @@ def stopped(attempts) -> Run:
 @pytest.fixture(scope="module")
 def broken(attempts, stopped) -> Run:
     """And carried on to its end."""
-    attempts.start()
+    attempts.start(EVERY_UPDATE, KEPT)
     done = attempts.end()
     assert done.code == 0, done.errors[-2000:]
     return done

@@ -1,10 +1,12 @@
 """Joining Ray: an address without a cluster is an error at once. Starting it: nothing stays of a cluster whose driver is killed."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from time import perf_counter
 
@@ -13,7 +15,7 @@ import pytest
 from actors.ray_cluster import cluster
 from rlhf_bench.core.errors import RunFailed
 from tests.support.listening import allowed, listeners, on_loopback
-from tests.support.running import left_running, numbered_with, processes_with, with_cache
+from tests.support.running import left_running, numbered_with, processes_with, signal_all, with_cache
 
 
 def test_an_address_where_nothing_answers_is_named_within_seconds(monkeypatch):
@@ -31,13 +33,21 @@ def test_an_address_where_nothing_answers_is_named_within_seconds(monkeypatch):
 
 
 DRIVER = """
+import sys
+from rlhf_bench.cli.main import exit_code
 from rlhf_bench.cli.run import guard_local_cluster
 guard_local_cluster()
 from actors.ray_cluster import cluster
-with cluster() as ready:
-    ready()
-    print("up", flush=True)
-    input()
+from rlhf_bench.experiment.shutdown import grace_period
+def run():
+    with cluster() as ready, grace_period(60):
+        ready()
+        print("up", flush=True)
+        input()
+        import ray
+        while True:
+            ray.put(bytes(10**6))
+sys.exit(exit_code(run))
 """
 
 
@@ -71,17 +81,37 @@ def test_agents_of_a_raylet_that_is_killed_do_not_stay(driver):
     process.kill()
     process.wait()
     assert left_running(mark) == []
+    assert process.stderr.read() == "", "nothing but the driver itself was lost"
 
 
-@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_a_run_whose_ray_was_killed_ends_at_once_with_one_line(driver, name):
-    """Left alone, the driver waits for a minute, and Ray ends it with lines of its own."""
+@pytest.mark.parametrize(("name", "busy"), [("gcs_server", False), ("raylet", False), ("raylet", True)])
+def test_a_run_whose_ray_was_killed_ends_at_once_with_one_line(driver, name, busy):
+    """Left alone, the driver waits for a minute, and Ray ends it with lines of its own; or at once without one, where the driver
+    is busy with Ray."""
     process, mark = driver
+    if busy:
+        process.stdin.write("begin\n")
+        process.stdin.flush()
+        time.sleep(1)
     (of_ray,) = (n for n, command in numbered_with(mark).items() if command.split(" ")[0].endswith(f"/{name}"))
     began = perf_counter()
     os.kill(of_ray, signal.SIGKILL)
     assert process.wait(timeout=60) == 1 and perf_counter() - began < 20
+    *_, line = said = process.stderr.read().strip().splitlines()
+    how = "(has ended|was killed by SIGKILL)" if busy else "was killed by SIGKILL"
+    assert re.fullmatch(
+        f"failed: Ray's process {name} {how}; the same command resumes from the last checkpoint", line
+    ), said
+    assert sum("failed: " in one for one in said) == 1, said
+    assert left_running(mark) == []
+
+
+def test_a_signal_that_ends_ray_as_well_is_what_the_last_line_names(driver):
+    """As a service manager sends it, to all processes of a run: nothing has failed."""
+    process, mark = driver
+    signal_all(mark, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
     assert process.stderr.read().strip().splitlines()[-1] == (
-        f"failed: Ray's process {name} was killed by SIGKILL; the same command resumes from the last checkpoint"
+        "stopped by SIGTERM: the same command with the same --output resumes from the last checkpoint"
     )
     assert left_running(mark) == []

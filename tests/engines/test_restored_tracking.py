@@ -1,9 +1,6 @@
 """A store that was set back to an older copy of itself, or is another one: what it lacks of a run is made anew from DIR's records."""
 
 import json
-import shutil
-import sqlite3
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,8 +12,9 @@ from rlhf_bench.experiment.tracking.recorded import Records
 from rlhf_bench.experiment.tracking.tracker import Tracker
 from rlhf_bench.results.schema import METRICS_TABLE, TABLES
 from rlhf_bench.results.store import ArmRecords, as_frame
-from tests.engines.test_tracking import all_delivered, hasty, history, runs, wait_until
+from tests.engines.test_tracking import hasty, wait_until
 from tests.support.mlflow_server import Server
+from tests.support.mlflow_store import all_delivered, history, runs
 from tests.support.recorded import record
 
 __all__ = ["hasty"]
@@ -37,18 +35,6 @@ def server(tmp_path):
     server = Server(tmp_path)
     yield server
     server.kill()
-
-
-def copied(server, copy):
-    """The store as it is now, a whole one."""
-    with closing(sqlite3.connect(server.store)) as store, closing(sqlite3.connect(copy)) as other:
-        store.backup(other)
-
-
-def set_back(server, copy):
-    server.kill()
-    shutil.copyfile(copy, server.store)
-    server.start()
 
 
 class Recorded:
@@ -116,12 +102,12 @@ def test_what_a_store_has_lost_is_sent_again(server, tmp_path, hasty):
     trackers = {"lost": made["lost"].begin(server.address)}
     made["lost"].go(trackers["lost"], range(1, 5))
     wait_until(lambda: all_delivered(places["lost"]))
-    copied(server, tmp_path / "copy.db")
+    server.copy_store(tmp_path / "copy.db")
     made["lost"].go(trackers["lost"], range(5, 9))
     trackers["unknown"] = made["unknown"].begin(server.address)
     made["unknown"].go(trackers["unknown"], range(1, 9))
     wait_until(lambda: all_delivered(places["lost"]) and all_delivered(places["unknown"]))
-    set_back(server, tmp_path / "copy.db")
+    server.set_back(tmp_path / "copy.db")
 
     expected = stands(server.address, "whole")
     assert all(len(expected[name]) == (3 if "kl" in name or "score" in name else UPDATES) for name in TOLD), expected

@@ -19,6 +19,7 @@ from rlhf_bench.experiment.tracking.mlflow_store import ARM, RUN_KEY, SEED, STAT
 from rlhf_bench.experiment.tracking.telling import NOT_FINITE, Dataset
 from rlhf_bench.experiment.tracking.tracker import Tracker, how_to_open, tracking_uri
 from tests.support.mlflow_server import Server
+from tests.support.mlflow_store import all_delivered, history, runs
 
 AWAY = "http://127.0.0.1:1"  # where nothing listens
 
@@ -29,23 +30,6 @@ def hasty(monkeypatch):
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.5)
-
-
-def runs(uri: str, experiment: str) -> dict:
-    """The experiment's runs by name, as any reader of the store sees them."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert len({run.info.run_name for run in found}) == len(found), "a run stands twice"
-    return {run.info.run_name: run for run in found}
-
-
-def history(uri: str, run, metric: str) -> list[tuple[int, float]]:
-    from mlflow.tracking import MlflowClient
-
-    points = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, metric)
-    return [(point.step, point.value) for point in points]
 
 
 def listed_files(uri: str, run) -> list[str]:
@@ -81,18 +65,6 @@ def server(tmp_path_factory):
 def sqlite(tmp_path_factory):
     """A store that several tests use, each with experiments of its own: making one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-def all_delivered(directory: Path) -> bool:
-    """Does MLflow have every item of the journal that stands there?"""
-    end = last_item = delivered = 0
-    for line in (directory / "tracking.jsonl").read_bytes().splitlines(keepends=True):
-        end += len(line)
-        if "delivered" in (data := json.loads(line)):
-            delivered = data["delivered"]
-        else:
-            last_item = end
-    return last_item == delivered
 
 
 def wait_until(true, seconds: float = 60.0) -> None:

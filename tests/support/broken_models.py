@@ -14,9 +14,12 @@ from rlhf_bench.tasks.arithmetic import ArithmeticSettings, build
 SUMS = build(ArithmeticSettings()).corpus()
 
 
-def write_sound_model(folder):
-    """A folder as save_pretrained writes it: a small Llama and its tokenizer."""
-    sizes = ModelSettings(hidden_size=16, layers=2, heads=2, intermediate_size=16, max_length=32)
+SIZES = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 16, "max_length": 32}
+
+
+def write_sound_model(folder, **other):
+    """A folder as save_pretrained writes it: a small Llama and its tokenizer. `other`: sizes."""
+    sizes = ModelSettings(**SIZES | other)
     note = write_random_model(sizes, build_tokenizer(sizes.tokenizer, SUMS), 0, folder)
     load_model(str(note), "causal", "float32", 0).lm.save_pretrained(folder)
     note.unlink()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 
@@ -58,3 +61,14 @@ class Server:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # its worker too
             self.process.wait(timeout=20)
+
+    def copy_store(self, copy: Path) -> None:
+        """The store as it is now, a whole one."""
+        with closing(sqlite3.connect(self.store)) as store, closing(sqlite3.connect(copy)) as other:
+            store.backup(other)
+
+    def set_back(self, copy: Path) -> None:
+        """To an older copy of its store. It is down for a moment."""
+        self.kill()
+        shutil.copyfile(copy, self.store)
+        self.start()

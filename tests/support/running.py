@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +34,12 @@ class Run:
         return pd.read_parquet(self.directory / f"{name}.parquet")
 
 
-def begin(recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str) -> subprocess.Popen:
+def begin(
+    recipe: Path, directory: Path, environment: dict[str, str], log: Path, *overrides: str, within: Sequence[str] = ()
+) -> subprocess.Popen:
+    """`within`: a command that gets this one as its arguments."""
     command = [
+        *within,
         sys.executable,
         "-m",
         "rlhf_bench",
@@ -76,6 +83,41 @@ def numbered_with(setting: str) -> dict[int, str]:
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
     return found
+
+
+def signal_all(setting: str, number: int) -> int:
+    """To all of them. How many there were."""
+    found = numbered_with(setting)
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+    return len(found)
+
+
+@contextmanager
+def paused(setting: str) -> Iterator[None]:
+    """None of them runs in this block, as on a suspended laptop."""
+    signal_all(setting, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        signal_all(setting, signal.SIGCONT)
+
+
+def kill_all(setting: str) -> int:
+    """As the kernel ends a container: none of them sees another one's end, since all are stopped first. How many there were."""
+    found = signal_all(setting, signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while signal_all(setting, signal.SIGKILL):
+        assert time.monotonic() < deadline, processes_with(setting)
+        time.sleep(0.05)
+    return found
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Of its files by their paths within it; but for the lock, which every command holds."""
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "lock"}
 
 
 def left_running(setting: str, seconds: float = 10) -> list[str]:
