@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -221,10 +222,10 @@ def test_a_driver_that_is_killed_with_the_server_away_loses_and_repeats_nothing(
     assert not (tmp_path / "tracking.jsonl").exists()
 
 
-@pytest.fixture
-def lossy(server):
-    """A gateway before the server, which carries every request on, but loses the first answer of each kind: its address,
-    and the metrics and steps that it carried."""
+@contextmanager
+def gateway(server, first: int | None = None):
+    """A gateway before the server, which carries every request on, but for the first one of each kind: that is answered with the
+    status `first`, or carried on and its answer lost. Its address, and the metrics and steps that it carried."""
     kinds: set = set()
     carried: list[tuple[str, int]] = []
 
@@ -233,18 +234,24 @@ def lossy(server):
 
         def pass_on(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            metrics = json.loads(body).get("metrics", []) if body else []
+            kind = (self.command, self.path.split("?")[0], bool(metrics))
+            spoil, _ = kind not in kinds, kinds.add(kind)
+            if spoil and first is not None:
+                self.answer(first, b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "too much to do"}')
+                return
             onward = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
             onward.request(self.command, self.path, body, {"Content-Type": "application/json"})
             answer = onward.getresponse()
             text = answer.read()
-            metrics = json.loads(body).get("metrics", []) if body else []
             carried.extend((metric["key"], int(metric["step"])) for metric in metrics)
-            kind = (self.command, self.path.split("?")[0], bool(metrics))
-            if kind not in kinds:
-                kinds.add(kind)
+            if spoil:
                 self.close_connection = True
-                return
-            self.send_response(answer.status)
+            else:
+                self.answer(answer.status, text)
+
+        def answer(self, status, text):
+            self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
@@ -254,26 +261,28 @@ def lossy(server):
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as gateway:
-        thread = threading.Thread(target=gateway.serve_forever)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{gateway.server_port}", carried
-        gateway.shutdown()
+        yield f"http://127.0.0.1:{listening.server_port}", carried
+        listening.shutdown()
         thread.join()
 
 
-def test_what_arrived_though_its_answer_was_lost_stands_there_once(lossy, server, tmp_path, hasty, monkeypatch):
+@pytest.mark.parametrize("first", [None, 500, 429], ids=["an answer is lost", "500", "429"])
+def test_a_server_with_troubles_of_its_own_has_everything_once(first, server, tmp_path, hasty, monkeypatch):
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 60.0)
-    address, carried = lossy
-    tracker = begin(address, "lossy", tmp_path, warnings := [])
-    log(tracker, range(3))
-    wait_until(lambda: warnings)
-    log(tracker, range(3, 6))
-    tracker.end_arm("dpo", 1, "done", {})
-    assert tracker.finish("done") == []
-    assert losses(server.address, "lossy") == list(range(6))
-    assert sorted(carried) == [(name, step) for name in ("train/kl", "train/loss") for step in range(6)]
-    assert {run.info.status for run in runs(server.address, "lossy").values()} == {"FINISHED"}
+    name = f"trouble {first}"
+    with gateway(server, first) as (address, carried):
+        tracker = begin(address, name, tmp_path, warnings := [])
+        log(tracker, range(3))
+        wait_until(lambda: warnings)
+        log(tracker, range(3, 6))
+        tracker.end_arm("dpo", 1, "done", {})
+        assert tracker.finish("done") == []
+    assert losses(server.address, name) == list(range(6))
+    assert sorted(carried) == [(metric, step) for metric in ("train/kl", "train/loss") for step in range(6)]
+    assert {run.info.status for run in runs(server.address, name).values()} == {"FINISHED"}
 
 
 def test_what_was_accepted_and_not_yet_marked_is_not_logged_again(tmp_path, sqlite):
