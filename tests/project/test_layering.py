@@ -144,7 +144,7 @@ def test_rooms_of_pure_functions_need_few_libraries(room):
 
 
 def test_no_method_knows_another():
-    shared = {"base", "pairs", "schedules"}
+    shared = {"base", "pairs", "samples", "schedules", "supervised"}
     for path in files("rlhf_bench/methods"):
         if path.name != "__init__.py":
             known = {name.split(".")[2] for name in imports(path) if name.startswith("rlhf_bench.methods.")}

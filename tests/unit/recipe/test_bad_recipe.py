@@ -43,7 +43,7 @@ MISTAKES = [
     ("arms={}", r"arms: .*at least 1.*; correct it"),
     # arms
     ("arms.b.beta_chosen=1", r"arms\.b\.beta_chosen: a setting of flex_dpo and adaptive_flex_dpo, not of dpo; remove it"),
-    ("arms.b.clip=0.1", r"arms\.b\.clip: a setting of ppo, not of dpo; remove it"),
+    ("arms.b.clip=0.1", r"arms\.b\.clip: a setting of ppo, [a-z_, ]+ and reinforce_plus_plus, not of dpo; remove it"),
     ("arms.b.seeds=[1]", r"arms\.b\.seeds: shared by all arms; move it to the recipe's top level"),
     ("arms.b.compute={limit: 3}", r"arms\.b\.compute: shared by all arms; move it to the recipe's top level"),
     ("arms.b.bet=1", r"arms\.b\.bet: unknown key \(did you mean beta\?\); remove it"),
