@@ -213,6 +213,14 @@ def test_reinforce_plus_plus_by_hand():
     np.testing.assert_allclose(found, (np.array(raw) - np.mean(raw)) / np.std(raw), rtol=1e-9)
 
 
+def test_of_equal_rewards_reinforce_plus_plus_makes_nothing_of_rounding_in_the_kl():
+    known, flat = measured()
+    near = [a + 1e-7 * (-1) ** np.arange(len(a)) for a in flat["logprobs"]]
+    known, _ = measured(reference_logprobs=near)
+    found = extras(prepared("reinforce_plus_plus", [[1000.0] * 3] * 2, known=known), "advantages")
+    assert not np.concatenate(found).any()
+
+
 def test_reinforce_plus_plus_is_ppo_with_a_critic_that_knows_nothing():
     known, _ = measured()
     zeros = known | {"values": [tuple(np.zeros_like(a) for a in row) for row in known["logprobs"]]}

@@ -269,12 +269,14 @@ def test_ktos_reference_point_is_the_mean_of_mismatched_log_ratios_and_never_bel
     rows = [Row("a", (1,), ((2, 3), (4,))), Row("b", (1,), ((5,), (6, 7, 8)))]
     zeros = [tuple(np.zeros(len(a)) for a in row.responses) for row in rows]
     ratios = [(np.array([0.5, 1.0]), np.array([-2.0])), (np.array([4.0]), np.array([1.0, 1.0, 0.5]))]
-    known = {"reference_logprobs": zeros, "mismatched_reference_logprobs": zeros}
+    reference = [tuple(np.full(len(a), -1.5) for a in row) for row in ratios]
+    known = {"reference_logprobs": zeros, "mismatched_reference_logprobs": reference}
     method, settings = METHODS["kto"], METHODS["kto"].settings()
-    found = method.prepare(rows, [], known | {"mismatched_logprobs": ratios}, settings, {})
+    own = [tuple(a - 1.5 for a in row) for row in ratios]
+    found = method.prepare(rows, [], known | {"mismatched_logprobs": own}, settings, {})
     assert found.state == {"reference_point": pytest.approx((1.5 - 2.0 + 4.0 + 2.5) / 4)}
     assert [list(row.extras) for row in found.rows] == [["reference_logprob"]] * 2
-    below = [tuple(-a for a in row) for row in ratios]
+    below = [tuple(-a - 1.5 for a in row) for row in ratios]
     assert method.prepare(rows, [], known | {"mismatched_logprobs": below}, settings, {}).state == {
         "reference_point": 0.0
     }
