@@ -38,8 +38,9 @@ except Stopped as stop:
 def ends(how, seconds, *signals):
     """Exit code, what was printed, and the seconds that it took after the first signal."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, how, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", SCRIPT, how, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     began = time.monotonic()
     for number in signals:

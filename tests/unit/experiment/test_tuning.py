@@ -186,11 +186,11 @@ def test_an_arm_may_have_trials_of_its_own_and_as_many(tmp_path):
 def test_another_number_of_trials_an_unknown_arm_and_a_setting_that_it_lacks_are_refused_by_name():
     assert "tuning.arms.ppo: 2 trials, where tuning.trials has 3" in refused(arms={"ppo": TRIALS[:2]})
     assert "tuning.arms: there is no arm other; choose among ppo, dpo" in refused(arms={"other": TRIALS})
-    said = refused(arms={"dpo": [*TRIALS[:2], {"clip": 0.1}]})
-    assert said.startswith("arms.dpo (tuning.arms.dpo[2]).clip: a setting of ppo, not of dpo; remove it")
-    said = refused(trials=[*TRIALS[:2], {"clip": 0.1}])
+    said = refused(arms={"dpo": [*TRIALS[:2], {"gae_lambda": 0.9}]})
+    assert said.startswith("arms.dpo (tuning.arms.dpo[2]).gae_lambda: a setting of ppo, not of dpo; remove it")
+    said = refused(trials=[*TRIALS[:2], {"gae_lambda": 0.9}])
     assert said == (
-        "arms.dpo (tuning.trials[2]).clip: a setting of ppo, not of dpo; remove it, or give the arm trials of its own in "
+        "arms.dpo (tuning.trials[2]).gae_lambda: a setting of ppo, not of dpo; remove it, or give the arm trials of its own in "
         "tuning.arms.dpo"
     )
     assert "tuning.seeds: 2 is one of seeds; trials need seeds of their own" in refused(seeds=[0, 2])
