@@ -14,7 +14,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 # Without byte code, each of the thousand processes that tests start compiles the project's files again.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q --durations=10
+PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -q --durations=25
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # A stamp carries its lock's hash in its name: a lock that changes is installed, one that does not is not.
