@@ -118,6 +118,25 @@ def test_what_a_store_has_lost_is_sent_again(server, tmp_path, hasty):
         assert stands(server.address, name) == expected, name
 
 
+def test_a_directory_that_was_moved_has_its_whole_history_beside_it_again(tmp_path, hasty, monkeypatch):
+    """Where no store is named, it lies beside DIR: a moved DIR that goes on finds none there."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before, after = tmp_path / "before" / "run", tmp_path / "after" / "run"
+    before.mkdir(parents=True)
+    after.parent.mkdir()
+    moved = Recorded(before, "moved")
+    tracker = moved.begin(None)
+    moved.go(tracker, range(1, 7))
+    assert tracker.finish("interrupted") == []
+    before.rename(after)
+    moved.directory = after
+    tracker = moved.begin(None)
+    moved.go(tracker, range(7, UPDATES + 1))
+    assert moved.end(tracker) == []
+    found = stands(f"sqlite:///{after.parent}/mlflow.db", "moved")
+    assert all(len(found[name]) == (3 if "kl" in name or "score" in name else UPDATES) for name in TOLD), found
+
+
 def test_a_finished_run_is_sent_to_another_store_once(tmp_path, hasty, capsys, monkeypatch):
     import mlflow  # before us, as other libraries do: its logging is set up by then  # noqa: F401
 

@@ -5,11 +5,12 @@ import http.client
 import http.server
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,22 @@ def test_a_server_with_troubles_of_its_own_has_everything_once(first, server, tm
     assert losses(server.address, name) == list(range(6))
     assert sorted(carried) == [(metric, step) for metric in ("train/kl", "train/loss") for step in range(6)]
     assert {run.info.status for run in runs(server.address, name).values()} == {"FINISHED"}
+
+
+def test_a_file_that_another_process_holds_for_a_while_has_everything_afterwards(tmp_path, sqlite, hasty):
+    tracker = begin(sqlite, "held", tmp_path, warnings := [])
+    log(tracker, range(3))
+    wait_until(lambda: all_delivered(tmp_path))
+    with closing(sqlite3.connect(sqlite.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        log(tracker, range(3, 6))
+        wait_until(lambda: warnings)
+        assert "database is locked" in warnings[0]
+        log(tracker, range(6, 9))
+        other.execute("ROLLBACK")
+    tracker.end_arm("dpo", 1, "done", {})
+    assert tracker.finish("done") == [] and len(warnings) == 1
+    assert losses(sqlite, "held") == list(range(9))
 
 
 def test_what_was_accepted_and_not_yet_marked_is_not_logged_again(tmp_path, sqlite):
