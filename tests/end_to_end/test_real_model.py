@@ -1,7 +1,6 @@
-"""SmolLM2-135M-Instruct with all of its weights, through every stage and every method, in float32 and in bfloat16.
-
-A third of the methods run in bfloat16, all of them in `make test ARGS="-m slow"`. Where the CPU has no instructions for
-bfloat16, engines take many times as long in it, and PPO and DPO alone run.
+"""SmolLM2-135M-Instruct with all of its weights, through every stage, in float32 and in bfloat16: with an arm of each kind, and
+marked slow with every method (about eight minutes in each format; many times as long in bfloat16 where the CPU has no
+instructions for it).
 """
 
 import json
@@ -48,14 +47,7 @@ MEMORY = 0.15
 """How far a forecast of a role's memory may be from its peak."""
 
 
-ALWAYS = ("ppo", "dpo", "dpo-online")
-
-
-def some_arms() -> dict:
-    flags = Path("/proc/cpuinfo").read_text()
-    if "avx512_bf16" not in flags and "amx_bf16" not in flags:
-        return {name: ARMS[name] for name in ALWAYS[:2]}
-    return {name: ARMS[name] for name in (*ALWAYS, *[name for name in ARMS if name not in ALWAYS][::3])}
+OF_EACH_KIND, FEW = ("ppo", "grpo", "dpo", "kto", "dpo-online"), ("ppo", "dpo-on-policy")
 
 
 @dataclass(frozen=True)
@@ -70,12 +62,14 @@ class Watched:
 
 
 @pytest.fixture(scope="module", params=[
-    pytest.param(("float32", ARMS), id="float32"),
-    pytest.param(("bfloat16", some_arms()), id="bfloat16"),
-    pytest.param(("bfloat16", ARMS), id="bfloat16-every-method", marks=pytest.mark.slow),
+    pytest.param(("float32", OF_EACH_KIND), id="float32"),
+    pytest.param(("bfloat16", FEW), id="bfloat16"),
+    pytest.param(("float32", tuple(ARMS)), id="float32-every-method", marks=pytest.mark.slow),
+    pytest.param(("bfloat16", tuple(ARMS)), id="bfloat16-every-method", marks=pytest.mark.slow),
 ])  # fmt: skip
 def watched(request, smollm2, tmp_path_factory) -> Watched:
-    (dtype, arms), folder = request.param, tmp_path_factory.mktemp(request.param[0])
+    (dtype, names), folder = request.param, tmp_path_factory.mktemp(request.param[0])
+    arms = {name: ARMS[name] for name in names}
     recipe, environment = folder / "recipe.yaml", with_cache(folder / "cache") | {"WATCHED_RUN": str(folder)}
     tokenizer = {"kind": "pretrained", "name_or_path": smollm2, "chat_template": "own"}
     model = {"name_or_path": smollm2, "max_length": 96, "dtype": dtype, "tokenizer": tokenizer}
@@ -122,7 +116,7 @@ def test_every_method_learns_and_is_evaluated(watched):
         (seed,) = found["seeds"]
         assert seed["status"] == "done" and 0 <= seed["score"] <= 1 and seed["kl"] >= 0, arm
         updates = metrics[(metrics["phase"] == "train") & (metrics["arm"] == arm)]
-        assert len(updates) and updates[["loss", "grad_norm"]].notna().all(axis=None), arm
+        assert updates[["loss", "grad_norm"]].notna().any().all(), arm  # one whose samples are all alike has none
 
 
 def test_the_forecast_of_memory_is_that_of_the_run(watched):
