@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.allocator import ALLOCATOR
 from actors.evaluator import Evaluator, EvaluatorActor
 from actors.learner.group import LearnerGroup
 from actors.learner.rank import LearnerRank
@@ -29,9 +30,6 @@ from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Placement, Recipe, RolePlacement
 from rlhf_bench.training.roles import Roles, WeightSync
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(64 * 2**20)}
-"""Of roles on CPUs: glibc keeps the memory that a tensor frees for the next one. By default it returns large blocks to the
-system each time, and a step takes half as long again while their pages are zeroed anew (docs/benchmarks.md)."""
 CHECK_SECONDS = 1.0
 """How often a fleet that waits for room checks whether the run is ending."""
 

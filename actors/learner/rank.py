@@ -6,8 +6,6 @@ Models are loaded anew for every arm and seed; the processes stay.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import os
 import socket
@@ -19,6 +17,7 @@ import numpy as np
 import ray
 import torch
 
+from actors.allocator import give_back
 from actors.learner import training_state
 from actors.learner.deepspeed_engine import DeepSpeedModel, ModelName, RankSetup
 from actors.monitoring.trace import Traced, traced
@@ -166,10 +165,7 @@ class LearnerRank(Traced, Heartbeat):
         self.weight_sender.send_weights()
 
     def free(self, name: ModelName) -> None:
-        """No effect where there is no such model. Its memory goes back to the system: the allocator's settings (actors/fleet.py) keep
-        it otherwise, in pieces that the next arm's model does not fit into."""
+        """No effect where there is no such model."""
         if name in self.models:
             self.models.pop(name).destroy()
-            gc.collect()
-            if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
-                trim(0)
+            give_back()

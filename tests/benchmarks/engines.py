@@ -42,7 +42,7 @@ def touch_store(ray: Any) -> None:
 
 def start_actor(ray: Any, cls: type, *arguments: Any) -> Any:
     """With the environment that a run gives its roles on CPUs."""
-    from actors.fleet import ALLOCATOR
+    from actors.allocator import ALLOCATOR
 
     variables = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]} | ALLOCATOR
     return ray.remote(cls).options(num_cpus=0, runtime_env={"env_vars": variables}).remote(*arguments)

@@ -53,7 +53,7 @@ def rank(dtype: str, tokens_per_micro_batch: int = BUDGET) -> tuple[Any, Any]:
     """A learner group of one rank on a Ray cluster of its own, and the rank."""
     import ray
 
-    from actors.fleet import ALLOCATOR
+    from actors.allocator import ALLOCATOR
     from actors.learner.group import LearnerGroup
     from actors.learner.rank import LearnerRank
     from rlhf_bench.compute.engine_time import EngineTime
@@ -227,7 +227,7 @@ def against_trl(kind: str, dtype: str) -> Measured:
     minutes, a step of one run of each stands for a run, and TRL has one pair in a pass."""
     import torch
 
-    from actors.fleet import ALLOCATOR
+    from actors.allocator import ALLOCATOR
 
     slow = dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with tempfile.TemporaryDirectory() as folder:
