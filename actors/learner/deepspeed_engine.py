@@ -29,6 +29,8 @@ MODEL_HEAD: dict[ModelName, Literal["causal", "scalar"]] = {
     "reference": "causal",
     "critic": "scalar",
 }
+PART = 2**22
+"""Numbers of a gradient that are taken to 64 bits at a time."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,11 @@ class DeepSpeedModel:
                 side += found
         if self.setup.ranks > 1:
             torch.distributed.all_reduce(sides)
-        chosen, rejected = sides.double()
-        return [float(chosen @ chosen), float(rejected @ rejected), float(chosen @ rejected)]
+        products = torch.zeros(3, dtype=torch.float64, device=self.setup.device)
+        for part in sides.split(PART, dim=1):  # in 64 bits all of it would be as large as Adam's moments
+            chosen, rejected = part.double()
+            products += torch.stack([chosen @ chosen, rejected @ rejected, chosen @ rejected])
+        return products.tolist()
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """On rank 0 the full weights by Hugging Face name, adapters merged, bfloat16 as its bits; nothing on other ranks.
