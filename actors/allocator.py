@@ -11,8 +11,8 @@ the system each time, and a step takes half as long again while their pages are 
 
 
 def give_back() -> None:
-    """Return what is free to the system, at the end of a model or an evaluation. With the settings above it is kept otherwise, in
-    pieces that the next one does not fit into, and a process grows with every arm."""
+    """Return what is free to the system, at the end of a model. With the settings above it is kept otherwise, in pieces that the
+    next one does not fit into, and a process grows with every arm."""
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
         trim(0)

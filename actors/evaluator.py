@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.allocator import give_back
 from actors.monitoring.ray_metrics import queue_depth
 from actors.monitoring.trace import Traced, traced
 from actors.rollout.vllm_engine import Completion, VLLMEngine
@@ -134,7 +133,6 @@ class EvaluatorActor(Traced, Heartbeat):
         )  # fmt: skip
         self.setup_seconds = self.setup_flops = 0.0
         self._reset_counts()
-        give_back()
         return Evaluation(splits, numbers, cost.as_dict(), seconds, pairs)
 
     def _note_on_gradients(self) -> list[str]:
