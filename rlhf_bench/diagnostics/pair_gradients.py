@@ -77,12 +77,15 @@ def gradients_together(
     places = batch.layout.rows
     pairs = [_Pair(up.start, up.tokens, down.tokens) for up, down in zip(places[::2], places[1::2], strict=True)]
     sums = _Sums(torch.zeros(len(pairs), 3, dtype=torch.float64, device=device), pairs)
-    with torch.enable_grad(), _calls(model.lm) as calls:
+    with torch.enable_grad(), _calls(model.lm) as calls, ExitStack() as hooks:
         hidden = hidden_states(model.lm.base_model, batch)[batch.predictor]
         lookups = [call for call in calls if _kind(call.module) == "embedding"]
         for call in calls:
             if (kind := _kind(call.module)) != "embedding":
-                call.output.register_hook(partial(sums.linear if kind == "linear" else sums.norm, call))
+                # Removed at the end: a hook holds its call, and so the output that it hangs on, in a circle that no garbage
+                # collector sees. All activations of every pass would stay.
+                hook = call.output.register_hook(partial(sums.linear if kind == "linear" else sums.norm, call))
+                hooks.callback(hook.remove)
         by_hidden = sums.head(model, hidden.detach(), batch)
         found = torch.autograd.grad(hidden, [call.output for call in lookups], by_hidden)
     for call, delta in zip(lookups, found, strict=True):

@@ -1,5 +1,8 @@
 """Gradients of pairs from one pass: on every family against the gradients of each pair by itself, and what is left to that way."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -81,6 +84,21 @@ def test_they_are_those_of_each_pair_by_itself(family):
     found, _ = gradients_together(model, ROWS)
     assert_same(found, one_by_one(model, ROWS), rel=2e-5)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_a_pass_is_left(family):
+    """An evaluator once kept the activations of every evaluation."""
+    model, ended = build(FAMILIES[family]), []
+    for module in model.lm.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(
+                lambda _module, _inputs, output: weakref.finalize(output, ended.append, 1) and None
+            )
+    for passes in (1, 2):
+        gradients_together(model, ROWS)
+        gc.collect()
+        assert len(ended) == passes * sum(isinstance(m, nn.Linear) for m in model.lm.base_model.modules())
 
 
 def test_in_float64_they_agree_to_more_digits():
