@@ -104,7 +104,8 @@ def transient_gib(
         learning = max(learning, *(model.parameters * number for model in trained))
     if number < FLOAT32 and not learner.zero_stage:  # a step takes gradients in float32, when activations are gone
         learning = max(learning, *(model.trained * FLOAT32 for model in trained))
-    looking = max(one_layer(shape), kept(shape, GRADIENT_TOKENS) if recipe.evaluation.gradient_pairs else 0)
+    sides = min(GRADIENT_TOKENS, 2 * recipe.evaluation.gradient_pairs * recipe.model.max_length)
+    looking = max(one_layer(shape), kept(shape, sides) if sides else 0)
     drawing, looking_too = (
         0.0 if role.gpus else _engine_step(recipe, shape, role)  # of a GPU the engine's share holds it
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
