@@ -1,5 +1,5 @@
 """`python -m tests.chaos.watched SAMPLES run RECIPE ...`: the command line, which records what its processes hold after some of
-its updates: a JSON line with resident MiB by role, bytes in the object store, open files, and numbers of processes."""
+its updates: a JSON line with MiB of its own by role, bytes in the object store, open files, and numbers of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def held(fleet: Any, pids: dict[str, int]) -> dict[str, Any]:
     processes = {"driver": own} | {name: psutil.Process(pid) for name, pid in pids.items()}
     has, free = ray.cluster_resources(), ray.available_resources()
     return {
-        "resident": {name: p.memory_info().rss / 2**20 for name, p in processes.items()},
+        # Not what is mapped of Ray's store: every snapshot of weights may lie at another place in it.
+        "own": {name: (m.rss - m.shared) / 2**20 for name, p in processes.items() for m in [p.memory_info()]},
         "files": {name: p.num_fds() for name, p in processes.items()},
         "store": has["object_store_memory"] - free.get("object_store_memory", 0.0),
         "processes": [p.pid for p in own.children(recursive=True)],

@@ -17,6 +17,10 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # 10 s otherwise
 
 VOCABULARY, PAD, EOS = 16, 0, 2
 
+STORE_BYTES = 2**30
+"""Room for the weights of the pretrained model at hand, some times over: what does not fit, Ray puts on the disk, and refuses
+where that is nearly full."""
+
 
 @pytest.fixture(scope="session")
 def cluster():
@@ -24,7 +28,7 @@ def cluster():
     import ray
 
     ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False,
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=STORE_BYTES, log_to_driver=False,
         logging_level="error", runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}},
     )  # fmt: skip
     yield ray
