@@ -29,7 +29,7 @@ and activations keep some too, and in 16 bits norms keep theirs in 32. Measured 
 
 LIBRARIES_GIB = 1.0
 """CUDA's context and the libraries' own buffers, of one process on a GPU."""
-HOST_LIBRARIES_GIB = {"learner": 0.69, "rollout": 0.78, "evaluator": 0.78, "scorer": 0.56}
+HOST_LIBRARIES_GIB = {"learner": 0.69, "rollout": 0.78, "evaluator": 0.78, "scorer": 0.66}
 """Of a process without a GPU, before any weight: torch, transformers and Ray; DeepSpeed in the learner, vLLM in engines.
 Measured, docs/benchmarks.md."""
 HOST_REST_GIB = 1.4

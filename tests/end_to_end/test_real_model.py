@@ -5,9 +5,11 @@ instructions for it).
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +69,7 @@ class Watched:
     pytest.param(("float32", tuple(ARMS)), id="float32-every-method", marks=pytest.mark.slow),
     pytest.param(("bfloat16", tuple(ARMS)), id="bfloat16-every-method", marks=pytest.mark.slow),
 ])  # fmt: skip
-def watched(request, smollm2, tmp_path_factory) -> Watched:
+def watched(request, smollm2, tmp_path_factory) -> Iterator[Watched]:
     (dtype, names), folder = request.param, tmp_path_factory.mktemp(request.param[0])
     arms = {name: ARMS[name] for name in names}
     recipe, environment = folder / "recipe.yaml", with_cache(folder / "cache") | {"WATCHED_RUN": str(folder)}
@@ -89,7 +91,9 @@ def watched(request, smollm2, tmp_path_factory) -> Watched:
     assert done.code == 0, done.errors[-3000:]
     store = Path(smollm2, "model.safetensors").stat().st_size / (1 if dtype == "float32" else 2) / 2**30
     forecast = {role: gib - store * (role != "scorer") for role, gib in json.loads(checked.stdout)["peak_gib"].items()}
-    return Watched(done, arms, forecast, peaks)
+    yield Watched(done, arms, forecast, peaks)
+    for weights in (folder / "cache", done.directory / "checkpoints"):
+        shutil.rmtree(weights)  # GiB that would lie on the disk until other runs of the tests have gone by
 
 
 def watch(mark: str, peaks: dict[str, float], ended: threading.Event) -> None:
