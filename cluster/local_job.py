@@ -95,17 +95,12 @@ def local_cluster() -> Iterator[tuple[str, RayFolder, subprocess.Popen]]:
     file by which a job finds its own cluster where several run on one machine. Raises RuntimeError where the
     cluster does not come up.
     """
-    from rlhf_bench.core.ray_folder import ON_LOOPBACK, ray_folder
+    from rlhf_bench.core.ray_folder import closed_cluster, ray_folder
 
     # Every process of the cluster inherits these, and so does the client in this process.
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ |= ON_LOOPBACK
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-        RAY_USAGE_STATS_ENABLED="0",
-        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    )
+    os.environ |= closed_cluster()
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with ray_folder() as folder:
         os.environ.update(folder.mark)
         for left in reversed(range(STARTS)):

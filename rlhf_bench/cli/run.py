@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from rlhf_bench.cli.options import (
 )
 from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.lock import held
-from rlhf_bench.core.ray_folder import ON_LOOPBACK
+from rlhf_bench.core.ray_folder import ON_LOOPBACK, closed_cluster
 
 if TYPE_CHECKING:
     from rlhf_bench.experiment.spec import ComparisonSpec
@@ -164,7 +163,7 @@ def guard_local_cluster() -> None:
         return
     os.environ |= ON_LOOPBACK
     if "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ |= closed_cluster()
 
 
 @contextmanager

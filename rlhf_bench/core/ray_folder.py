@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,16 @@ for its evaluation is there beside the next one: what does not fit goes by way o
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 """For the environment of a cluster on this machine alone, before Ray is imported. By the first, Ray takes 127.0.0.1 for this
 machine's address and listens there only, as it does on macOS; by the second, so do PyTorch's process groups on CPUs."""
+
 PREFIX = "rlhf-ray-"
 LOCK = "lock"
 """A file in the folder. It is locked as long as the cluster's owner, or its reaper, lives."""
+
+
+def closed_cluster() -> dict[str, str]:
+    """For the same environment: it listens on loopback alone, and answers nobody without a token that is made for it."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return ON_LOOPBACK | token | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True)

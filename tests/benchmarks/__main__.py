@@ -14,7 +14,6 @@ import json
 import os
 import pickle
 import platform
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_bench.core.ray_folder import closed_cluster
 from tests.benchmarks.row import Row
 
 FILES = ("learner", "ppo", "engines", "iteration", "growth")
@@ -81,11 +81,9 @@ def main() -> int:
 def in_own_process(row: Row) -> dict[str, Any]:
     """So that no row sees another's memory, threads or Ray."""
     with tempfile.NamedTemporaryFile() as answer:
-        environment = os.environ | {
+        environment = os.environ | closed_cluster() | {
             "OMP_NUM_THREADS": str(THREADS), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
-            # A row's Ray is closed to others, as that of a run is.
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.benchmarks", row.name, "--alone", answer.name]
         subprocess.run(command, check=True, env=environment)

@@ -3,7 +3,6 @@ with a raylet for every pod and the same role resources, behind a token."""
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from rlhf_bench.compute.kubernetes import RECIPE, Paths, as_yaml, rayjob
+from rlhf_bench.core.ray_folder import closed_cluster
 from rlhf_bench.recipe import load_recipe, recipe_data
 
 ROOT = Path(__file__).parents[2]
@@ -74,10 +74,8 @@ def test_a_rendered_job_runs_on_its_roles_nodes_and_goes_on_when_it_is_tried_aga
     (folder / "shared").mkdir()
     manifest, ready = folder / "job.yaml", folder / "ready"
     manifest.write_text(as_yaml(job))
-    own = environment | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]]),
-    }  # fmt: skip
+    own = environment | closed_cluster()
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     own.pop("RLHF_BENCH_CACHE")  # the runtime environment says where
     cluster = subprocess.Popen(
         [sys.executable, "-m", "tests.support.local_nodes", str(manifest), str(ready)],

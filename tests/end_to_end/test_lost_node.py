@@ -1,13 +1,13 @@
 """A node of a cluster dies with all roles on it, and MLflow's server with it: the roles start again on another node, the run ends as
 one left alone, and the server that is there again gets every step once."""
 
-import secrets
 import subprocess
 import sys
 import time
 
 import pytest
 
+from rlhf_bench.core.ray_folder import closed_cluster
 from tests.chaos.compare import differences, table
 from tests.chaos.runs import ROOT, environment, finish
 from tests.support.mlflow_server import Server
@@ -23,8 +23,7 @@ def server(tmp_path):
 
 def test_a_run_goes_on_when_the_node_of_its_actors_is_lost(server, undisturbed, tmp_path):
     recipe, own = undisturbed.parents[1] / "chaos.yaml", environment(undisturbed.parents[1])
-    ready, log = tmp_path / "ready", tmp_path / "moved.log"
-    closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    ready, log, closed = tmp_path / "ready", tmp_path / "moved.log", closed_cluster()
     nodes = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.two_nodes", str(ready)], cwd=ROOT, stdin=subprocess.PIPE, text=True,
         env=own | closed,

@@ -1,18 +1,13 @@
 """Shared by the engine tests: one small Ray cluster, closed to other users, and tiny models with sharp distributions."""
 
 import os
-import secrets
 
 import pytest
 
-from rlhf_bench.core.ray_folder import ON_LOOPBACK
+from rlhf_bench.core.ray_folder import closed_cluster
 
 # Ray reads these as it is imported. `rlhf-bench run` closes its own cluster in the same way.
-os.environ |= ON_LOOPBACK | {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+os.environ |= closed_cluster()
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # 10 s otherwise
 
 VOCABULARY, PAD, EOS = 16, 0, 2

@@ -2,13 +2,13 @@
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rlhf_bench.core.ray_folder import closed_cluster
 from tests.chaos.without_room import SHORT_SECONDS, WAITS
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +17,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def found():
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    closed = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.without_room"], cwd=ROOT, env=own | closed, capture_output=True, text=True,
+        [sys.executable, "-m", "tests.chaos.without_room"], cwd=ROOT, env=own | closed_cluster(), capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
