@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.compare import differences
+from tests.chaos.runs import environment, write_recipe
 from tests.support.attempts import Attempts, resumed_at
 from tests.support.listening import allowed, listeners, on_loopback
 from tests.support.running import Run, left_running, numbered_with, processes_with
@@ -141,3 +142,17 @@ def test_mlflow_has_every_step_of_every_metric_once_with_the_numbers_of_the_tabl
         expected = metrics[metrics["arm"] == arm].set_index("update")["loss"].to_dict()
         assert {p.step: p.value for p in history["train/loss"]} == expected, arm
         assert run.data.tags["rlhf_bench.status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processors(tmp_path):
+    """Two minutes with one of them. Sums may be taken in another order then: no promise of equal bits."""
+    tried = Attempts(write_recipe(tmp_path, 12, evaluations=2), tmp_path / "run", environment(tmp_path))
+    tried.start(EVERY_UPDATE)
+    tried.wait_for(lambda: tried.checkpoint("ppo", 3))
+    tried.end_by(signal.SIGKILL)
+    tried.start(EVERY_UPDATE, within=["taskset", "--cpu-list", "0"])
+    done = tried.end()
+    assert done.code == 0 and resumed_at(done.said + done.errors)[-1] >= 3
+    updates = done.table("metrics").query("phase == 'train'")["update"].tolist()
+    assert updates == [*range(1, len(updates) + 1)]
