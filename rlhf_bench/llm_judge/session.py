@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rlhf_bench.llm_judge.answers import AnswerBook, Costs, question_key
 from rlhf_bench.llm_judge.asking import Asker, Outcome, Patience
 from rlhf_bench.llm_judge.budget import Budget, Prices
 from rlhf_bench.llm_judge.endpoint import Endpoint
+from rlhf_bench.llm_judge.event_loop import run_until_stopped
 from rlhf_bench.llm_judge.prompt import JudgePrompt
 
 TIE = Judged("tie", "tie")
@@ -47,7 +47,7 @@ class Judge:
         left = {key: message for key, message in asked.items() if self.book.verdict(key) is None}
         budget = Budget(limits.prices, self.book.costs(asked), limits.queries, limits.money)
         say(f"judge: {len(asked)} questions, {len(asked) - len(left)} of them answered before")
-        return asyncio.run(Asker(self.endpoint, self.book, budget, limits.concurrent, say, patience).ask(left))
+        return run_until_stopped(Asker(self.endpoint, self.book, budget, limits.concurrent, say, patience).ask(left))
 
     def judged(self, contest: Contest) -> Judged:
         """What the book says. Two equal responses tie, and nobody is asked."""

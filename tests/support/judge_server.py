@@ -42,7 +42,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server: Any = self.server
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        if not asked:  # the client has gone
+            self.close_connection = True
+            return
+        request = json.loads(asked)
         with server.lock:
             number = len(server.requests)
             server.requests.append(request)

@@ -1,7 +1,11 @@
 """`rlhf-bench judge`, as a user calls it, against a server on loopback: what it leaves in DIR, prints, refuses and never shows."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -14,6 +18,7 @@ from rlhf_bench.results.summary_json import summary_schema
 from tests.support.judge_server import always, judge_server, longer_wins, said
 from tests.support.recorded import record, record_responses
 
+ROOT = Path(__file__).parents[3]
 KEY = "sk-very-secret-0123456789"
 PROMPTS, SEEDS = 8, (1, 2, 3)
 
@@ -205,3 +210,26 @@ def test_without_a_key_another_machine_is_not_asked(command, monkeypatch, direct
     monkeypatch.delenv("OPENAI_API_KEY")
     code, _, err = command(directory, "--endpoint", "https://judge.example/v1", "--key-variable", "MY_KEY")
     assert code == 2 and "MY_KEY is not set" in err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_keeps_its_answers(directory, command, tmp_path, sent):
+    with judge_server(longer_wins, seconds=0.3) as server:
+        arguments = ["judge", directory, "--endpoint", server.url, "--model", "a-judge", "--concurrent", 4]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlhf_bench", *map(str, arguments)], cwd=ROOT, text=True, stderr=subprocess.PIPE
+        )
+        while len(server.requests) < 9:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=30)
+        assert (
+            process.returncode == 128 + sent
+            and "Traceback" not in err
+            and err.splitlines()[-1].startswith("stopped by")
+        )
+        server.seconds = 0.0
+        assert command(directory, "--endpoint", server.url)[0] == 0
+    (found,) = summary(directory)
+    assert found["complete"] and 64 <= found["costs"]["queries"] <= len(server.requests) <= 64 + 4
