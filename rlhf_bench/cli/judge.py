@@ -113,12 +113,12 @@ def judge(
         outcome = judge.ask(asked, limits, say_aside)
         agreed = measured_agreement(judge, labelled, prices) if labelled else None
         for place, found in pairs.items():
-            about = _about(judge, against, outcome) | {"costs": cost_record(judge.costs(list(found.values())), prices)}
-            about |= {"agreement": agreed} if agreed else {}
+            about = _about(judge, against, outcome, agreed)
+            about["costs"] = cost_record(judge.costs(list(found.values())), prices)
             write_judged(place, about, found, {at: judge.judged(one) for at, one in found.items()})
-        if agreed and not pairs:
-            write_line(agreement_line(model, agreed))
-            write_line(f"{model}: {cost_words(agreed['costs'])}")
+    if agreed and not pairs:
+        write_line(agreement_line(model, agreed))
+        write_line(f"{model}: {cost_words(agreed['costs'])}")
     if directory is not None:
         _report(directory, pairs, model)
     _refuse_incomplete(outcome)
@@ -136,9 +136,9 @@ def _contests(directory: Path | None, against: str) -> dict[Path, dict[Place, Co
     return {place: contests(read_recorded(place), against) for place in places}
 
 
-def _about(judge: Judge, against: str, outcome: Outcome) -> dict[str, Any]:
-    """What a judging's file says of how it came about."""
-    return {
+def _about(judge: Judge, against: str, outcome: Outcome, agreed: dict[str, Any] | None) -> dict[str, Any]:
+    """What a judging's file says of how it came about, but for costs."""
+    about = {
         "model": judge.endpoint.model,
         "endpoint": judge.endpoint.url,
         "prompt_sha256": judge.prompt.sha256,
@@ -148,6 +148,7 @@ def _about(judge: Judge, against: str, outcome: Outcome) -> dict[str, Any]:
         "failures": dict(outcome.failures),
         "stopped": outcome.stopped,
     }
+    return about if agreed is None else about | {"agreement": agreed}
 
 
 def _report(directory: Path, places: Any, model: str) -> None:

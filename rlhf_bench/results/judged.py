@@ -78,7 +78,8 @@ class Judging:
 def write_judged(
     directory: Path, about: Mapping[str, Any], found: Mapping[Place, Contest], judged: Mapping[Place, Judged]
 ) -> None:
-    """Write a judging's table, and then its JSON file. Another call by the same judge against the same opponent replaces them."""
+    """Write a judging's table, and then its JSON file. Another call by the same judge against the same opponent replaces them; where
+    it did not measure the judge's agreement with people, what an earlier one measured stays."""
     identity = [about[key] for key in ("endpoint", "model", "prompt_sha256", "constrained", "max_tokens")]
     name = f"{about['against']}-{sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
     rows = [
@@ -88,8 +89,11 @@ def write_judged(
     (directory / JUDGED).mkdir(mode=0o700, exist_ok=True)
     with written_aside(directory / JUDGED / f"{name}.parquet") as aside:
         pd.DataFrame(rows, columns=list(JUDGED_TABLE.keys)).to_parquet(aside)
-    text = json.dumps(finite_or_null(dict(about)), indent=1, allow_nan=False, ensure_ascii=False)
-    write_text(directory / JUDGED / f"{name}.json", text)
+    path = directory / JUDGED / f"{name}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = {key: earlier[key] for key in ("agreement",) if key in earlier}
+    text = json.dumps(finite_or_null(kept | dict(about)), indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(path, text)
 
 
 def read_judged(directory: Path) -> tuple[tuple[Mapping[str, Any], pd.DataFrame], ...]:
@@ -105,7 +109,9 @@ def read_judged(directory: Path) -> tuple[tuple[Mapping[str, Any], pd.DataFrame]
                 raise ValueError(f"{min(map(str, strange))} is no verdict")
         except (OSError, ValueError, LookupError) as error:
             reason = " ".join(str(error).split())[:100]
-            problems.append(f"{path}: cannot be read, or its table ({reason}); `rlhf-bench judge` writes both again")
+            problems.append(
+                f"{path}: cannot be read, or its table ({reason}); remove both, and `rlhf-bench judge` writes them again"
+            )
             continue
         found.append((about, rows))
     if problems:

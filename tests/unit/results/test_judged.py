@@ -152,6 +152,12 @@ def test_another_opponent_or_judge_has_files_of_its_own(directory):
     assert len(read_recorded(directory).judged) == 4
 
 
+def test_an_agreement_that_was_measured_stays_until_it_is_measured_again(directory):
+    written(directory, lambda *_: WON, agreement={"with": "some pairs", "pairs": 0, "missing": 3})
+    assert written(directory, lambda *_: LOST).about["agreement"]["with"] == "some pairs"
+    assert written(directory, lambda *_: LOST, agreement={"with": "others"}).about["agreement"] == {"with": "others"}
+
+
 @pytest.mark.parametrize("damage", ["cut", "verdict", "json", "lost"])
 def test_a_damaged_file_is_named(directory, damage):
     written(directory, lambda *_: WON)
@@ -165,7 +171,8 @@ def test_a_damaged_file_is_named(directory, damage):
     else:
         table.unlink()
     with pytest.raises(
-        BadInput, match=f"{table.stem}.json: cannot be read, or its table .*`rlhf-bench judge` writes both again"
+        BadInput,
+        match=f"{table.stem}.json: cannot be read, or its table .*remove both, and `rlhf-bench judge` writes them again",
     ):
         read_recorded(directory)
 
