@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ class Labelled:
     labels: tuple[float, ...]
     note: str
 
+    def shuffled(self) -> Labelled:
+        """In an order of chance, always the same: where a budget ends early, what was judged is a random sample."""
+        order = list(range(len(self.contests)))
+        random.Random(0).shuffle(order)
+        return replace(
+            self, contests=tuple(self.contests[i] for i in order), labels=tuple(self.labels[i] for i in order)
+        )
+
 
 def read_labelled(path: Path) -> Labelled:
     """A JSON list in PandaLM's form (https://github.com/WeOpenML/PandaLM), of which the pairs count that all three people call
@@ -41,7 +50,7 @@ def read_labelled(path: Path) -> Labelled:
     found = _pandalm(path, text) if text.lstrip().startswith("[") else _rows(path, text)
     if not found.contests:
         raise BadInput(f"--agreement {path}: holds no pair that people have judged ({found.note}); give one that does")
-    return found
+    return found.shuffled()
 
 
 def _rows(path: Path, text: str) -> Labelled:

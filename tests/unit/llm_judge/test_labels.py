@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_bench.core.contests import Contest
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.llm_judge.labels import read_labelled
 
@@ -20,8 +21,8 @@ def test_of_pandalm_those_count_on_whose_better_side_all_agree(tmp_path):
     rows = [people(1, 1, 1), people(2, 2, 2), people(0, 0, 0), people(1, 1, 2)]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     found = read_labelled(tmp_path / "p.json")
-    assert found.labels == (1.0, 0.0) and found.note.startswith("the 2 of 4 pairs")
-    assert (found.contests[0].prompt, found.contests[0].own, found.contests[0].other) == ("Add.\n\n1+1", "2", "3")
+    assert sorted(found.labels) == [0.0, 1.0] and found.note.startswith("the 2 of 4 pairs")
+    assert set(found.contests) == {Contest("Add.\n\n1+1", "2", "3")}
 
 
 @pytest.mark.skipif(not PANDALM.exists(), reason="PandaLM's file is not beside the repository")
@@ -31,10 +32,20 @@ def test_pandalms_own_file():
 
 
 def test_rows_of_ones_own(tmp_path):
-    rows = [{"prompt": "p", "a": "x", "b": "y", "label": label} for label in ("a", "b", "tie")]
+    rows = [{"prompt": label, "a": "x", "b": "y", "label": label} for label in ("a", "b", "tie")]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     found = read_labelled(tmp_path / "p.jsonl")
-    assert found.labels == (1.0, 0.0, 0.5) and found.contests[0].own == "x"
+    labels = {contest: label for contest, label in zip(found.contests, found.labels, strict=True)}
+    assert labels == {Contest("a", "x", "y"): 1.0, Contest("b", "x", "y"): 0.0, Contest("tie", "x", "y"): 0.5}
+
+
+def test_the_first_of_them_are_a_sample_of_all(tmp_path):
+    rows = [{"prompt": f"{n}", "a": "x", "b": "y", "label": "a" if n < 200 else "b"} for n in range(400)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_labelled(tmp_path / "p.jsonl")
+    assert found == read_labelled(tmp_path / "p.jsonl")  # and always the same one
+    assert 0.35 < sum(found.labels[:100]) / 100 < 0.65
+    assert all((int(c.prompt) < 200) == (label == 1.0) for c, label in zip(found.contests, found.labels, strict=True))
 
 
 @pytest.mark.parametrize(
