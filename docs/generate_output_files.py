@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_bench.results.judged_schema import JUDGED_JSON, JUDGED_TABLE
 from rlhf_bench.results.metrics import GROUPS, METRICS, Metric, Phase, mlflow_name
 from rlhf_bench.results.schema import FILES, JSON_FILES, SUMMARY, TABLES, Column
 from rlhf_bench.results.summary_json import summary_schema
@@ -28,6 +29,7 @@ WORDS = {
     "before_arms": "ACTIVITY",
     "versions": "PACKAGE",
     "threads": "ROLE",
+    "failures": "FAILURE",
 }
 """What stands for any key of a mapping, by the mapping's own key."""
 HEAD = """# Output files
@@ -48,8 +50,10 @@ of its group; metrics marked * stand there twice more, by budget and by tokens."
 
 def page() -> str:
     """The whole page."""
-    tables = [f"## {table.file}\n\n{table.meaning}\n\n{columns(table.columns)}" for table in TABLES.values()]
-    texts = [f"## {file.name}\n\n{file.meaning}\n\n{columns(file.keys, 'key')}" for file in JSON_FILES]
+    tables = [
+        f"## {table.file}\n\n{table.meaning}\n\n{columns(table.columns)}" for table in (*TABLES.values(), JUDGED_TABLE)
+    ]
+    texts = [f"## {file.name}\n\n{file.meaning}\n\n{columns(file.keys, 'key')}" for file in (*JSON_FILES, JUDGED_JSON)]
     metrics = [
         f"### Of {name}\n\n{rows_of(phase)}" for phase, name in (("train", "updates"), ("evaluation", "evaluations"))
     ]
@@ -72,8 +76,8 @@ def page() -> str:
 
 def files() -> str:
     """Every file with its meaning; those with a section of their own lead there."""
-    own = [(f"[`{t.file}`](#{anchor(t.file)})", t.meaning) for t in TABLES.values()]
-    own += [(f"[`{f.name}`](#{anchor(f.name)})", f.meaning) for f in JSON_FILES]
+    own = [(f"[`{t.file}`](#{anchor(t.file)})", t.meaning) for t in (*TABLES.values(), JUDGED_TABLE)]
+    own += [(f"[`{f.name}`](#{anchor(f.name)})", f.meaning) for f in (*JSON_FILES, JUDGED_JSON)]
     rest = [(f"[`{f.path}`](#{anchor(f.path)})" if f.path == SUMMARY else f"`{f.path}`", f.meaning) for f in FILES]
     return table(("file", "holds"), [*rest[:3], *own, *rest[3:]])
 
@@ -123,7 +127,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def anchor(name: str) -> str:
     """Of a heading, as GitHub and the site make it."""
-    return name.lower().replace(".", "")
+    return name.lower().replace(".", "").replace("/", "")
 
 
 if __name__ == "__main__":

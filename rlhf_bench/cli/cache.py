@@ -23,8 +23,8 @@ def cache(
     """Show what runs keep to make it only once, below RLHF_BENCH_CACHE: how many of each kind, and their size.
 
     converted: models that were fetched or converted. fresh: new models. base, weaker: fine-tuned policies. reward: reward
-    models. pairs, answers: what policies have answered. content: hashes of given models. All of it is made again where it is
-    missing. Clear nothing while a run is at work.
+    models. pairs, answers: what policies have answered. content: hashes of given models. judge: answers of language
+    models, which cost as much to ask again. All of it is made again where it is missing. Clear nothing while a run is at work.
 
     Example: rlhf-bench cache --clear reward --clear pairs
     """

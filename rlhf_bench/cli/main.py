@@ -15,6 +15,7 @@ from rlhf_bench.cli.cache import cache
 from rlhf_bench.cli.check import check
 from rlhf_bench.cli.export import export
 from rlhf_bench.cli.init import init
+from rlhf_bench.cli.judge import judge
 from rlhf_bench.cli.manifest import manifest
 from rlhf_bench.cli.options import (
     say_problems,
@@ -62,7 +63,7 @@ def everywhere(
     pass
 
 
-for command in (init, schema, run, check, manifest, report, verify, export, track, cache):
+for command in (init, schema, run, check, manifest, report, judge, verify, export, track, cache):
     app.command()(command)
 app.add_typer(theory, name="theory")
 

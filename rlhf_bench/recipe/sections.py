@@ -134,7 +134,11 @@ class EvaluationSettings(Section):
         ge=1,
         description="prompts of the main split on whose samples KL and entropy are measured, at most; null takes all of them",
     )
-    sample_prompts: int = Field(8, ge=0, description="prompts per split whose responses the report shows")
+    sample_prompts: int = Field(
+        64,
+        ge=0,
+        description="prompts per split of which one response is kept at each evaluation: the report shows some of them, and `rlhf-bench judge` compares those of the main split (docs/llm_judge.md)",
+    )
     gradient_pairs: int = Field(
         8, ge=0, description="held-out pairs whose gradients ∇θ log π are measured (docs/diagnostics.md); 0 for none"
     )

@@ -15,6 +15,7 @@ import pandas as pd
 
 from rlhf_bench.core.types import MAIN_SPLIT
 from rlhf_bench.report.series import series_labels
+from rlhf_bench.results.judged_schema import JUDGED
 from rlhf_bench.results.reader import RecordedComparison, read_recorded
 from rlhf_bench.results.schema import (
     ARCHIVED_UPDATE_COLUMNS,
@@ -54,6 +55,8 @@ def _keep_one(recorded: RecordedComparison, target: Path) -> None:
     for name in (RECIPE, BASE_JSON, RESULTS, TUNING, FIRST_DAY, GIVEN):
         if (recorded.directory / name).exists():
             shutil.copyfile(recorded.directory / name, target / name)
+    if recorded.judged:
+        shutil.copytree(recorded.directory / JUDGED, target / JUDGED)
     _write(_metrics(recorded), target / METRICS_TABLE.file, single=("reward", "gold", "grad_norm"))
     _write(recorded.ledger, target / LEDGER_TABLE.file)
     _write(recorded.samples.head(0), target / SAMPLES_TABLE.file)

@@ -20,6 +20,7 @@ from rlhf_bench.report.plots import overview as figures
 from rlhf_bench.report.plots.style import Plot, plotted, style
 from rlhf_bench.report.sections.base import Section
 from rlhf_bench.report.sections.field import field_section
+from rlhf_bench.report.sections.judged import judged_sections
 from rlhf_bench.report.sections.pairs import displacement, ranking
 from rlhf_bench.report.sections.pairwise import pairwise
 from rlhf_bench.report.sections.properties import properties
@@ -69,6 +70,7 @@ def sections(recorded: RecordedComparison, summary: Summary) -> tuple[Section, .
 
 def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     return (
+        *judged_sections(summary),
         field_section(recorded, summary),
         ranking(recorded, summary),
         displacement(recorded, summary),

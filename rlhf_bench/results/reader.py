@@ -19,6 +19,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED, MAIN_SPLIT, OWN
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe.recipe import ARM_NAME, RESERVED
+from rlhf_bench.results.judged import read_judged
 from rlhf_bench.results.metrics import EVALUATION, TRAIN
 from rlhf_bench.results.schema import (
     BASE_JSON,
@@ -43,7 +44,7 @@ class RecordedComparison:
     `metrics`, `samples`, `scores`, `ledger` and `pairs` are the Parquet files as tables; of `metrics` and `pairs`, only the
     schema's required columns are sure to be there: `numbers` reads any other one.
     `pairs` and `scores` have no rows, and `tuning` (arm → its trials) no keys, where the run recorded none. `mlflow`: what MLflow
-    lacks; None where that is not known.
+    lacks; None where that is not known. `judged`: of every judging by a language model, what it was and its verdicts.
     """
 
     directory: Path
@@ -58,6 +59,7 @@ class RecordedComparison:
     pairs: pd.DataFrame
     tuning: Mapping[str, list[dict[str, Any]]]
     mlflow: Mapping[str, Any] | None = None
+    judged: tuple[tuple[Mapping[str, Any], pd.DataFrame], ...] = ()
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -133,6 +135,7 @@ def read_recorded(directory: Path) -> RecordedComparison:
         results=_mapping(directory / RESULTS, texts[RESULTS], json.loads),
         tuning=_mapping(directory / TUNING, texts[TUNING], json.loads),
         mlflow=_mapping(directory / MLFLOW, texts[MLFLOW], json.loads) if MLFLOW in texts else None,
+        judged=read_judged(directory),
         **tables,
     )
     if problems := [f"{directory / line}" for line in _contradictions(recorded)]:

@@ -17,6 +17,7 @@ from rlhf_bench.diagnostics.intervals import Interval
 from rlhf_bench.results.base import base_scores
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.final_scores import ArmScores, base_interval, final_scores
+from rlhf_bench.results.judged import Judging, judging
 from rlhf_bench.results.metrics import BEST_OF_SCORE, GREEDY_SCORE, SCORE
 from rlhf_bench.results.reader import RecordedComparison, numbers
 from rlhf_bench.results.schema import BASE, Status, base_at
@@ -181,6 +182,7 @@ class Summary:
     threads: Mapping[str, str] = field(default_factory=dict)  # with how many each role computed; empty as above
     base_by_seed: Mapping[int, float] = field(default_factory=dict)  # on the main split; empty where seeds share one
     mlflow: Mapping[str, Any] | None = None  # what MLflow lacks; None where that is not known
+    judgings: tuple[Judging, ...] = ()  # by language models
 
     @property
     def name(self) -> str:
@@ -231,6 +233,10 @@ def summarize(recorded: RecordedComparison) -> Summary:
         threads=results.get("threads") or {},
         base_by_seed=base_scores(recorded.base),
         mlflow=recorded.mlflow,
+        judgings=tuple(
+            judging(about, rows, {arm.name: [seed.seed for seed in arm.finished] for arm in arms})
+            for about, rows in recorded.judged
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rlhf_bench.core.costs import Column
 from rlhf_bench.core.files import finite_or_null
@@ -13,18 +13,12 @@ from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.intervals import Interval, IntervalMethod
 from rlhf_bench.results.claims import PairedComparison, Verdict
+from rlhf_bench.results.judged_json import Closed, Ends, JudgingEntry, Number, judging_entry
 from rlhf_bench.results.schema import Status
 from rlhf_bench.results.standing import Difference
 from rlhf_bench.results.summary import ArmResult, BaseResult, SeedResult, Summary
 
-Number = float | None
-Ends = tuple[float, float] | None
-"""Low and high end of an interval."""
 METHOD = "how the interval was found"
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Budget(Closed):
@@ -218,6 +212,7 @@ class SummaryFile(Closed):
     versions: dict[str, str] = Field(description="version of rlhf-bench, Python, and each package that computes")
     threads: dict[str, str] = Field(description="with how many threads each process of a role computes")
     mlflow: MLflow | None = Field(description="what MLflow lacks; null while the run is in progress, and of older runs")
+    judgings: tuple[JudgingEntry, ...] = Field(description="what language models judged; empty where none was asked")
 
 
 def summary_schema() -> dict[str, Any]:
@@ -259,6 +254,7 @@ def to_json(summary: Summary, verdict: str) -> dict[str, Any]:
         mlflow=None
         if summary.mlflow is None
         else MLflow(store=summary.mlflow["store"], lacks=tuple(summary.mlflow["lacks"])),
+        judgings=tuple(map(judging_entry, summary.judgings)),
     )
     return finite_or_null(file.model_dump(exclude_unset=True))
 

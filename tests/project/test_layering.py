@@ -18,13 +18,26 @@ MAY_IMPORT = {
     "models": ["core"],
     "recipe": ["core", "tasks", "methods", "models"],
     "diagnostics": ["core", "methods", "models"],
+    "llm_judge": ["core", "diagnostics"],
     "compute": ["core", "methods", "models", "recipe"],
     "theory": ["core", "methods", "diagnostics"],
     "results": ["core", "recipe", "diagnostics"],
     "training": ["core", "tasks", "methods", "models", "recipe", "compute", "diagnostics"],
     "report": ["core", "recipe", "compute", "diagnostics", "theory", "results"],
     "experiment": ["core", "methods", "models", "recipe", "compute", "training", "results", "report"],
-    "cli": ["core", "theory", "recipe", "compute", "results", "training", "report", "experiment", "methods", "models"],
+    "cli": [
+        "core",
+        "theory",
+        "recipe",
+        "compute",
+        "llm_judge",
+        "results",
+        "training",
+        "report",
+        "experiment",
+        "methods",
+        "models",
+    ],  # fmt: skip
 }
 """Room -> the rooms that its files may import, wherever in a file: also inside a function, and under TYPE_CHECKING."""
 

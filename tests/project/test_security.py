@@ -49,9 +49,10 @@ def test_nothing_that_is_shipped_runs_or_unpickles_what_it_reads(path):
 
 READ = {
     "RAY_ADDRESS", "RAY_AUTH_MODE", "RLHF_BENCH_CACHE", "RLHF_BENCH_COMMIT", "MLFLOW_TRACKING_URI", "VLLM_LOGGING_LEVEL",
-    "MLFLOW_LOGGING_LEVEL", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RLHF_BENCH_PROFILE", "PATH", "OMP_NUM_THREADS",
+    "MLFLOW_LOGGING_LEVEL", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RLHF_BENCH_PROFILE", "PATH", "OMP_NUM_THREADS", "key_variable",
 }  # fmt: skip
-"""The variables whose values the program reads. Of these, MLFLOW_TRACKING_URI alone may hold a secret."""
+"""The variables whose values the program reads. Of these, MLFLOW_TRACKING_URI may hold a secret, and the one that
+`rlhf-bench judge --key-variable` names (OPENAI_API_KEY) holds one: see tests/unit/cli/test_judge.py."""
 
 
 def test_no_other_environment_variable_is_read():

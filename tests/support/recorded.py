@@ -56,3 +56,18 @@ def _prompts(arm, seed, mark, sampled, greedy):
 def _means(found):
     sampled, greedy = (float(np.mean(one)) for one in found)
     return {"score": {SPLIT: sampled}, "greedy_score": {SPLIT: greedy}, "numbers": {"kl": 0.0, "entropy": 1.5}}
+
+
+def record_responses(directory, responses):
+    """Add samples.parquet: `responses`: arm -> seed -> (the base policy's, the arm's) responses, a list each; the base policy's
+    are also those at mark 0. The reference answer of prompt i is `reference i`."""
+    rows = []
+    for arm, seeds in responses.items():
+        for seed, (base, own) in seeds.items():
+            for mark, texts in ((0.0, base), (1.0, own)):
+                for i, text in enumerate(texts):
+                    where = {"arm": arm, "seed": seed, "mark": mark, "split": SPLIT, "prompt_id": f"p{i}"}
+                    rows.append(
+                        where | {"prompt": f"prompt {i}", "reference": f"reference {i}", "response": text, "score": 0.5}
+                    )
+    as_frame(rows, SAMPLES_TABLE).to_parquet(directory / SAMPLES_TABLE.file)
