@@ -66,7 +66,7 @@ def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
         recipe = recipe.model_copy(update={"reward_model": reward_model})
         local = LocalModel(REWARD_MODEL, given, None if Path(given).is_dir() else {"commit": given})
         named = {REWARD_MODEL: Given(given, content_of(local, cache, said.append))}
-        inputs = replace(inputs, reward_model=Path(given), given=named)
+        inputs = replace(inputs, reward_models={REWARD_MODEL: Path(given)}, given=named)
     context = StageContext(recipe=recipe, inputs=inputs, roles=roles, cache=cache, say=said.append)
     return make_start(context), inputs, said, roles
 
