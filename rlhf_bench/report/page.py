@@ -23,6 +23,7 @@ from rlhf_bench.report.sections.field import field_section
 from rlhf_bench.report.sections.pairs import displacement, ranking
 from rlhf_bench.report.sections.pairwise import pairwise
 from rlhf_bench.report.sections.properties import properties
+from rlhf_bench.report.sections.reward_models import reward_models
 from rlhf_bench.report.sections.samples import shown_seed, side_by_side
 from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.verdict import verdict
@@ -71,6 +72,7 @@ def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, .
     return (
         field_section(recorded, summary),
         ranking(recorded, summary),
+        *reward_models(recorded, summary),
         displacement(recorded, summary),
         sensitivity(recorded, summary),
     )
