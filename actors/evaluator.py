@@ -237,7 +237,7 @@ class EvaluatorActor(Traced, Heartbeat):
     def _rewards(
         self, prompts: Sequence[Prompt], sampled: Sequence[Completion], judged: Sequence[float]
     ) -> Mapping[str, float]:
-        """What reward models say of the samples that ended: they were trained on no others."""
+        """What reward models say of the samples that ended: as in training, others get no score."""
         each = self.held_out.settings.samples_per_prompt
         own = [sampled[i * each : (i + 1) * each] for i in range(len(prompts))]
         rows = [

@@ -112,7 +112,7 @@ def test_an_ensemble_scores_by_all_its_members_and_each_is_paid_for(
         shutil.copytree(folder, member_folder(tmp_path, index))
     note = RewardScaling(scale=SCALE, offset=OFFSET, offsets=(0.5, -0.25, 0.0), combine=combine).write(tmp_path)
     alone = [score(ROWS, path=folder) for folder in (other, model)]
-    found, cost = score(ROWS, actors=2, path=note)
+    found, cost = score(ROWS, path=note)
     for row, first, second in zip(found, alone[0][0], alone[1][0], strict=True):
         members = np.stack([np.array(first) - 0.5, np.array(second) + 0.25, second])
         np.testing.assert_allclose(row, SCALE * by_hand(members, axis=0) - OFFSET, atol=1e-5)
