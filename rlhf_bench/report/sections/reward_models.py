@@ -55,8 +55,8 @@ MIDDLE = 0.5
 
 def reward_models(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     """Both sections, each where the run recorded what it is about."""
-    margins = {split: found for split in HELD_OUT_SPLITS if len(found := _log_odds(recorded, split))}
-    found = []
+    margins: dict[str, np.ndarray] = {s: own for s in HELD_OUT_SPLITS if len(own := _log_odds(recorded, s))}
+    found = list[Section]()
     if margins or was_recorded(recorded, "reward_model/accuracy"):
         found.append(_telling(recorded, summary, margins))
     if was_recorded(recorded, PROXY, GOLD):
