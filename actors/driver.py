@@ -51,8 +51,9 @@ class Job:
 
     @property
     def scorer(self) -> bool:
-        """Whether any arm needs a reward model."""
-        return any(uses_reward_model(self.spec.recipe.arms[arm]) for arm in self.spec.arms)
+        """Whether any arm needs a reward model, or evaluations a gold one."""
+        recipe = self.spec.recipe
+        return recipe.gold_reward_model is not None or any(uses_reward_model(recipe.arms[a]) for a in self.spec.arms)
 
     @property
     def left(self) -> int:

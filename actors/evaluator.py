@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import ray
 
+from actors.held_out import HeldOut
 from actors.monitoring.ray_metrics import queue_depth
 from actors.monitoring.trace import Traced, traced
 from actors.rollout.vllm_engine import Completion, VLLMEngine
@@ -24,10 +25,11 @@ from rlhf_bench.diagnostics.likelihood import kl_numbers
 from rlhf_bench.diagnostics.pair_gradients import why_not_together
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import Sides, make_probes
+from rlhf_bench.diagnostics.reward_look import RewardModelLook, look
 from rlhf_bench.diagnostics.scores import draws_seed, mean_parts, prompt_scores
 from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.models.flops import ModelShape, generation_flops
-from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
+from rlhf_bench.recipe import RolloutPlacement
 
 PROBE_SEED = 11
 """Probes are the same for every arm and seed."""
@@ -35,26 +37,6 @@ PROBE_SEED = 11
 PROBE_CANDIDATES = 8
 """Samples of the reference per held-out pair, of which the first that is no side of a pair becomes a probe. Sides of
 on-policy pairs are its likeliest answers, so several may be needed."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What a policy is evaluated on, the same for every arm, seed and mark."""
-
-    prompts: Mapping[str, Sequence[Prompt]]  # split -> prompts, encoded; the first split is the main one
-    pairs: Mapping[str, Sequence[Pair]]  # split -> pairs that are never trained on
-    training: Sequence[Pair]  # pairs that arms train on: no probe is a side of one
-    settings: EvaluationSettings
-    max_response_tokens: int
-    tokens_per_micro_batch: int
-    end_ids: frozenset[int]
-    judge: Callable[[Prompt, str], Judgement] = field(repr=False)
-    decode: Callable[[Sequence[int]], str] = field(repr=False)
-    right: Mapping[str, Sequence[tuple[int, ...]]] = field(
-        default_factory=dict
-    )  # split -> each prompt's one right response; empty where scores are not expected ones
-    own_pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)  # kind -> such pairs of the main split
-    settle: Callable[[Sequence[tuple[Prompt, str]]], None] = field(default=lambda asked: None, repr=False)
 
 
 class EvaluatorActor(Traced, Heartbeat):
@@ -76,6 +58,10 @@ class EvaluatorActor(Traced, Heartbeat):
         self.policy = load_model(reference, "causal", self.dtype, 0).eval().to(self.device)
         self.shape = ModelShape.of(self.policy.lm)
         self.scorer = Scorer(self.shape, held_out.tokens_per_micro_batch, self.device)
+        self.reward_models = [
+            RewardModelLook.load(name, path, self.dtype, self.device, held_out.tokens_per_micro_batch)
+            for name, path in held_out.reward_models.items()
+        ]
         self._reset_counts()
 
         began = perf_counter()
@@ -117,9 +103,11 @@ class EvaluatorActor(Traced, Heartbeat):
         at, seed = temperature or self.held_out.settings.temperature, draws_seed(draws)
         splits, numbers, pairs = dict[str, SplitResult](), dict[str, float](), tuple[PairEvaluation, ...]()
         for split, prompts in self.held_out.prompts.items():
-            splits[split], sampled = self._score(split, prompts, at, seed)
+            splits[split], sampled, judged = self._score(split, prompts, at, seed)
             if not numbers:  # the first split is the main one
                 numbers |= self._compare(self.reference if is_reference else self.policy, prompts, sampled, at)
+                if temperature is None:
+                    numbers |= self._rewards(prompts, sampled, judged)
         if temperature is None:
             diagnosed = self.panel.look(self.policy, own=own, is_reference=is_reference)
             numbers, pairs = numbers | diagnosed.numbers, diagnosed.pairs
@@ -128,7 +116,7 @@ class EvaluatorActor(Traced, Heartbeat):
         seconds = perf_counter() - began + self.setup_seconds
         cost = Cost(
             flops=self._flops(), generated_tokens=self.counts["generated_tokens"],
-            scored_tokens=self.scorer.scored_tokens, judge_queries=self.counts["judge_queries"],
+            scored_tokens=sum(one.scored_tokens for one in self._scorers()), judge_queries=self.counts["judge_queries"],
             device_seconds=seconds * self.devices,
         )  # fmt: skip
         self.setup_seconds = self.setup_flops = 0.0
@@ -144,11 +132,15 @@ class EvaluatorActor(Traced, Heartbeat):
         )
 
     def _flops(self) -> float:
-        return self.counts["generation_flops"] + self.scorer.flops
+        return self.counts["generation_flops"] + sum(one.flops for one in self._scorers())
+
+    def _scorers(self) -> list[Scorer]:
+        return [self.scorer, *(one.scorer for one in self.reward_models)]
 
     def _reset_counts(self) -> None:
         self.counts = dict.fromkeys(("generation_flops", "generated_tokens", "judge_queries"), 0.0)
-        self.scorer.flops = self.scorer.scored_tokens = 0.0
+        for one in self._scorers():
+            one.flops = one.scored_tokens = 0.0
 
     def _reference_samples(self, pairs: Sequence[Pair], known: Sides) -> list[list[tuple[int, ...]]]:
         """Samples of the reference per pair, up to the first that may be a probe, and at most `PROBE_CANDIDATES`. The engine holds
@@ -199,8 +191,8 @@ class EvaluatorActor(Traced, Heartbeat):
 
     def _score(
         self, split: str, prompts: Sequence[Prompt], temperature: float, seed: int
-    ) -> tuple[SplitResult, list[Completion]]:
-        """A split's scores, and the sampled responses: `samples_per_prompt` of each prompt."""
+    ) -> tuple[SplitResult, list[Completion], list[float]]:
+        """A split's scores; the sampled responses, `samples_per_prompt` of each prompt, and the judge's score of each."""
         settings = self.held_out.settings
         each = settings.samples_per_prompt
         repeated = [p for p in prompts for _ in range(each)]
@@ -219,7 +211,7 @@ class EvaluatorActor(Traced, Heartbeat):
             cut_off=float(np.mean([not f.finished for f in sampled])),
             samples=tuple((p.id, p.text, p.answer, t, j.score) for p, (t, j) in firsts)[: settings.sample_prompts],
         )  # fmt: skip
-        return result, sampled
+        return result, sampled, [j.score for _, j in judged]
 
     def _judged(self, prompts: Sequence[Prompt], found: Sequence[Completion]) -> list[tuple[str, Judgement]]:
         """Text and judgement of each response. One that was cut off has no end: no judge calls it right."""
@@ -241,6 +233,19 @@ class EvaluatorActor(Traced, Heartbeat):
         rows = [Row(p.id, p.token_ids, (ids,)) for p, ids in zip(prompts, right, strict=True)]
         fits = np.array([len(ids) <= room for ids in right])  # a longer one is always cut off
         return np.where(fits, np.exp(self.scorer.score(self.policy, rows, temperature)), 0.0)
+
+    def _rewards(
+        self, prompts: Sequence[Prompt], sampled: Sequence[Completion], judged: Sequence[float]
+    ) -> Mapping[str, float]:
+        """What reward models say of the samples that ended: as in training, others get no score."""
+        each = self.held_out.settings.samples_per_prompt
+        own = [sampled[i * each : (i + 1) * each] for i in range(len(prompts))]
+        rows = [
+            Row(p.id, p.token_ids, tuple(f.ids for f in found if f.finished))
+            for p, found in zip(prompts, own, strict=True)
+        ]
+        finished = [score for score, f in zip(judged, sampled, strict=True) if f.finished]
+        return look(self.reward_models, rows, finished)
 
     def _compare(
         self, policy: Any, prompts: Sequence[Prompt], sampled: Sequence[Completion], temperature: float

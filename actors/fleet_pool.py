@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from actors.evaluator import HeldOut
 from actors.fleet import Fleet, NoRoom, start_fleet
+from actors.held_out import HeldOut
 from actors.monitoring import ray_metrics
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.errors import RunFailed
@@ -124,6 +124,6 @@ def _begin_evaluation(
         settings=recipe.trial_evaluation() if tuning else recipe.evaluation,
         max_response_tokens=recipe.data.max_response_tokens, tokens_per_micro_batch=recipe.compute.tokens_per_micro_batch,
         end_ids=inputs.codec.end_ids, judge=judge.of, settle=judge.settle, decode=inputs.codec.decode,
-        own_pairs={} if tuning else start.own_pairs,
+        own_pairs={} if tuning else start.own_pairs, reward_models={} if tuning else start.reward_models,
     )  # fmt: skip
     return fleet.evaluator.begin(held_out, str(start.base), charged)

@@ -1,4 +1,4 @@
-"""The reward model: a Hugging Face sequence classifier in actors of its own; a row's responses share its prompt."""
+"""The reward model: a Hugging Face sequence classifier, or several, in actors of its own; a row's responses share its prompt."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ScorerActor(Traced, Heartbeat):
 
     @traced
     def load(self, path: str, dtype: str) -> ModelShape:
-        """`path`: of AutoModelForSequenceClassification with one label, or a note that names one and says how its scores are
-        read, see `load_model`."""
-        from rlhf_bench.models.loading import load_model
+        """`path`: of AutoModelForSequenceClassification with one label, or a note that names one or an ensemble of them and says
+        how scores are read, see `load_reward_model`. Returns the shape of one."""
+        from rlhf_bench.models.loading import load_reward_model
 
-        self.model = load_model(path, "scalar", dtype, 0).eval().requires_grad_(False).to(self.device)
+        self.model = load_reward_model(path, dtype).eval().requires_grad_(False).to(self.device)
         return ModelShape.of(self.model.lm)
 
     @traced
@@ -75,19 +75,20 @@ class RewardScorer:
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.shape: ModelShape | None = None
         self.model = ("", "")  # path and number format
-        self.offset = 0.0  # what is taken from the model's output
+        self.note = RewardScaling()
 
     def load(self, path: Path, dtype: str) -> None:
         self.model = (str(path), dtype)
         asked = [a.load.remote(*self.model) for a in self.actors]
         retry = self._retry("load", [self.model] * len(asked))
         self.shape, *_ = self.engine_time.during("loading", gather, asked, retry)
-        self.offset = RewardScaling.read(str(path)).offset
+        self.note = RewardScaling.read(str(path))
 
     def rounding(self, score: float) -> float:
         """How far another score may be from this one and mean the same. The model computed score + offset; scores have a
-        deviation of 1 on the base policy's samples."""
-        return rounding_of(score + self.offset, self.model[1])
+        deviation of 1 on the base policy's samples. An ensemble's mean or minimum is no farther off than its worst member."""
+        alone = [self.note.of_member(i) for i in range(len(self.note.offsets))] or [self.note]
+        return max(rounding_of(score + one.offset, self.model[1]) for one in alone)
 
     def _retry(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Retry:
         """The call to another scorer, with the same model, in the place of a lost one."""
@@ -118,7 +119,8 @@ class RewardScorer:
         plan = split_by_tokens(rows, len(self.actors), self.tokens_per_micro_batch)
         batches = [[rows[i] for i in indices] for share in plan for indices in share]
         flops = sum(forward_flops(self.shape, layout_of(b), sum(len(r.responses) for r in b)) for b in batches)
-        cost, count = Cost(flops=flops, scored_tokens=sum(r.tokens for r in rows)), len(rows)
+        members, count = self.note.members, len(rows)  # each of which scores every row
+        cost = Cost(flops=members * flops, scored_tokens=members * sum(r.tokens for r in rows))
 
         def finish(found: list[dict[int, list[float]]], seconds: list[float]) -> Scores:
             count_tokens("scorer", cost.scored_tokens)

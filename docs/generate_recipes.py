@@ -44,7 +44,7 @@ PAGES = (
         "stages",
         "Data and stages before the arms",
         "Prompts, pairs, supervised fine-tuning and the reward model. All arms share them.",
-        ("data", "sft", "reward_model"),
+        ("data", "sft", "reward_model", "gold_reward_model"),
     ),
     Page("tasks", "Tasks", "The keys of `task`, by its `kind`. [Tasks](../tasks.md) says what each is.", ("task",)),
     Page(

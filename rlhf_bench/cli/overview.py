@@ -12,8 +12,6 @@ from rlhf_bench.compute.memory import gpu_forecasts, host_gib, host_total_gib, m
 from rlhf_bench.compute.resources import GIB, fleet_needs
 from rlhf_bench.compute.speed import Speeds, speeds_of
 from rlhf_bench.compute.wall_time import ComparisonTime, Seconds, comparison_time
-from rlhf_bench.methods.base import uses_reward_model
-from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.training.inputs import Inputs, lengths_of
 
@@ -25,9 +23,7 @@ def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     )
     if shape.lora_rank:
         yield f"adapters of rank {shape.lora_rank}: {shape.trained:,} parameters are trained in place of the model's"
-    reward = inputs.reward_shape
-    if reward is not None:
-        yield f"reward model: {recipe.reward_model.name_or_path}, {reward.parameters:,} parameters"
+    yield from _reward_models(recipe, inputs)
     for note in inputs.notes:
         yield f"data: {note}"
     yield from data_check(inputs)
@@ -35,13 +31,25 @@ def lines(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     yield from _budget(recipe, inputs, n)
     speeds = speeds_of(recipe)
     yield from _time(recipe, _forecast_time(recipe, inputs, speeds), speeds)
-    yield from _memory(recipe, shape, n, reward)
+    yield from _memory(recipe, inputs, n)
     yield _fleet(recipe)
+
+
+def _reward_models(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
+    """Given ones, and ensembles."""
+    given = {"reward_model": inputs.reward_shape, "gold_reward_model": inputs.gold_reward_shape}
+    for key, settings in recipe.reward_models.items():
+        name = key.replace("_", " ")
+        if (shape := given[key]) is not None:
+            yield f"{name}: {settings.name_or_path}, {shape.parameters:,} parameters"
+        elif settings.ensemble is not None:
+            yield f"{name}: {settings.members} models of {inputs.shape.parameters:,} parameters, scored by their {settings.ensemble.combine}"
 
 
 def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The same numbers as plain data, with the recipe in full, for scripts."""
-    n, shape, reward = lengths_of(recipe, inputs), inputs.shape, inputs.reward_shape
+    n, shape = lengths_of(recipe, inputs), inputs.shape
+    reward, gold = inputs.reward_shape, inputs.gold_reward_shape
     column, limit, pairs = recipe.compute.column, recipe.compute.limit, _pairs_of(recipe, inputs)
     arms, time = {}, _forecast_time(recipe, inputs, speeds_of(recipe))
     for name, arm in recipe.arms.items():
@@ -70,14 +78,14 @@ def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         "budget": {"unit": column, "limit": limit},
         "arms": arms,
         "seconds": time.seconds,
-        "memory_gib": memory_gib(recipe, shape, reward),
-        "peak_gib": host_gib(recipe, shape, reward, largest_step(recipe, n)),
+        "memory_gib": memory_gib(recipe, shape, reward, gold),
+        "peak_gib": host_gib(recipe, shape, reward, largest_step(recipe, n), gold),
     }
 
 
 def _fleet(recipe: Recipe) -> str:
     """What one fleet needs, and how many will run. The cluster is not known here, so that may stay open."""
-    needs = fleet_needs(recipe.placement, any(uses_reward_model(arm) for arm in recipe.arms.values()))
+    needs = fleet_needs(recipe.placement, bool(recipe.reward_models))
     gpus = f", {needs['GPU']:g} GPU" if "GPU" in needs else ""
     count, pieces = recipe.placement.fleets, len(recipe.arms) * len(recipe.seeds)
     if count is None and recipe.compute.column == "device_seconds":
@@ -92,8 +100,9 @@ def _fleet(recipe: Recipe) -> str:
 def _forecast_time(recipe: Recipe, inputs: Inputs, speeds: Speeds) -> ComparisonTime:
     n, pairs = lengths_of(recipe, inputs), _pairs_of(recipe, inputs)
     return comparison_time(
-        recipe, inputs.shape, n, speeds, inputs.reward_shape, weaker=inputs.pairs is None, pairs=pairs
-    )
+        recipe, inputs.shape, n, speeds, inputs.reward_shape, inputs.gold_reward_shape, weaker=inputs.pairs is None,
+        pairs=pairs,
+    )  # fmt: skip
 
 
 def _pairs_of(recipe: Recipe, inputs: Inputs) -> int:
@@ -161,16 +170,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _memory(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None) -> Iterator[str]:
-    largest = largest_step(recipe, n)
-    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
-    device, host = recipe.placement.device, host_gib(recipe, shape, reward, largest)
+def _memory(recipe: Recipe, inputs: Inputs, n: Lengths) -> Iterator[str]:
+    largest, shape, reward, gold = largest_step(recipe, n), inputs.shape, inputs.reward_shape, inputs.gold_reward_shape
+    resident, transient = memory_gib(recipe, shape, reward, gold), transient_gib(recipe, shape, reward, largest, gold)
+    device, host = recipe.placement.device, host_gib(recipe, shape, reward, largest, gold)
     yield "memory of each process, GiB: always (weights, gradients, optimizer, cache), and at times (activations, loading):"
     for role, gib in resident.items():
         place = getattr(recipe.placement, role)
         peak = f"; with libraries and weights in transit {host[role]:.2f} at its peak" if role in host else ""
         yield f"  {role}: {place.actors} × {place.cpus} CPU, {place.gpus} GPU; {gib:.2f} and up to {transient[role]:.2f}{peak}"
-    for gpu in gpu_forecasts(recipe, shape, reward, largest):
+    for gpu in gpu_forecasts(recipe, shape, reward, largest, gold):
         need = gpu.resident + gpu.transient
         room = (
             "fits" if need <= device.memory_gib else "may not fit: lower compute.tokens_per_micro_batch or spread roles"

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_bench.compute.memory import critic_shape
+from rlhf_bench.compute.memory import critic_shape, reward_models
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED
@@ -15,7 +15,7 @@ from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MISMATCHED, MethodSettings, own_kind, uses_reward_model
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops, input_gradients_flops, training_flops
 from rlhf_bench.models.layout import Layout
-from rlhf_bench.recipe import Recipe
+from rlhf_bench.recipe import Recipe, RewardModelSettings
 
 PROBE_SETS = 4
 """Kinds of probes of a held-out pair, see diagnostics/probes.py."""
@@ -171,7 +171,8 @@ def drawing(recipe: Recipe, arm: Any, shape: ModelShape, n: Lengths, scorer: Mod
         return Drawing()
     judged = getattr(arm, "feedback", "judge") == "judge"
     samples = _per_update(arm) * getattr(arm, "samples_per_prompt", recipe.data.candidates_per_prompt)
-    return Drawing(samples, sampling(shape, n, samples, judged), Cost() if judged else scoring(scorer, n, samples))
+    scored = Cost() if judged else times(scoring(scorer, n, samples), recipe.reward_model.members)
+    return Drawing(samples, sampling(shape, n, samples, judged), scored)
 
 
 @dataclass(frozen=True)
@@ -201,16 +202,23 @@ def data_use(recipe: Recipe, arm: Any, forecast: ArmForecast, off_policy_pairs: 
     return DataUse(updates, float(epochs) if METHODS[arm.method].consumes == "pairs" else None, passes)
 
 
-def reward_model_forecast(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> Cost:
-    settings, data = recipe.reward_model, recipe.data
+def reward_model_forecast(
+    recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None,
+    settings: RewardModelSettings | None = None,
+) -> Cost:  # fmt: skip
+    """Of the reward model that arms learn from, or with these settings."""
+    settings, data = settings or recipe.reward_model, recipe.data
     samples = settings.start_policy_prompts * data.candidates_per_prompt
     if reward is not None:  # nothing to train: only the scale of its scores is found
         return sampling(shape, n, samples, judged=False) + scoring(reward, n, samples)
-    total = sampling(shape, n, samples, settings.pairs != "off_policy") + scoring(shape, n, samples)
     per_step = settings.examples_per_step
     layout, many = rows_of(n, 2, per_step)
-    learning = settings.steps * many * training_flops(shape, layout, 2 * len(layout.rows))
-    return total + Cost(flops=learning, trained_tokens=settings.steps * per_step * 2 * n.response)
+    learning = Cost(
+        flops=settings.steps * many * training_flops(shape, layout, 2 * len(layout.rows)),
+        trained_tokens=settings.steps * per_step * 2 * n.response,
+    )
+    drawn = sampling(shape, n, samples, settings.pairs != "off_policy")
+    return drawn + times(scoring(shape, n, samples) + learning, settings.members)
 
 
 def check_budget(recipe: Recipe, shape: ModelShape, n: Lengths, reward: ModelShape | None = None) -> None:
@@ -264,14 +272,20 @@ def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) ->
     return policies * recipe.sft.steps * (1 + weaker * recipe.data.weaker_policy_steps) * step
 
 
-def look_flops(recipe: Recipe, shape: ModelShape, n: Lengths, arms: Collection[MethodSettings]) -> float:
+def look_flops(
+    recipe: Recipe, shape: ModelShape, n: Lengths, arms: Collection[MethodSettings], reward: ModelShape | None = None,
+    gold: ModelShape | None = None,
+) -> float:  # fmt: skip
     """FLOPs of the forward passes, and of the gradients, of one evaluation: policy and reference on the samples of the main
-    split, held-out pairs with their probes, and pairs of the own kinds of `arms`: of the evaluated one, or for the base
-    policy of all."""
+    split, every reward model on all of these, held-out pairs with their probes, and pairs of the own kinds of `arms`: of the
+    evaluated one, or for the base policy of all. `gold`: the shape of a given gold reward model."""
     evaluation, pairs = recipe.evaluation, recipe.data.held_out_pairs
     each = evaluation.samples_per_prompt
     compared, many = rows_of(n, each, min(evaluation.kl_prompts or evaluation.prompts, evaluation.prompts))
     flops = 2 * many * forward_flops(shape.merged, compared, each * n.response * len(compared.rows))
+    scored, many = rows_of(n, each, evaluation.prompts)
+    for members in reward_models(recipe, shape, reward, gold).values():
+        flops += many * sum(forward_flops(m, scored, each * len(scored.rows)) for m in members)
     own = {own_kind(arm).name for arm in arms} - {FIXED}
     fixed, others = (2 + PROBE_SETS, pairs), (2, pairs * len(own))
     for responses, prompts in (fixed, others) if own else (fixed,):  # each prompt once, see diagnostics/panel.py
@@ -287,10 +301,13 @@ def look_flops(recipe: Recipe, shape: ModelShape, n: Lengths, arms: Collection[M
 
 def largest_step(recipe: Recipe, n: Lengths) -> int:
     """Tokens of the largest optimizer step of an arm or stage, at full length; a micro-batch may hold less of it."""
-    sft, reward = recipe.sft, recipe.reward_model
+    sft = recipe.sft
     steps = [] if sft is None else [sft.examples_per_step * (n.prompt + n.response)]
-    if reward.name_or_path is None and any(map(uses_reward_model, recipe.arms.values())):
-        steps.append(reward.examples_per_step * (n.prompt + 2 * n.response))
+    steps += [
+        made.examples_per_step * (n.prompt + 2 * n.response)
+        for made in recipe.reward_models.values()
+        if made.name_or_path is None
+    ]
     for arm in recipe.arms.values():
         rows = -(-_per_update(arm) // getattr(arm, "minibatches_per_epoch", 1))
         steps.append(rows * (n.prompt + arm.responses_per_row * n.response))

@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Placement, Recipe
 
 Document = dict[str, Any]
@@ -125,7 +124,7 @@ def rayjob(
         raise BadInput(
             f"the recipe is {len(text.encode())} bytes long, and a manifest carries {MAX_RECIPE_BYTES} at most; shorten it"
         )
-    scorer = any(uses_reward_model(arm) for one in recipes for arm in one.arms.values())
+    scorer = any(one.reward_models for one in recipes)
     pieces = max(len(one.arms) * len(one.seeds) for one in recipes)
     groups = worker_groups(recipe.placement, scorer, gpus_per_node, min(recipe.placement.fleets or 1, pieces))
     grace = math.ceil(recipe.reliability.grace_seconds)

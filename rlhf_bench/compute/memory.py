@@ -42,10 +42,23 @@ GRADIENT_TOKENS = 512
 FLOAT32 = 4
 
 
-def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> dict[str, float]:
-    """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries are not included."""
+def reward_models(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, gold: ModelShape | None = None
+) -> dict[str, list[ModelShape]]:
+    """The members of every reward model that the recipe makes, by its key. `reward`, `gold`: shapes of given ones; one that is
+    trained has the policy's."""
+    given = {"reward_model": reward, "gold_reward_model": gold}
+    return {key: [(given[key] or shape).merged] * made.members for key, made in recipe.reward_models.items()}
+
+
+def memory_gib(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, gold: ModelShape | None = None
+) -> dict[str, float]:
+    """GiB of weights, gradients, optimizer and cache by role and process; activations and libraries are not included. Here and
+    below, `reward` and `gold` are as in `reward_models`: the scorer holds one of them at a time, the evaluator both."""
     number, learner = BYTES[recipe.model.dtype], recipe.placement.learner
-    size, scorer = shape.parameters * number, (reward or shape).parameters * number
+    size = shape.parameters * number
+    scoring = [sum(m.parameters for m in held) * number for held in reward_models(recipe, shape, reward, gold).values()]
     master = 0 if recipe.model.dtype == "float32" else 4  # mixed precision keeps a float32 copy
     weights = number / (learner.actors if learner.zero_stage == 3 else 1)
     gradients = number / (learner.actors if learner.zero_stage >= 2 else 1)
@@ -65,8 +78,8 @@ def memory_gib(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = No
     bytes_by_role = {
         "learner": held * weights + at_once * gradients + learning * optimizer + shape.parameters * weights,
         "rollout": rollout,
-        "evaluator": 2 * size + evaluator,
-        "scorer": scorer,
+        "evaluator": 2 * size + sum(scoring) + evaluator,
+        "scorer": max(scoring, default=(reward or shape).parameters * number),
     }
     return {role: b / 2**30 for role, b in bytes_by_role.items()}
 
@@ -79,8 +92,9 @@ def _trained(recipe: Recipe, shape: ModelShape, reward: ModelShape | None) -> li
 
 
 def transient_gib(
-    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
-) -> dict[str, float]:
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None,
+    gold: ModelShape | None = None,
+) -> dict[str, float]:  # fmt: skip
     """GiB by role and process that are needed only at times: activations and logits of a micro-batch, gradients of held-out
     pairs, a whole model while it is loaded and not yet sharded. `largest`: tokens of the largest step that is taken, where
     that is known to be less than a micro-batch."""
@@ -105,7 +119,8 @@ def transient_gib(
     if number < FLOAT32 and not learner.zero_stage:  # a step takes gradients in float32, when activations are gone
         learning = max(learning, *(model.trained * FLOAT32 for model in trained))
     sides = min(GRADIENT_TOKENS, 2 * recipe.evaluation.gradient_pairs * recipe.model.max_length)
-    looking = max(one_layer(shape), kept(shape, sides) if sides else 0)
+    scoring = [one_layer(members[0]) for members in reward_models(recipe, shape, reward, gold).values()]
+    looking = max(one_layer(shape), *scoring, kept(shape, sides) if sides else 0)
     drawing, looking_too = (
         0.0 if role.gpus else _engine_step(recipe, shape, role)  # of a GPU the engine's share holds it
         for role in (recipe.placement.rollout, recipe.placement.evaluator)
@@ -114,7 +129,7 @@ def transient_gib(
         "learner": learning,
         "rollout": drawing,
         "evaluator": max(looking, looking_too),
-        "scorer": one_layer(reward or shape),
+        "scorer": max(scoring, default=one_layer(reward or shape)),
     }
     return {role: b / 2**30 for role, b in transient.items()}
 
@@ -136,13 +151,14 @@ def _goes_by_float32(dtype: str) -> bool:
 
 
 def host_gib(
-    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
-) -> dict[str, float]:
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None,
+    gold: ModelShape | None = None,
+) -> dict[str, float]:  # fmt: skip
     """The largest resident memory, in GiB, of each process whose role has no GPU: with libraries, and with the weights that
     it has in Ray's store, which all of them share and each is counted with. `largest`: see `transient_gib`."""
-    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
+    resident, transient = memory_gib(recipe, shape, reward, gold), transient_gib(recipe, shape, reward, largest, gold)
     store, found = _weights_gib(recipe, shape), {}
-    for role, place in recipe.placement.roles(any(map(uses_reward_model, recipe.arms.values()))).items():
+    for role, place in recipe.placement.roles(bool(recipe.reward_models)).items():
         if not place.gpus:
             shared = 0.0 if role == "scorer" else store
             tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
@@ -177,13 +193,14 @@ class GpuForecast:
 
 
 def gpu_forecasts(
-    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None
-) -> list[GpuForecast]:
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, largest: int | None = None,
+    gold: ModelShape | None = None,
+) -> list[GpuForecast]:  # fmt: skip
     """One forecast for each kind of GPU: with `colocated`, actor i of every role shares one. Roles work in turn, so only the
     largest transient need counts, plus the evaluator's, which works at any time."""
-    resident, transient = memory_gib(recipe, shape, reward), transient_gib(recipe, shape, reward, largest)
+    resident, transient = memory_gib(recipe, shape, reward, gold), transient_gib(recipe, shape, reward, largest, gold)
     placement = recipe.placement
-    needed = [role for role in resident if role != "scorer" or any(map(uses_reward_model, recipe.arms.values()))]
+    needed = [role for role in resident if role != "scorer" or recipe.reward_models]
     places = {role: getattr(placement, role) for role in needed if getattr(placement, role).gpus}
     if placement.colocated:
         most = max((place.actors for place in places.values()), default=0)
@@ -201,10 +218,12 @@ def gpu_forecasts(
     ]
 
 
-def check_gpu_memory(recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None) -> None:
+def check_gpu_memory(
+    recipe: Recipe, shape: ModelShape, reward: ModelShape | None = None, gold: ModelShape | None = None
+) -> None:
     """BadInput, one line for each kind of GPU whose memory is too small for what is always needed."""
     device, problems = recipe.placement.device, []
-    for gpu in gpu_forecasts(recipe, shape, reward):
+    for gpu in gpu_forecasts(recipe, shape, reward, gold=gold):
         if gpu.resident > device.memory_gib:
             problems.append(
                 f"placement: {' and '.join(gpu.roles)} need{'s' * (len(gpu.roles) == 1)} {gpu.resident:.0f} GiB on one GPU before any activation, and "

@@ -86,12 +86,12 @@ class ComparisonTime:
 
 
 def comparison_time(
-    recipe: Recipe, shape: ModelShape, n: Lengths, speeds: Speeds, reward: ModelShape | None = None, *,
-    weaker: bool = False, pairs: int = 1,
+    recipe: Recipe, shape: ModelShape, n: Lengths, speeds: Speeds, reward: ModelShape | None = None,
+    gold: ModelShape | None = None, *, weaker: bool = False, pairs: int = 1,
 ) -> ComparisonTime:  # fmt: skip
-    """`reward`: the shape of a given reward model. `weaker`: whether a weaker policy makes the off-policy pairs. `pairs`: how
+    """`reward`, `gold`: the shapes of given reward models. `weaker`: whether a weaker policy makes the off-policy pairs. `pairs`: how
     many off-policy pairs there are."""
-    clock = _Clock(recipe, shape, n, speeds, reward)
+    clock = _Clock(recipe, shape, n, speeds, reward, gold)
     runs = len(recipe.arms) * len(recipe.seeds)
     return ComparisonTime(
         before=clock.before_arms(weaker, pairs),
@@ -136,6 +136,7 @@ class _Clock:
     n: Lengths
     speeds: Speeds
     reward: ModelShape | None
+    gold: ModelShape | None = None
 
     @property
     def scorer(self) -> ModelShape:
@@ -231,7 +232,7 @@ class _Clock:
         """One evaluation of a policy, with pairs of the own kinds of these arms."""
         evaluation, role = self.recipe.evaluation, self.recipe.placement.evaluator
         prompts = evaluation.prompts * len(evaluation.splits)
-        forward = look_flops(self.recipe, self.shape, self.n, arms)
+        forward = look_flops(self.recipe, self.shape, self.n, arms, self.reward, self.gold)
         each = evaluation.samples_per_prompt
         sampled = self.sampling(prompts * each, role, each) + self.sampling(prompts, role)
         return sampled + self.products(forward, role) + self.copies(SYNC_COPIES, role)
@@ -256,8 +257,8 @@ class _Clock:
             for arm in recipe.arms.values()
         ):
             parts["reference"] = self.reference(pairs)
-        if any(map(uses_reward_model, recipe.arms.values())):
-            parts["reward model"] = starts * self.reward_model()
+        if recipe.reward_models:
+            parts["reward model"] = starts * sum(map(self.reward_model, recipe.reward_models))
         if any(arm.data != "offline" for arm in recipe.arms.values()):
             data, each = recipe.data, recipe.data.candidates_per_prompt
             size = min(OWN_PROMPTS, 2 * data.held_out_pairs)
@@ -280,11 +281,12 @@ class _Clock:
         flops = many * forward_flops(self.shape, layout, 2 * self.n.response * len(layout.rows))
         return self.products(flops, learner, learner.actors) + self.copies(LOAD_COPIES, learner)
 
-    def reward_model(self) -> float:
+    def reward_model(self, key: str) -> float:
         """Samples of the start policy, training, and the scale of its scores."""
-        recipe, placement = self.recipe, self.recipe.placement
-        samples = recipe.reward_model.start_policy_prompts * recipe.data.candidates_per_prompt
-        total = reward_model_forecast(recipe, self.shape, self.n, self.reward)
+        recipe, placement, settings = self.recipe, self.recipe.placement, self.recipe.reward_models[key]
+        samples = settings.start_policy_prompts * recipe.data.candidates_per_prompt
+        given = self.gold if key == "gold_reward_model" else self.reward
+        total = reward_model_forecast(recipe, self.shape, self.n, given, settings)
         passes = total.flops - samples * generation_flops(self.shape, [(self.n.prompt, 0, self.n.response)])
         drawn = self.sampling(samples, placement.rollout, recipe.data.candidates_per_prompt)
         return drawn + self.products(passes, placement.learner, placement.learner.actors)

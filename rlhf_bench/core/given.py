@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MODEL, TOKENIZER, REWARD_MODEL = "model.name_or_path", "model.tokenizer.name_or_path", "reward_model.name_or_path"
+MODEL, TOKENIZER = "model.name_or_path", "model.tokenizer.name_or_path"
+REWARD_MODEL, GOLD_REWARD_MODEL = "reward_model.name_or_path", "gold_reward_model.name_or_path"
 """Keys of the recipe."""
+REWARD_MODELS = (REWARD_MODEL, GOLD_REWARD_MODEL)
 
 Content = Mapping[str, str]
 """The SHA-256 of every file that is read, by its name in the folder; or the commit of a repository, under `COMMIT`."""

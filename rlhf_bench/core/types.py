@@ -29,6 +29,10 @@ MAIN_SPLIT: HeldOutSplit = "in_distribution"
 """The split whose score is compared."""
 
 
+Combine = Literal["mean", "min"]
+"""How the scores of an ensemble's reward models become one."""
+
+
 class Turn(NamedTuple):
     """A message of a conversation. `more`: its other keys, such as tool_calls or reasoning_content, as a JSON object, and ""
     where it has none. A plain text, so that turns can be compared, hashed and sent; the chat template gets the keys."""

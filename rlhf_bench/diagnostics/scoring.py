@@ -53,6 +53,17 @@ class Scorer:
                 self._count(batch, head_positions=len(batch.targets))
         return logprobs
 
+    def rewards(self, model: Any, rows: Sequence[Row], members: int = 1) -> np.ndarray:
+        """Scores [R] of all responses by a reward model, in row order. `members`: how many models that is, all of one shape.
+        Counted as the scorer counts them, prompts included."""
+        scores = np.zeros(sum(len(row.responses) for row in rows))
+        with torch.no_grad():
+            for responses, batch in self._parts(rows):
+                scores[responses] = model(batch)[1].cpu().numpy()
+                self.flops += members * forward_flops(self.shape, batch.layout, len(responses))
+                self.scored_tokens += members * batch.layout.tokens
+        return scores
+
     def compare(
         self,
         policy: Any,

@@ -17,6 +17,7 @@ from rlhf_bench.experiment.spec import ComparisonSpec
 from rlhf_bench.experiment.starts import COMMON, Begun
 from rlhf_bench.experiment.timing import Timing
 from rlhf_bench.methods.base import own_kind
+from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.models.weights import weights_sha256
 from rlhf_bench.results.base import BaseRecord, over_seeds, recorded_base, recorded_seeds
 from rlhf_bench.results.metrics import SCORES
@@ -33,6 +34,7 @@ from rlhf_bench.results.schema import (
     base_at,
 )
 from rlhf_bench.results.store import Rows, is_done, merge_parts, pair_rows, sample_rows, score_rows
+from rlhf_bench.training.inputs import StartingPoint
 
 
 class Recorder:
@@ -124,16 +126,13 @@ class Recorder:
 
     def _base_record(self, begun: Begun, earlier: BaseRecord) -> dict[str, Any]:
         start, base = begun.shared.start, begun.shared.base
-        accuracy = start.reward_model_accuracy
-        if not accuracy and earlier:  # measured by an earlier run of other arms
-            accuracy = earlier["reward_model"]["accuracies"]
         return {
             **_scores(base),
             "weights": weights_sha256(start.base),
             "at_temperature": {
                 f"{temperature:g}": _scores(found) for temperature, found in begun.shared.base_at_temperature.items()
             },
-            "reward_model": {"accuracy": accuracy.get(MAIN_SPLIT), "accuracies": accuracy},
+            **_reward_models(start, earlier),
             "setup": {
                 "off_policy_pairs": len(start.pairs),
                 "held_out_pairs": ", ".join(f"{len(p)} {split}" for split, p in start.held_out_pairs.items()),
@@ -156,13 +155,27 @@ class Recorder:
         tuning, rows = self.spec.recipe.tuning, list[dict[str, Any]]()
         for number, begun in self.bases.items():
             start = begun.shared.start
-            cost = start.base_cost + start.pairs_cost + start.own_pairs_cost
+            cost = start.base_cost + start.pairs_cost + start.own_pairs_cost + start.gold_reward_model_cost
             rows.append({"arm": SHARED, "seed": number, "phase": "shared", **cost.as_dict()})
         if tuning is not None:
             for arm, trials in json.loads((self.spec.directory / TUNING).read_text(encoding="utf-8")).items():
                 runs = [run for trial in trials for run in trial["runs"]]
                 rows += [{"arm": arm, "seed": run["seed"], "phase": "tuning", **run["spent"]} for run in runs]
         return rows
+
+
+def _reward_models(start: StartingPoint, earlier: BaseRecord) -> dict[str, Any]:
+    """How well they rank held-out pairs, by their key. `earlier`: recorded by a run of other arms, where this one has none."""
+    found: dict[str, Any] = {}
+    accuracies = {"reward_model": start.reward_model_accuracy, "gold_reward_model": start.gold_accuracy}
+    for key, accuracy in accuracies.items():
+        if not accuracy and key in earlier:
+            found[key] = earlier[key]
+        elif accuracy or key == "reward_model":
+            found[key] = {"accuracy": accuracy.get(MAIN_SPLIT), "accuracies": accuracy}
+            if (path := start.reward_models.get(key)) is not None:
+                found[key]["scale"] = RewardScaling.read(path).scale
+    return found
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:

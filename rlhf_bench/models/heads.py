@@ -5,11 +5,13 @@ The language-model head (`lm_head.py`) is applied only at the positions that pre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_bench.core.types import Combine
 from rlhf_bench.models.cpu_kernels import faster_in_float32
 from rlhf_bench.models.lm_head import ChunkedLogprobs, ChunkedLoss, Head, LossOfRows
 from rlhf_bench.models.packing import MicroBatch
@@ -88,3 +90,29 @@ class ResponseValues(nn.Module):
         hidden = hidden_states(self.lm.base_model, batch)
         both = self.lm.score(torch.cat([hidden[batch.predictor], hidden[batch.last]])).squeeze(-1).float() - self.offset
         return both[: len(batch.predictor)], both[len(batch.predictor) :]
+
+
+def combined(of_members: Tensor, how: Combine) -> Tensor:
+    """What an ensemble says of what its k members say: [k, N] -> [N]. The mean, or the smallest: the worst case, which counts
+    no answer as good that a single member doubts (arXiv 2310.02743)."""
+    return of_members.mean(0) if how == "mean" else of_members.min(0).values
+
+
+class RewardEnsemble(nn.Module):
+    """Reward models that answer as one: forward(batch) as `ResponseValues`, scale × the members' combined answers − offset."""
+
+    def __init__(self, members: Sequence[ResponseValues], how: Combine, scale: float, offset: float):
+        super().__init__()
+        self.members, self.how, self.scale, self.offset = nn.ModuleList(members), how, scale, offset
+
+    @property
+    def lm(self) -> nn.Module:
+        """The first member's: all have one shape."""
+        return self.members[0].lm
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        values, scores = zip(*(member(batch) for member in self.members), strict=True)
+        return self._as_one(values), self._as_one(scores)
+
+    def _as_one(self, answers: Sequence[Tensor]) -> Tensor:
+        return self.scale * combined(torch.stack(list(answers)), self.how) - self.offset

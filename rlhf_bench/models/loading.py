@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rlhf_bench.core.types import Combine
 from rlhf_bench.models import attention
 from rlhf_bench.models.cpu_kernels import with_cpu_kernels
 from rlhf_bench.models.flops import ModelShape
-from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
+from rlhf_bench.models.heads import ResponseValues, RewardEnsemble, TokenLogprobs
 from rlhf_bench.models.hub import folder_of
 from rlhf_bench.models.settings import ModelSettings
 
@@ -74,10 +75,12 @@ def random_init_shape(settings: ModelSettings, vocabulary: int) -> ModelShape:
 def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: int) -> nn.Module:
     """A model that answers about response tokens. `path`: a folder, a repository at a commit (`models.hub`), or a note of ours
     about one. `seed` draws a scalar head where there is none. By a reward model's note, scores are scale × the head's output
-    − offset."""
+    − offset; of an ensemble it is the first member, which a critic can start from."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     reward, drawn = RewardScaling.read(path), None
+    if reward.offsets:
+        path, reward = str(member_folder(Path(path).parent, 0)), reward.of_member(0)
     if _is_note(path, RANDOM_INIT):
         drawn = json.loads(Path(path).read_text(encoding="utf-8"))["seed"]
     path = str(folder_of(reward.model or (Path(path).parent if Path(path).is_file() else path)))
@@ -114,13 +117,41 @@ def load_model(path: str, kind: Literal["causal", "scalar"], dtype: str, seed: i
     return ResponseValues(with_cpu_kernels(_scaled(classifier, reward.scale)), reward.offset)
 
 
+def load_reward_model(path: str, dtype: str) -> ResponseValues | RewardEnsemble:
+    """What a note says, or a folder: one reward model or an ensemble, to be asked for scores and not trained."""
+    note, folder = RewardScaling.read(path), Path(path).parent
+    if not note.offsets:
+        return load_model(path, "scalar", dtype, 0)
+    members = [load_model(str(member_folder(folder, i)), "scalar", dtype, 0) for i in range(len(note.offsets))]
+    for member, offset in zip(members, note.offsets, strict=True):
+        member.offset = offset
+    return RewardEnsemble(members, note.combine, note.scale, note.offset)
+
+
+def member_folder(folder: Path, index: int) -> Path:
+    """Where an ensemble, whose note is in `folder`, has the weights of its member, counted from 0."""
+    return folder / f"member{index + 1}"
+
+
 @dataclass(frozen=True)
 class RewardScaling:
-    """How a reward model's output becomes a score, by our note `reward.json`: scale × the head's output − offset."""
+    """How a reward model's output becomes a score, by our note `reward.json`: scale × the head's output − offset. Of an
+    ensemble: scale × (the members' outputs less their `offsets`, combined) − offset."""
 
     model: str | None = None  # where the weights are: a folder, or a repository at a commit; None: beside the note
     scale: float = 1.0
     offset: float = 0.0
+    offsets: tuple[float, ...] = ()  # of an ensemble: each member's mean output; () of a single model
+    combine: Combine = "mean"
+
+    @property
+    def members(self) -> int:
+        """How many models score."""
+        return max(1, len(self.offsets))
+
+    def of_member(self, index: int) -> RewardScaling:
+        """One member alone, on the ensemble's scale."""
+        return RewardScaling(self.model, self.scale, self.scale * self.offsets[index] + self.offset)
 
     def write(self, folder: Path) -> Path:
         """Put the note into a folder of ours."""
@@ -131,7 +162,10 @@ class RewardScaling:
     @classmethod
     def read(cls, path: str) -> RewardScaling:
         """By a note. Scores of anything else are taken unchanged."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8"))) if _is_note(path, REWARD) else cls()
+        if not _is_note(path, REWARD):
+            return cls()
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**found | {"offsets": tuple(found.get("offsets", ()))})
 
 
 def _is_note(path: str, name: str) -> bool:

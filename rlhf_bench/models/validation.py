@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.given import REWARD_MODEL
 from rlhf_bench.models import attention
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.hub import folder_of
@@ -80,12 +81,15 @@ def _check_generation(given: ModelSource) -> None:
             given.refuse(f"its generation_config.json contradicts itself: {said[0]}", "correct that file")
 
 
-def pretrained_reward_model(name: str, max_length: int, tokenizer: TextTokenizer) -> ModelShape:
-    """The shape of the reward model at a folder, or a repository at a commit. BadInput as for `pretrained_model`, and where it does
-    not answer with one number or does not know the policy's token ids, which are what it is given."""
+def pretrained_reward_model(
+    name: str, max_length: int, tokenizer: TextTokenizer, key: str = REWARD_MODEL
+) -> ModelShape:
+    """The shape of the reward model at a folder, or a repository at a commit, which `key` of the recipe names. BadInput as for
+    `pretrained_model`, and where it does not answer with one number or does not know the policy's token ids, which are what it
+    is given."""
     from transformers import AutoModelForSequenceClassification
 
-    given = ModelSource("reward_model.name_or_path", name, "reward model")
+    given = ModelSource(key, name, "reward model")
     config = _config(given)
     classifier = "save one with AutoModelForSequenceClassification and num_labels=1"
     architecture = str((getattr(config, "architectures", None) or [""])[0])

@@ -9,7 +9,7 @@ from rlhf_bench.recipe.loading import Variant, load_recipe, load_series, merge, 
 from rlhf_bench.recipe.parsing import Draft, parse_recipe
 from rlhf_bench.recipe.placement import LearnerPlacement, Placement, RolePlacement, RolloutPlacement
 from rlhf_bench.recipe.recipe import Recipe
-from rlhf_bench.recipe.sections import DataSettings, EvaluationSettings, StageSettings
+from rlhf_bench.recipe.sections import DataSettings, EvaluationSettings, RewardModelSettings, StageSettings
 
 __all__ = [
     "AT_HAND",
@@ -19,6 +19,7 @@ __all__ = [
     "LearnerPlacement",
     "Placement",
     "Recipe",
+    "RewardModelSettings",
     "RolePlacement",
     "RolloutPlacement",
     "StageSettings",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from rlhf_bench.core.settings import Section
-from rlhf_bench.methods.base import MethodSettings
+from rlhf_bench.methods.base import MethodSettings, uses_reward_model
 from rlhf_bench.models.settings import ModelSettings
 from rlhf_bench.recipe.placement import Placement
 from rlhf_bench.recipe.sections import (
@@ -123,6 +123,10 @@ class Recipe(Section):
         default_factory=RewardModelSettings,
         description="trained or given; used where an arm needs it, and charged to that arm",
     )
+    gold_reward_model: RewardModelSettings | None = Field(
+        None,
+        description="a second one, trained or given, that no arm learns from: every evaluation is scored by it too, beside the first one, to see over-optimisation; charged to no arm. null has none",
+    )
     compute: ComputeSettings = Field(description="the budget, the same for every arm and seed")
     evaluation: EvaluationSettings = Field(
         default_factory=EvaluationSettings,
@@ -149,6 +153,12 @@ class Recipe(Section):
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         return distinct_seeds(seeds)
+
+    @property
+    def reward_models(self) -> dict[str, RewardModelSettings]:
+        """Those that are made, by their key: the one that arms learn from where any of them does, and the gold one."""
+        learned = {"reward_model": self.reward_model} if any(map(uses_reward_model, self.arms.values())) else {}
+        return learned | ({} if self.gold_reward_model is None else {"gold_reward_model": self.gold_reward_model})
 
     def trial_evaluation(self) -> EvaluationSettings:
         """How tuning trials are scored."""

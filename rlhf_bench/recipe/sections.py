@@ -10,7 +10,7 @@ from rlhf_bench.core.costs import Column
 from rlhf_bench.core.errors import check_agreement
 from rlhf_bench.core.settings import Section
 from rlhf_bench.core.text import without_passwords
-from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, HeldOutSplit
+from rlhf_bench.core.types import HELD_OUT_SPLITS, MAIN_SPLIT, Combine, HeldOutSplit
 
 
 class DataSettings(Section):
@@ -56,6 +56,15 @@ class SFTSettings(StageSettings):
     )
 
 
+class EnsembleSettings(Section):
+    """Reward models that score as one. They differ by the seed of their heads and the order of their data."""
+
+    size: int = Field(3, ge=2, le=8, description="reward models; every one of them is trained, held and paid for")
+    combine: Combine = Field(
+        "mean", description="the score of a response: the mean of the members' scores, or the smallest (the worst case)"
+    )
+
+
 class RewardModelSettings(StageSettings):
     name_or_path: str | None = Field(
         None,
@@ -69,6 +78,14 @@ class RewardModelSettings(StageSettings):
         512, ge=1, description="prompts that the base policy answers, for the pairs and for the scale of the scores"
     )
     pairs_per_prompt: int = Field(4, ge=1, description="maximum number of pairs among the samples of one prompt")
+    ensemble: EnsembleSettings | None = Field(
+        None, description="several reward models that score as one; null trains one"
+    )
+
+    @property
+    def members(self) -> int:
+        """How many models are trained, and score."""
+        return 1 if self.ensemble is None else self.ensemble.size
 
     @model_validator(mode="after")
     def _trained_or_given(self) -> RewardModelSettings:

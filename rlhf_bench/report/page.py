@@ -24,6 +24,7 @@ from rlhf_bench.report.sections.judged import judged_sections
 from rlhf_bench.report.sections.pairs import displacement, ranking
 from rlhf_bench.report.sections.pairwise import pairwise
 from rlhf_bench.report.sections.properties import properties
+from rlhf_bench.report.sections.reward_models import reward_models
 from rlhf_bench.report.sections.samples import shown_seed, side_by_side
 from rlhf_bench.report.sections.sensitivity import sensitivity
 from rlhf_bench.report.verdict import verdict
@@ -73,6 +74,7 @@ def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, .
         *judged_sections(summary),
         field_section(recorded, summary),
         ranking(recorded, summary),
+        *reward_models(recorded, summary),
         displacement(recorded, summary),
         sensitivity(recorded, summary),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ def base_scores(base: BaseRecord) -> dict[int, float]:
 def over_seeds(records: Mapping[int, BaseRecord]) -> dict[str, Any]:
     """The content of `base.json` where each seed has a base policy of its own: means over them, and each by its seed."""
     found = [records[seed] for seed in sorted(records)]
-    accuracies = _means(record["reward_model"]["accuracies"] for record in found)
     setups = [record["setup"] for record in found]
     each = ", ".join(f"{records[seed]['score'][MAIN_SPLIT]:.3f} (seed {seed})" for seed in sorted(records))
     notes = [note for setup in setups for note in setup["notes"]]
@@ -48,7 +47,7 @@ def over_seeds(records: Mapping[int, BaseRecord]) -> dict[str, Any]:
             temperature: {key: _means(record["at_temperature"][temperature][key] for record in found) for key in at}
             for temperature, at in found[0]["at_temperature"].items()
         },
-        "reward_model": {"accuracy": accuracies.get(MAIN_SPLIT), "accuracies": accuracies},
+        **{key: _reward_model(found, key) for key in ("reward_model", "gold_reward_model") if key in found[0]},
         "setup": {
             "off_policy_pairs": min(setup["off_policy_pairs"] for setup in setups),
             "held_out_pairs": "; ".join(dict.fromkeys(setup["held_out_pairs"] for setup in setups)),
@@ -57,6 +56,12 @@ def over_seeds(records: Mapping[int, BaseRecord]) -> dict[str, Any]:
         },
         "seeds": {str(seed): dict(records[seed]) for seed in sorted(records)},
     }
+
+
+def _reward_model(records: Sequence[BaseRecord], key: str) -> dict[str, Any]:
+    """Means of what is recorded of one; its scale is each seed's own."""
+    accuracies = _means(record[key]["accuracies"] for record in records if key in record)
+    return {"accuracy": accuracies.get(MAIN_SPLIT), "accuracies": accuracies}
 
 
 def _means(records: Iterable[Mapping[str, float | None]]) -> dict[str, float]:

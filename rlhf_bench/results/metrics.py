@@ -70,6 +70,22 @@ _EVALUATED_PAIRS = (
     Metric("displaced", "share", "pairs whose chosen response is less likely than under the base policy"),
     Metric("accuracy", "share", "pairs that the implicit reward ranks right: their margin is above 0"),
 )
+
+
+def _of_reward_model(key: str, which: str) -> tuple[Metric, ...]:
+    """What a reward model says of the finished samples that the main split's score is of."""
+    return (
+        Metric(f"{key}/score", "reward", f"{which}'s score of the policy's samples that ended, mean"),
+        Metric(f"{key}/pairs", "pairs", "pairs of one prompt's samples that the judge tells apart"),
+        Metric(f"{key}/accuracy", "share", f"such pairs that {which} ranks as the judge does"),
+        Metric(
+            f"{key}/calibration_error", "0 to 1", f"gap between {which}'s confidence and its accuracy on these pairs"
+        ),
+        Metric(f"{key}/length_correlation", "−1 to 1", f"correlation of {which}'s score with length, within prompts"),
+        Metric(f"{key}/judge_length_correlation", "−1 to 1", "the same of the judge's score of these samples"),
+    )
+
+
 _PARTIALS = (
     Metric("partial/log_chosen", "", "size of the loss's derivative in the chosen log-probability, mean over pairs"),
     Metric("partial/log_rejected", "", "the same in the rejected log-probability"),
@@ -176,6 +192,8 @@ EVALUATION_METRICS = (
     Metric("gradient/falling", "share", "pairs whose chosen response a small step of DPO on the pair would lower"),
     *_PARTIALS,
     *_of_own_kind(*_EVALUATED_PAIRS, *_PARTIALS),
+    *_of_reward_model("reward_model", "the reward model"),
+    *_of_reward_model("gold_reward_model", "the gold reward model"),
     Metric("diagnostics/seconds", "s", "wall time of probes and gradients in this evaluation"),
     Metric("diagnostics/flops", "FLOP", "their compute"),
 )

@@ -232,6 +232,12 @@ BASE_KEYS = (
     Column("at_temperature.TEMPERATURE.numbers.METRIC", "number", "see metrics", "KL and entropy there"),
     Column("reward_model.accuracy", "number", "share", "main-split pairs that the reward model ranks right"),
     Column("reward_model.accuracies.SPLIT", "number", "share", "the same of every split"),
+    Column(
+        "reward_model.scale", "number", "", "its scores as a multiple of its own unit, log-odds; older runs have none"
+    ),
+    Column("gold_reward_model.accuracy", "number", "share", "the same of the gold reward model, where there is one"),
+    Column("gold_reward_model.accuracies.SPLIT", "number", "share", "the same of every split"),
+    Column("gold_reward_model.scale", "number", "", "the same as of the reward model"),
     Column("setup.off_policy_pairs", "integer", "pairs", "off-policy pairs to train on"),
     Column("setup.held_out_pairs", "text", "pairs", "held-out pairs of each split"),
     Column("setup.own_pairs", "text", "pairs", "held-out pairs of each other kind that an arm trains on"),

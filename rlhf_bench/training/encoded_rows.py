@@ -9,7 +9,6 @@ from typing import Any
 
 from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.types import Pair, Prompt, Row, TextPair
-from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task
 from rlhf_bench.training.encoding import DrawnFrom, Encoder, drawn_from, draws_of
@@ -111,9 +110,11 @@ def check_off_policy_pairs(recipe: Recipe, task: Task) -> None:
         for name, arm in recipe.arms.items()
         if arm.data not in ("on_policy", "online")
     ]
-    trained = recipe.reward_model.name_or_path is None and any(map(uses_reward_model, recipe.arms.values()))
-    if trained and recipe.reward_model.pairs == "off_policy":
-        problems.append(f"reward_model.pairs: off_policy needs off-policy pairs; {why}; {remedy}, or use start_policy")
+    problems += [
+        f"{key}.pairs: off_policy needs off-policy pairs; {why}; {remedy}, or use start_policy"
+        for key, settings in recipe.reward_models.items()
+        if settings.name_or_path is None and settings.pairs == "off_policy"
+    ]
     if problems:
         raise BadInput(*problems)
 

@@ -225,7 +225,7 @@ def drawn_from(recipe: Recipe, pairs_come: bool) -> DrawnFrom:
         evaluated = Drawn(f"the evaluation of arm {name}", of_pair, optional=True)
         held_out.append(evaluated)
         pairs.append(evaluated)
-    if any(uses_reward_model(arm) for arm in recipe.arms.values()):
+    if recipe.reward_models:
         train.append(Drawn("the reward model's stage", recipe.data.candidates_per_prompt))
     return DrawnFrom(train, held_out, pairs)
 
@@ -261,8 +261,8 @@ def draws_of(
             others = {p.prompt.id: len(p.rejected_ids if chosen else p.chosen_ids) for p in (*given, *held_out_pairs)}
             yield from (Draw(f"arm {name}", p, 1, others[p.id]) for p in prompts)
             yield from (Draw(f"the evaluation of arm {name}", p, 1, others.get(p.id, 0)) for p in own)
-    if any(uses_reward_model(arm) for arm in recipe.arms.values()):
-        asked = train[-recipe.reward_model.start_policy_prompts :]
+    for settings in recipe.reward_models.values():
+        asked = train[-settings.start_policy_prompts :]
         yield from longest("the reward model's stage", asked, candidates)
     for name, arm in recipe.arms.items():
         if arm.data != "offline":  # its kind of pairs

@@ -40,6 +40,7 @@ def tokenizer_and_shape(recipe: Recipe, task: Task | None, local: Local) -> tupl
     if recipe.model.name_or_path is None:
         return built(), None
     scalar = any(_makes_scalar(recipe, arm) for arm in recipe.arms.values())
+    scalar = scalar or any(settings.name_or_path is None for settings in recipe.reward_models.values())
     model, shape = pretrained_model(local[MODEL].path, recipe.model.max_length, scalar)
     tokenizer = built()
     check_tokenizer(recipe.model.name_or_path, model, tokenizer)
@@ -47,18 +48,19 @@ def tokenizer_and_shape(recipe: Recipe, task: Task | None, local: Local) -> tupl
 
 
 def _makes_scalar(recipe: Recipe, arm: MethodSettings) -> bool:
-    """Whether the arm has a reward model or critic that is made of the policy's."""
-    if uses_reward_model(arm):  # its critic too starts from that
+    """Whether the arm has a critic that is made of the policy, by way of a reward model or not."""
+    if uses_reward_model(arm):  # its critic starts from that
         return recipe.reward_model.name_or_path is None
     return any(o.model == "critic" for o in METHODS[arm.method].objectives)
 
 
-def given_reward_shape(recipe: Recipe, tokenizer: Any, local: Local) -> ModelShape | None:
-    """The shape of a given reward model, and of the critic that starts from it."""
-    if REWARD_MODEL not in local:
+def given_reward_shape(recipe: Recipe, tokenizer: Any, local: Local, key: str = REWARD_MODEL) -> ModelShape | None:
+    """The shape of a given reward model, and of the critic that starts from it. The gold one (`key`) has no critic."""
+    if key not in local:
         return None
-    shape = pretrained_reward_model(local[REWARD_MODEL].path, recipe.model.max_length, tokenizer)
-    return shape if recipe.model.lora is None else replace(shape, lora_rank=recipe.model.lora.rank)
+    shape = pretrained_reward_model(local[key].path, recipe.model.max_length, tokenizer, key)
+    lora = recipe.model.lora if key == REWARD_MODEL else None
+    return shape if lora is None else replace(shape, lora_rank=lora.rank)
 
 
 def policy_shape(recipe: Recipe, given: ModelShape | None, tokenizer: Any) -> ModelShape:

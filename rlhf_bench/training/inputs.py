@@ -18,7 +18,7 @@ from rlhf_bench.compute.forecast import Lengths, check_budget
 from rlhf_bench.compute.memory import check_gpu_memory
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import Problems
-from rlhf_bench.core.given import MODEL, REWARD_MODEL, TOKENIZER, Given
+from rlhf_bench.core.given import GOLD_REWARD_MODEL, MODEL, REWARD_MODEL, REWARD_MODELS, TOKENIZER, Given
 from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import Pair, Prompt, Row
 from rlhf_bench.models.codec import Codec, build_codec
@@ -51,7 +51,8 @@ class Inputs:
     fingerprint: dict[str, str]  # hashes of model and data, for stage caches
     notes: tuple[str, ...] = ()  # what a reader of the results must know of the data
     reward_shape: ModelShape | None = None  # of a given reward model; else it has the policy's
-    reward_model: Path | None = None  # the given one, like `model`
+    gold_reward_shape: ModelShape | None = None  # of a given gold one
+    reward_models: Mapping[str, Path] = field(default_factory=dict)  # the given ones, like `model`, by the recipe's key
     given: Mapping[str, Given] = field(default_factory=dict)  # by the recipe's key: what tells it from another one
 
     @property
@@ -110,6 +111,7 @@ class _Survey:
     shape: ModelShape | None = None
     tokenizer: Any = None
     reward_shape: ModelShape | None = None
+    gold_reward_shape: ModelShape | None = None
     codec: Codec | None = None
     encoder: Encoder | None = None
     rows: EncodedRows | None = None
@@ -136,7 +138,7 @@ class _Survey:
         if task is not None and self._right("evaluation", "model"):
             with problems.step():
                 check_task(recipe, task)
-        if task is not None and self._right("sft", "reward_model"):
+        if task is not None and self._right("sft", "reward_model", "gold_reward_model"):
             with problems.step():
                 check_off_policy_pairs(recipe, task)
         if self.tokenizer is not None:
@@ -154,7 +156,7 @@ class _Survey:
     def _look_at_models(self, problems: Problems, before: Mapping[str, Given]) -> None:
         recipe = self.recipe
         self.local = local_models(recipe, self.cache, self.say, before, problems)
-        found = all(key in self.local for key in names(recipe) if key != REWARD_MODEL)
+        found = all(key in self.local for key in names(recipe) if key not in REWARD_MODELS)
         if found and self._right("model") and (self.task is not None or recipe.model.tokenizer.kind == "pretrained"):
             with problems.step():
                 self.tokenizer, given = tokenizer_and_shape(recipe, self.task, self.local)
@@ -162,15 +164,19 @@ class _Survey:
         if self.tokenizer is not None and self._right("reward_model"):
             with problems.step():
                 self.reward_shape = given_reward_shape(recipe, self.tokenizer, self.local)
+        if self.tokenizer is not None and self._right("gold_reward_model"):
+            with problems.step():
+                self.gold_reward_shape = given_reward_shape(recipe, self.tokenizer, self.local, GOLD_REWARD_MODEL)
 
     def _check_room(self, problems: Problems) -> None:
         """Whether the recipe's GPUs and its budget are large enough, as far as that can be told."""
-        unknown_reward = self.recipe.reward_model.name_or_path is not None and self.reward_shape is None
-        if self.shape is None or unknown_reward or not self._right("reward_model"):
+        shapes, asked = {REWARD_MODEL: self.reward_shape, GOLD_REWARD_MODEL: self.gold_reward_shape}, names(self.recipe)
+        unknown = any(key in asked and shape is None for key, shape in shapes.items())
+        if self.shape is None or unknown or not self._right("reward_model", "gold_reward_model"):
             return
         if self._right("placement", "compute"):
             with problems.step():
-                check_gpu_memory(self.recipe, self.shape, self.reward_shape)
+                check_gpu_memory(self.recipe, self.shape, self.reward_shape, self.gold_reward_shape)
         if self.rows is not None and self._right("tuning"):
             with problems.step():
                 check_budget(self.recipe, self.shape, _lengths(self.recipe, self.rows.prompts.train), self.reward_shape)
@@ -208,7 +214,8 @@ class _Survey:
             fingerprint=fingerprint,
             notes=(*task.notes, *left_out, *pairs.notes, *encoder.notes()),
             reward_shape=self.reward_shape,
-            reward_model=Path(self.local[REWARD_MODEL].path) if REWARD_MODEL in self.local else None,
+            gold_reward_shape=self.gold_reward_shape,
+            reward_models={key: Path(self.local[key].path) for key in REWARD_MODELS if key in self.local},
             given=given,
         )
 
@@ -222,6 +229,7 @@ def _lengths(recipe: Recipe, train: Sequence[Prompt]) -> Lengths:
 
 
 BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED, OWN_SEED = 101, 102, 103, 104, 105
+GOLD_SEED = 106
 
 
 @dataclass(frozen=True)
@@ -240,12 +248,26 @@ class StartingPoint:
         default_factory=dict
     )  # kind -> held-out pairs of the main split, but `fixed`
     own_pairs_cost: Cost = Cost()
+    gold_reward_model: Path | None = None
+    gold_reward_model_cost: Cost = Cost()
+    gold_margins: Mapping[str, float] = field(default_factory=dict)  # like `reward_margins`
+
+    @property
+    def reward_models(self) -> dict[str, str]:
+        """Those that there are, by the recipe's key."""
+        found = {"reward_model": self.reward_model, "gold_reward_model": self.gold_reward_model}
+        return {key: str(path) for key, path in found.items() if path is not None}
 
     @property
     def reward_model_accuracy(self) -> dict[str, float]:
         """Share of held-out pairs that the reward model orders rightly, by split."""
-        found = {
-            s: [self.reward_margins[p.id] > 0 for p in pairs if p.id in self.reward_margins]
-            for s, pairs in self.held_out_pairs.items()
-        }
+        return self._accuracy(self.reward_margins)
+
+    @property
+    def gold_accuracy(self) -> dict[str, float]:
+        """The same of the gold reward model."""
+        return self._accuracy(self.gold_margins)
+
+    def _accuracy(self, margins: Mapping[str, float]) -> dict[str, float]:
+        found = {s: [margins[p.id] > 0 for p in pairs if p.id in margins] for s, pairs in self.held_out_pairs.items()}
         return {split: float(np.mean(right)) for split, right in found.items() if right}

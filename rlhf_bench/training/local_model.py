@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bench.core.errors import BadInput, Problems
-from rlhf_bench.core.given import COMMIT, MODEL, REWARD_MODEL, TOKENIZER, Content, Given
+from rlhf_bench.core.given import (
+    COMMIT,
+    GOLD_REWARD_MODEL,
+    MODEL,
+    REWARD_MODEL,
+    REWARD_MODELS,
+    TOKENIZER,
+    Content,
+    Given,
+)
 from rlhf_bench.models.at_hand import AT_HAND, fetch
 from rlhf_bench.models.gguf import convert, digest, is_gguf
 from rlhf_bench.models.hub import AT_COMMIT, READ, WEIGHTS, resolved
@@ -36,6 +45,8 @@ def names(recipe: Recipe) -> dict[str, str]:
     """What the recipe names that others have made, by key."""
     tokenizer, model = recipe.model.tokenizer, recipe.model.name_or_path
     named = {MODEL: model, TOKENIZER: tokenizer.name_or_path, REWARD_MODEL: recipe.reward_model.name_or_path}
+    if recipe.gold_reward_model is not None:
+        named[GOLD_REWARD_MODEL] = recipe.gold_reward_model.name_or_path
     return {key: name for key, name in named.items() if name is not None}
 
 
@@ -56,7 +67,7 @@ def local_models(
                 )
             given = before.get(key)
             found[key] = (
-                plain_model(key, name, given) if key == REWARD_MODEL else local_model(key, name, cache, say, given)
+                plain_model(key, name, given) if key in REWARD_MODELS else local_model(key, name, cache, say, given)
             )
             missing.discard(name)
     return found

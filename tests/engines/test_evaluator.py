@@ -11,6 +11,7 @@ from rlhf_bench.core.types import Judgement, Pair, Prompt
 from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.diagnostics.likelihood import numbers_of_evaluated
 from rlhf_bench.methods import METHODS
+from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.recipe import EvaluationSettings, RolloutPlacement
 
 EOS, MAX_LENGTH = 2, 64
@@ -47,12 +48,15 @@ def evaluations(start, write_llama, tmp_path_factory):
         return " ".join(str(i) for i in ids if i != EOS)
 
     base = write_llama(tmp_path_factory.mktemp("models") / "base")
+    scalar = write_llama(tmp_path_factory.mktemp("models") / "reward", scalar=True)
+    reward = str(RewardScaling(str(scalar), 0.5, 0.25).write(tmp_path_factory.mktemp("note")))
     actor = start(EvaluatorActor, str(base), RolloutPlacement(cpus=1, cache_mib=32), MAX_LENGTH, "float32")
     evaluator = Evaluator(actor, EngineTime())
     held_out = HeldOut(
         prompts={s: prompts(s) for s in SPLITS}, pairs={s: pairs(s) for s in SPLITS}, training=pairs(SPLITS[0])[:1],
         settings=EvaluationSettings(prompts=12, samples_per_prompt=4, best_of=2, gradient_pairs=3), max_response_tokens=6,
         tokens_per_micro_batch=128, end_ids=frozenset({EOS}), judge=judge, decode=decode, own_pairs={"on_policy": own_pairs()},
+        reward_models={"reward_model": reward, "gold_reward_model": reward},
     )  # fmt: skip
     notes = evaluator.begin(held_out, str(base))
     model = load_model(str(base), "causal", "float32", 0).lm
@@ -80,6 +84,40 @@ def test_numbers_are_those_that_are_documented(evaluations):
     rows = re.findall(r"^\| (`[^|]*`) \|", PAGE.read_text("utf-8"), re.MULTILINE)
     assert produced == {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     assert all(np.isfinite(value) for value in moved.numbers.values())
+
+
+REWARDS = ("score", "pairs", "accuracy", "calibration_error", "length_correlation", "judge_length_correlation")
+
+
+def test_a_gold_reward_model_that_is_the_other_one_says_the_same_of_the_same_samples(evaluations):
+    base, moved = evaluations[1]
+    for one in (base, moved):
+        for name in REWARDS:
+            assert one.numbers[f"reward_model/{name}"] == one.numbers[f"gold_reward_model/{name}"]
+        assert 0 < one.numbers["reward_model/pairs"] <= 12 * 4  # two by two of four samples is the most
+    assert base.numbers["reward_model/score"] != moved.numbers["reward_model/score"]
+
+
+def test_the_reward_models_queries_are_in_the_evaluations_cost(evaluations):
+    """The same evaluation without them costs less, and its other numbers are the same."""
+    from dataclasses import replace
+
+    *_, evaluator, _ = evaluations
+    held_out, reference = evaluator.begun
+    asked = again(evaluations, draws="version 1")
+    evaluator.begin(replace(held_out, reward_models={}), reference, charged=False)
+    unasked = again(evaluations, draws="version 1")
+    evaluator.begin(held_out, reference)
+    tokens = asked.cost["scored_tokens"] - unasked.cost["scored_tokens"]
+    assert tokens > 2 * 12 * 3  # two models, twelve prompts of three tokens each, and the responses
+    assert tokens % 2 == 0 and asked.cost["flops"] > unasked.cost["flops"]
+    others = {
+        name: value
+        for name, value in asked.numbers.items()
+        if "reward_model/" not in name and "diagnostics/" not in name
+    }
+    assert others == pytest.approx({name: unasked.numbers[name] for name in others})
+    assert not any("reward_model/" in name for name in unasked.numbers)
 
 
 def test_the_base_policy_has_moved_nowhere(evaluations):

@@ -1,11 +1,13 @@
 """The reward model's scores against Hugging Face's own classification head, one sequence at a time."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from rlhf_bench.compute.engine_time import EngineTime
 from rlhf_bench.core.types import Row
-from rlhf_bench.models.loading import RewardScaling
+from rlhf_bench.models.loading import RewardScaling, member_folder
 
 ROWS = [
     Row(f"r{i}", (1, *range(4, 5 + i)), ((7, 9, 2), tuple(3 + (i + k) % 12 for k in range(2 * i + 1))))
@@ -96,3 +98,25 @@ def test_a_given_model_is_read_where_it_is_with_scale_and_offset_from_elsewhere(
     close(score(ROWS, path=note)[0], [[SCALE * s - OFFSET for s in scores] for scores in expected])
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["reward.json"]
+
+
+@pytest.mark.parametrize(("combine", "by_hand"), [("mean", np.mean), ("min", np.min)])
+def test_an_ensemble_scores_by_all_its_members_and_each_is_paid_for(
+    combine, by_hand, start, score, model, write_llama, tmp_path
+):
+    """Three models, of which the last two are the same, each less its own mean."""
+    from actors.reward_scorer import RewardScorer, ScorerActor
+
+    other = write_llama(tmp_path / "other", scalar=True, initializer_range=0.3)
+    for index, folder in enumerate((other, model, model)):
+        shutil.copytree(folder, member_folder(tmp_path, index))
+    note = RewardScaling(scale=SCALE, offset=OFFSET, offsets=(0.5, -0.25, 0.0), combine=combine).write(tmp_path)
+    alone = [score(ROWS, path=folder) for folder in (other, model)]
+    found, cost = score(ROWS, path=note)
+    for row, first, second in zip(found, alone[0][0], alone[1][0], strict=True):
+        members = np.stack([np.array(first) - 0.5, np.array(second) + 0.25, second])
+        np.testing.assert_allclose(row, SCALE * by_hand(members, axis=0) - OFFSET, atol=1e-5)
+    assert cost.flops == 3 * alone[0][1].flops and cost.scored_tokens == 3 * alone[0][1].scored_tokens
+    scorer = RewardScorer([start(ScorerActor, 1, 0)], 1, 0, 4096, EngineTime())
+    scorer.load(note, "bfloat16")
+    assert scorer.rounding(7.0) == pytest.approx((7 + OFFSET + SCALE * 0.5) / 32)  # of the member farthest off

@@ -72,12 +72,22 @@ def test_every_document_is_in_the_navigation_or_left_out_by_name():
 
 
 def with_own_pairs(recorded):
-    """As if all arms had been on-policy, and their own pairs the fixed ones; and as if greedy scores had been recorded."""
+    """As if all arms had been on-policy, and their own pairs the fixed ones; as if greedy scores had been recorded, and there
+    had been reward models."""
     metrics, results = recorded.metrics, recorded.results
     own = {f"own/{name}": metrics[name] for name in ("margin", "chosen_logratio", "rejected_logratio")}
     arms = {arm: {**result, "own_kind": "on_policy"} for arm, result in results["arms"].items()}
+    numbers = (
+        "reward_model/score",
+        "reward_model/accuracy",
+        "reward_model/length_correlation",
+        "gold_reward_model/score",
+    )
+    rewards = dict.fromkeys(numbers, metrics["score"])
     return replace(
-        recorded, metrics=metrics.assign(**own, greedy_score=metrics["score"]), results={**results, "arms": arms}
+        recorded,
+        metrics=metrics.assign(**own, **rewards, greedy_score=metrics["score"]),
+        results={**results, "arms": arms},
     )
 
 

@@ -147,7 +147,8 @@ class Made:
         time_of_its_own = EngineTime()
         with time_of_its_own.busy("starting"):
             pool = self.pools[n]
-        scorer = LengthScorer() if any(arm.feedback != "judge" for arm in self.settings.arms.values()) else None
+        asked = self.settings.gold_reward_model or any(arm.feedback != "judge" for arm in self.settings.arms.values())
+        scorer = LengthScorer() if asked else None
         self.scorer = scorer
         evaluator = Evaluator(lambda weights: weights / 1e7, late=bool(n % 2))
         roles = Roles(pool, scorer, self.learners[n], evaluator, Sync(pool), time_of_its_own)

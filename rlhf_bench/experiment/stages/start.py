@@ -16,7 +16,7 @@ from rlhf_bench.core.types import Pair
 from rlhf_bench.experiment.stages.context import StageContext
 from rlhf_bench.experiment.stages.own_pairs import with_own_pairs
 from rlhf_bench.experiment.stages.pairs import OffPolicyPairs, prepare_weaker_pairs
-from rlhf_bench.experiment.stages.reward_model import make_reward_model
+from rlhf_bench.experiment.stages.reward_model import make_reward_model, wanted, wanted_gold
 from rlhf_bench.experiment.stages.sft import fine_tune
 from rlhf_bench.training.inputs import BASE_SEED, StartingPoint
 from rlhf_bench.training.pairs import rows_of
@@ -24,7 +24,7 @@ from rlhf_bench.training.roles import RewardScorer
 
 
 def make_start(context: StageContext) -> StartingPoint:
-    """Train base policy and reward model and sample pairs, unless they are given or in the cache. There is a reward model
+    """Train base policy and reward models and sample pairs, unless they are given or in the cache. There are reward models
     where the roles have a scorer."""
     base, base_cost, pairs = _base_and_pairs(context)
     start = StartingPoint(
@@ -43,7 +43,7 @@ def make_start(context: StageContext) -> StartingPoint:
     start = with_own_pairs(context, start)
     if not start.held_out_pairs:
         context.say("held-out pairs: none, so likelihoods are not evaluated; raise data.held_out_pairs to see them")
-    return start if scorer is None else _with_margins(context, scorer, start)
+    return start if scorer is None else _with_margins(context, scorer, _with_gold_one(context, scorer, start))
 
 
 def _base_and_pairs(context: StageContext) -> tuple[Path, Cost, OffPolicyPairs]:
@@ -68,19 +68,41 @@ def _base_and_pairs(context: StageContext) -> tuple[Path, Cost, OffPolicyPairs]:
 
 
 def _with_reward_model(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
-    """With the reward model, which the scorer holds from now on."""
-    path, cost = make_reward_model(context, scorer, start.base, start.pairs)
+    """With the reward model that an arm of the recipe learns from, which the scorer then holds."""
+    if "reward_model" not in context.recipe.reward_models:
+        return start
+    path, cost = make_reward_model(context, scorer, start.base, start.pairs, wanted(context))
     scorer.load(path, context.recipe.model.dtype)
     return replace(start, reward_model=path, reward_model_cost=cost)
 
 
-def _with_margins(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
-    """With the reward model's margins on the held-out pairs."""
-    start = replace(start, reward_margins=_margins(scorer, start.held_out_pairs))
-    if accuracies := start.reward_model_accuracy:
-        shown = ", ".join(f"{split} {share:.3f}" for split, share in accuracies.items())
-        context.say(f"reward model: accuracy on held-out pairs {shown}")
+def _with_gold_one(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
+    """With the gold reward model, if the recipe has one, and its margins on the held-out pairs. The scorer is left with it."""
+    if (gold := wanted_gold(context)) is None:
+        return start
+    path, cost = make_reward_model(context, scorer, start.base, start.pairs, gold)
+    scorer.load(path, context.recipe.model.dtype)
+    margins = _margins(scorer, start.held_out_pairs)
+    start = replace(start, gold_reward_model=path, gold_reward_model_cost=cost, gold_margins=margins)
+    _say_accuracy(context, gold.name, start.gold_accuracy)
     return start
+
+
+def _with_margins(context: StageContext, scorer: RewardScorer, start: StartingPoint) -> StartingPoint:
+    """With the reward model's margins on the held-out pairs. The scorer holds that one from now on."""
+    if start.reward_model is None:
+        return start
+    if start.gold_reward_model is not None:
+        scorer.load(start.reward_model, context.recipe.model.dtype)
+    start = replace(start, reward_margins=_margins(scorer, start.held_out_pairs))
+    _say_accuracy(context, "reward model", start.reward_model_accuracy)
+    return start
+
+
+def _say_accuracy(context: StageContext, name: str, accuracies: Mapping[str, float]) -> None:
+    if accuracies:
+        shown = ", ".join(f"{split} {share:.3f}" for split, share in accuracies.items())
+        context.say(f"{name}: accuracy on held-out pairs {shown}")
 
 
 def _margins(scorer: RewardScorer, held_out: Mapping[str, Sequence[Pair]]) -> dict[str, float]:

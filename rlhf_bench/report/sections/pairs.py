@@ -154,13 +154,20 @@ def against(right: Right, own: Sequence[Measure]) -> str:
 
 
 def _explicit(recorded: RecordedComparison, split: str) -> Right | None:
-    """From the pairs' reward margins, which are the same at every evaluation."""
-    own = _pair_properties(recorded, "reward_margin", split)
-    if own.empty:
-        return None
-    right = stats.binomtest(int((own > 0).sum()), len(own))
+    own = explicit_margins(recorded, split)
+    return None if own.empty else ranked_right(own.to_numpy())
+
+
+def explicit_margins(recorded: RecordedComparison, split: str) -> pd.Series:
+    """Pair → the reward model's margin, which is the same at every evaluation, of the pairs that have one."""
+    return _pair_properties(recorded, "reward_margin", split)
+
+
+def ranked_right(margins: np.ndarray) -> Right:
+    """The share of margins [P] that are above 0; P >= 1."""
+    right = stats.binomtest(int((margins > 0).sum()), len(margins))
     limits = right.proportion_ci(0.95, method="exact")
-    return Right(float(right.statistic), len(own), float(limits.low), float(limits.high))
+    return Right(float(right.statistic), len(margins), float(limits.low), float(limits.high))
 
 
 def _pair_properties(recorded: RecordedComparison, column: str, split: str) -> pd.Series:

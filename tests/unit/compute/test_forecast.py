@@ -11,6 +11,7 @@ from rlhf_bench.compute.forecast import (
     arm_forecast,
     check_budget,
     data_use,
+    look_flops,
     pair_forecast,
     reward_model_forecast,
 )
@@ -197,6 +198,41 @@ def test_a_critic_is_as_large_as_the_reward_model_it_starts_from():
 
     dearer = given["model"].flops - trained["model"].flops
     assert dearer == pytest.approx(of_rewarding(LARGER) - of_rewarding(SHAPE))
+
+
+def test_an_ensemble_is_trained_held_and_asked_by_the_member():
+    """Samples and judgements are drawn once; training, scoring and weights come three times."""
+    settings = {"steps": 20, "examples_per_step": 8, "start_policy_prompts": 12}
+    one, three = (recipe(reward_model=settings | more) for more in ({}, {"ensemble": {"size": 3, "combine": "min"}}))
+    sampled = Cost(generated_tokens=12 * 6 * 5, judge_queries=12 * 6)
+    sampled += Cost(flops=generation_flops(SHAPE, [(7, 0, 5)] * 72))
+    single, several = (reward_model_forecast(r, SHAPE, N) for r in (one, three))
+    assert several.flops - sampled.flops == pytest.approx(3 * (single.flops - sampled.flops))
+    assert (several.generated_tokens, several.judge_queries) == (single.generated_tokens, single.judge_queries)
+    assert several.trained_tokens == 3 * single.trained_tokens
+    a, b = (arm_forecast(r, r.arms["ppo"], SHAPE, N).update for r in (one, three))
+    assert b.flops - a.flops == pytest.approx(2 * 32 * forward_flops(SHAPE, alone(1), 1), rel=1e-2)
+    gib = 4 * SHAPE.parameters / 2**30
+    held, more = memory_gib(one, SHAPE), memory_gib(three, SHAPE)
+    assert more["scorer"] == pytest.approx(3 * gib) and more["evaluator"] - held["evaluator"] == pytest.approx(2 * gib)
+    assert more["learner"] == held["learner"]  # a critic starts from one member
+    looks = [look_flops(r, SHAPE, N, [r.arms["ppo"]]) for r in (one, three)]
+    scored = forward_flops(SHAPE, Layout.of([(7, [5] * 4)] * 64), 64 * 4)
+    assert looks[1] - looks[0] == pytest.approx(2 * scored)
+
+
+def test_a_gold_reward_model_is_held_by_the_evaluator_and_paid_for_by_no_arm():
+    gold = {"start_policy_prompts": 24, "ensemble": {"size": 2}}
+    without, with_it = recipe(), recipe(gold_reward_model=gold)
+    ppo, again = (arm_forecast(r, r.arms["ppo"], SHAPE, N) for r in (without, with_it))
+    assert ppo == again
+    held, more = memory_gib(without, SHAPE), memory_gib(with_it, SHAPE, gold=LARGER)
+    assert more["evaluator"] - held["evaluator"] == pytest.approx(4 * 2 * LARGER.parameters / 2**30)
+    alone_ = recipe({"a": ARMS["offline"]}, gold_reward_model=gold)
+    assert memory_gib(alone_, SHAPE)["evaluator"] == pytest.approx(held["evaluator"] + 4 * SHAPE.parameters / 2**30)
+    scored = forward_flops(LARGER, Layout.of([(7, [5] * 4)] * 64), 64 * 4)
+    looks = [look_flops(r, SHAPE, N, [r.arms["ppo"]], gold=LARGER) for r in (without, with_it)]
+    assert looks[1] - looks[0] == pytest.approx(2 * scored)
 
 
 def test_a_given_reward_models_memory_is_its_own():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import threading
 import time
@@ -22,7 +23,7 @@ from rlhf_bench.models.loading import RewardScaling
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.recipe.sections import RewardModelSettings
 from rlhf_bench.training.cache import Cache
-from rlhf_bench.training.inputs import OWN_SEED, REWARD_SEED, StartingPoint, prepare_inputs
+from rlhf_bench.training.inputs import GOLD_SEED, OWN_SEED, REWARD_SEED, StartingPoint, prepare_inputs
 from rlhf_bench.training.judging import row_of
 from rlhf_bench.training.local_model import LocalModel, content_of
 from rlhf_bench.training.roles import Roles
@@ -66,7 +67,7 @@ def start(folder, pool=None, scorer=None, learner=None, given=None, **more):
         recipe = recipe.model_copy(update={"reward_model": reward_model})
         local = LocalModel(REWARD_MODEL, given, None if Path(given).is_dir() else {"commit": given})
         named = {REWARD_MODEL: Given(given, content_of(local, cache, said.append))}
-        inputs = replace(inputs, reward_model=Path(given), given=named)
+        inputs = replace(inputs, reward_models={REWARD_MODEL: Path(given)}, given=named)
     context = StageContext(recipe=recipe, inputs=inputs, roles=roles, cache=cache, say=said.append)
     return make_start(context), inputs, said, roles
 
@@ -194,6 +195,71 @@ def test_a_reward_models_scores_have_mean_0_and_deviation_1_on_the_start_policys
     assert len(set(flat)) > 1 and (flat.mean(), flat.std()) == pytest.approx((0, 1))
     assert scorer.loaded[0] == RewardScaling(name) and RewardScaling.read(str(begun.reward_model)) == scorer.loaded[-1]
     assert scorer.loaded[-1].model == name and scorer.loaded[-1].scale > 0
+
+
+class ByMember(LengthScorer):
+    """Members disagree: one likes long responses, the second likes them twice as much, the third short ones."""
+
+    TASTES = (1.0, 2.0, -1.0)
+
+    def load(self, path, dtype):
+        super().load(path, dtype)
+        found = re.fullmatch(r"member(\d)", Path(path).parent.name)
+        self.scale = self.TASTES[int(found[1]) - 1] if found else 1.0
+
+
+@pytest.mark.parametrize(("combine", "together"), [("mean", np.mean), ("min", np.min)])
+def test_an_ensembles_members_have_seeds_and_means_of_their_own_and_one_scale(combine, together, tmp_path):
+    ensemble = SMALL["reward_model"] | {"ensemble": {"size": 3, "combine": combine}}
+    begun, _, said, roles = start(tmp_path, Seen, ByMember(), arms=REWARDED, reward_model=ensemble)
+    trained = [(path, seed) for name, path, seed in roles.learner.loaded if name == "critic"]
+    assert trained == [(begun.base, REWARD_SEED), (begun.base, REWARD_SEED + 100), (begun.base, REWARD_SEED + 200)]
+    folders = [path for path in roles.learner.saved if path.name.startswith("member")]
+    assert [path.name for path in folders] == ["member1", "member2", "member3"]
+    lengths = np.array([len(s.response_ids) for g in roles.pool.groups for s in g.samples], dtype=float)
+    raw = np.array([taste * lengths for taste in ByMember.TASTES])
+    note = RewardScaling.read(str(begun.reward_model))
+    assert note.offsets == pytest.approx(raw.mean(axis=1)) and note.combine == combine
+    scores = note.scale * together(raw - raw.mean(axis=1, keepdims=True), axis=0) - note.offset
+    assert (scores.mean(), scores.std()) == pytest.approx((0, 1))
+    assert any(f"3 members by their {combine}" in line for line in said)
+
+
+def test_an_ensemble_is_paid_for_by_the_member(tmp_path):
+    """Samples and their judgement once, training and scoring as often as there are members."""
+
+    def cost(**reward_model):
+        settings = SMALL["reward_model"] | reward_model
+        return start(tmp_path, Seen, ByMember(), arms=REWARDED, reward_model=settings)[0].reward_model_cost
+
+    one, three = cost(), cost(ensemble={"size": 3})
+    assert (one.generated_tokens, one.judge_queries) == (three.generated_tokens, three.judge_queries) != (0, 0)
+    assert three.flops == 3 * one.flops > 0
+
+
+def test_a_gold_reward_model_is_made_beside_the_other_one_and_charged_to_no_arm(tmp_path):
+    gold = SMALL["reward_model"] | {"start_policy_prompts": 8, "pairs": "start_policy"}
+    without, _, _, _ = start(tmp_path, Seen, LengthScorer(), arms=REWARDED)
+    scorer = LengthScorer()
+    begun, _, said, roles = start(tmp_path, Seen, scorer, arms=REWARDED, gold_reward_model=gold)
+    assert begun.reward_model_cost == without.reward_model_cost and begun.reward_model == without.reward_model
+    assert begun.gold_reward_model_cost.generated_tokens > begun.reward_model_cost.generated_tokens
+    assert begun.reward_models == {
+        "reward_model": str(begun.reward_model),
+        "gold_reward_model": str(begun.gold_reward_model),
+    }
+    assert [seed for name, _, seed in roles.learner.loaded if name == "critic"] == [
+        GOLD_SEED
+    ]  # the other is in the cache
+    assert scorer.loaded[-1] == begun.reward_model, "arms learn from the other one"
+    assert begun.gold_margins == begun.reward_margins != {}  # by one scripted scorer
+    assert any(line.startswith("gold reward model: accuracy on held-out pairs") for line in said)
+
+
+def test_without_an_arm_that_learns_from_a_reward_model_the_gold_one_is_made_alone(tmp_path):
+    begun, _, _, _ = start(tmp_path, Seen, LengthScorer(), gold_reward_model=SMALL["reward_model"])
+    assert list(begun.reward_models) == ["gold_reward_model"]
+    assert begun.reward_margins == {} and begun.gold_margins != {} and begun.reward_model_cost == Cost()
 
 
 def test_a_given_reward_model_is_not_trained_and_costs_the_scale_of_its_scores(tmp_path):

@@ -120,3 +120,52 @@ def test_reward_models_that_can_be_used(change, sound_reward_model, tmp_path):
     change(folder)
     code, said = check(tmp_path / "recipe.yaml", *of_reward_model(folder, "reward_model.start_policy_prompts=4"))
     assert code == 0, said
+
+
+def test_a_gold_reward_model_is_refused_by_its_own_name_and_together_with_the_other_one(sound_reward_model, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(ENOUGH)
+    folders = {
+        key: shutil.copytree(sound_reward_model, tmp_path / key) for key in ("reward_model", "gold_reward_model")
+    }
+    two_labels(folders["reward_model"])
+    another_alphabet(folders["gold_reward_model"])
+    named = [f"{key}.name_or_path={json.dumps(str(folder))}" for key, folder in folders.items()]
+    code, said = check(tmp_path / "recipe.yaml", "model.max_length=32", *named)
+    first, second = said.strip().splitlines()[-2:]
+    assert code == 2 and re.fullmatch(r"(problem: |  )?.*reward_model\.name_or_path: .* it has 2 labels, .*", first), (
+        said
+    )
+    assert re.fullmatch(
+        r".*gold_reward_model\.name_or_path: the tokenizer of .* has .*; .*the policy's tokenizer", second
+    )
+
+
+def test_a_gold_reward_model_that_is_sound_is_accepted_and_told(sound_reward_model, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(ENOUGH)
+    gold = f"gold_reward_model.name_or_path={json.dumps(str(sound_reward_model))}"
+    own = ["reward_model.start_policy_prompts=4", "gold_reward_model.start_policy_prompts=4"]
+    code, said = check(tmp_path / "recipe.yaml", gold, *own, "model.max_length=32")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("reward_model.ensemble={size: 1}", r"reward_model\.ensemble\.size: .*greater than or equal to 2.*"),
+        ("reward_model.ensemble={size: 3, combine: median}", r"reward_model\.ensemble\.combine: .*'mean' or 'min'.*"),
+        ("gold_reward_model={pairs: some}", r"gold_reward_model\.pairs: .*"),
+        ("gold_reward_model={name: x}", r"gold_reward_model\.name: unknown key.*"),
+    ],
+)
+def test_settings_of_reward_models_that_cannot_be(override, line, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(ENOUGH)
+    said = refusal(tmp_path / "recipe.yaml", override)
+    assert re.fullmatch(line, said), said
+
+
+def test_an_ensemble_is_of_trained_reward_models(sound_reward_model, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(ENOUGH)
+    said = refusal(tmp_path / "recipe.yaml", *of_reward_model(sound_reward_model, "reward_model.ensemble={size: 2}"))
+    assert re.fullmatch(
+        r"reward_model: ensemble is for training a reward model, .*; remove one of the two; .*", said
+    ), said

@@ -207,7 +207,8 @@ def test_roles_on_one_gpu_are_added_up(prepared):
     (gpu,) = gpu_forecasts(recipe, inputs.shape)
     assert set(gpu.roles) == {"learner", "rollout", "scorer", "evaluator"}
     gib = inputs.shape.parameters / 2**30
-    models = 2 * 16 * gib + 2 * gib + 2 * 2 * gib + 2 * gib  # trained, reference; the evaluator's two; the scorer's
+    # Trained, reference; the evaluator's two and its reward model; the scorer's.
+    models = 2 * 16 * gib + 2 * gib + 2 * 2 * gib + 2 * gib + 2 * gib
     assert gpu.resident == pytest.approx(models + 79 * 0.3 + 4, rel=1e-6)
 
 

@@ -14,6 +14,7 @@ from rlhf_bench.core.types import HELD_OUT_SPLITS, OWN, Group, Prompt, PromptSco
 from rlhf_bench.diagnostics.gradients import gradient_numbers, partials
 from rlhf_bench.diagnostics.likelihood import kl_numbers, pair_numbers, probe_numbers
 from rlhf_bench.diagnostics.probes import PROBE_SETS
+from rlhf_bench.diagnostics.reward_models import ScoredSamples
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Outputs, PairLogprobs, SideGradients
 from rlhf_bench.results.metrics import COMPARED, EVALUATION, METRICS, TRAIN, described, mlflow_name
@@ -41,8 +42,12 @@ WORDS = {"ARM": r"[^.\[]+(\.\w+=[^\[]*?)?", "SPLIT": "|".join(HELD_OUT_SPLITS), 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The directory of a comparison whose engines are scripted; it ends without a report."""
+    made = {"steps": 1, "start_policy_prompts": 4}
     run = Made(
         tmp_path_factory.mktemp("made"),
+        arms=ARMS | {"scored": {**ARMS["online"], "feedback": "reward_model"}},
+        reward_model=made,
+        gold_reward_model=made,
         tuning={"trials": [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "prompts": 2},
     )
     run.run()
@@ -140,6 +145,8 @@ def of_diagnostics():
     ones = np.ones((2, 2))
     found = {*pair_numbers(ones, ones), *kl_numbers(ones), *gradient_numbers([SideGradients(1.0, 1.0, 0.5)])}
     found |= set(SplitResult((PromptScore("p", 1.0, 1.0, 1.0),), {}, 1.0, ()).scores)
+    scored = ScoredSamples.of([Row("r", (1,), ((2,), (3, 4)))], np.zeros(2), np.zeros(2)).numbers(1.0)
+    found |= {f"{key}/{name}" for key in ("reward_model", "gold_reward_model") for name in scored}
     for name in PROBE_SETS:
         found |= set(probe_numbers(name, ones[0], ones[0]))
     pairs = PairLogprobs(*(torch.tensor([x], dtype=torch.float64) for x in (-1.0, -2.0, -1.5, -1.5, 2.0, 2.0)))
@@ -203,6 +210,10 @@ def test_every_key_of_a_json_file_is_described_and_no_other_one_is(file, made, f
         "best_of_score.SPLIT",
         "seeds.SEED.best_of_score.SPLIT",
         "seeds.SEED.reward_model.accuracies.SPLIT",
+        "seeds.SEED.reward_model.scale",
+        "seeds.SEED.gold_reward_model.accuracy",
+        "seeds.SEED.gold_reward_model.accuracies.SPLIT",
+        "seeds.SEED.gold_reward_model.scale",
         "seeds.SEED.setup.notes[]",
     }
 

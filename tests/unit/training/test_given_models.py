@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlhf_bench.core.errors import BadInput
+from rlhf_bench.core.given import REWARD_MODEL
 from rlhf_bench.models.hub import folder_of
 from rlhf_bench.models.loading import RewardScaling, load_model
 from rlhf_bench.recipe import parse_recipe
@@ -170,7 +171,7 @@ def test_notes_of_ours_in_a_strangers_folder_are_not_read(folder, rewarding, sou
     for kind in ("causal", "scalar"):
         found, own = (load_model(str(f), kind, "float32", 5).state_dict() for f in (inputs.weights, sound))
         assert found.keys() == own.keys() and all(torch.equal(found[key], own[key]) for key in own)
-    note = RewardScaling(str(inputs.reward_model), 0.5, 1.0).write(tmp_path)  # as the stage writes it
+    note = RewardScaling(str(inputs.reward_models[REWARD_MODEL]), 0.5, 1.0).write(tmp_path)  # as the stage writes it
     scaled = load_model(str(note), "scalar", "float32", 0)
     plain = load_model(str(rewarding), "scalar", "float32", 0)
     assert torch.equal(scaled.lm.score.weight, 0.5 * plain.lm.score.weight)
