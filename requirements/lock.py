@@ -5,7 +5,7 @@ Usage: .venv/bin/python requirements/lock.py [cpu] [gpu] [dev] [cluster]      (a
 Each lock is the whole closure that pip resolves, installed with `pip install --no-deps --require-hashes -r LOCK`. uv adds the
 hashes of every file that PyPI has of a version, so a lock holds for every Python and processor. Run it with the oldest
 supported Python. dev.txt and cluster.txt hold only what cpu.txt does not, and are resolved against it. dev.txt has
-the packages of single kinds of task besides, and cpu.txt and gpu.txt have versions that those take. torchvision,
+the packages of single kinds of task and of outside benchmarks besides, and cpu.txt and gpu.txt have versions that those take. torchvision,
 torchaudio and torchcodec are left out: the project reads text only, and a build of theirs that does not match
 torch's makes the import of transformers fail. The CPU build of torch comes from PyTorch's own index, which uv does not ask: it
 is in torch-cpu.txt, without hashes, and written with cpu. To lock gpu, pip must see PyPI's build of torch, so unset any
@@ -25,8 +25,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAMES = ("cpu", "gpu", "dev", "cluster")
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-OF_TASKS = ("poem", "reasoning-gym")
-"""Extras that one kind of task needs."""
+OF_TASKS = ("poem", "reasoning-gym", "benchmarks")
+"""Extras that one kind of task or one command needs."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "pip"}
 """pip: an environment has its own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +25,20 @@ def track(
 
     Example: rlhf-bench track outputs/quickstart --uri http://127.0.0.1:5000
     """
+    from rlhf_bench.report.series import series_labels
+
+    send({label: directory / label for label in series_labels(directory) or [""]}, uri)
+
+
+def send(places: Mapping[str, Path], uri: str | None = None) -> None:
+    """Send the comparisons at `places`, by label, to the store at `uri`, or each to its own. RunFailed where it cannot be reached
+    or refuses something."""
     from rlhf_bench.experiment.tracking.finished import Sent, send_recorded
     from rlhf_bench.experiment.tracking.tracker import tracking_uri
-    from rlhf_bench.report.series import series_labels
     from rlhf_bench.results.reader import read_recorded
     from rlhf_bench.results.summary import summarize
     from rlhf_bench.results.tracked import note_tracked
 
-    places = {label: directory / label for label in series_labels(directory) or [""]}
     recorded = {label: read_recorded(place) for label, place in places.items()}  # all of them, before anything is sent
     refused = 0
     for label, found in recorded.items():

@@ -12,6 +12,8 @@ A difference of two arms on the same seeds and prompts is such a table too, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rlhf_bench.diagnostics.intervals import CONFIDENCE, Estimate, Interval, Part, finite, part_of
@@ -59,6 +61,24 @@ def mean_over_prompts(scores: np.ndarray) -> Estimate:
     if np.ptp(array) == 0:
         return Estimate(float(array[0]), prompts=Part(0.0, array.size - 1))
     return Estimate(float(array.mean()), prompts=part_of(array))
+
+
+def mean_with_errors(values: Sequence[float], errors: Sequence[float], prompts: int) -> Estimate | None:
+    """The mean of `values` [S], one per seed on the same P prompts, of which only each one's standard error over prompts is known:
+    `errors` [S], nan where it is not. One value has uncertainty over prompts alone.
+
+    A squared error estimates (v_p + v_r)/P, of which the prompts' part of the grand mean is v_p/P at most: so the interval is
+    wider than that of `crossed_mean`, but where seeds' means agree better than the rest lets them, which cannot be told here.
+    Where an error is not known, seeds alone count; None where nothing is left. Raises ValueError on a value that is not finite.
+    """
+    cells, known = finite(values), np.asarray(errors, dtype=np.float64)
+    of_seeds = part_of(cells) if cells.size > 1 else None
+    of_prompts = None
+    if known.size and np.isfinite(known).all() and prompts > 1:
+        of_prompts = Part(float((known**2).mean()), prompts - 1)
+    if of_seeds is None and of_prompts is None:
+        return None
+    return Estimate(float(cells.mean()), of_seeds, of_prompts)
 
 
 def interval_over_prompts(scores: np.ndarray, confidence: float = CONFIDENCE) -> Interval:

@@ -12,10 +12,21 @@ import fsspec
 from rlhf_bench.core.errors import RunFailed
 from rlhf_bench.core.yaml import Unreadable, read_yaml
 from rlhf_bench.results.integrity import FileSum, readable_files, recorded_sums, unreadable
-from rlhf_bench.results.schema import BASE_JSON, CHECKSUMS, PARTS, RECIPE, RESULTS, RUN_KEY, SUMMARY, TABLES, TUNING
+from rlhf_bench.results.schema import (
+    BASE_JSON,
+    BENCHMARKS,
+    CHECKSUMS,
+    PARTS,
+    RECIPE,
+    RESULTS,
+    RUN_KEY,
+    SUMMARY,
+    TABLES,
+    TUNING,
+)
 from rlhf_bench.training.checkpoints import Checkpoints
 
-RECORDS = (RESULTS, BASE_JSON, SUMMARY, TUNING, *(table.file for table in TABLES.values()))
+RECORDS = (RESULTS, BASE_JSON, SUMMARY, TUNING, BENCHMARKS, *(table.file for table in TABLES.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from rlhf_bench.results.schema import (
     ARCHIVED_UPDATE_COLUMNS,
     BASE,
     BASE_JSON,
+    BENCHMARKS,
     FIRST_DAY,
     GIVEN,
     LEDGER_TABLE,
@@ -52,7 +53,7 @@ def archive(directory: Path, target: Path) -> None:
 
 def _keep_one(recorded: RecordedComparison, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in (RECIPE, BASE_JSON, RESULTS, TUNING, FIRST_DAY, GIVEN):
+    for name in (RECIPE, BASE_JSON, RESULTS, TUNING, BENCHMARKS, FIRST_DAY, GIVEN):
         if (recorded.directory / name).exists():
             shutil.copyfile(recorded.directory / name, target / name)
     if recorded.judged:

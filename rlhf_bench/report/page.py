@@ -19,6 +19,7 @@ from rlhf_bench.report.notes import notes
 from rlhf_bench.report.plots import overview as figures
 from rlhf_bench.report.plots.style import Plot, plotted, style
 from rlhf_bench.report.sections.base import Section
+from rlhf_bench.report.sections.benchmarks import benchmarks
 from rlhf_bench.report.sections.field import field_section
 from rlhf_bench.report.sections.judged import judged_sections
 from rlhf_bench.report.sections.pairs import displacement, ranking
@@ -77,6 +78,7 @@ def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, .
         *reward_models(recorded, summary),
         displacement(recorded, summary),
         sensitivity(recorded, summary),
+        *benchmarks(summary),
     )
 
 

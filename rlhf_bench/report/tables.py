@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from rich import box
@@ -49,28 +49,24 @@ def comparison_table(summary: Summary) -> list[Row]:
     ]
 
 
-def render_text_table(summary: Summary) -> str:
-    """The comparison table as text for the end of a run, without colours, as wide as its cells need; under it the
-    arms against the baseline and the claims' verdicts, where the recipe asks for them."""
-    rows = without_empty(comparison_table(summary))
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{summary.name}: held-out score at equal compute",
-        pad_edge=False,
-        title_justify="left",
-    )
+def text_table(rows: Sequence[Row], title: str, left: Collection[str]) -> list[str]:
+    """Lines of a table without colours, as wide as its cells need. `left`: headings of columns of words."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, pad_edge=False, title_justify="left")
     for heading in rows[0]:
-        table.add_column(
-            heading.replace(" ", "\n", 1),
-            justify="left" if heading in ("Arm", "Method", "Data") else "right",
-            no_wrap=True,
-        )
+        table.add_column(heading.replace(" ", "\n", 1), justify="left" if heading in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
     out = io.StringIO()
     # Wide enough for any table: a job log has no width, and wrapped cells are harder to read than long lines.
     Console(file=out, width=400, color_system=None, markup=False, highlight=False).print(table)
-    lines = [line.rstrip() for line in out.getvalue().strip("\n").splitlines()]
+    return [line.rstrip() for line in out.getvalue().strip("\n").splitlines()]
+
+
+def render_text_table(summary: Summary) -> str:
+    """The comparison table as text for the end of a run, without colours, as wide as its cells need; under it the
+    arms against the baseline and the claims' verdicts, where the recipe asks for them."""
+    rows = without_empty(comparison_table(summary))
+    lines = text_table(rows, f"{summary.name}: held-out score at equal compute", ("Arm", "Method", "Data"))
     for block in (baseline_lines(summary), claim_lines(summary)):
         lines += ["", *block] if block else []
     return "\n".join(lines)

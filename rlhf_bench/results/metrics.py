@@ -19,7 +19,7 @@ EVALUATION: Phase = "evaluation"
 """Of a row of metrics.parquet: an update of the policy, or an evaluation of it. Groups in MLflow too."""
 
 SCORE, GREEDY_SCORE, BEST_OF_SCORE = SCORES = ("score", "greedy_score", "best_of_score")
-BUDGET, BY_BUDGET, BY_TOKENS = "budget", "by_budget_permille", "by_tokens"
+BUDGET, BY_BUDGET, BY_TOKENS, BENCHMARK = "budget", "by_budget_permille", "by_tokens", "benchmark"
 """The other groups in MLflow."""
 
 WORDS = {"SPLIT": "|".join(HELD_OUT_SPLITS), "SET": "|".join(PROBE_SETS), "NAME": ".+"}
@@ -235,6 +235,11 @@ GROUPS = {
         "`score/SPLIT`, `kl`, and `train/` with reward, gold and margin",
     ),
     BY_TOKENS: (_TOKENS, "the same"),
+    BENCHMARK: (
+        "prompts that were asked",
+        "`TASK/METRIC`, and `TASK/METRIC/FILTER` where responses were filtered: what lm-eval measured of the policy; on the "
+        "comparison's run, of the base policy",
+    ),
     "numbers": ("update", "`not_finite`: how many metrics of the step were left out, since they were not finite"),
     "system": (
         "seconds since 1970",

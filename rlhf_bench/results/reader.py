@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import FIXED, MAIN_SPLIT, OWN
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.recipe.recipe import ARM_NAME, RESERVED
+from rlhf_bench.results.benchmarks import Measurement, of_policies, read_benchmarks, recorded_weights
 from rlhf_bench.results.judged import read_judged
 from rlhf_bench.results.metrics import EVALUATION, TRAIN
 from rlhf_bench.results.schema import (
@@ -45,6 +46,7 @@ class RecordedComparison:
     schema's required columns are sure to be there: `numbers` reads any other one.
     `pairs` and `scores` have no rows, and `tuning` (arm → its trials) no keys, where the run recorded none. `mlflow`: what MLflow
     lacks; None where that is not known. `judged`: of every judging by a language model, what it was and its verdicts.
+    `benchmarks`: what was measured of the policies as they are.
     """
 
     directory: Path
@@ -60,6 +62,7 @@ class RecordedComparison:
     tuning: Mapping[str, list[dict[str, Any]]]
     mlflow: Mapping[str, Any] | None = None
     judged: tuple[tuple[Mapping[str, Any], pd.DataFrame], ...] = ()
+    benchmarks: Sequence[Measurement] = ()
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -140,7 +143,8 @@ def read_recorded(directory: Path) -> RecordedComparison:
     )
     if problems := [f"{directory / line}" for line in _contradictions(recorded)]:
         raise BadInput(*problems)
-    return recorded
+    weights = recorded_weights(recorded.base, recorded.results)
+    return replace(recorded, benchmarks=of_policies(read_benchmarks(directory), weights))
 
 
 def _plain_strings(table: pd.DataFrame) -> pd.DataFrame:

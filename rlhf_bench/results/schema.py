@@ -37,7 +37,7 @@ REPORT, SERIES, SERIES_FIGURE, DATA_DIGEST, FIRST_DAY, GIVEN = (
     "first_day",
     "given.json",
 )
-MLFLOW = "mlflow.json"
+MLFLOW, BENCHMARKS = "mlflow.json", "benchmarks.json"
 PARTS, RESULT, CHECKPOINTS, CARD, OUTBOX = "parts", "result.json", "checkpoints", "README.md", "tracking.jsonl"
 CHECKSUMS, RUN_KEY = "checksums.json", "run_key"
 
@@ -303,6 +303,36 @@ JSON_FILES = (
             Column("ARM[].runs[].score", "number", "0 to 1", "its score with that seed"),
             Column("ARM[].runs[].status", "text", "", "done, diverged or failed"),
             Column("ARM[].runs[].spent.COLUMN", "number", "see ledger", "what it spent with that seed"),
+        ),
+    ),
+    JsonFile(
+        BENCHMARKS,
+        "What `rlhf-bench evaluate` has measured by lm-eval: a row for every number of every policy. Written again after each.",
+        (
+            Column("rows[].arm", "text", "", "name of the arm, or base"),
+            Column("rows[].seed", "integer", "", "seed of the arm's run; of a base policy that all seeds share 0"),
+            Column(
+                "rows[].weights",
+                "text",
+                "",
+                "SHA-256 of the policy's weights; a number of other weights does not count",
+            ),
+            Column(
+                "rows[].benchmark", "text", "", "name that was asked for: a task of lm-eval, or a group or tag of them"
+            ),
+            Column("rows[].digest", "text", "", "of lm-eval's version, and the benchmark's configuration and prompts"),
+            Column("rows[].task", "text", "", "the task, or the group whose mean it is"),
+            Column("rows[].metric", "text", "", "lm-eval's name of the number"),
+            Column("rows[].filter", "text", "", "lm-eval's filter of the responses; none: they are taken as they are"),
+            Column("rows[].value", "number", "see metric", "the number"),
+            Column(
+                "rows[].standard_error", "number", "see metric", "its standard error over prompts; null without one"
+            ),
+            Column("rows[].prompts", "integer", "prompts", "prompts that were asked"),
+            Column("rows[].shots", "integer", "", "examples in each prompt; null where they differ within a group"),
+            Column("rows[].higher_is_better", "text", "", "true or false; null where lm-eval does not say"),
+            Column("rows[].version", "text", "", "the task's version in lm-eval"),
+            Column("rows[].lm_eval", "text", "", "version of lm-eval"),
         ),
     ),
     JsonFile(

@@ -14,7 +14,8 @@ from rlhf_bench.core.types import MAIN_SPLIT, HeldOutSplit
 from rlhf_bench.diagnostics import resampling, stability, statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.intervals import Interval
-from rlhf_bench.results.base import base_scores
+from rlhf_bench.results.base import base_scores, recorded_seeds
+from rlhf_bench.results.benchmark_results import BenchmarkResult, benchmark_results
 from rlhf_bench.results.claims import Claim, PairedComparison, against_baseline, evaluate_claims, scores_at_equal_kl
 from rlhf_bench.results.final_scores import ArmScores, base_interval, final_scores
 from rlhf_bench.results.judged import Judging, judging
@@ -183,6 +184,7 @@ class Summary:
     base_by_seed: Mapping[int, float] = field(default_factory=dict)  # on the main split; empty where seeds share one
     mlflow: Mapping[str, Any] | None = None  # what MLflow lacks; None where that is not known
     judgings: tuple[Judging, ...] = ()  # by language models
+    benchmarks: tuple[BenchmarkResult, ...] = ()
 
     @property
     def name(self) -> str:
@@ -236,6 +238,9 @@ def summarize(recorded: RecordedComparison) -> Summary:
         judgings=tuple(
             judging(about, rows, {arm.name: [seed.seed for seed in arm.finished] for arm in arms})
             for about, rows in recorded.judged
+        ),
+        benchmarks=benchmark_results(
+            recorded.benchmarks, [arm.name for arm in arms], own_bases=bool(recorded_seeds(recorded.base))
         ),
     )
 

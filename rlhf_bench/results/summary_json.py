@@ -12,6 +12,7 @@ from rlhf_bench.core.types import HeldOutSplit
 from rlhf_bench.diagnostics import statistics
 from rlhf_bench.diagnostics.equal_kl import AtEqualKL
 from rlhf_bench.diagnostics.intervals import Interval, IntervalMethod
+from rlhf_bench.results.benchmark_results import BenchmarkResult, Measured
 from rlhf_bench.results.claims import PairedComparison, Verdict
 from rlhf_bench.results.judged_json import Closed, Ends, JudgingEntry, Number, judging_entry
 from rlhf_bench.results.schema import Status
@@ -151,6 +152,28 @@ class EqualKL(Closed):
     left_out: list[str] = Field(description="arms that were not evaluated at or below that KL, after the base policy")
 
 
+class BenchmarkScore(Closed):
+    mean: Number = Field(description="mean over the policies that were measured")
+    ci95: Ends = Field(description="95% interval: over seeds and prompts; of a single base policy over prompts")
+    ci95_method: IntervalMethod | None = Field(description=METHOD)
+    seeds: dict[int, float] = Field(description="each one's number")
+
+
+class BenchmarkEntry(Closed):
+    """A number of lm-eval, on the same prompts for all."""
+
+    task: str = Field(description="the task, or the group whose mean it is")
+    metric: str = Field(description="lm-eval's name of the number")
+    filter: str = Field(description="lm-eval's filter of the responses")
+    higher_is_better: bool | None = Field(description="null where lm-eval does not say")
+    prompts: int = Field(description="prompts that were asked")
+    shots: int | None = Field(description="examples in each prompt; null where they differ within a group")
+    version: str = Field(description="the task's version in lm-eval")
+    lm_eval: str = Field(description="version of lm-eval")
+    base: BenchmarkScore | None = Field(description="the base policy's; null where it was not measured")
+    arms: dict[str, BenchmarkScore]
+
+
 class Settled(Closed):
     """A difference in final score, paired by seed and prompt. It is settled where `ci95_holm` leaves out 0."""
 
@@ -205,6 +228,7 @@ class SummaryFile(Closed):
     claims: tuple[ClaimEntry, ...]
     equal_kl: EqualKL
     verdict: VerdictEntry
+    benchmarks: tuple[BenchmarkEntry, ...] = Field(description="what `rlhf-bench evaluate` has measured by lm-eval")
     timing: Timing
     run_key: str | None = Field(description="the comparison's key in MLflow")
     commit: str | None = Field(description="commit of rlhf-bench")
@@ -245,6 +269,7 @@ def to_json(summary: Summary, verdict: str) -> dict[str, Any]:
             greedy_against_base=tuple(map(_settled, summary.greedy_standing.against_base)),
             compared=summary.standing.compared,
         ),
+        benchmarks=tuple(map(_benchmark, summary.benchmarks)),
         timing=Timing(**known),
         run_key=summary.run_key,
         commit=summary.commit,
@@ -367,6 +392,27 @@ def _equal_kl(at: AtEqualKL) -> EqualKL:
             mean=statistics.mean(values), ci95=_ends(interval), ci95_method=_method(interval), seeds=dict(scores)
         )
     return EqualKL(kl=at.kl, arms=arms, why=at.why or None, left_out=list(at.left_out))
+
+
+def _benchmark(one: BenchmarkResult) -> BenchmarkEntry:
+    of = one.of
+    return BenchmarkEntry(
+        task=of.task,
+        metric=of.metric,
+        filter=of.filter,
+        higher_is_better=of.higher_is_better,
+        prompts=of.prompts,
+        shots=of.shots,
+        version=of.version,
+        lm_eval=of.lm_eval,
+        base=None if one.base is None else _measured(one.base),
+        arms={arm: _measured(found) for arm, found in one.arms.items()},
+    )
+
+
+def _measured(found: Measured) -> BenchmarkScore:
+    ends, method = _ends(found.interval), _method(found.interval)
+    return BenchmarkScore(mean=found.mean, ci95=ends, ci95_method=method, seeds=dict(found.seeds))
 
 
 def _ends(interval: Interval | None) -> Ends:

@@ -49,6 +49,7 @@ ENGINES = {
         "actors/learner/deepspeed_engine.py",
         "actors/learner/training_state.py",
     },
+    "lm_eval": {"rlhf_bench/experiment/harness.py"},
     "mlflow": {"rlhf_bench/experiment/tracking/mlflow_store.py"},
 }
 """Library -> the files or folders that may import it."""

@@ -29,7 +29,7 @@ def pins(name: str) -> dict[str, str]:
     return found
 
 
-OF_TASKS = [line for extra in ("poem", "reasoning-gym") for line in PROJECT["optional-dependencies"][extra]]
+OF_TASKS = [line for extra in lock.OF_TASKS for line in PROJECT["optional-dependencies"][extra]]
 RUNTIME = pins("torch-cpu") | pins("cpu")
 LOCKS = {
     "cpu": (RUNTIME, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]),

@@ -15,12 +15,12 @@ from rlhf_bench.experiment.tracking.mlflow_store import Store, refused
 from rlhf_bench.experiment.tracking.outbox import Item
 from rlhf_bench.experiment.tracking.recorded import Records
 from rlhf_bench.experiment.tracking.telling import Telling, first_line
-from rlhf_bench.results.schema import CHECKPOINTS, RECIPE, REPORT, SUMMARY, TABLES, TUNING
+from rlhf_bench.results.schema import BENCHMARKS, CHECKPOINTS, RECIPE, REPORT, SUMMARY, TABLES, TUNING
 
 if TYPE_CHECKING:
     from rlhf_bench.report import Summary
 
-FILES = (REPORT, SUMMARY, RECIPE, *(table.file for table in TABLES.values()), TUNING)
+FILES = (REPORT, SUMMARY, RECIPE, *(table.file for table in TABLES.values()), TUNING, BENCHMARKS)
 
 
 def tell_finished(to: Telling, directory: Path, summary: Summary, tags: Mapping[str, str]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -23,9 +25,10 @@ from rlhf_bench.core.types import EvalPoint
 from rlhf_bench.core.yaml import read_yaml
 from rlhf_bench.experiment.tracking.metrics import Steps, scored_metrics, update_metrics
 from rlhf_bench.experiment.tracking.outbox import MetricsLogged, Run, RunEnded, RunStarted, Status
+from rlhf_bench.results.benchmarks import Measurement, of_policies, read_benchmarks, recorded_weights
 from rlhf_bench.results.directory import MAY_DIFFER
-from rlhf_bench.results.metrics import EVALUATION, SCORES, TRAIN, described
-from rlhf_bench.results.schema import METRICS_TABLE, RECIPE, RESULTS, TUNING
+from rlhf_bench.results.metrics import BENCHMARK, EVALUATION, SCORES, TRAIN, described
+from rlhf_bench.results.schema import BASE, BASE_JSON, METRICS_TABLE, RECIPE, RESULTS, TUNING
 from rlhf_bench.results.trials import Trial, best_trial
 
 _PLACE = {"arm", "method", "data", "seed", "phase", "split", "update", "fraction", "mark", "wall_seconds"}
@@ -88,7 +91,8 @@ class Records:
         """Of an arm with a seed, or of the comparison."""
         if run.arm is not None and run.seed is not None:
             return self.run(run.arm, run.seed)
-        return RecordedRun(self.comparison(), (), RunEnded(run, self._ended_at, self.status, {}))
+        points = self._benchmarks(run, [one for one in self.benchmarks if one.arm == BASE])
+        return RecordedRun(self.comparison(), points, RunEnded(run, self._ended_at, self.status, {}))
 
     def run(self, arm: str, seed: int) -> RecordedRun:
         """LookupError where DIR has no such arm and seed."""
@@ -104,9 +108,32 @@ class Records:
         end = {"updates": str(result["updates"])} if "updates" in result else {}
         return RecordedRun(
             RunStarted(run, began, settings, tags),
-            [MetricsLogged(run, began + at, step, finite) for at, step, finite in _points(rows)],
+            [
+                *(MetricsLogged(run, began + at, step, finite) for at, step, finite in _points(rows)),
+                *self._benchmarks(run, [one for one in self.benchmarks if one.policy == (arm, seed)]),
+            ],
             RunEnded(run, self._ended_at, result["status"], end),
         )
+
+    @cached_property
+    def benchmarks(self) -> list[Measurement]:
+        """Of the policies as they are."""
+        rows = read_benchmarks(self.directory)
+        if not rows:
+            return []
+        base = json.loads((self.directory / BASE_JSON).read_text(encoding="utf-8"))
+        return of_policies(rows, recorded_weights(base, self.results))
+
+    def _benchmarks(self, run: Run, rows: Sequence[Measurement]) -> list[MetricsLogged]:
+        """At the number of prompts as step; means where several base policies were measured. Of a benchmark whose prompts have
+        changed, what was measured last."""
+        last = {(row.prompts, benchmark_name(row)): row.digest for row in rows}
+        return [
+            MetricsLogged(
+                run, self._ended_at, step, {name: fmean([row.value for row in rows if _is(row, step, name, digest)])}
+            )
+            for (step, name), digest in last.items()
+        ]
 
     @cached_property
     def _ended_at(self) -> int:
@@ -124,6 +151,16 @@ class Records:
             best = best_trial([Trial.from_json(one) for one in found])
             settings |= best.settings if best else {}
         return settings
+
+
+def _is(row: Measurement, prompts: int, name: str, digest: str) -> bool:
+    return (row.prompts, benchmark_name(row), row.digest) == (prompts, name, digest)
+
+
+def benchmark_name(row: Measurement) -> str:
+    """What MLflow calls a number of lm-eval. It takes letters, digits and _ - . space / in a metric's name."""
+    parts = (BENCHMARK, row.task, row.metric, *((row.filter,) if row.filter != "none" else ()))
+    return "/".join(re.sub(r"[^\w\-. ]", "_", part, flags=re.ASCII) for part in parts)
 
 
 def params(resolved: Mapping[str, Any]) -> dict[str, str]:

@@ -231,6 +231,57 @@ def test_reinforce_plus_plus_is_ppo_with_a_critic_that_knows_nothing():
     assert own.metrics == pytest.approx(ppo.metrics)
 
 
+def test_reinforce_plus_plus_with_the_prompts_mean_by_hand():
+    """Rewards 0 and 1, and 6 and 9, of a token each: −½, ½ and −3/2, 3/2 beyond their prompt's mean. The mean of these is 0 and
+    the deviation √(5/4), over the update: a prompt of which more is at stake keeps its larger advantages."""
+    rows = [Row("a", (1,), ((3,), (4,))), Row("b", (2,), ((3,), (4,)))]
+    known = {"logprobs": [tuple(np.array([-1.0]) for _ in range(2))] * 2}
+    found = prepared("reinforce_plus_plus", [[0.0, 1.0], [6.0, 9.0]], rows, known, baseline="prompt", kl_coefficient=0)
+    expected = np.array([-0.5, 0.5, -1.5, 1.5]) / math.sqrt(1.25)
+    np.testing.assert_allclose(np.concatenate(extras(found, "advantages")), expected, rtol=1e-12)
+
+
+def test_with_the_prompts_mean_kl_is_still_paid_token_by_token():
+    """Score less its prompt's mean, less the KL still to come, whitened over all tokens."""
+    known, flat = measured()
+    beyond = np.concatenate([np.array(own) - np.mean(own) for own in REWARDS])
+    gaps = [a - b for a, b in zip(flat["logprobs"], flat["reference_logprobs"], strict=True)]
+    raw = [own - 0.2 * gap[t:].sum() for own, gap in zip(beyond, gaps, strict=True) for t in range(len(gap))]
+    found = prepared("reinforce_plus_plus", known=known, kl_coefficient=0.2, baseline="prompt")
+    whitened = (np.array(raw) - np.mean(raw)) / np.std(raw)
+    np.testing.assert_allclose(np.concatenate(extras(found, "advantages")), whitened, rtol=1e-9)
+
+
+def test_with_the_prompts_mean_what_a_prompt_is_worth_by_itself_changes_nothing():
+    """With the mean of the update it does."""
+    found = {}
+    for baseline in ("prompt", "update"):
+        for shift in (0.0, 40.0):
+            rewards = [REWARDS[0], [r + shift for r in REWARDS[1]]]
+            arm = {"baseline": baseline, "kl_coefficient": 0}
+            found[baseline, shift] = np.concatenate(
+                extras(prepared("reinforce_plus_plus", rewards, **arm), "advantages")
+            )
+    np.testing.assert_allclose(found["prompt", 0.0], found["prompt", 40.0], rtol=1e-9)
+    assert not np.allclose(found["update", 0.0], found["update", 40.0], atol=0.3)
+
+
+def test_with_the_prompts_mean_prompts_that_tie_teach_nothing():
+    rows = [Row(r.id, r.prompt_ids, r.responses, {"reward_rounding": (np.array([1e-6]),) * 3}) for r in ROWS]
+    rewards = [[1000.0, 1000.0 + 5e-7, 1000.0], [-3.0] * 3]
+    arm = {"baseline": "prompt", "kl_coefficient": 0}
+    known = {"logprobs": measured()[0]["logprobs"]}
+    assert not np.concatenate(extras(prepared("reinforce_plus_plus", rewards, rows, known, **arm), "advantages")).any()
+
+
+def test_the_prompts_mean_of_one_sample_is_refused_by_key_with_the_remedy():
+    arms = {"mine": {"method": "reinforce_plus_plus", "samples_per_prompt": 1, "baseline": "prompt"}}
+    with pytest.raises(BadInput) as refused:
+        parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": 1e12}, "arms": arms})
+    (line,) = refused.value.problems
+    assert line.startswith("arms.mine.baseline: one sample") and "samples_per_prompt to 2 or more" in line
+
+
 # All of them
 
 

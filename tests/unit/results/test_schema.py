@@ -17,6 +17,7 @@ from rlhf_bench.diagnostics.probes import PROBE_SETS
 from rlhf_bench.diagnostics.reward_models import ScoredSamples
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Outputs, PairLogprobs, SideGradients
+from rlhf_bench.results.benchmarks import add_benchmarks
 from rlhf_bench.results.metrics import COMPARED, EVALUATION, METRICS, TRAIN, described, mlflow_name
 from rlhf_bench.results.reader import read_recorded
 from rlhf_bench.results.schema import (
@@ -31,6 +32,7 @@ from rlhf_bench.results.summary import summarize
 from rlhf_bench.results.summary_json import SummaryFile, summary_schema, to_json
 from rlhf_bench.results.tracked import note_tracked
 from rlhf_bench.training.rollouts import sample_metrics
+from tests.support.benchmarks import measurement
 from tests.support.side_by_side import ARMS, RECIPE, Made
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +53,7 @@ def made(tmp_path_factory):
         tuning={"trials": [{"learning_rate": 1e-4}, {"learning_rate": 1e-3}], "prompts": 2},
     )
     run.run()
+    add_benchmarks(run.directory, [measurement()])
     note_tracked(run.directory, "http://127.0.0.1:5000", ["metrics of dpo · seed 1, step 1: no such name"])
     return run.directory
 
