@@ -96,17 +96,11 @@ def test_a_server_that_is_down_is_unreachable():
     assert asyncio.run(once()).failure == "unreachable"
 
 
-@pytest.mark.parametrize(
-    ("header", "low", "high"),
-    [
-        ("3", 3, 3),
-        ("0.5", 0.5, 0.5),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3600),
-    ],
-)
-def test_the_server_says_how_long_to_wait(header, low, high):
-    attempt, _ = ask(with_status(429, "", {"Retry-After": header}))
-    assert low <= attempt.wait_seconds <= high
+def test_the_server_says_how_long_to_wait():
+    in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    for header, low, high in (("3", 3, 3), ("0.5", 0.5, 0.5), (in_an_hour, 3000, 3600)):
+        attempt, _ = ask(with_status(429, "", {"Retry-After": header}))
+        assert low <= attempt.wait_seconds <= high, header
 
 
 @pytest.mark.parametrize("header", ["soon", "", "-1"])
