@@ -17,11 +17,12 @@ from rlhf_bench.core.types import Row
 from rlhf_bench.models.packing import micro_batch
 from rlhf_bench.training.checkpoints import fetch, put
 
-TRAINING_STATE = ("weight", "exp_avg", "exp_avg_sq", "step")
-"""What Adam resumes from, per parameter; in a checkpoint `weight/NAME` and so on."""
+TRAINING_STATE = ("exp_avg", "exp_avg_sq", "step", "weight")
+"""What Adam resumes from, per parameter; in a checkpoint `weight/NAME` and so on. Moments come first: see `_load_model`."""
 
-SHARD_BYTES = 2**30
-"""Size of a checkpoint's files: rank 0 holds that much at a time."""
+SHARD_BYTES = 2**27
+"""The most that a file of a checkpoint holds, but for a tensor that is larger. Rank 0 has three times as much in memory while
+it writes: a copy of the tensors, their bytes, and the file's."""
 
 
 def save_state(models: Iterable[DeepSpeedModel], setup: RankSetup, folder: str) -> dict[str, str]:
@@ -68,25 +69,35 @@ def _load_generators(setup: RankSetup, folder: str) -> None:
 
 
 def _shards(model: DeepSpeedModel) -> Iterator[dict[str, torch.Tensor]]:
-    """On rank 0 the state in parts of about SHARD_BYTES, none of them empty; nothing on other ranks."""
-    shard: dict[str, torch.Tensor] = {}
-    for name, parameter in model.lm.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        for key in TRAINING_STATE:
-            value = _full(model, parameter, key)
-            if model.setup.rank == 0 and value is not None:
-                shard[f"{key}/{name}"] = value.detach().to("cpu", copy=True).contiguous()
-        if sum(tensor.numel() * tensor.element_size() for tensor in shard.values()) > SHARD_BYTES:
+    """On rank 0 the state in parts; nothing on other ranks."""
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in model.lm.named_parameters():
+            for key in TRAINING_STATE if parameter.requires_grad else ():
+                value = _full(model, parameter, key)
+                if model.setup.rank == 0 and value is not None:
+                    yield f"{key}/{name}", value.detach()
+
+    return in_shards(tensors(), SHARD_BYTES)
+
+
+def in_shards(tensors: Iterable[tuple[str, torch.Tensor]], most: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Copies of named tensors on the CPU, in order, in parts of at most so many bytes, or of one tensor that is larger. No part
+    is empty. Only one part is held."""
+    shard, size = dict[str, torch.Tensor](), 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > most:
             yield shard
-            shard = {}
+            shard, size = {}, 0
+        shard[name] = tensor.to("cpu", copy=True).contiguous()
+        size += tensor.nbytes
     if shard:
         yield shard
 
 
 def _load_model(model: DeepSpeedModel, folder: str, files: Sequence[str]) -> None:
     parameters, begun = dict(model.lm.named_parameters()), False
-    for file in files:
+    for file in sorted(files):  # moments, where there are any, come before weights: making room for them takes a step
         # In one order on all ranks, which safetensors does not promise: what follows holds collectives.
         for key, value in sorted(load(fetch(f"{folder}/{file}")).items()):
             what, _, name = key.partition("/")
