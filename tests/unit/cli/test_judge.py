@@ -223,7 +223,7 @@ def test_a_stopped_command_keeps_its_answers(directory, command, tmp_path, sent)
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(sent)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
         assert (
             process.returncode == 128 + sent
             and "Traceback" not in err

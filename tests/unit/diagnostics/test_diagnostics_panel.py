@@ -18,6 +18,7 @@ from rlhf_bench.diagnostics.gradients import pair_logprobs_of, partials
 from rlhf_bench.diagnostics.likelihood import numbers_of_evaluated
 from rlhf_bench.diagnostics.panel import Panel
 from rlhf_bench.diagnostics.probes import PROBE_SETS, make_probes
+from rlhf_bench.diagnostics.reward_models import ScoredSamples
 from rlhf_bench.diagnostics.scoring import Scorer
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models import lm_head
@@ -32,6 +33,10 @@ EOS, VOCABULARY = 2, 31
 PAGE = Path(__file__).parents[3] / "docs" / "diagnostics.md"
 BY_THE_EVALUATOR = {"kl", "kl_error", "entropy", "argmax_confidence", "diagnostics/seconds", "diagnostics/flops"}
 """Made of samples that only an engine can draw, or by the clock: tests/engines/test_evaluator.py sees to them."""
+NO_SAMPLES = ScoredSamples.of([], np.array([]), np.array([]))
+BY_REWARD_MODELS = {
+    f"{key}/{name}" for key in ("reward_model", "gold_reward_model") for name in NO_SAMPLES.numbers(1.0)
+}
 
 
 def documented() -> set[str]:
@@ -389,7 +394,7 @@ def test_the_page_names_every_number_and_no_other(models):
     derived = set(partials(method.pair_loss, main, method.settings().resolve_at(0.0, {})))
     own = {f"own/{name}" for name in derived | set(numbers_of_evaluated(look.pairs))}
     produced = set(look.numbers) | derived | own
-    assert documented() == produced | BY_THE_EVALUATOR
+    assert documented() == produced | BY_THE_EVALUATOR | BY_REWARD_MODELS
 
 
 def test_distributions_come_by_chunks_of_logits(models, monkeypatch):
