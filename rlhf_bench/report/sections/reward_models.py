@@ -29,10 +29,10 @@ from rlhf_bench.report.plots.style import (
     MARKERS,
     Plot,
     absent,
+    arm_handles,
     curve,
     drawn,
     label,
-    legend,
     new_figure,
     panel_grid,
     plotted,
@@ -225,7 +225,9 @@ def _by_root_kl(recorded: RecordedComparison, summary: Summary, columns: list[st
         if column != SCORE:
             there = [one or other for one, other in zip(there, drawn_here, strict=True)]
     figure.supxlabel("√KL to the base model (√nats per response)", color=INK, fontsize=9)
-    legend(figure, told)
+    figure.legend(
+        handles=arm_handles(told), loc="outside upper center", ncols=3
+    )  # below it would hide the axis's title
     return Plot(
         "Proxy and gold against √KL",
         "Each point is an evaluation. Where the upper line rises and a lower one falls, the policy is better at pleasing the reward "
