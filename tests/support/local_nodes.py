@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-OBJECT_STORE_BYTES = 100 * 2**20
+EVERY_NODE = {"object_store_memory": 100 * 2**20, "dashboard_agent_listen_port": 0}
+"""The port: any that is free, since all nodes, and other clusters on this machine, have one address."""
 
 
 def main() -> None:
@@ -27,8 +28,7 @@ def main() -> None:
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": port,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    } | EVERY_NODE
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = {cluster.head_node.node_id: "head"}
@@ -36,9 +36,7 @@ def main() -> None:
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             offered = {name: float(amount) for name, amount in group.get("resources", {}).items()}
             for _ in range(group["replicas"]):
-                node = cluster.add_node(
-                    num_cpus=int(limits["cpu"]), resources=offered, object_store_memory=OBJECT_STORE_BYTES
-                )
+                node = cluster.add_node(num_cpus=int(limits["cpu"]), resources=offered, **EVERY_NODE)
                 nodes[node.node_id] = group["groupName"]
         cluster.wait_for_nodes()
         aside = ready.with_suffix(".tmp")
