@@ -27,24 +27,14 @@ def server(smollm2, tmp_path_factory):
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log"
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2, "--served-model-name", NAME),
-        *(
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--max-model-len",
-            "1024",
-            "--max-num-seqs",
-            "16",
-            "--enforce-eager",
-        ),
-    ]
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm2, "--served-model-name", NAME,
+        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--max-num-seqs", "16", "--enforce-eager",
+    ]  # fmt: skip
     variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not answers(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
