@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_at_once_before_a_policy_is_loaded(made, monke
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     for line, words in zip(
         lines,
-        ("policy of dpo, seed 1 is not there", "other weights than those with which dpo, seed 2", "no task sumz; near it are sums",
+        ("policy of dpo, seed 1 is not there", "other weights than those with which dpo, seed 2", "no task sumz; near it are ",
          "gone cannot be loaded", "codes would run code"),
         strict=True,
     ):  # fmt: skip
