@@ -51,7 +51,7 @@ class Jobs:
 
     def wait(self, name, until):
         """Its record, once `until(record)`."""
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 400
         while not until(job := self.get(f"/api/jobs/{name}")):
             assert job["status"] in ("PENDING", "RUNNING") and time.monotonic() < deadline, self.log(name)
             time.sleep(0.2)
