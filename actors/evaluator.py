@@ -176,12 +176,12 @@ class EvaluatorActor(Traced, Heartbeat):
         for name, array in arrays.items():
             own[name].data.copy_(as_tensor(array))
 
-    def _generate(self, prompts: Sequence[Prompt], temperature: float, seed: int) -> list[Completion]:
-        return self._draw(prompts, temperature, seed, range(len(prompts)))
-
-    def _draw(self, prompts: Sequence[Prompt], temperature: float, seed: int, draws: Sequence[int]) -> list[Completion]:
-        """`draws`: which of the seed's draws each response is."""
-        requests = [(p.token_ids, seed * 1_000_003 + i) for i, p in zip(draws, prompts, strict=True)]
+    def _draw(
+        self, prompts: Sequence[Prompt], temperature: float, seed: int, draws: Sequence[int | None]
+    ) -> list[Completion]:
+        """`draws`: which of the seed's draws each response is; None for the likeliest tokens."""
+        seeds = [None if i is None else seed * 1_000_003 + i for i in draws]
+        requests = [(p.token_ids, own) for p, own in zip(prompts, seeds, strict=True)]
         found = self.engine.generate(requests, self.held_out.max_response_tokens, temperature, self.held_out.end_ids)
         self.counts["generated_tokens"] += sum(len(f.ids) for f in found)
         self.counts["generation_flops"] += generation_flops(
@@ -196,8 +196,11 @@ class EvaluatorActor(Traced, Heartbeat):
         settings = self.held_out.settings
         each = settings.samples_per_prompt
         repeated = [p for p in prompts for _ in range(each)]
-        sampled = self._generate(repeated, temperature, seed)
-        greedy = self._judged(prompts, self._generate(prompts, 0.0, 0))
+        # Together: a step of the engine reads all weights, however few sequences it decodes.
+        draws = [*range(len(repeated)), *(None for _ in prompts)]
+        found = self._draw([*repeated, *prompts], temperature, seed, draws)
+        sampled, likeliest = found[: len(repeated)], found[len(repeated) :]
+        greedy = self._judged(prompts, likeliest)
         judged = self._judged(repeated, sampled)
         scores = np.array([j.score for _, j in judged]).reshape(len(prompts), each)
         firsts = zip(prompts, judged[::each], strict=True)

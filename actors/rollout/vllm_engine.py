@@ -12,8 +12,8 @@ from rlhf_bench.models.hub import folder_of
 from rlhf_bench.recipe import RolloutPlacement
 from rlhf_bench.training.sync_check import Held
 
-Request = tuple[tuple[int, ...], int]
-"""Prompt ids and the seed that its response is sampled with."""
+Request = tuple[tuple[int, ...], int | None]
+"""Prompt ids and the seed that its response is sampled with; None for the likeliest tokens."""
 
 CPU_BLOCK_TOKENS = 32
 """Whole blocks of a prompt are cached. These are the smallest that vLLM's CPU attention has: its own choice, 128, is longer
@@ -84,7 +84,7 @@ class VLLMEngine:
             self._forget_prompts()
         for number, (ids, seed) in requests.items():
             params = SamplingParams(
-                temperature=temperature, max_tokens=max_tokens, seed=seed if temperature else None, logprobs=0,
+                temperature=0.0 if seed is None else temperature, max_tokens=max_tokens, seed=seed, logprobs=0,
                 stop_token_ids=sorted(end_ids), detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             self.llm.llm_engine.add_request(str(number), tokens_input(list(ids)), params)

@@ -19,10 +19,11 @@ BUDGET = "30min"
 ARMS = {
     "ppo": {"method": "ppo", "feedback": "judge", "epochs_per_update": 1, "minibatches_per_epoch": 2},
     "dpo-offline": {"method": "dpo", "data": "offline", "beta": 0.1},
+    "kto-unpaired": {"method": "kto", "data": "offline", "unpaired": True, "beta": 0.1},
     "dpo-on-policy": {"method": "dpo", "data": "on_policy", "beta": 0.1},
     "flex-dpo": {"method": "flex_dpo", "data": "on_policy", "beta_chosen": 0.1, "beta_rejected": 0.08},
 }
-"""Of a first recipe, without what depends on model, data and budget."""
+"""Of a first recipe, without what depends on model, data and budget. One that learns from what the data lacks is left out."""
 
 
 def init(

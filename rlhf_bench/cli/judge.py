@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +14,16 @@ import typer
 
 from rlhf_bench.cli.options import cache_folder, say_aside, write_line
 from rlhf_bench.core.errors import Problems, RunFailed
+from rlhf_bench.core.lock import held
 
 if TYPE_CHECKING:
     from rlhf_bench.core.contests import Contest
     from rlhf_bench.llm_judge.asking import Outcome
-    from rlhf_bench.llm_judge.session import Judge
+    from rlhf_bench.llm_judge.budget import Prices
+    from rlhf_bench.llm_judge.endpoint import Endpoint
+    from rlhf_bench.llm_judge.labels import Labelled
+    from rlhf_bench.llm_judge.prompt import JudgePrompt
+    from rlhf_bench.llm_judge.session import Judge, Limits
     from rlhf_bench.results.judged import Place
 
 
@@ -73,15 +81,11 @@ def judge(
 
     Example: rlhf-bench judge outputs/quickstart --endpoint http://127.0.0.1:8000/v1 --model NAME --agreement pairs.jsonl
     """
-    from rlhf_bench.llm_judge.agreement import cost_record, measured_agreement
-    from rlhf_bench.llm_judge.answers import opened
     from rlhf_bench.llm_judge.budget import Prices
     from rlhf_bench.llm_judge.endpoint import Endpoint, check_endpoint
     from rlhf_bench.llm_judge.labels import read_labelled
     from rlhf_bench.llm_judge.prompt import read_prompt
-    from rlhf_bench.llm_judge.session import Judge, Limits
-    from rlhf_bench.report.sections.judged import agreement_line, cost_words
-    from rlhf_bench.results.judged import write_judged
+    from rlhf_bench.llm_judge.session import Limits
 
     problems, key = Problems(), os.environ.get(key_variable, "").strip()
     url, text, labelled, pairs = "", None, None, dict[Path, Any]()
@@ -105,11 +109,34 @@ def judge(
     prices = None if price_in is None and price_out is None else Prices(price_in or 0.0, price_out or 0.0)
     limits = Limits(queries or math.inf, math.inf if money is None else money, prices or Prices(), concurrent)
     server = Endpoint(url, model, key, timeout, max_tokens, constrain)
+    with held(directory, say_aside) if directory is not None else nullcontext():
+        outcome = _judge(server, text, limits, prices, against, pairs, labelled)
+        if directory is not None:
+            _report(directory, pairs, model)
+    _refuse_incomplete(outcome)
+
+
+def _judge(
+    server: Endpoint,
+    prompt: JudgePrompt,
+    limits: Limits,
+    prices: Prices | None,
+    against: str,
+    pairs: Mapping[Path, Mapping[Place, Contest]],
+    labelled: Labelled | None,
+) -> Outcome:
+    """Ask what is not known yet, and write down what is, by the folder of each comparison."""
+    from rlhf_bench.llm_judge.agreement import cost_record, measured_agreement
+    from rlhf_bench.llm_judge.answers import opened
+    from rlhf_bench.llm_judge.session import Judge
+    from rlhf_bench.report.sections.judged import agreement_line, cost_words
+    from rlhf_bench.results.judged import write_judged
+
     asked = [*(labelled.contests if labelled else ()), *(c for found in pairs.values() for c in found.values())]
     with opened(cache_folder(), server) as book:
         if book.damaged:
             say_aside(f"{book.file}: {book.damaged} lines cannot be read; what they answered is asked again")
-        judge = Judge(server, text, book)
+        judge = Judge(server, prompt, book)
         outcome = judge.ask(asked, limits, say_aside)
         agreed = measured_agreement(judge, labelled, prices) if labelled else None
         for place, found in pairs.items():
@@ -117,11 +144,9 @@ def judge(
             about["costs"] = cost_record(judge.costs(list(found.values())), prices)
             write_judged(place, about, found, {at: judge.judged(one) for at, one in found.items()})
     if agreed and not pairs:
-        write_line(agreement_line(model, agreed))
-        write_line(f"{model}: {cost_words(agreed['costs'])}")
-    if directory is not None:
-        _report(directory, pairs, model)
-    _refuse_incomplete(outcome)
+        write_line(agreement_line(server.model, agreed))
+        write_line(f"{server.model}: {cost_words(agreed['costs'])}")
+    return outcome
 
 
 def _contests(directory: Path | None, against: str) -> dict[Path, dict[Place, Contest]]:
@@ -165,6 +190,7 @@ def _report(directory: Path, places: Any, model: str) -> None:
     if labels := series_labels(directory):
         write_series(directory, labels)
     write_line(f"report: {(directory / 'report.html').resolve()}")
+    write_line(f"MLflow: rlhf-bench track {shlex.quote(str(directory))} sends it the win rates")
 
 
 def _refuse_incomplete(outcome: Outcome) -> None:

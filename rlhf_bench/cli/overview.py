@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_bench.cli.data_overview import data_check
 from rlhf_bench.cli.example import example_data, example_lines
-from rlhf_bench.compute.forecast import DataUse, Lengths, arm_forecast, data_use, largest_step
+from rlhf_bench.compute.forecast import DataUse, FixedData, Lengths, arm_forecast, data_use, largest_step
 from rlhf_bench.compute.memory import gpu_forecasts, host_gib, host_total_gib, machine_gib, memory_gib, transient_gib
 from rlhf_bench.compute.resources import GIB, fleet_needs
 from rlhf_bench.compute.speed import Speeds, speeds_of
@@ -50,12 +50,13 @@ def as_data(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The same numbers as plain data, with the recipe in full, for scripts."""
     n, shape = lengths_of(recipe, inputs), inputs.shape
     reward, gold = inputs.reward_shape, inputs.gold_reward_shape
-    column, limit, pairs = recipe.compute.column, recipe.compute.limit, _pairs_of(recipe, inputs)
+    column, limit = recipe.compute.column, recipe.compute.limit
+    fixed = _fixed_data(recipe, inputs)
     arms, time = {}, _forecast_time(recipe, inputs, speeds_of(recipe))
     for name, arm in recipe.arms.items():
         f = arm_forecast(recipe, arm, shape, n, reward)
         before, update = (getattr(c, column) for c in (f.before, f.update))
-        use = data_use(recipe, arm, f, pairs)
+        use = data_use(recipe, arm, f, fixed)
         arms[name] = {
             "before": before,
             "update": update,
@@ -98,36 +99,37 @@ def _fleet(recipe: Recipe) -> str:
 
 
 def _forecast_time(recipe: Recipe, inputs: Inputs, speeds: Speeds) -> ComparisonTime:
-    n, pairs = lengths_of(recipe, inputs), _pairs_of(recipe, inputs)
+    n = lengths_of(recipe, inputs)
     return comparison_time(
         recipe, inputs.shape, n, speeds, inputs.reward_shape, inputs.gold_reward_shape, weaker=inputs.pairs is None,
-        pairs=pairs,
+        fixed=_fixed_data(recipe, inputs),
     )  # fmt: skip
 
 
-def _pairs_of(recipe: Recipe, inputs: Inputs) -> int:
-    """Off-policy pairs to train on: the data's, or as many as a weaker policy is asked for."""
-    return recipe.data.off_policy_pairs if inputs.pairs is None else len(inputs.pairs)
+def _fixed_data(recipe: Recipe, inputs: Inputs) -> FixedData:
+    """The data's, or as many pairs as a weaker policy is asked for."""
+    pairs = recipe.data.off_policy_pairs if inputs.pairs is None else len(inputs.pairs)
+    return FixedData(pairs, None if inputs.labelled is None else len(inputs.labelled))
 
 
 def _budget(recipe: Recipe, inputs: Inputs, n: Lengths) -> Iterator[str]:
-    column, limit, pairs = recipe.compute.column, recipe.compute.limit, _pairs_of(recipe, inputs)
+    column, limit, fixed = recipe.compute.column, recipe.compute.limit, _fixed_data(recipe, inputs)
     yield f"budget: {limit:.3g} {column} for each arm and seed"
     for name, arm in recipe.arms.items():
         f = arm_forecast(recipe, arm, inputs.shape, n, inputs.reward_shape)
         before, update = (getattr(c, column) for c in (f.before, f.update))
-        use = data_use(recipe, arm, f, pairs)
+        use = data_use(recipe, arm, f, fixed)
         updates = f"about {int(use.updates)}" if use else "as many as fit"
         yield (
             f"  {name}: {before:.3g} before the first update, {update:.3g} an update at full length: {updates} updates or "
-            f"more{_passes(arm, use, pairs) if use else ''}"
+            f"more{_passes(arm, use, fixed.rows(arm)) if use else ''}"
         )
 
 
-def _passes(arm: Any, use: DataUse, pairs: int) -> str:
+def _passes(arm: Any, use: DataUse, rows: int) -> str:
     """How often the arm sees its data: its pairs, and the prompts that it samples for."""
     if arm.data == "offline":
-        return f"; {use.pair_passes:.2g} passes over {pairs} pairs"
+        return f"; {use.pair_passes:.2g} passes over {rows} {'labelled responses' if arm.fixed_responses else 'pairs'}"
     again = ", which come again with new samples" if (use.prompt_passes or 0) > 1 else ""
     prompts = f"{use.prompt_passes:.2g} passes over its prompts{again}"
     if not arm.one_shot:

@@ -153,7 +153,7 @@ def arm_forecast(
 
 def _per_update(arm: Any) -> int:
     """Rows in an update; and prompts that are sampled for it, or at a time where all is sampled before."""
-    return arm.prompts_per_update if arm.data == "online" else arm.pairs_per_update
+    return arm.prompts_per_update if arm.data == "online" else arm.rows_per_update
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,22 @@ class DataUse:
     prompt_passes: float | None
 
 
-def data_use(recipe: Recipe, arm: Any, forecast: ArmForecast, off_policy_pairs: int) -> DataUse | None:
-    """`off_policy_pairs`: how many the data has. None where an update costs nothing that is known, as in seconds."""
+@dataclass(frozen=True)
+class FixedData:
+    """How many off-policy pairs there are, and responses that come with a label; where none do, they are the pairs' sides."""
+
+    pairs: int = 1
+    labelled: int | None = None
+
+    def rows(self, arm: Any) -> int:
+        """Of which an arm with data: offline makes its passes."""
+        if not arm.fixed_responses:
+            return self.pairs
+        return 2 * self.pairs if self.labelled is None else self.labelled
+
+
+def data_use(recipe: Recipe, arm: Any, forecast: ArmForecast, fixed: FixedData) -> DataUse | None:
+    """None where an update costs nothing that is known, as in seconds."""
     column = recipe.compute.column
     before, update = getattr(forecast.before, column), getattr(forecast.update, column)
     if not update:
@@ -195,8 +209,9 @@ def data_use(recipe: Recipe, arm: Any, forecast: ArmForecast, off_policy_pairs: 
     if forecast.draws:
         updates = forecast.draws * arm.epochs
     if arm.data == "offline":
-        return DataUse(updates, updates * min(rows, off_policy_pairs) / off_policy_pairs, None)
-    prompts = off_policy_pairs if arm.data.endswith("_on_policy") else recipe.data.train_prompts
+        there = fixed.rows(arm)
+        return DataUse(updates, updates * min(rows, there) / there, None)
+    prompts = fixed.pairs if arm.data.endswith("_on_policy") else recipe.data.train_prompts
     epochs = arm.epochs if arm.one_shot else 1
     passes = updates * rows / epochs / prompts
     return DataUse(updates, float(epochs) if METHODS[arm.method].consumes == "pairs" else None, passes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_bench.compute.forecast import (
+    FixedData,
     Lengths,
     arm_forecast,
     data_use,
@@ -52,6 +53,8 @@ OWN_PROMPTS = 64
 CACHED_BLOCK = 32
 """Tokens of a block of an engine's prefix cache, see actors/rollout/vllm_engine.py."""
 
+ONE_PAIR = FixedData()
+
 Seconds = Mapping[str, float]
 """By part: starting, loading, sampling, scoring, learning, sync, evaluation."""
 
@@ -87,15 +90,15 @@ class ComparisonTime:
 
 def comparison_time(
     recipe: Recipe, shape: ModelShape, n: Lengths, speeds: Speeds, reward: ModelShape | None = None,
-    gold: ModelShape | None = None, *, weaker: bool = False, pairs: int = 1,
+    gold: ModelShape | None = None, *, weaker: bool = False, fixed: FixedData = ONE_PAIR,
 ) -> ComparisonTime:  # fmt: skip
-    """`reward`, `gold`: the shapes of given reward models. `weaker`: whether a weaker policy makes the off-policy pairs. `pairs`: how
-    many off-policy pairs there are."""
+    """`reward`, `gold`: the shapes of given reward models. `weaker`: whether a weaker policy makes the off-policy pairs. `fixed`: how
+    many of them and of labelled responses there are."""
     clock = _Clock(recipe, shape, n, speeds, reward, gold)
     runs = len(recipe.arms) * len(recipe.seeds)
     return ComparisonTime(
-        before=clock.before_arms(weaker, pairs),
-        arms={name: clock.arm(arm, pairs) for name, arm in recipe.arms.items()},
+        before=clock.before_arms(weaker, fixed),
+        arms={name: clock.arm(arm, fixed) for name, arm in recipe.arms.items()},
         seeds=len(recipe.seeds),
         fleets=max(1, min(recipe.placement.fleets or 1, runs)),
     )
@@ -103,7 +106,7 @@ def comparison_time(
 
 def budget_for(
     seconds: float, recipe: Recipe, shape: ModelShape, n: Lengths, speeds: Speeds, reward: ModelShape | None = None, *,
-    weaker: bool = False, pairs: int = 1,
+    weaker: bool = False, fixed: FixedData = ONE_PAIR,
 ) -> float:  # fmt: skip
     """The `compute.limit`, in the recipe's column, with which the whole comparison is forecast to take so many seconds, on
     arms × seeds, evaluation and start included. BadInput where what does not depend on the limit alone takes longer."""
@@ -111,12 +114,12 @@ def budget_for(
     def forecast(limit: float) -> float:
         compute = recipe.compute.model_copy(update={"limit": limit})
         asked = recipe.model_copy(update={"compute": compute})
-        return comparison_time(asked, shape, n, speeds, reward, weaker=weaker, pairs=pairs).seconds
+        return comparison_time(asked, shape, n, speeds, reward, weaker=weaker, fixed=fixed).seconds
 
     low, high = 0.0, 1.0
-    if (fixed := forecast(low)) >= seconds:
+    if (least := forecast(low)) >= seconds:
         raise BadInput(
-            f"budget: {seconds:.0f} s is less than start, evaluation and what all arms share take here, {fixed:.0f} s; allow "
+            f"budget: {seconds:.0f} s is less than start, evaluation and what all arms share take here, {least:.0f} s; allow "
             "more time, or fewer arms, seeds, evaluation.marks or evaluation.prompts"
         )
     while forecast(high) < seconds:
@@ -177,13 +180,13 @@ class _Clock:
     def sync(self) -> float:
         return SYNC_SECONDS + self.copies(SYNC_COPIES, self.recipe.placement.rollout)
 
-    def arm(self, arm: Any, pairs: int, share: float = 1.0) -> ArmTime:
+    def arm(self, arm: Any, fixed: FixedData, share: float = 1.0) -> ArmTime:
         """With one seed. `share`: of the budget, as a tuning trial has it; a trial has no marks."""
         recipe, learner = self.recipe, self.recipe.placement.learner
         f = arm_forecast(recipe, arm, self.shape, self.n, self.reward)
         charged = reward_model_forecast(recipe, self.shape, self.n, self.reward) if uses_reward_model(arm) else None
         made_once = charged.flops if charged else 0.0
-        use = data_use(recipe, arm, f, pairs)
+        use = data_use(recipe, arm, f, fixed)
         if use is None:  # a budget in seconds
             training = {"learning": share * recipe.compute.limit / learner.actors / (learner.gpus or learner.cpus)}
             flops = updates = 0.0
@@ -234,17 +237,17 @@ class _Clock:
         prompts = evaluation.prompts * len(evaluation.splits)
         forward = look_flops(self.recipe, self.shape, self.n, arms, self.reward, self.gold)
         each = evaluation.samples_per_prompt
-        sampled = self.sampling(prompts * each, role, each) + self.sampling(prompts, role)
+        sampled = self.sampling(prompts * (each + 1), role, each + 1)
         return sampled + self.products(forward, role) + self.copies(SYNC_COPIES, role)
 
     def trial_look(self) -> float:
         tuning, role = self.recipe.tuning, self.recipe.placement.evaluator
         assert tuning is not None
         each = tuning.samples_per_prompt
-        sampled = self.sampling(tuning.prompts * each, role, each) + self.sampling(tuning.prompts, role)
+        sampled = self.sampling(tuning.prompts * (each + 1), role, each + 1)
         return sampled + self.copies(SYNC_COPIES, role)
 
-    def before_arms(self, weaker: bool, pairs: int) -> Seconds:
+    def before_arms(self, weaker: bool, fixed: FixedData) -> Seconds:
         """Start, fine-tuning, pairs, reward model, base evaluation, trials. Nothing is taken from a cache."""
         recipe, placement = self.recipe, self.recipe.placement
         starts = len(recipe.seeds) if recipe.seed_follows else 1
@@ -252,11 +255,13 @@ class _Clock:
         parts["fine-tuning"] = self.products(
             shared_flops(recipe, self.shape, self.n, weaker), placement.learner, placement.learner.actors
         )
-        if any(
-            arm.data == "offline" and "reference_logprobs" in METHODS[arm.method].needs(arm)
+        measured = {
+            (fixed.rows(arm), arm.responses_per_row)
             for arm in recipe.arms.values()
-        ):
-            parts["reference"] = self.reference(pairs)
+            if arm.data == "offline" and "reference_logprobs" in METHODS[arm.method].needs(arm)
+        }
+        if measured:
+            parts["reference"] = sum(self.reference(rows, responses) for rows, responses in measured)
         if recipe.reward_models:
             parts["reward model"] = starts * sum(map(self.reward_model, recipe.reward_models))
         if any(arm.data != "offline" for arm in recipe.arms.values()):
@@ -271,14 +276,14 @@ class _Clock:
         )  # the first sample of a prompt is a probe, mostly
         parts["base evaluation"] = starts * (temperatures * self.look(recipe.arms.values()) + probes)
         if recipe.tuning is not None:
-            trials = [self.arm(arm, pairs, recipe.tuning.fraction).seconds for arm in recipe.arms.values()]
+            trials = [self.arm(arm, fixed, recipe.tuning.fraction).seconds for arm in recipe.arms.values()]
             parts["trials"] = sum(trials) * len(recipe.tuning.trials) * len(recipe.tuning.seeds)
         return parts
 
-    def reference(self, pairs: int) -> float:
-        """One pass over all off-policy pairs, whose log-probabilities all arms and seeds share, see training/reference.py."""
-        learner, (layout, many) = self.recipe.placement.learner, rows_of(self.n, 2, pairs)
-        flops = many * forward_flops(self.shape, layout, 2 * self.n.response * len(layout.rows))
+    def reference(self, rows: int, responses: int) -> float:
+        """One pass over all fixed rows, whose log-probabilities all arms and seeds share, see training/reference.py."""
+        learner, (layout, many) = self.recipe.placement.learner, rows_of(self.n, responses, rows)
+        flops = many * forward_flops(self.shape, layout, responses * self.n.response * len(layout.rows))
         return self.products(flops, learner, learner.actors) + self.copies(LOAD_COPIES, learner)
 
     def reward_model(self, key: str) -> float:

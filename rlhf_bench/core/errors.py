@@ -70,15 +70,15 @@ class StateLost(Exception):
 class Stopped(BaseException):
     """A signal asked the run to end. It is not an Exception, so that no handler of errors catches it.
 
-    `number` is the signal's; a shell expects 128 + number as the exit code."""
+    `number` is the signal's; a shell expects 128 + number as the exit code. `next_time`: what the same command does then."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, next_time: str = "with the same --output resumes from the last checkpoint"):
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.next_time = number, next_time
 
     @property
     def last_line(self) -> str:
-        return f"stopped by {self}: the same command with the same --output resumes from the last checkpoint"
+        return f"stopped by {self}: the same command {self.next_time}"
 
 
 def stop_behind(error: BaseException) -> Stopped | None:

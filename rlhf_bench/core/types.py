@@ -90,6 +90,16 @@ class TextPair:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A response as text that a label calls desirable or not. `where` as in `Prompt`."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
+    where: str = field(default="", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The judge's score of one response, in [0, 1], and the named parts it is made of, each in [0, 1]. `weights`: of a part
     that is itself a mean, over how many things, so that means over responses are over all those things; 1 where left out."""
@@ -152,6 +162,21 @@ class Pair:
     rejected_score: float = 0.0
     policy_version: int = 0
     rounding: float = 0.0  # of the scores: no farther apart, they are equal
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResponse:
+    """A response as tokens, its end token included, that a label calls desirable or not."""
+
+    id: str
+    prompt: Prompt
+    response_ids: tuple[int, ...]
+    desirable: bool
+    policy_version: int = 0
+
+
+DESIRABLE = "desirable"
+"""A row's number per response: 1 or 0, by its label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class ArmRunner:
         params = {f"arm/{k}": v for k, v in settings.model_dump(mode="json").items()}
         tags = {**self.tags, "method": settings.method, "data": settings.data, "seed": str(seed)}
         self.tracker.start_arm(arm, seed, params, tags)
-        for dataset in used_by(settings.data, self.datasets[seed]):
+        for dataset in used_by(settings, self.datasets[seed]):
             self.tracker.uses(dataset, arm, seed)
 
     def _observer(

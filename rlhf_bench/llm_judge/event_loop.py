@@ -39,7 +39,7 @@ def run_until_stopped(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not came:
             raise
-        raise Stopped(came[0]) from None
+        raise Stopped(came[0], "asks what is missing") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

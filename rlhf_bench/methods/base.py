@@ -89,6 +89,11 @@ class MethodSettings(Section):
         return 2
 
     @property
+    def fixed_responses(self) -> bool:
+        """Whether its fixed data are single responses with a label, in place of pairs."""
+        return False
+
+    @property
     def reference_free(self) -> bool:
         """Whether the loss has no reference. Its log-probabilities are then neither measured nor charged."""
         return False
@@ -158,10 +163,11 @@ PerUnit = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Objective:
-    """One loss for one model. `unit` is what the loss is averaged over."""
+    """One loss for one model. `unit` is what the loss is averaged over: rows (pairs, or single responses that have a label), or
+    response tokens."""
 
     model: Literal["policy", "critic"]
-    unit: Literal["pair", "token"]
+    unit: Literal["row", "token"]
     loss: Callable[[Outputs, Any], PerUnit]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,11 @@ class PairSettings(MethodSettings):
     )
 
     @property
+    def rows_per_update(self) -> int:
+        """Of fixed rows, in one optimizer step."""
+        return self.pairs_per_update
+
+    @property
     def rows_come_again(self) -> bool:
         return super().rows_come_again or (self.one_shot and self.epochs > 1)
 
@@ -91,7 +97,7 @@ def pair_method(
         settings=settings,
         consumes="pairs",
         measures=("reference_logprobs",),
-        objectives=(Objective("policy", "pair", partial(_pair_objective, pair_loss)),),
+        objectives=(Objective("policy", "row", partial(pair_objective, pair_loss)),),
         prepare=with_reference,
         minibatches=one_step,
         pair_loss=pair_loss,
@@ -100,7 +106,7 @@ def pair_method(
     )
 
 
-def _pair_objective(pair_loss: PairLoss, out: Outputs, settings: PairSettings) -> PerUnit:
+def pair_objective(pair_loss: PairLoss, out: Outputs, settings: PairSettings) -> PerUnit:
     pairs = pair_logprobs(out, settings.reference_free)
     return pair_loss(pairs, settings), pair_metrics(out, pairs, settings.reference_free)
 
@@ -117,7 +123,7 @@ def with_reference(
     if settings.reference_free:
         return Prepared(list(rows), dict(state), settings.scheduled_values())
     out = [
-        Row(r.id, r.prompt_ids, r.responses, {"reference_logprob": tuple(a.sum(keepdims=True) for a in logprobs)})
+        replace(r, extras={**r.extras, "reference_logprob": tuple(a.sum(keepdims=True) for a in logprobs)})
         for r, logprobs in zip(rows, measured["reference_logprobs"], strict=True)
     ]
     return Prepared(out, dict(state), settings.scheduled_values())

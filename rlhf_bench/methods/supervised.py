@@ -28,4 +28,4 @@ def reward_model_loss(out: Outputs, settings: None) -> PerUnit:
 
 
 SFT = Objective("policy", "token", sft_loss)
-REWARD_MODEL = Objective("critic", "pair", reward_model_loss)
+REWARD_MODEL = Objective("critic", "row", reward_model_loss)

@@ -19,6 +19,11 @@ class DataSettings(Section):
     train_prompts: int = Field(
         2048, ge=1, description="prompts that methods sample from; once all were used, they come again with new samples"
     )
+    labelled_responses: int = Field(
+        2048,
+        ge=2,
+        description="labelled completions to train on, where the data has such and an arm has unpaired: true",
+    )
     off_policy_pairs: int = Field(
         1024,
         ge=1,

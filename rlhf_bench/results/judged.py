@@ -75,13 +75,18 @@ class Judging:
         return str(self.about["against"])
 
 
+def judging_name(about: Mapping[str, Any]) -> str:
+    """The same for every call by the same judge against the same opponent: a file's name, and a part of MLflow's metrics'."""
+    identity = [about[key] for key in ("endpoint", "model", "prompt_sha256", "constrained", "max_tokens")]
+    return f"{about['against']}-{sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
+
+
 def write_judged(
     directory: Path, about: Mapping[str, Any], found: Mapping[Place, Contest], judged: Mapping[Place, Judged]
 ) -> None:
     """Write a judging's table, and then its JSON file. Another call by the same judge against the same opponent replaces them; where
     it did not measure the judge's agreement with people, what an earlier one measured stays."""
-    identity = [about[key] for key in ("endpoint", "model", "prompt_sha256", "constrained", "max_tokens")]
-    name = f"{about['against']}-{sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
+    name = judging_name(about)
     rows = [
         {**place._asdict(), **asdict(judged[place]), "extra_length": contest.extra_length}
         for place, contest in found.items()
@@ -138,12 +143,24 @@ def judging(about: Mapping[str, Any], rows: pd.DataFrame, finished: Mapping[str,
     return Judging(about, tuple(found), len(rows), len(rows) - complete, later)
 
 
-def _of_arm(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[Judged]]:
-    """Preferences and extra lengths [seeds, prompts], complete; and the verdicts of all contests."""
-    verdicts = [
+def win_rates_of_seeds(rows: pd.DataFrame) -> dict[tuple[str, int], tuple[float, int]]:
+    """By arm and seed: the mean preference over the prompts that were judged in both orders, and how many they are. Without those
+    that have none."""
+    found = rows.assign(preference=[one.preference for one in _verdicts(rows)]).dropna(subset="preference")
+    groups = found.groupby(["arm", "seed"])["preference"]
+    return {(str(arm), int(seed)): (float(own.mean()), len(own)) for (arm, seed), own in groups}
+
+
+def _verdicts(rows: pd.DataFrame) -> list[Judged]:
+    return [
         Judged(*(v if isinstance(v, str) else None for v in pair))  # type: ignore[arg-type]
         for pair in zip(rows["own_first"], rows["own_second"], strict=True)
     ]
+
+
+def _of_arm(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[Judged]]:
+    """Preferences and extra lengths [seeds, prompts], complete; and the verdicts of all contests."""
+    verdicts = _verdicts(rows)
     rows = rows.assign(preference=[one.preference for one in verdicts])
     table = rows.pivot(index="seed", columns="prompt_id", values="preference")
     table = table.dropna(how="all").dropna(axis="columns")

@@ -19,7 +19,7 @@ EVALUATION: Phase = "evaluation"
 """Of a row of metrics.parquet: an update of the policy, or an evaluation of it. Groups in MLflow too."""
 
 SCORE, GREEDY_SCORE, BEST_OF_SCORE = SCORES = ("score", "greedy_score", "best_of_score")
-BUDGET, BY_BUDGET, BY_TOKENS, BENCHMARK = "budget", "by_budget_permille", "by_tokens", "benchmark"
+BUDGET, BY_BUDGET, BY_TOKENS, BENCHMARK, JUDGE = "budget", "by_budget_permille", "by_tokens", "benchmark", "judge"
 """The other groups in MLflow."""
 
 WORDS = {"SPLIT": "|".join(HELD_OUT_SPLITS), "SET": "|".join(PROBE_SETS), "NAME": ".+"}
@@ -126,8 +126,14 @@ UPDATE_METRICS = (
     Metric(
         "policy_version_lag", "updates", "age of the policy that drew the update's data, mean over samples or pairs"
     ),
-    Metric("pairs", "pairs", "pairs in the update"),
-    Metric("pair_passes", "passes", "how often the arm has trained on each of its pairs so far", reported=True),
+    Metric("pairs", "pairs", "pairs in the update; of single responses with a label, half as many as there are"),
+    Metric(
+        "pair_passes",
+        "passes",
+        "how often the arm has trained on each of its pairs, or of its labelled responses, so far",
+        reported=True,
+    ),
+    Metric("desirable", "share", "responses with the label true (KTO, `unpaired`)"),
     Metric(
         "prompt_passes", "passes", "how often the base policy has answered each of the arm's prompts", reported=True
     ),
@@ -239,6 +245,10 @@ GROUPS = {
         "prompts that were asked",
         "`TASK/METRIC`, and `TASK/METRIC/FILTER` where responses were filtered: what lm-eval measured of the policy; on the "
         "comparison's run, of the base policy",
+    ),
+    JUDGE: (
+        "prompts that were judged",
+        "`MODEL/OPPONENT-ID/win_rate`: what `rlhf-bench judge` found, once `rlhf-bench track` has sent it",
     ),
     "numbers": ("update", "`not_finite`: how many metrics of the step were left out, since they were not finite"),
     "system": (

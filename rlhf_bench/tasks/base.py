@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import ALL_SPLITS, Demonstration, Judgement, LabelledText, Prompt, Split, TextPair
 
 Item = TypeVar("Item", bound=Hashable)
 
-PAIRS, HELD_OUT_PAIRS = "pairs", "held-out pairs"
+PAIRS, HELD_OUT_PAIRS, LABELLED = "pairs", "held-out pairs", "labelled responses"
 HELD_OUT_FRACTION = 0.1
 """The share of the training distribution that is kept for `in_distribution`."""
 MAX_DRAWN = 1_000_000
@@ -38,12 +38,14 @@ class Task:
     where nothing does.
     `pairs(count, seed)`: off-policy preferences that come with the data; None where the task has none. `held_out_pairs(count,
     seed)`: more of them, on held-out prompts; None where `pairs` gives those too.
+    `labelled(count, seed)`: responses that come with a label in place of a pair; None where none do. `no_pairs`: why these make no
+    pairs, where they should.
     `corpus()`: texts with every character and word that any prompt or right answer can need.
     `right_response(prompt)`: the one response that the judge scores 1, where it scores every other one 0: the probability of
     that response is a policy's expected score. None where the task has no such response.
     `splits`: the splits that have prompts. `notes`: what the user should know about how the data was made. `leaves_out`: whether
     rows that cannot be encoded are left out and counted, and not refused. `sizes`: how many prompts each split has, and how many
-    `PAIRS` and `HELD_OUT_PAIRS` there are; empty for a task that draws as many as one likes.
+    `PAIRS`, `HELD_OUT_PAIRS` and `LABELLED` there are; empty for a task that draws as many as one likes.
 
     They raise BadInput where more is asked for than there is."""
 
@@ -59,6 +61,8 @@ class Task:
     notes: tuple[str, ...] = ()
     leaves_out: bool = False
     held_out_pairs: Callable[[int, int], list[TextPair]] | None = None
+    labelled: Callable[[int, int], list[LabelledText]] | None = None
+    no_pairs: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 

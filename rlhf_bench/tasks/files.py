@@ -9,13 +9,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from rlhf_bench.core.errors import BadInput, Problems
-from rlhf_bench.core.types import ALL_SPLITS, MAIN_SPLIT, Demonstration, Judgement, Prompt, Split, TextPair
-from rlhf_bench.tasks.base import HELD_OUT_PAIRS, PAIRS, Task, choose, generator
+from rlhf_bench.core.types import (
+    ALL_SPLITS,
+    MAIN_SPLIT,
+    Demonstration,
+    Judgement,
+    LabelledText,
+    Prompt,
+    Split,
+    TextPair,
+)
+from rlhf_bench.tasks.base import HELD_OUT_PAIRS, LABELLED, PAIRS, Task, choose, generator
 from rlhf_bench.tasks.judges.answers import judge_exact, judge_number, judge_overlap
 from rlhf_bench.tasks.judges.boxed import judge_boxed, settle_boxed
 from rlhf_bench.tasks.judges.ifeval import judge_ifeval
 from rlhf_bench.tasks.loading.data_source import Place
-from rlhf_bench.tasks.loading.reader import FilesReader
+from rlhf_bench.tasks.loading.reader import FilesReader, GivenPairs
 from rlhf_bench.tasks.loading.settings import FilesSettings
 from rlhf_bench.tasks.loading.trl import ASSISTANT
 
@@ -38,11 +47,11 @@ def build(settings: FilesSettings) -> Task:
             if place is not None:
                 splits[split], found = reader.split(split, place, key)
                 responses |= found
-    pairs, held_out_pairs = list[TextPair](), list[TextPair]()
+    given_pairs = GivenPairs([], [], [], "", [])
     with problems.step():
         if settings.pairs is not None:
             train, held_out = splits.get("train", []), splits.get(MAIN_SPLIT, [])
-            pairs, held_out_pairs = reader.pairs(settings.pairs, train, held_out)
+            given_pairs = reader.pairs(settings.pairs, train, held_out)
     with problems.step():
         reader.refused.refuse()
     if not problems.found:
@@ -50,6 +59,7 @@ def build(settings: FilesSettings) -> Task:
             _check_share(settings, splits)
     problems.refuse()
     splits = {split: splits[split] for split in ALL_SPLITS if split in splits}
+    pairs, held_out_pairs, labelled = given_pairs.training, given_pairs.held_out, given_pairs.labelled
     counts = ", ".join(f"{len(prompts)} {split}" for split, prompts in splits.items())
     on_held_out = f", and {len(held_out_pairs)} on held-out prompts" if held_out_pairs else ""
     return Task(
@@ -60,15 +70,19 @@ def build(settings: FilesSettings) -> Task:
         settle=_settle_boxed if settings.judge == "boxed" else None,
         pairs=partial(_pairs, pairs) if pairs else None,
         held_out_pairs=partial(_pairs, held_out_pairs) if pairs and held_out_pairs else None,
-        corpus=partial(_corpus, splits, responses, [*pairs, *held_out_pairs]),
+        labelled=partial(_labelled, labelled) if labelled else None,
+        no_pairs=given_pairs.no_pairs,
+        corpus=partial(_corpus, splits, responses, [*pairs, *held_out_pairs], labelled),
         splits=tuple(splits),
         sizes={
             **{s: len(found) for s, found in splits.items()},
             PAIRS: len(pairs),
             HELD_OUT_PAIRS: len(held_out_pairs),
+            LABELLED: len(labelled),
         },
         notes=(
             f"prompts: {counts}; preference pairs: {len(pairs)}{on_held_out}",
+            *given_pairs.notes,
             *([f"rows left out: {reader.left_out}"] if reader.left_out else []),
             *([f"not read: {reader.not_read}"] if reader.not_read else []),
             *_prefilled([prompt for prompts in splits.values() for prompt in prompts]),
@@ -117,6 +131,10 @@ def _pairs(pairs: list[TextPair], count: int, seed: int) -> list[TextPair]:
     return choose(pairs, count, generator("files", "pairs", seed), "files, preference pairs")
 
 
+def _labelled(labelled: list[LabelledText], count: int, seed: int) -> list[LabelledText]:
+    return choose(labelled, count, generator("files", "labelled", seed), "files, labelled responses")
+
+
 def _judge_of(settings: FilesSettings) -> Callable[[Prompt, str], Judgement]:
     if settings.judge == "number":
         return partial(_judge_number, settings.marker)
@@ -136,7 +154,10 @@ def _judge_text(judge: Callable[[str, str], Judgement], prompt: Prompt, response
     return judge(response, prompt.answer)
 
 
-def _corpus(splits: dict[Split, list[Prompt]], responses: dict[str, str], pairs: list[TextPair]) -> list[str]:
+def _corpus(
+    splits: dict[Split, list[Prompt]], responses: dict[str, str], pairs: list[TextPair], labelled: list[LabelledText]
+) -> list[str]:
     prompts = [text for split in splits.values() for prompt in split for text in (prompt.text, prompt.answer)]
     pair_texts = [text for pair in pairs for text in (pair.prompt.text, pair.chosen, pair.rejected)]
-    return list(dict.fromkeys([*prompts, *responses.values(), *pair_texts]))
+    labelled_texts = [text for one in labelled for text in (one.prompt.text, one.response)]
+    return list(dict.fromkeys([*prompts, *responses.values(), *pair_texts, *labelled_texts]))

@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_bench.core.errors import BadInput, Problems
 from rlhf_bench.core.settings import Section
-from rlhf_bench.core.types import Demonstration, Judgement, Prompt, Split, TextPair
+from rlhf_bench.core.types import Demonstration, Judgement, LabelledText, Prompt, Split, TextPair
 from rlhf_bench.tasks.base import Task
 from rlhf_bench.tasks.registry import SINGLE_TASKS, AnySingleSettings, SingleTaskSettings
+
+Given = TypeVar("Given", TextPair, LabelledText)
 
 
 class MixtureSettings(Section):
@@ -71,6 +73,8 @@ def build(settings: MixtureSettings) -> Task:
         settle=partial(_settle, {"train": first, "transfer": second}),
         pairs=first.pairs,
         held_out_pairs=first.held_out_pairs,
+        labelled=first.labelled,
+        no_pairs=first.no_pairs,
         corpus=lambda: list(dict.fromkeys([*first.corpus(), *second.corpus()])),
         splits=(*(split for split in first.splits if split != "unseen"), "unseen"),
         notes=first.notes + second.notes,
@@ -86,18 +90,18 @@ def _part(label: Label, settings: AnySingleSettings) -> Task:
     with _keys_below(label):
         task = SINGLE_TASKS[settings.kind].build(settings)
 
-    def labelled(prompt: Prompt) -> Prompt:
+    def of_part(prompt: Prompt) -> Prompt:
         return replace(prompt, id=f"{label}/{prompt.id}")
 
     def prompts(split: Split, count: int, seed: int) -> list[Prompt]:
-        return [labelled(prompt) for prompt in task.prompts(split, count, seed)]
+        return [of_part(prompt) for prompt in task.prompts(split, count, seed)]
 
     def demonstrations(count: int, seed: int) -> list[Demonstration]:
         with _keys_below(label):
-            return [replace(d, prompt=labelled(d.prompt)) for d in task.demonstrations(count, seed)]
+            return [replace(d, prompt=of_part(d.prompt)) for d in task.demonstrations(count, seed)]
 
-    def relabelled(draw: Callable[[int, int], list[TextPair]], count: int, seed: int) -> list[TextPair]:
-        return [replace(pair, prompt=labelled(pair.prompt)) for pair in draw(count, seed)]
+    def relabelled(draw: Callable[[int, int], list[Given]], count: int, seed: int) -> list[Given]:
+        return [replace(one, prompt=of_part(one.prompt)) for one in draw(count, seed)]
 
     return replace(
         task,
@@ -105,6 +109,8 @@ def _part(label: Label, settings: AnySingleSettings) -> Task:
         demonstrations=demonstrations,
         pairs=None if task.pairs is None else partial(relabelled, task.pairs),
         held_out_pairs=None if task.held_out_pairs is None else partial(relabelled, task.held_out_pairs),
+        labelled=None if task.labelled is None else partial(relabelled, task.labelled),
+        no_pairs=_KEY.sub(rf"\1task.{label}.", task.no_pairs),
         notes=tuple(f"{label}, {task.name}: {note}" for note in task.notes),
     )
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_bench.core.errors import BadInput, Problems
-from rlhf_bench.core.types import Pair, Prompt, Row, TextPair
+from rlhf_bench.core.types import LabelledResponse, Pair, Prompt, Row, TextPair
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task
 from rlhf_bench.training.encoding import DrawnFrom, Encoder, drawn_from, draws_of
@@ -33,6 +33,7 @@ class Pairs:
 
     training: list[Pair] | None = None
     held_out: list[Pair] = field(default_factory=list)
+    labelled: list[LabelledResponse] | None = None  # that come with the data, where an arm learns from them
     notes: tuple[str, ...] = ()
 
 
@@ -83,6 +84,18 @@ def _apart(prompts: Prompts, pairs: Pairs) -> tuple[Prompts, Pairs]:
     return replace(prompts, train=train), replace(pairs, notes=(*pairs.notes, note))
 
 
+def learns_from_labels(recipe: Recipe) -> bool:
+    """Whether an arm's fixed data are single responses with a label."""
+    return any(arm.fixed_responses for arm in recipe.arms.values())
+
+
+def learns_from_pairs(recipe: Recipe) -> bool:
+    """Whether an arm, or a reward model, has a use for off-policy pairs."""
+    arms = (arm.data not in ("on_policy", "online") and not arm.fixed_responses for arm in recipe.arms.values())
+    models = (one.name_or_path is None and one.pairs != "start_policy" for one in recipe.reward_models.values())
+    return any(arms) or any(models)
+
+
 def check_task(recipe: Recipe, task: Task) -> None:
     missing = [s for s in recipe.evaluation.splits if s not in task.splits]
     if missing:
@@ -101,14 +114,18 @@ def check_task(recipe: Recipe, task: Task) -> None:
 def check_off_policy_pairs(recipe: Recipe, task: Task) -> None:
     """BadInput, a line for each, where something is to learn from off-policy pairs and there are none: none in the data, and
     no fine-tuning, which would give a weaker policy that makes them."""
-    if task.pairs is not None or recipe.sft is not None:
+    if task.no_pairs and not learns_from_labels(recipe):
+        raise BadInput(task.no_pairs)
+    if task.pairs is not None or (recipe.sft is not None and not task.no_pairs):
         return
     why = "the task's data has none, and with sft: null no weaker policy makes them"
+    if task.no_pairs:
+        why = "the completions of task.pairs have labels, and no two of them make a pair"
     remedy = "give pairs, or set sft"
     problems = [
         f"arms.{name}.data: {arm.data} needs off-policy pairs; {why}; {remedy}, or use another data mode such as on_policy"
         for name, arm in recipe.arms.items()
-        if arm.data not in ("on_policy", "online")
+        if arm.data not in ("on_policy", "online") and not (arm.fixed_responses and task.labelled is not None)
     ]
     problems += [
         f"{key}.pairs: off_policy needs off-policy pairs; {why}; {remedy}, or use start_policy"
@@ -124,7 +141,7 @@ def _prompts(recipe: Recipe, task: Task, encoder: Encoder, problems: Problems) -
     evaluated, for_trials = recipe.evaluation.prompts, recipe.tuning.prompts if recipe.tuning else 0
     main = recipe.evaluation.splits[0]
 
-    draws = drawn_from(recipe, task.pairs is not None) if task.leaves_out else DrawnFrom()
+    draws = drawn_from(recipe, task.pairs is not None or task.labelled is not None) if task.leaves_out else DrawnFrom()
 
     def drawn(split: Any, count: int) -> list[Prompt]:
         fits = partial(encoder.prompt, draws=draws.train if split == "train" else draws.held_out)
@@ -152,8 +169,30 @@ def _demonstrations(recipe: Recipe, task: Task, encoder: Encoder) -> list[Row]:
 
 
 def _pairs(recipe: Recipe, task: Task, encoder: Encoder) -> Pairs:
-    if (all_pairs := task.pairs) is None:
-        if recipe.sft is not None:
+    pairs = _own_pairs(recipe, task, encoder)
+    if task.labelled is None or not learns_from_labels(recipe):
+        return pairs
+    texts, known = task.labelled, {p.prompt.token_ids for p in pairs.held_out}
+    encoded = encoder.usable(
+        lambda n: list(enumerate(texts(n, DATA_SEED))),
+        recipe.data.labelled_responses,
+        lambda one: encoder.labelled(*one),
+        task.leaves_out,
+    )
+    labelled = [one for one in encoded if one.prompt.token_ids not in known]
+    if encoded and len({one.desirable for one in labelled}) < 2:
+        raise BadInput(
+            f"task.pairs: all {len(labelled)} labelled completions to train on have the label "
+            f"{str(any(one.desirable for one in labelled)).lower()}, and arms with unpaired: true need both; add completions of the other label, "
+            "or raise data.labelled_responses"
+        )
+    return replace(pairs, labelled=labelled)
+
+
+def _own_pairs(recipe: Recipe, task: Task, encoder: Encoder) -> Pairs:
+    all_pairs = task.pairs if task.labelled is None or learns_from_pairs(recipe) else None
+    if all_pairs is None:
+        if recipe.sft is not None and task.labelled is None:
             return Pairs()
         return Pairs([], notes=("no off-policy pairs: held-out pairs are among the base policy's own answers",))
     wanted = recipe.data.off_policy_pairs + recipe.data.held_out_pairs
@@ -173,7 +212,7 @@ def _pairs(recipe: Recipe, task: Task, encoder: Encoder) -> Pairs:
     training = _of_other_prompts(offered, held_out)
     left_out = len(offered) - len(training)
     note = f"{left_out} of {len(offered)} pairs are left out, since held-out pairs have their prompts"
-    return Pairs(training, held_out, (note,) if left_out else ())
+    return Pairs(training, held_out, notes=(note,) if left_out else ())
 
 
 def _of_other_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:

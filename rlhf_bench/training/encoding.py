@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import Demonstration, Pair, Prompt, Row, TextPair
+from rlhf_bench.core.types import Demonstration, LabelledResponse, LabelledText, Pair, Prompt, Row, TextPair
 from rlhf_bench.core.unusable import LeftOut, Unusable
 from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.codec import Codec
@@ -111,6 +111,11 @@ class Encoder:
             problem = "chosen and rejected are the same tokens; leave the row out"
             raise Unusable(prompt.place, problem, "with equal sides in tokens")
         return Pair(f"{prompt.id}/pair{index}", encoded, chosen, rejected)
+
+    def labelled(self, index: int, text: LabelledText) -> LabelledResponse:
+        prompt = replace(text.prompt, where=text.where or text.prompt.where)
+        encoded, row = self._row(prompt, completion=text.response)
+        return LabelledResponse(f"{prompt.id}/label{index}", encoded, row.responses[0], text.desirable)
 
     def usable(
         self, draw: Callable[[int], Sequence[Item]], count: int, encode: Callable[[Item], Encoded], leave_out: bool

@@ -20,7 +20,7 @@ from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import Problems
 from rlhf_bench.core.given import GOLD_REWARD_MODEL, MODEL, REWARD_MODEL, REWARD_MODELS, TOKENIZER, Given
 from rlhf_bench.core.plain_data import content_digest
-from rlhf_bench.core.types import Pair, Prompt, Row
+from rlhf_bench.core.types import LabelledResponse, Pair, Prompt, Row
 from rlhf_bench.models.codec import Codec, build_codec
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import RANDOM_INIT
@@ -50,6 +50,7 @@ class Inputs:
     held_out_pairs: list[Pair]
     fingerprint: dict[str, str]  # hashes of model and data, for stage caches
     notes: tuple[str, ...] = ()  # what a reader of the results must know of the data
+    labelled: list[LabelledResponse] | None = None  # that come with the data, where an arm learns from them
     reward_shape: ModelShape | None = None  # of a given reward model; else it has the policy's
     gold_reward_shape: ModelShape | None = None  # of a given gold one
     reward_models: Mapping[str, Path] = field(default_factory=dict)  # the given ones, like `model`, by the recipe's key
@@ -194,7 +195,8 @@ class _Survey:
         }
         model, fingerprint = model_folder(recipe, self.tokenizer, self.cache, self.local, given)
         prompts, pairs = rows.prompts, rows.pairs
-        data = [prompts.train, prompts.held_out, rows.demonstrations, pairs.training, pairs.held_out]
+        data: list[Any] = [prompts.train, prompts.held_out, rows.demonstrations, pairs.training, pairs.held_out]
+        data += [] if pairs.labelled is None else [pairs.labelled]
         fingerprint |= {
             "task": json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True),
             "data": content_digest(data),
@@ -211,6 +213,7 @@ class _Survey:
             tuning=prompts.tuning,
             pairs=pairs.training,
             held_out_pairs=pairs.held_out,
+            labelled=pairs.labelled,
             fingerprint=fingerprint,
             notes=(*task.notes, *left_out, *pairs.notes, *encoder.notes()),
             reward_shape=self.reward_shape,

@@ -22,7 +22,7 @@ from rlhf_bench.methods.base import MISMATCHED, PerResponse, uses_reward_model
 from rlhf_bench.training.arm import ArmObserver, ArmSpec, Checkpointer, SharedByArms
 from rlhf_bench.training.batch import Batch, joined, mismatched
 from rlhf_bench.training.evaluation import Evaluations
-from rlhf_bench.training.experience import FixedPairs, Source, make_source
+from rlhf_bench.training.experience import FixedRows, Source, make_source
 from rlhf_bench.training.reference import ReferenceLogprobs, reference_logprobs
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler
@@ -83,7 +83,7 @@ class ArmTrainer:
 
     def _goes_on(self) -> bool:
         """Whether there is another update: data is left, and budget."""
-        if self.state.status != "done" or (isinstance(self.source, FixedPairs) and self.source.ended(self.state)):
+        if self.state.status != "done" or (isinstance(self.source, FixedRows) and self.source.ended(self.state)):
             return False
         return bool(self.state.prefetched) or self.state.ledger.begin_update()
 
@@ -98,7 +98,9 @@ class ArmTrainer:
             self.sync()
         inputs, samples = self.shared.inputs, self.shared.start_samples
         sampler = RolloutSampler(self.roles, inputs, spec.recipe.data, spec.settings, spec.seed, samples)
-        self.source = make_source(spec.method, spec.settings, sampler, self.shared.start.pairs, inputs.shape, state)
+        self.source = make_source(
+            spec.method, spec.settings, sampler, self.shared.start.pairs, inputs.shape, state, inputs.labelled
+        )
         self.references = self._measure_references()
         state.updates_began_at = state.ledger.committed
         while state.marks_left and state.ledger.fraction >= state.marks_left[0]:
@@ -264,7 +266,7 @@ class ArmTrainer:
 
     def _measure_references(self) -> ReferenceLogprobs | None:
         """Of all rows that the arm may use, where they are known from the start."""
-        if not isinstance(self.source, FixedPairs) or "reference_logprobs" not in self.spec.needs:
+        if not isinstance(self.source, FixedRows) or "reference_logprobs" not in self.spec.needs:
             return None
         recipe, base = self.spec.recipe, self.shared.start.base
         placed = recipe.placement.learner.model_dump(mode="json")
@@ -290,7 +292,9 @@ class ArmTrainer:
         return replace(chunk, asked=asked)
 
     def _probe(self) -> Row:
-        """The fixed prompt and response of the check: the first pair's chosen side, a token short of the context."""
-        pair = self.shared.start.pairs[0]
-        room = self.spec.recipe.model.max_length - len(pair.prompt.token_ids) - 1
-        return Row("probe", pair.prompt.token_ids, (pair.chosen_ids[:room],))
+        """The fixed prompt and response of the check, a token short of the context: the first pair's chosen side, or the first
+        prompt once more where there are no pairs."""
+        pairs, first = self.shared.start.pairs, self.shared.inputs.train[0]
+        prompt, response = (pairs[0].prompt, pairs[0].chosen_ids) if pairs else (first, first.token_ids)
+        room = self.spec.recipe.model.max_length - len(prompt.token_ids) - 1
+        return Row("probe", prompt.token_ids, (response[:room],))

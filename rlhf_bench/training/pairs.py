@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlhf_bench.core.types import Group, Pair, Prompt, Row, Sample
+import numpy as np
+
+from rlhf_bench.core.types import DESIRABLE, Group, LabelledResponse, Pair, Prompt, Row, Sample
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import Recipe
 
@@ -111,6 +113,23 @@ def own_prompts(
 def rows_of(pairs: Sequence[Pair]) -> list[Row]:
     """One row a pair: the chosen response first."""
     return [Row(p.id, p.prompt.token_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+
+
+def sides_of(pairs: Sequence[Pair]) -> list[LabelledResponse]:
+    """Both responses of each pair, taken apart."""
+    return [
+        LabelledResponse(f"{p.id}/{side}", p.prompt, ids, side == "chosen", p.policy_version)
+        for p in pairs
+        for side, ids in (("chosen", p.chosen_ids), ("rejected", p.rejected_ids))
+    ]
+
+
+def labelled_rows(labelled: Sequence[LabelledResponse]) -> list[Row]:
+    """One row a response, with its label as a number."""
+    return [
+        Row(one.id, one.prompt.token_ids, (one.response_ids,), {DESIRABLE: (np.array([float(one.desirable)]),)})
+        for one in labelled
+    ]
 
 
 def pair_rewards(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:

@@ -28,9 +28,9 @@ class Step:
 
     @property
     def units(self) -> int:
-        """How many pairs or response tokens the loss is averaged over."""
-        if self.objective.unit == "pair":
-            return sum(len(r.responses) for r in self.rows) // 2
+        """How many rows or response tokens the loss is averaged over."""
+        if self.objective.unit == "row":
+            return len(self.rows)
         return sum(r.response_tokens for r in self.rows)
 
 

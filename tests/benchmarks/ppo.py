@@ -1,10 +1,13 @@
-"""A PPO update of the learner group against the same work in a plain PyTorch loop, without DeepSpeed and Ray."""
+"""A PPO update of the learner group against the same work in a plain PyTorch loop, without DeepSpeed and Ray; and updates of methods
+without a critic against PPO's without its own."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -39,8 +42,8 @@ class Group:
         for name, rate in (("policy", RATE), ("critic", RATE), ("reference", None)):
             self.group.load(name, folder, 0, rate, 1.0)
 
-    def measure(self, rows: list[Any]) -> dict[str, Any]:
-        names = {"reference_logprobs": "reference", "logprobs": "policy", "values": "critic"}
+    def measure(self, rows: list[Any], critic: bool = True) -> dict[str, Any]:
+        names = {"reference_logprobs": "reference", "logprobs": "policy"} | ({"values": "critic"} if critic else {})
         return {key: self.group.measure(model, rows)[0] for key, model in names.items()}
 
     def steps(self, steps: list[Any]) -> None:
@@ -117,6 +120,41 @@ def update(side: Group | Loop, rows: list[Any], rewards: list[tuple[float, ...]]
     return perf_counter() - began
 
 
+def update_without_critic(side: Group, name: str, rows: list[Any], rewards: list[tuple[float, ...]]) -> float:
+    """One update of that method, or of PPO with values of 0 that cost nothing; seconds."""
+    from rlhf_bench.methods import METHODS
+    from rlhf_bench.training.roles import Step
+
+    method = METHODS[name]
+    settings = method.settings().resolve_at(0.0, {})
+    values = [tuple(np.zeros(len(a), dtype=np.float32) for a in row.responses) for row in rows]
+    began = perf_counter()
+    measured = side.measure(rows, critic=False) | ({"values": values} if name == "ppo" else {})
+    prepared = method.prepare(rows, rewards, measured, settings, {})
+    parts = [list(range(len(rows)))] * 2  # as many steps for all
+    objectives = [o for o in method.objectives if o.model == "policy"]
+    side.steps([Step(o, [prepared.rows[i] for i in part], settings, RATE) for part in parts for o in objectives])
+    return perf_counter() - began
+
+
+CRITIC_FREE = ("grpo", "rloo", "reinforce_plus_plus")
+
+
+def against_ppo_without_critic() -> Measured:
+    """Of the slowest; the notes have all."""
+    with tempfile.TemporaryDirectory() as aside:
+        side, data = Group(write_model(Path(aside), "float32")), rollouts()
+        ppo = partial(update_without_critic, side, "ppo", *data)
+        ppo()
+        found = {
+            name: interleaved(RUNS, partial(update_without_critic, side, name, *data), ppo) for name in CRITIC_FREE
+        }
+    ratios = {name: [a / b for a, b in zip(*both, strict=True)] for name, both in found.items()}
+    slowest = max(CRITIC_FREE, key=lambda name: median(ratios[name]))
+    notes = ", ".join(f"{name} {median(ratios[name]):.3f}" for name in CRITIC_FREE)
+    return Measured(ratios[slowest], *found[slowest], "s", notes)
+
+
 class Alone:
     """A loop in a process with the environment of a rank."""
 
@@ -143,4 +181,14 @@ def against_loop() -> Measured:
     return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s")
 
 
-ROWS = (Row("ppo", "PPO update, 4 epochs, seconds", "a bare torch loop", "at most", 1.1, against_loop),)
+ROWS = (
+    Row("ppo", "PPO update, 4 epochs, seconds", "a bare torch loop", "at most", 1.1, against_loop),
+    Row(
+        "critic_free",
+        "update without a critic, seconds",
+        "PPO's policy alone",
+        "at most",
+        1.05,
+        against_ppo_without_critic,
+    ),
+)

@@ -59,7 +59,7 @@ ALWAYS = {
 OTHERS = {"flex-on-policy": {"method": "flex_dpo", "data": "on_policy"} | BY_REWARD} | {
     name: {"method": name} | ({"data": "offline"} | PAIRS if method.consumes == "pairs" else SAMPLES)
     for name, method in METHODS.items() if name not in ("ppo", "dpo", "flex_dpo")
-}  # fmt: skip
+} | {"kto-unpaired": {"method": "kto", "unpaired": True} | PAIRS}  # fmt: skip
 RECIPE = {
     "model": {"max_length": 32},
     "task": {"kind": "arithmetic", "digits": 2, "terms": 2, "working": True, "spread_pairs": True},

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from rlhf_bench.cli import main as cli
+from rlhf_bench.core.contests import Contest, Judged
 from rlhf_bench.core.types import EvalPoint, Evaluation, PromptScore, SplitResult
 from rlhf_bench.experiment.tracking.metrics import evaluation_metrics, update_metrics
 from rlhf_bench.experiment.tracking.recorded import Records
 from rlhf_bench.experiment.tracking.tracker import Tracker
+from rlhf_bench.results.judged import Place, judging_name, write_judged
 from rlhf_bench.results.schema import METRICS_TABLE, TABLES
 from rlhf_bench.results.store import ArmRecords, as_frame
 from tests.engines.test_tracking import hasty, wait_until
@@ -180,3 +182,17 @@ def test_what_tables_hold_is_what_the_loop_told(tmp_path):
         (step, pytest.approx(metrics)) for step, metrics in told
     ]
     assert [point.milliseconds for point in points] == sorted(point.milliseconds for point in points)
+
+
+def test_the_win_rates_of_each_seed_are_told_of_its_run(tmp_path):
+    made = Recorded(tmp_path, "judged")
+    made.go(type("Deaf", (), {"log": lambda self, *told: None})(), range(1, 2))
+    as_frame(made.records.metrics, TABLES["metrics"]).to_parquet(tmp_path / METRICS_TABLE.file)
+    own = dict.fromkeys(("endpoint", "prompt_sha256"), "x") | {"constrained": False, "max_tokens": 8, "costs": {}}
+    about = own | {"model": "org/judge:1", "against": "base"}
+    verdicts = [Judged("first", "second"), Judged("tie", "second"), Judged("first", None)]
+    found = {Place(ARM, SEED, f"p{i}"): one for i, one in enumerate(verdicts)}
+    found[Place(ARM, SEED + 1, "p0")] = Judged("second", "first")
+    write_judged(tmp_path, about, {place: Contest("q", "a", "b") for place in found}, found)
+    points = [(p.step, dict(p.metrics)) for p in Records(tmp_path).run(ARM, SEED).points]
+    assert points[-1:] == [(2, {f"judge/org_judge_1/{judging_name(about)}/win_rate": (1.0 + 0.75) / 2})]

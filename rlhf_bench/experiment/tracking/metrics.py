@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_bench.core.plain_data import content_digest
 from rlhf_bench.core.types import EvalPoint, Evaluation
 from rlhf_bench.experiment.tracking.telling import Dataset
-from rlhf_bench.methods.base import DataMode
+from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.recipe.recipe import BEST, alias_of
 from rlhf_bench.results.metrics import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PROMPTS = {"prompt": "string"}
 _PAIRS = {"prompt": "string", "chosen": "string", "rejected": "string"}
+_LABELLED = {"prompt": "string", "response": "string", "desirable": "boolean"}
 _DEMONSTRATIONS = {"prompt": "string", "response": "string"}
 
 Steps = Iterator[tuple[int, dict[str, float]]]
@@ -84,6 +85,7 @@ def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, 
         _dataset("demonstrations", "training", inputs.demonstrations, _DEMONSTRATIONS, made_by),
         _dataset("train_prompts", "training", inputs.train, _PROMPTS, made_by),
         _dataset("off_policy_pairs", "training", start.pairs, _PAIRS, others),
+        _dataset("labelled_responses", "training", inputs.labelled or [], _LABELLED, made_by),
     ]
     for split, prompts in inputs.held_out.items():
         found.append(_dataset(f"held_out_prompts_{split}", "evaluation", prompts, _PROMPTS, made_by))
@@ -94,10 +96,14 @@ def datasets(recipe: Recipe, inputs: Inputs, start: StartingPoint) -> dict[str, 
     return {one.name: one for one in found if one.rows}
 
 
-def used_by(data: DataMode, known: Mapping[str, Dataset]) -> list[Dataset]:
-    """Those that an arm learns from, by its kind of data, and those that it is evaluated on."""
-    learned_from = {"offline": ["off_policy_pairs"], "online": ["train_prompts"]}
-    names = learned_from.get(data, ["off_policy_pairs", "train_prompts"])
+def used_by(arm: MethodSettings, known: Mapping[str, Dataset]) -> list[Dataset]:
+    """Those that an arm learns from, and those that it is evaluated on."""
+    by_label = arm.fixed_responses and "labelled_responses" in known
+    learned_from = {
+        "offline": ["labelled_responses" if by_label else "off_policy_pairs"],
+        "online": ["train_prompts"],
+    }
+    names = learned_from.get(arm.data, ["off_policy_pairs", "train_prompts"])
     return [one for name, one in known.items() if name in names or one.context == "evaluation"]
 
 

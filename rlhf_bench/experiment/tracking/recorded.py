@@ -27,7 +27,7 @@ from rlhf_bench.experiment.tracking.metrics import Steps, scored_metrics, update
 from rlhf_bench.experiment.tracking.outbox import MetricsLogged, Run, RunEnded, RunStarted, Status
 from rlhf_bench.results.benchmarks import Measurement, of_policies, read_benchmarks, recorded_weights
 from rlhf_bench.results.directory import MAY_DIFFER
-from rlhf_bench.results.metrics import BENCHMARK, EVALUATION, SCORES, TRAIN, described
+from rlhf_bench.results.metrics import BENCHMARK, EVALUATION, JUDGE, SCORES, TRAIN, described
 from rlhf_bench.results.schema import BASE, BASE_JSON, METRICS_TABLE, RECIPE, RESULTS, TUNING
 from rlhf_bench.results.trials import Trial, best_trial
 
@@ -111,6 +111,7 @@ class Records:
             [
                 *(MetricsLogged(run, began + at, step, finite) for at, step, finite in _points(rows)),
                 *self._benchmarks(run, [one for one in self.benchmarks if one.policy == (arm, seed)]),
+                *self._judged(run),
             ],
             RunEnded(run, self._ended_at, result["status"], end),
         )
@@ -134,6 +135,18 @@ class Records:
             )
             for (step, name), digest in last.items()
         ]
+
+    @cached_property
+    def judged(self) -> list[tuple[str, dict[tuple[str, int], tuple[float, int]]]]:
+        """Of every judging: the metric's name, and win rates with their numbers of prompts, by arm and seed."""
+        from rlhf_bench.results.judged import read_judged, win_rates_of_seeds
+
+        return [(judged_name(about), win_rates_of_seeds(rows)) for about, rows in read_judged(self.directory)]
+
+    def _judged(self, run: Run) -> list[MetricsLogged]:
+        """At the number of prompts as step."""
+        of_run = [(name, rates.get((run.arm or "", run.seed or 0))) for name, rates in self.judged]
+        return [MetricsLogged(run, self._ended_at, one[1], {name: one[0]}) for name, one in of_run if one is not None]
 
     @cached_property
     def _ended_at(self) -> int:
@@ -160,6 +173,14 @@ def _is(row: Measurement, prompts: int, name: str, digest: str) -> bool:
 def benchmark_name(row: Measurement) -> str:
     """What MLflow calls a number of lm-eval. It takes letters, digits and _ - . space / in a metric's name."""
     parts = (BENCHMARK, row.task, row.metric, *((row.filter,) if row.filter != "none" else ()))
+    return "/".join(re.sub(r"[^\w\-. ]", "_", part, flags=re.ASCII) for part in parts)
+
+
+def judged_name(about: Mapping[str, Any]) -> str:
+    """What MLflow calls the win rate that a language model has judged."""
+    from rlhf_bench.results.judged import judging_name
+
+    parts = (JUDGE, str(about["model"]), judging_name(about), "win_rate")
     return "/".join(re.sub(r"[^\w\-. ]", "_", part, flags=re.ASCII) for part in parts)
 
 

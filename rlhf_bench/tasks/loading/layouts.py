@@ -16,7 +16,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.tasks.judges.answers import reference_number
 from rlhf_bench.tasks.judges.ifeval import IDS, KWARGS
 from rlhf_bench.tasks.loading.data_source import Place, rows_at
-from rlhf_bench.tasks.loading.reader import COMPLETION, LABEL
+from rlhf_bench.tasks.loading.labelled import COMPLETION, LABEL
 from rlhf_bench.tasks.loading.rows import FileRow
 from rlhf_bench.tasks.loading.verdicts import said
 
@@ -136,8 +136,12 @@ def _set_sides(
         layout.assumed.append(("task", f"the prompt is {' and '.join(roles['prompt'])}"))
     if implicit:
         layout.assumed.append(("task", "the prompt is what chosen and rejected share"))
-    if pairs:
+    labelled = not pairs and {COMPLETION, LABEL} <= set(columns)
+    if pairs or labelled:
         task["pairs"] = source
+    if labelled:
+        said = f"{COMPLETION} and {LABEL}: answers that a label calls good or bad; two of one prompt make a pair"
+        layout.assumed.append(("task", said))
 
 
 def _has_answers(roles: Mapping[str, Any], columns: Sequence[str]) -> bool:
@@ -165,7 +169,7 @@ def _set_answers(layout: Layout, roles: Mapping[str, list[str]], rows: Sequence[
         return
     reference = roles.get("reference", [None])[0]
     if reference is None:
-        reference = task.get("chosen_column", "chosen") if "pairs" in task else COMPLETION
+        reference = COMPLETION if {COMPLETION, LABEL} <= columns else task.get("chosen_column", "chosen")
     response = roles.get("response", [reference])[0]
     task |= {f"{key}_column": name for key, name in (("reference", reference), ("response", response)) if name != key}
     task["judge"], why = _judge(reference, rows)

@@ -7,20 +7,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlhf_bench.core.errors import BadInput
-from rlhf_bench.core.types import MAIN_SPLIT, Prompt, Split, TextPair
+from rlhf_bench.core.types import MAIN_SPLIT, LabelledText, Prompt, Split, TextPair
 from rlhf_bench.core.unusable import LeftOut, Unusable
 from rlhf_bench.tasks.base import fraction
 from rlhf_bench.tasks.judges.answers import reference_number
 from rlhf_bench.tasks.judges.ifeval import IDS, KWARGS, reference_of
 from rlhf_bench.tasks.loading.data_source import Place, rows_at
+from rlhf_bench.tasks.loading.labelled import COMPLETION, LABEL, LabelledCompletions, label_of
 from rlhf_bench.tasks.loading.messages import COLUMNS, check_columns, keys_not_read
 from rlhf_bench.tasks.loading.rows import FileRow
 from rlhf_bench.tasks.loading.settings import FilesSettings
 from rlhf_bench.tasks.loading.trl import Asked, answered, asked, equal_sides, preference
 from rlhf_bench.tasks.loading.verdicts import NoPreference, decided, joined
 
-LABEL, COMPLETION = "label", "completion"
-"""TRL's unpaired preferences: a completion, and whether it is a good one."""
 MAX_NAMES = 12
 Item = TypeVar("Item")
 Key = tuple[str, str]
@@ -50,49 +49,16 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _label(row: FileRow) -> bool:
-    label = row.values[LABEL]
-    word = label.strip().lower() if isinstance(label, str) else label
-    if word not in (True, False, "true", "false", "1", "0"):
-        problem = f"column '{LABEL}' is neither true nor false; correct it"
-        raise Unusable(row.where, problem, "with a label that is neither true nor false")
-    return word in (True, "true", "1")
+@dataclass(frozen=True)
+class GivenPairs:
+    """Of the place of pairs: those to train on, those on prompts of the share that is held out, and labelled completions to train
+    on. `no_pairs`: why there are none, where completions have labels and no two make a pair."""
 
-
-@dataclass
-class LabelledCompletions:
-    """Completions that a label calls good or bad. A good and a bad one of the same prompt make a pair, each is used once."""
-
-    _waiting: dict[tuple[Key, bool], list[tuple[str, str]]] = field(default_factory=dict)  # where, and the completion
-
-    def pair(self, row: FileRow, prompt: Key, completion: str) -> tuple[str, str] | None:
-        """The row's completion and one that waited for it, the good one first; None where it waits now."""
-        good = _label(row)
-        if others := self._waiting.get((prompt, not good)):
-            _, other = others.pop(0)
-            return (completion, other) if good else (other, completion)
-        self._waiting.setdefault((prompt, good), []).append((row.where, completion))
-        return None
-
-    @property
-    def waiting(self) -> list[str]:
-        """Where those stand that found no other."""
-        return [where for some in self._waiting.values() for where, _ in some]
-
-    @property
-    def problem(self) -> str:
-        """Of completions of which none found another: why, and the remedy."""
-        labels = {good for (_, good), some in self._waiting.items() if some}
-        if len(labels) == 1:
-            one, other = ("true", "false") if labels == {True} else ("false", "true")
-            return (
-                f"every completion has the label {one}, and a pair takes one of each; add completions of the same prompts "
-                f"with the label {other}, or remove the key, and a weaker policy makes the pairs"
-            )
-        return (
-            "no prompt has completions of both labels, and a pair takes one of each; add completions of the same prompts with "
-            "the other label, or remove the key, and a weaker policy makes the pairs"
-        )
+    training: list[TextPair]
+    held_out: list[TextPair]
+    labelled: list[LabelledText]
+    no_pairs: str
+    notes: list[str]
 
 
 @dataclass
@@ -213,7 +179,7 @@ class FilesReader:
         return COMPLETION in row.values and row.has(LABEL) and not self.settings.columns.has_pair(row)
 
     def _check_label(self, row: FileRow) -> None:
-        if self._is_unpaired(row) and not _label(row):
+        if self._is_unpaired(row) and not label_of(row):
             raise _Long(
                 row.where, "no answer to imitate", "with the label false, whose completion is no answer to imitate"
             )
@@ -251,42 +217,43 @@ class FilesReader:
             raise Unusable(row.where, problem, "without a single number in the reference")
         return reference
 
-    def pairs(
-        self, place: Place, train: Sequence[Prompt], held_out: Sequence[Prompt]
-    ) -> tuple[list[TextPair], list[TextPair]]:
-        """The pairs to train on, and those on prompts of the share that is held out. One on a known prompt shares it; another
-        prompt's reference is "" if its row gives none. BadInput where every row is left out: a weaker policy's pairs are not
-        what was asked for."""
+    def pairs(self, place: Place, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> GivenPairs:
+        """A pair on a known prompt shares it; another prompt's reference is "" if its row gives none. BadInput where every row is
+        left out: a weaker policy's pairs are not what was asked for."""
         shared = [*train, *(held_out if self.settings.held_out_share is not None else ())]
         prompts: dict[Key, Prompt] = {(prompt.text, prompt.tools): prompt for prompt in shared}
-        known = set(prompts)
+        known, labelled, kept = set(prompts), LabelledCompletions(), list[LabelledText]()
 
-        labelled = LabelledCompletions()
-
-        def read(row: FileRow) -> tuple[TextPair, bool] | None:
-            if self._is_labelled(row):
-                found = asked(row, self.settings.columns)
-                sides = labelled.pair(row, found.key, answered(row, COMPLETION, self.settings.columns, found))
-                if sides is None:
-                    return None
-                chosen, rejected = sides
-            else:
-                found, chosen, rejected = preference(row, self.settings.columns)
+        def prompt_of(row: FileRow, found: Asked, *answers: str) -> Prompt:
             if found.key in self.places and found.key not in known:
                 problem = f"a pair on the held-out prompt {self.places[found.key]}; remove one of the two"
                 raise Unusable(row.where, problem, "with a pair on a held-out prompt")
-            self._within_limits(row, found.text, chosen, rejected)
-            if chosen == rejected:
-                raise equal_sides(row)
+            self._within_limits(row, found.text, *answers)
             if found.key not in prompts:
                 column = IDS if self.settings.judge == "ifeval" else self.settings.reference_column
                 reference = self._reference(row, found) if row.has(column) else ""
                 prompts[found.key] = self._of(row, f"files/pairs/{row.number:06d}", found, reference)
-            return TextPair(prompts[found.key], chosen, rejected, where=row.where), self._is_held_out(found)
+            return prompts[found.key]
+
+        def pair(row: FileRow, prompt: Prompt, chosen: str, rejected: str) -> TextPair:
+            if chosen == rejected:
+                raise equal_sides(row)
+            return TextPair(prompt, chosen, rejected, where=row.where)
+
+        def read(row: FileRow) -> tuple[TextPair, bool] | None:
+            if not self._is_labelled(row):
+                found, chosen, rejected = preference(row, self.settings.columns)
+                made = pair(row, prompt_of(row, found, chosen, rejected), chosen, rejected)
+                return made, self._is_held_out(found)
+            found, good = asked(row, self.settings.columns), label_of(row)
+            completion = answered(row, COMPLETION, self.settings.columns, found)
+            text = LabelledText(prompt_of(row, found, completion), completion, good, row.where)
+            sides = labelled.pair(text)
+            if not self._is_held_out(found):
+                kept.append(text)
+            return None if sides is None else (pair(row, text.prompt, *sides), self._is_held_out(found))
 
         read_pairs = list(self._rows(place, "task.pairs", read))
-        if not read_pairs and labelled.waiting:
-            raise BadInput(f"task.pairs: {place.source}: {labelled.problem}")
-        for where in labelled.waiting:
-            self.left_out.add(_Long(where, "no pair", "with a label whose prompt has no completion left of the other"))
-        return [pair for pair, is_held_out in read_pairs if not is_held_out], [pair for pair, out in read_pairs if out]
+        no_pairs = f"task.pairs: {place.source}: {labelled.problem}" if labelled.texts and not read_pairs else ""
+        training, apart = ([p for p, out in read_pairs if out == held] for held in (False, True))
+        return GivenPairs(training, apart, kept, no_pairs, labelled.notes())

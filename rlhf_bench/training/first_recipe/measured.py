@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bench.compute.forecast import Lengths
+from rlhf_bench.compute.forecast import FixedData, Lengths
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.types import MAIN_SPLIT, Prompt
 from rlhf_bench.core.unusable import Unusable
@@ -19,12 +19,12 @@ from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.models.validation import pretrained_model
 from rlhf_bench.tasks import Task
-from rlhf_bench.tasks.base import HELD_OUT_PAIRS, PAIRS
+from rlhf_bench.tasks.base import HELD_OUT_PAIRS, LABELLED, PAIRS
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.encoded_rows import DATA_SEED
 from rlhf_bench.training.local_model import Say, local_model
 
-MOST = {"train": 2048, PAIRS: 1024, "held out": 256, HELD_OUT_PAIRS: 128}
+MOST = {"train": 2048, PAIRS: 1024, LABELLED: 2048, "held out": 256, HELD_OUT_PAIRS: 128}
 """Rows of each kind that are asked for at most, as the sections' defaults have them."""
 SAMPLES = 4
 """Responses to a prompt that go through a model together."""
@@ -49,20 +49,26 @@ class Measured:
     held_out: Mapping[str, int]
     pairs: int
     held_out_pairs: int
+    labelled: int = 0
     judge: str = ""
     samples: int = SAMPLES
     assumed: list[tuple[str, str]] = field(default_factory=list)
 
+    @property
+    def fixed(self) -> FixedData:
+        return FixedData(max(1, self.pairs), self.labelled or None)
+
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens of prompts by split; and of prompt and longest answer, of pairs and demonstrations. Rows that cannot be encoded
+    """Tokens of prompts by split; and of prompt and longest answer, of pairs, demonstrations and labelled completions. Rows that cannot be encoded
     are not among them."""
 
     prompts: Mapping[str, Sequence[int]]
     demonstrations: Sequence[tuple[int, int]]
     pairs: Sequence[tuple[int, int]]
     held_out_pairs: Sequence[tuple[int, int]]
+    labelled: Sequence[tuple[int, int]]
 
 
 def measured(
@@ -125,11 +131,13 @@ def _tokens(task: Task, codec: Codec, has_demonstrations: bool) -> _Tokens:
     apart = (
         drawn(task.held_out_pairs, MOST[HELD_OUT_PAIRS], _there(task, HELD_OUT_PAIRS)) if task.held_out_pairs else []
     )
+    labelled = drawn(task.labelled, MOST[LABELLED], _there(task, LABELLED)) if task.labelled else []
     return _Tokens(
         prompts,
         list(sides([(d.prompt, (d.response,)) for d in shown])),
         list(sides([(p.prompt, (p.chosen, p.rejected)) for p in pairs])),
         list(sides([(p.prompt, (p.chosen, p.rejected)) for p in apart])),
+        list(sides([(one.prompt, (one.response,)) for one in labelled])),
     )
 
 
@@ -139,7 +147,7 @@ def _there(task: Task, what: str) -> int | None:
 
 
 def _answers(tokens: _Tokens) -> list[int]:
-    return [answer for _, answer in (*tokens.demonstrations, *tokens.pairs)]
+    return [answer for _, answer in (*tokens.demonstrations, *tokens.pairs, *tokens.labelled)]
 
 
 def _lengths(tokens: _Tokens, positions: int | None, leaves_out: bool) -> tuple[int, int]:
@@ -148,7 +156,7 @@ def _lengths(tokens: _Tokens, positions: int | None, leaves_out: bool) -> tuple[
     wanted = float(np.quantile(answers, 0.9)) if answers else WITHOUT_ANSWERS
     response = _up(int(min(max(wanted, RESPONSE_TOKENS[0]), RESPONSE_TOKENS[1])), 8)
     prompts = [n + response for found in tokens.prompts.values() for n in found]
-    rows = [n + max(answer, response) for n, answer in (*tokens.pairs, *tokens.held_out_pairs)]
+    rows = [n + max(answer, response) for n, answer in (*tokens.pairs, *tokens.held_out_pairs, *tokens.labelled)]
     if not prompts:
         raise BadInput("--data: no prompt can be encoded; run `rlhf-bench check` on a recipe of this data to see why")
     need = int(max(float(np.quantile(found, share, method="higher")) for found in (prompts, rows) if found))
@@ -170,12 +178,15 @@ def _counts(tokens: _Tokens, response: int, length: int, task: Task) -> dict[str
     if not apart:  # some of the pairs, whose prompts are then left out in training
         apart = min(MOST[HELD_OUT_PAIRS], pairs // 5)
         pairs = pairs - apart if pairs else 0
-    if train < 2 or not held_out.get(MAIN_SPLIT) or (task.pairs is not None and min(pairs, apart) < 1):
+    labelled, too_few_pairs = fit(tokens.labelled), min(pairs, apart) < 1
+    if labelled and too_few_pairs:  # then no arm is proposed that learns from them
+        pairs = apart = 0
+    if train < 2 or not held_out.get(MAIN_SPLIT) or (task.pairs is not None and not labelled and too_few_pairs):
         raise BadInput(
             f"--data: too few rows can be used: {train} prompts to train on, {held_out.get(MAIN_SPLIT, 0)} held out, {pairs} pairs and "
             f"{apart} on held-out prompts; give more rows"
         )
-    found = {"train": train, "pairs": pairs if task.pairs else 0}
+    found = {"train": train, "pairs": pairs if task.pairs else 0, "labelled": labelled}
     return found | {"held_out": held_out, "held_out_pairs": apart or MOST[HELD_OUT_PAIRS]}
 
 

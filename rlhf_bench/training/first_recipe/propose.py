@@ -23,14 +23,15 @@ Arms = Mapping[str, Mapping[str, Any]]
 def propose(
     name: str, task: Mapping[str, Any], measured: Measured, budget: Budget, machine: Machine, arms: Arms
 ) -> Proposal:
-    """The recipe with those of `arms` that the data has pairs for. BadInput where the budget has no room for one update of
+    """The recipe with those of `arms` that the data has pairs or labels for. BadInput where the budget has no room for one update of
     each."""
     found = Proposal({"name": name, "model": measured.model, "task": dict(task)})
     found.assumed += measured.assumed
-    pairs = {"off_policy_pairs": measured.pairs} if measured.pairs else {}
+    given = {"off_policy_pairs": measured.pairs, "labelled_responses": measured.labelled}
+    fixed = {key: count for key, count in given.items() if count}
     found.data |= {
         "data": {
-            "train_prompts": measured.train, **pairs, "candidates_per_prompt": measured.samples,
+            "train_prompts": measured.train, **fixed, "candidates_per_prompt": measured.samples,
             "max_response_tokens": measured.response_tokens,
         },
         "sft": None,
@@ -67,7 +68,8 @@ def _arms(arms: Arms, measured: Measured) -> dict[str, Any]:
     found = dict[str, Any]()
     for name, arm in arms.items():
         keys = METHODS[arm["method"]].settings.model_fields
-        if measured.pairs or arm.get("data") != "offline":
+        there = measured.labelled if arm.get("unpaired") else measured.pairs
+        if there or arm.get("data") != "offline":
             found[name] = {**arm, **{key: value for key, value in sized.items() if key in keys}}
     return found
 
@@ -75,7 +77,10 @@ def _arms(arms: Arms, measured: Measured) -> dict[str, Any]:
 def _say_what_is_learnt(found: Proposal, measured: Measured) -> None:
     of_data = [name for name, arm in found.data["arms"].items() if arm.get("data") == "offline"]
     others = [name for name in found.data["arms"] if name not in of_data]
-    given = f"; {listed(of_data)} from the data's pairs" if of_data else ", since the data has no preference pairs"
+    kind = (
+        "labels" if measured.labelled and not measured.pairs else "pairs and labels" if measured.labelled else "pairs"
+    )
+    given = f"; {listed(of_data)} from the data's {kind}" if of_data else ", since the data has no preference pairs"
     found.assume("arms", f"{listed(others)} learn from the model's own answers{given}")
     found.assume("arms", "learning rates and strengths are first values, not tuned (docs/recipes.md, tuning)")
     found.assume("sft", "null: the arms start from the model as it is")

@@ -96,11 +96,11 @@ def _evaluations(found: Proposal, measured: Measured) -> Iterator[float]:
 def _limit_for(found: Proposal, measured: Measured, seconds: float) -> tuple[float | None, float]:
     """The FLOPs of an arm and seed with which the whole comparison takes these seconds, None where there is no time for any;
     and the seconds of everything else."""
-    recipe, pairs = found.recipe(), max(1, measured.pairs)
+    recipe, fixed = found.recipe(), measured.fixed
     speeds, shape, n = speeds_of(recipe), measured.shape, measured.lengths
     idle = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"limit": 1.0})})
-    others = comparison_time(idle, shape, n, speeds, pairs=pairs).seconds
-    return (budget_for(seconds, recipe, shape, n, speeds, pairs=pairs) if others < seconds else None), others
+    others = comparison_time(idle, shape, n, speeds, fixed=fixed).seconds
+    return (budget_for(seconds, recipe, shape, n, speeds, fixed=fixed) if others < seconds else None), others
 
 
 def set_reward_model(found: Proposal, measured: Measured) -> None:
@@ -139,7 +139,7 @@ def set_updates(found: Proposal, measured: Measured) -> None:
                 arm["minibatches_per_epoch"] = min(2, size)
             recipe = found.recipe()
             forecast = arm_forecast(recipe, recipe.arms[name], measured.shape, measured.lengths)
-            use = data_use(recipe, recipe.arms[name], forecast, measured.pairs)
+            use = data_use(recipe, recipe.arms[name], forecast, measured.fixed)
             updates[name] = use.updates if use else 0.0
             if size <= measured.train and updates[name] >= wanted:
                 break
@@ -152,17 +152,27 @@ def set_updates(found: Proposal, measured: Measured) -> None:
         raise BadInput(*problems)
     shown = ", ".join(f"{name} {int(count)}" for name, count in updates.items())
     found.assume("compute", f"updates that the budget has room for: about {shown}")
-    _set_pairs(found, measured, updates)
+    _set_fixed_data(found, measured, updates)
 
 
-def _set_pairs(found: Proposal, measured: Measured, updates: Mapping[str, float]) -> None:
-    """As many as the budget has room to train on: the reference's log-probabilities are measured of all of them beforehand."""
-    if not measured.pairs:
-        return
-    arms, trained = found.data["arms"], found.data["reward_model"]
-    used = [arm["pairs_per_update"] * updates[name] for name, arm in arms.items() if arm.get("data") == "offline"]
-    if trained:
-        used.append(trained["steps"] * trained["examples_per_step"])
-    pairs = min(measured.pairs, max(FEWEST_PAIRS, math.ceil(SHORTER * max(used, default=0))))
-    found.data["data"]["off_policy_pairs"] = pairs
-    found.assume("data", f"{pairs} of {measured.pairs} pairs: about as many as the budget has room to train on")
+def _set_fixed_data(found: Proposal, measured: Measured, updates: Mapping[str, float]) -> None:
+    """As much as the budget has room to train on: the reference's log-probabilities are measured of all of it beforehand."""
+    trained = found.data["reward_model"]
+    by_reward_model = [trained["steps"] * trained["examples_per_step"]] if trained else []
+    offline = {name: arm for name, arm in found.data["arms"].items() if arm.get("data") == "offline"}
+    of_pairs, of_labels = (
+        [
+            rows * arm["pairs_per_update"] * updates[name]
+            for name, arm in offline.items()
+            if bool(arm.get("unpaired")) == apart
+        ]
+        for rows, apart in ((1, False), (2, True))
+    )
+    for key, what, there, used in (
+        ("off_policy_pairs", "pairs", measured.pairs, of_pairs + by_reward_model),
+        ("labelled_responses", "labelled responses", measured.labelled, of_labels),
+    ):
+        if there:
+            count = min(there, max(FEWEST_PAIRS, math.ceil(SHORTER * max(used, default=0))))
+            found.data["data"][key] = count
+            found.assume("data", f"{count} of {there} {what}: about as many as the budget has room to train on")

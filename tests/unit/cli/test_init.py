@@ -83,6 +83,25 @@ def test_without_pairs_no_arm_needs_any(model, tmp_path, capsys):
     assert prepare_inputs(recipe, Cache(tmp_path / "cache")).pairs == []
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_labelled_completions_have_an_arm_that_learns_from_labels(apart, model, tmp_path, capsys):
+    """`apart`: each of another prompt, so that no two make a pair."""
+    given = [
+        {"prompt": f"{n if apart else n // 2}+1=", "completion": str(n + n % 2), "label": n % 2 == 0}
+        for n in range(160)
+    ]
+    data = rows(tmp_path / "own.jsonl", *given)
+    code, out, err = command(capsys, "init", "my.yaml", "--model", model, "--data", data, "--budget", "1e10")
+    recipe = load_recipe(tmp_path / "my.yaml") if code == 0 else pytest.fail(str(err))
+    offline = {name for name, arm in recipe.arms.items() if arm.data == "offline"}
+    assert offline == {"kto-unpaired"} if apart else {"kto-unpaired", "dpo-offline"}
+    found = prepare_inputs(recipe, Cache(tmp_path / "cache"))
+    assert {one.desirable for one in found.labelled} == {True, False} and bool(found.pairs) != apart
+    code, out, err = command(capsys, "check", "my.yaml", "--quiet")
+    assert code == 0, err
+    assert command(capsys, "check", "my.yaml")[1].count(" labelled responses") >= 1
+
+
 @pytest.mark.parametrize(("arguments", "keys"), [
     (["--data", "x.jsonl"], ["--model"]),
     (["--model", "MODEL"], ["--data"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlhf_bench.compute.forecast import (
+    FixedData,
     Lengths,
     arm_forecast,
     check_budget,
@@ -101,7 +102,7 @@ def test_passes_over_pairs_and_over_prompts(name):
     one = forecast(name, arms=arms, data=data)
     limit = 10 * one.update.flops if name != "twice" else 10 * (one.least.flops + one.steady.flops)
     r = recipe(arms, limit=limit, data=data)
-    use = data_use(r, r.arms[name], arm_forecast(r, r.arms[name], SHAPE, N), off_policy_pairs=40)
+    use = data_use(r, r.arms[name], arm_forecast(r, r.arms[name], SHAPE, N), FixedData(40))
     if name == "offline":
         assert (use.pair_passes, use.prompt_passes) == pytest.approx((PAIRS[name][1], None))
     elif name == "twice":

@@ -6,7 +6,7 @@ import pytest
 
 from actors.rollout import vllm_engine
 from rlhf_bench.compute import forecast, memory, wall_time
-from rlhf_bench.compute.forecast import Lengths
+from rlhf_bench.compute.forecast import FixedData, Lengths
 from rlhf_bench.compute.speed import Speed, Speeds, core_speed, speeds_of
 from rlhf_bench.compute.wall_time import REPORT_SECONDS, budget_for, comparison_time
 from rlhf_bench.core.errors import BadInput
@@ -41,7 +41,7 @@ def recipe(arms=ARMS, limit=1e14, column="flops", **sections):
 
 
 def time(r, speeds=SPEEDS, n=N, pairs=512):
-    return comparison_time(r, SHAPE, n, speeds, pairs=pairs)
+    return comparison_time(r, SHAPE, n, speeds, fixed=FixedData(pairs))
 
 
 def test_all_is_what_comes_before_and_every_arm_with_every_seed():
@@ -119,7 +119,7 @@ def test_a_budget_in_seconds_is_taken_at_its_word():
 @pytest.mark.parametrize("column", ["flops", "trained_tokens"])
 def test_a_comparison_with_the_budget_of_a_time_takes_that_time(minutes, column):
     r = recipe(column=column, seeds=[1, 2])
-    limit = budget_for(60 * minutes, r, SHAPE, N, SPEEDS, pairs=512)
+    limit = budget_for(60 * minutes, r, SHAPE, N, SPEEDS, fixed=FixedData(512))
     r = recipe(column=column, seeds=[1, 2], limit=limit)
     assert time(r).seconds == pytest.approx(60 * minutes, rel=0.05)
 
@@ -128,7 +128,7 @@ def test_a_time_that_start_and_evaluation_take_alone_is_refused():
     with pytest.raises(
         BadInput, match=r"budget: 30 s is less than start, evaluation .* take here, \d+ s; allow more time"
     ):
-        budget_for(30, recipe(), SHAPE, N, SPEEDS, pairs=512)
+        budget_for(30, recipe(), SHAPE, N, SPEEDS, fixed=FixedData(512))
 
 
 def test_a_core_is_timed_unless_the_recipe_says_how_fast_it_is():
@@ -144,7 +144,7 @@ def test_gpus_go_by_their_data_sheet_and_no_core_is_timed():
     found = speeds_of(recipe(model={"dtype": "bfloat16"}, placement=gpus))
     assert found.core is None and found.gpu.learner_flops == 989e12
     r = recipe(model={"dtype": "bfloat16"}, placement=gpus | {"device": {"peak_tflops": 100, "utilisation": 0.5}})
-    arm = comparison_time(r, SHAPE, N, speeds_of(r), pairs=512).arms["offline"]
+    arm = comparison_time(r, SHAPE, N, speeds_of(r), fixed=FixedData(512)).arms["offline"]
     assert arm.parts["learning"] == pytest.approx(arm.flops / (100e12 * 0.5))
 
 

@@ -10,7 +10,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.text import table
-from rlhf_bench.core.types import EvalPoint, Evaluation, Pair, Prompt, Row
+from rlhf_bench.core.types import EvalPoint, Evaluation, LabelledResponse, Pair, Prompt, Row
 from rlhf_bench.experiment.tracking.descriptions import (
     MAX_CHARACTERS,
     arm_finished,
@@ -24,6 +24,7 @@ from rlhf_bench.experiment.tracking.metrics import (
     update_metrics,
     used_by,
 )
+from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import DataMode
 from rlhf_bench.recipe import parse_recipe
 from rlhf_bench.results.final_scores import ArmScores, FinalScores
@@ -77,7 +78,7 @@ def inputs(text="1+1="):
     held_out = {"in_distribution": [prompt], "unseen": [prompt, prompt]}
     pair = Pair("pair0", prompt, (4,), (5,))
     found = SimpleNamespace(
-        demonstrations=[Row("p0", (1, 2), ((3,),))], train=[prompt] * 3, held_out=held_out, pairs=None
+        demonstrations=[Row("p0", (1, 2), ((3,),))], train=[prompt] * 3, held_out=held_out, pairs=None, labelled=None
     )
     start = SimpleNamespace(
         pairs=[pair], held_out_pairs={"in_distribution": [pair]}, own_pairs={"on_policy": [pair] * 2}
@@ -103,9 +104,20 @@ def test_data_has_a_name_a_size_and_a_digest_that_changes_with_it():
     ("on_policy", ["train_prompts", "off_policy_pairs"]), ("chosen_on_policy", ["train_prompts", "off_policy_pairs"]),
 ])  # fmt: skip
 def test_an_arms_run_names_the_data_that_it_learns_from(data: DataMode, trains_on):
-    used = used_by(data, datasets(parse_recipe(SMALL), *inputs()))
+    used = used_by(METHODS["dpo"].settings(data=data), datasets(parse_recipe(SMALL), *inputs()))
     assert [one.name for one in used if one.context == "training"] == trains_on
     assert len([one for one in used if one.context == "evaluation"]) == 4
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_arm_that_learns_from_labels_names_them_or_the_pairs_whose_sides_they_are(labelled):
+    given, start = inputs()
+    one = LabelledResponse("l", given.train[0], (1, 2), True)
+    given.labelled = [one] if labelled else None
+    known = datasets(parse_recipe(SMALL), given, start)
+    used = used_by(METHODS["kto"].settings(unpaired=True), known)
+    trains_on = [one.name for one in used if one.context == "training"]
+    assert trains_on == (["labelled_responses"] if labelled else ["off_policy_pairs"])
 
 
 def test_a_description_has_the_verdict_the_table_and_a_link_to_the_recipe(summary):

@@ -19,6 +19,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from rlhf_bench.core.types import Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Outputs, PairLogprobs
+from rlhf_bench.methods.kto import response_loss
 
 LENGTHS = [3, 5, 2, 4]  # chosen, chosen, rejected, rejected: two pairs
 WIDTH = max(LENGTHS)
@@ -159,6 +160,28 @@ def test_kto(mismatched):
         return KTOTrainer._compute_loss(trainer, model_of(own), batch, False)
 
     same_value_and_gradient(trl, lambda own: METHODS["kto"].pair_loss(pairs_of(own), now).mean())
+
+
+@pytest.mark.parametrize("labels", [[True, True, False, False], [True, False, False, False]])
+def test_kto_on_single_responses(labels):
+    """TRL's mean over all examples of a batch, with as many of each label as there are."""
+    given = {"beta": 0.4, "desirable_weight": 1.2, "undesirable_weight": 0.8}
+    settings = METHODS["kto"].settings(unpaired=True, **given).resolve_at(0.0, {"reference_point": 0.6})
+
+    def trl(own):
+        trainer = MagicMock(
+            accelerator=accelerator(), aux_loss_enabled=False, precompute_ref_logps=False, ref_model=model_of(REFERENCE),
+            calculate_KL=True, loss_type="kto", _total_train_tokens=0, _tp_size=1, **given,
+        )  # fmt: skip
+        looks = iter([torch.full((4,), 0.6), torch.zeros(4)])
+        trainer._compute_kl_logps = lambda *_: next(looks)
+        return KTOTrainer._compute_loss(trainer, model_of(own), inputs() | {"label": torch.tensor(labels)}, False)
+
+    def ours_of(own):
+        ratio = (own * MASK).sum(1) - (REFERENCE * MASK).sum(1)
+        return response_loss(ratio, torch.tensor(labels), settings).mean()
+
+    same_value_and_gradient(trl, ours_of)
 
 
 # Methods on samples: two prompts, two responses each, in the rows' order.

@@ -156,7 +156,7 @@ def test_a_pairs_objective_sums_over_tokens_and_pushes_each_token_its_sides_way(
     np.testing.assert_allclose(loss, -log_expit(margin), rtol=1e-12)
     weight = np.where(INDEX % 2 == 0, beta_chosen, beta_rejected)
     np.testing.assert_allclose(gradient, SIGN * weight * expit(-margin)[TOKEN_PAIR], rtol=1e-12)
-    assert (objective.model, objective.unit) == ("policy", "pair")
+    assert (objective.model, objective.unit) == ("policy", "row")
 
 
 @pytest.mark.parametrize("method", ["dpo", "flex_dpo"])

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_expit
 
-from rlhf_bench.core.types import Row
+from rlhf_bench.core.types import DESIRABLE, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Outputs, PairLogprobs
 from rlhf_bench.methods.pairs import pair_logprobs, with_reference
@@ -283,6 +283,75 @@ def test_ktos_reference_point_is_the_mean_of_mismatched_log_ratios_and_never_bel
     assert kto_settings(1.5).reference_point == 1.5 and settings.reference_point == 0.0
 
 
+LABELLED = np.array([True, False, False, True, False])
+
+
+def labelled_outputs(logprobs, labels=LABELLED, reference=-6.0, tokens=2):
+    """Responses of two tokens each, and what an update's preparation attaches to them."""
+    rows = [Row(f"r{i}", (1,), ((2, 3),), {DESIRABLE: (np.array([float(good)]),)}) for i, good in enumerate(labels)]
+    numbers = [(np.full(tokens, reference / tokens),) for _ in labels]
+    zeros = [(np.zeros(1),) for _ in labels]
+    known = {"reference_logprobs": numbers, "mismatched_logprobs": zeros, "mismatched_reference_logprobs": zeros}
+    settings = METHODS["kto"].settings(unpaired=True)
+    prepared = METHODS["kto"].prepare(rows, [], known, settings, {}).rows
+    extras = {name: double([float(row.extras[name][0][0]) for row in prepared]) for name in prepared[0].extras}
+    index = torch.arange(len(labels)).repeat_interleave(tokens)
+    each = logprobs.repeat_interleave(tokens) / tokens
+    return Outputs(index, len(labels), extras, logprobs=each, entropy=torch.ones_like(each))
+
+
+@pytest.mark.parametrize("z0", [0.0, 1.7])
+def test_kto_without_pairs_values_each_response_by_its_label(z0):
+    logprobs = double([-4.0, -2.7, -9.0, -3.6, -30.0]).requires_grad_()
+    settings = kto_settings(z0, beta=0.5, desirable_weight=1.3, undesirable_weight=0.7, unpaired=True)
+    (objective,) = METHODS["kto"].objectives
+    loss, numbers = objective.loss(labelled_outputs(logprobs), settings)
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    ratio, sign, weight = logprobs.detach().numpy() + 6.0, np.where(LABELLED, 1, -1), np.where(LABELLED, 1.3, 0.7)
+    value = expit(0.5 * sign * (ratio - z0))
+    np.testing.assert_allclose(loss.detach(), weight * (1 - value), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(gradient, -weight * 0.5 * sign * value * (1 - value), rtol=1e-12, atol=1e-14)
+    means = {name: float(found.mean()) for name, found in numbers.items()}
+    assert means["chosen_logratio"] == pytest.approx(ratio[LABELLED].mean())
+    assert means["rejected_logratio"] == pytest.approx(ratio[~LABELLED].mean())
+    assert means["rejected_logprob"] == pytest.approx(ratio[~LABELLED].mean() - 6.0)
+    assert means["margin"] == pytest.approx(means["chosen_logratio"] - means["rejected_logratio"])
+    assert means["entropy"] == 1.0
+
+
+def test_kto_on_the_sides_of_pairs_is_kto_on_the_pairs():
+    """Value and gradient of the mean over 2P responses are those of the mean over P pairs."""
+    chosen, rejected = double(CHOSEN).requires_grad_(), double(REJECTED).requires_grad_()
+    settings = kto_settings(0.4, beta=0.2, desirable_weight=1.2)
+    whole = METHODS["kto"].pair_loss(pairs_of(chosen, rejected), settings).mean()
+    apart = kto_settings(0.4, beta=0.2, desirable_weight=1.2, unpaired=True)
+    labels = np.repeat([True, False], len(CHOSEN))
+    out = labelled_outputs(torch.cat([chosen, rejected]), labels)
+    out.extras["reference_logprob"][:] = double(np.concatenate([REFERENCE_CHOSEN, REFERENCE_REJECTED]))
+    single = METHODS["kto"].objectives[0].loss(out, apart)[0].mean()
+    assert float(single.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)
+    for got, expected in zip(
+        torch.autograd.grad(single, (chosen, rejected)), torch.autograd.grad(whole, (chosen, rejected)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-15)
+
+
+def test_numbers_of_a_label_that_an_update_lacks_are_not_known():
+    """An update may draw good responses alone. Nothing is known of bad ones then, and the loss is that of the good ones."""
+    out = labelled_outputs(double([-4.0, -5.0]), np.array([True, True]))
+    loss, numbers = METHODS["kto"].objectives[0].loss(out, kto_settings(0.0, unpaired=True))
+    assert torch.isfinite(loss).all() and float(numbers["chosen_logprob"].mean()) == -4.5
+    assert all(torch.isnan(numbers[name]).all() for name in ("rejected_logprob", "rejected_logratio", "margin"))
+
+
+@pytest.mark.parametrize(
+    ("more", "key"), [({"data": "online"}, "unpaired"), ({"edit_distance": (0.1, 0.5)}, "unpaired")]
+)
+def test_single_responses_are_of_a_fixed_set_and_have_no_distance(more, key):
+    with pytest.raises(ValueError, match=f"{key}\n.*leave"):
+        METHODS["kto"].settings(unpaired=True, **more)
+
+
 @pytest.mark.parametrize("key", ["pairs_per_update", "prompts_per_update"])
 def test_kto_asks_for_other_pairs_in_an_update(key):
     with pytest.raises(ValueError, match=f"{key}\n.*2 or more"):
@@ -386,7 +455,7 @@ def test_the_objective_averages_what_pair_loss_gives(name):
     settings, (objective,) = method.settings(), method.objectives
     loss, _ = objective.loss(outputs(), settings)
     torch.testing.assert_close(loss, method.pair_loss(pair_logprobs(outputs(), reference_free=False), settings))
-    assert (objective.model, objective.unit) == ("policy", "pair")
+    assert (objective.model, objective.unit) == ("policy", "row")
 
 
 @pytest.mark.parametrize(("name", "settings", "free"), [

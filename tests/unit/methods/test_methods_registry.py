@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_bench.compute.forecast import Lengths, arm_forecast
+from rlhf_bench.compute.forecast import FixedData, Lengths, arm_forecast, data_use
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import MethodSettings
 from rlhf_bench.methods.pairs import PairSettings
@@ -55,7 +55,7 @@ def test_every_method_has_a_section_with_its_equation_its_source_and_its_setting
 def test_a_method_on_pairs_is_one_objective_on_the_policy_and_says_its_loss(name):
     method = METHODS[name]
     (objective,) = method.objectives
-    assert (objective.model, objective.unit) == ("policy", "pair")
+    assert (objective.model, objective.unit) == ("policy", "row")
     assert method.pair_loss is not None
     assert issubclass(method.settings, PairSettings)
 
@@ -104,6 +104,24 @@ def test_the_forecast_holds_ktos_reference_point_in_every_update_and_for_every_e
     assert found.update.flops == pytest.approx(TRAINING + 3 * FORWARD)
     assert found.steady.flops == pytest.approx(TRAINING + 2 * FORWARD)
     assert (found.update.scored_tokens, found.steady.scored_tokens) == (3 * TOKENS, 2 * TOKENS)
+
+
+def test_an_update_of_single_responses_has_twice_as_many_and_no_prompt_for_two():
+    """As many responses as in the update of pairs; each has its prompt to itself, so it costs more."""
+    arms = {
+        name: {"method": "kto", "pairs_per_update": ROWS, "unpaired": name == "apart"} for name in ("pairs", "apart")
+    }
+    recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": 1e15}, "arms": arms})
+    pairs, apart = (arm_forecast(recipe, arm, SHAPE, N) for arm in recipe.arms.values())
+    assert apart.update.trained_tokens == pairs.update.trained_tokens == TOKENS
+    assert apart.update.scored_tokens == pairs.update.scored_tokens and apart.update.flops > pairs.update.flops
+    fixed = FixedData(pairs=2 * ROWS)
+    passes = [
+        data_use(recipe, arm, found, fixed) for arm, found in zip(recipe.arms.values(), (pairs, apart), strict=True)
+    ]
+    assert passes[1].pair_passes == pytest.approx(passes[0].pair_passes * passes[1].updates / passes[0].updates)
+    given = data_use(recipe, recipe.arms["apart"], apart, FixedData(pairs=1, labelled=8 * ROWS))
+    assert given.pair_passes == pytest.approx(passes[1].pair_passes / 2)
 
 
 def test_the_forecast_holds_the_measuring_of_an_adaptive_method():

@@ -334,7 +334,7 @@ def with_extras(rows, seed=0):
 
 def gradient(objective: Objective, settings, model, rows, plan) -> torch.Tensor:
     """What the ranks of a plan add up to: each takes the sum over its units, divided by the units of all."""
-    units = len(rows) if objective.unit == "pair" else sum(r.response_tokens for r in rows)
+    units = len(rows) if objective.unit == "row" else sum(r.response_tokens for r in rows)
     model.zero_grad()
     for part in (part for rank in plan for part in rank):
         loss, _ = loss_sums(objective, model, micro_batch([rows[i] for i in part]), settings)

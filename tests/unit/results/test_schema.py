@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_bench.core.types import HELD_OUT_SPLITS, OWN, Group, Prompt, PromptScore, Row, Sample, SplitResult
+from rlhf_bench.core.types import DESIRABLE, HELD_OUT_SPLITS, OWN, Group, Prompt, PromptScore, Row, Sample, SplitResult
 from rlhf_bench.diagnostics.gradients import gradient_numbers, partials
 from rlhf_bench.diagnostics.likelihood import kl_numbers, pair_numbers, probe_numbers
 from rlhf_bench.diagnostics.probes import PROBE_SETS
@@ -113,6 +113,20 @@ def of_pair_method(method):
     return {*numbers, *prepared.metrics, *(f"state/{key}" for key in prepared.state)}
 
 
+def of_single_responses():
+    """KTO's, with labels in place of pairs."""
+    method = METHODS["kto"]
+    settings = method.settings(unpaired=True)
+    rows = [Row(str(i), (1,), ((2, 3),), {DESIRABLE: (np.array([float(i)]),)}) for i in range(2)]
+    measured = {name: [(np.zeros(2),)] * 2 for name in method.measures}
+    prepared = method.prepare(rows, [(1.0,), (0.0,)], measured, settings, {})
+    labels = {DESIRABLE: torch.tensor([1.0, 0.0, 1.0, 0.0])} | dict.fromkeys(
+        ("of_chosen", "of_rejected"), torch.ones(4)
+    )
+    _, numbers = method.objectives[0].loss(outputs(**labels), settings)
+    return {*numbers, *prepared.metrics}
+
+
 def of_method_on_samples(method):
     settings = method.settings(rollouts_ahead=1)
     zeros = (np.zeros(2), np.ones(2))
@@ -158,7 +172,7 @@ def of_diagnostics():
 
 
 PRODUCED = {
-    TRAIN: set().union(of_learner(), of_samples(), *map(of_method, METHODS.values())),
+    TRAIN: set().union(of_learner(), of_samples(), of_single_responses(), *map(of_method, METHODS.values())),
     EVALUATION: of_diagnostics(),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import datasets
 import pyarrow as pa
@@ -238,7 +239,7 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-def inputs(folder, settings, model, template="own", **data):
+def inputs(folder, settings, model, template="own", arms=None, sft=True, **data):
     place = {"kind": "pretrained", "name_or_path": str(model), "chat_template": template}
     recipe = parse_recipe(
         {
@@ -247,12 +248,53 @@ def inputs(folder, settings, model, template="own", **data):
             "compute": {"limit": 1e15},
             "model": {"name_or_path": str(model), "max_length": 128, "tokenizer": place},
             "data": {"train_prompts": 4, "off_policy_pairs": 3, "held_out_pairs": 2, "max_response_tokens": 8} | data,
-            "sft": {"demonstrations": data.get("train_prompts", 4)},
+            "sft": {"demonstrations": data.get("train_prompts", 4)} if sft else None,
             "evaluation": {"prompts": 4, "splits": ["in_distribution"]},
-            "arms": {"b": {"method": "dpo"}},
+            "arms": arms or {"b": {"method": "dpo"}},
         }
     )
     return prepare_inputs(recipe, Cache(folder / "cache"))
+
+
+UNPAIRED = {"k": {"method": "kto", "unpaired": True}}
+
+
+@pytest.mark.parametrize("sft", [True, False])
+def test_an_arm_learns_from_labels_that_make_no_pair(sft, tmp_path, tokenizer_folder):
+    """Then nothing makes pairs, a weaker policy least of all: what is given is what is asked for."""
+    rows = [{"prompt": f"q{n}?", "completion": "yes", "label": n > 1} for n in range(5)]
+    settings = files(tmp_path, ROWS, TEST, rows)
+    found = inputs(tmp_path, settings, tokenizer_folder, arms=UNPAIRED, sft=sft, labelled_responses=5)
+    assert found.pairs == [] and Counter(one.desirable for one in found.labelled) == {True: 3, False: 2}
+    assert all(one.prompt.token_ids and one.response_ids for one in found.labelled)
+    with pytest.raises(BadInput, match=r"files, labelled responses: 9 are asked for and 5 are there"):
+        inputs(tmp_path, settings, tokenizer_folder, arms=UNPAIRED, sft=sft, labelled_responses=9)
+    both = UNPAIRED | {"d": {"method": "dpo"}, "p": {"method": "ppo", "feedback": "judge"}}
+    with pytest.raises(
+        BadInput, match=r"arms\.d\.data: .*completions of task\.pairs have labels, and no two of them"
+    ) as refused:
+        inputs(tmp_path, settings, tokenizer_folder, arms=both, sft=sft, labelled_responses=5)
+    assert len(refused.value.problems) == 1
+
+
+def test_one_label_alone_is_refused_where_an_arm_learns_from_labels(tmp_path, tokenizer_folder):
+    rows = [{"prompt": f"q{n}?", "completion": "yes", "label": True} for n in range(5)]
+    with pytest.raises(
+        BadInput, match=r"task\.pairs: all 5 labelled completions to train on have the label true, .*both; add"
+    ):
+        inputs(tmp_path, files(tmp_path, ROWS, TEST, rows), tokenizer_folder, arms=UNPAIRED, labelled_responses=5)
+
+
+def test_labels_go_beside_pairs_where_other_arms_take_those(tmp_path, tokenizer_folder):
+    rows = [{"prompt": f"q{n // 2}?", "completion": str(n), "label": n % 2 == 0} for n in range(12)]
+    settings = files(tmp_path, ROWS, TEST, rows)
+    both = UNPAIRED | {"d": {"method": "dpo"}}
+    found = inputs(tmp_path, settings, tokenizer_folder, arms=both, labelled_responses=12)
+    known = {p.prompt.token_ids for p in found.held_out_pairs}
+    assert len(found.pairs) == 3 and len(found.held_out_pairs) == 2 and len(found.labelled) == 8
+    assert known.isdisjoint({one.prompt.token_ids for one in found.labelled})
+    alone = inputs(tmp_path, settings, tokenizer_folder, arms={"d": {"method": "dpo"}})
+    assert alone.labelled is None and alone.pairs == found.pairs
 
 
 def test_a_chat_template_stands_around_prompts_and_begins_the_answer(tmp_path, tokenizer_folder):

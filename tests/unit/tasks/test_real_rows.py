@@ -405,10 +405,41 @@ def test_labelled_completions_of_one_prompt_make_pairs_each_used_once(tmp_path):
     task = task_of(tmp_path, pairs=str(tmp_path / "pairs.jsonl"), **columns)
     found = {(p.prompt.text, p.chosen, p.rejected) for p in task.pairs(4, 0)}
     assert found == {("q", "good", "bad"), ("r", "fine", "poor"), ("q", "great", "worse"), ("r", "x", "y")}
-    assert "1 with a label whose prompt has no completion left of the other (first pairs.jsonl:7)" in " ".join(
-        task.notes
-    )
+    labelled = {(one.prompt.text, one.response, one.desirable) for one in task.labelled(7, 0)}
+    assert labelled == {(prompt, text, label in (True, "true", 1)) for prompt, text, label in given}
+    (note,) = [
+        note for note in task.notes if note.startswith("labelled completions: 4 true, 3 false; 1 of them find no ")
+    ]
+    assert "unpaired: true" in note and task.no_pairs == ""
     assert not any("not read" in note for note in task.notes)
+
+
+def test_labels_whose_prompts_differ_make_no_pair_and_are_there_to_learn_from(tmp_path):
+    write(tmp_path / "train.jsonl", [{"prompt": "q", "reference": "a"}])
+    write(tmp_path / "held.jsonl", [{"prompt": "h", "reference": "a"}])
+    rows = [{"prompt": f"q{n}", "completion": "yes", "label": n > 1} for n in range(4)]
+    write(tmp_path / "pairs.jsonl", rows)
+    columns = {"reference_column": "reference", "response_column": None}
+    task = task_of(tmp_path, pairs=str(tmp_path / "pairs.jsonl"), **columns)
+    assert task.pairs is None and "no prompt has completions of both labels" in task.no_pairs
+    assert {one.desirable for one in task.labelled(4, 0)} == {True, False}
+    assert {"q0", "yes"} <= set(task.corpus())
+    write(tmp_path / "pairs.jsonl", [{**rows[0], "prompt": "h"}])
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:1: a pair on the held-out prompt .*held\.jsonl:1"):
+        task_of(tmp_path, pairs=str(tmp_path / "pairs.jsonl"), **columns)
+
+
+def test_labels_on_prompts_of_the_share_that_is_held_out_are_not_trained_on(tmp_path):
+    rows = [{"prompt": f"q{n}", "completion": "yes", "label": n % 2 == 0} for n in range(40)]
+    write(tmp_path / "all.jsonl", rows)
+    place = {"source": str(tmp_path / "all.jsonl")}
+    columns = {"reference_column": "completion", "response_column": None}
+    task = build_task(
+        FilesSettings(kind="files", prompts=place, pairs=place, held_out_share=0.5, judge="overlap", **columns)
+    )
+    held_out = {p.text for p in task.prompts("in_distribution", task.sizes["in_distribution"], 0)}
+    trained = {one.prompt.text for one in task.labelled(task.sizes["labelled responses"], 0)}
+    assert held_out and trained and held_out.isdisjoint(trained) and not held_out & {f"q{n}" for n in range(1, 40, 2)}
 
 
 # What lies in ../shared/cases.

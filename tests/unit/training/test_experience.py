@@ -10,7 +10,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.rounding import rounding_of
-from rlhf_bench.core.types import Group, Judgement, Pair, Prompt, Sample
+from rlhf_bench.core.types import DESIRABLE, Group, Judgement, LabelledResponse, Pair, Prompt, Sample
 from rlhf_bench.methods import METHODS
 from rlhf_bench.models.codec import Codec
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer, encode_response
@@ -18,10 +18,10 @@ from rlhf_bench.recipe import DataSettings
 from rlhf_bench.tasks import build_task
 from rlhf_bench.tasks.arithmetic import ArithmeticSettings
 from rlhf_bench.training.batch import joined
-from rlhf_bench.training.experience import FixedPairs, make_source
+from rlhf_bench.training.experience import FixedRows, make_source
 from rlhf_bench.training.inputs import Inputs
 from rlhf_bench.training.judging import Judge, reward_groups
-from rlhf_bench.training.pairs import best_and_worst, preference_pairs
+from rlhf_bench.training.pairs import best_and_worst, preference_pairs, sides_of
 from rlhf_bench.training.roles import Roles
 from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
 from rlhf_bench.training.state import ArmState
@@ -175,7 +175,7 @@ def all_of(source, state):
 
 @pytest.mark.parametrize(("count", "per_update"), [(7, 3), (6, 3), (5, 5), (1, 1)])
 def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
-    source, state, ids = FixedPairs(pairs(count), per_update, metrics={}), begin(seed=3), []
+    source, state, ids = FixedRows.of_pairs(pairs(count), per_update, metrics={}), begin(seed=3), []
     for _ in range(count):  # per_update epochs
         drawn = all_of(source, state)
         assert len(drawn.rows) == len(drawn.rewards) == drawn.metrics["pairs"] == per_update
@@ -187,7 +187,7 @@ def test_fixed_pairs_come_once_in_every_epoch(count, per_update):
 
 
 def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
-    drawn = all_of(FixedPairs(pairs(4), 4, metrics={"gold": 0.5}), begin(version=10))
+    drawn = all_of(FixedRows.of_pairs(pairs(4), 4, metrics={"gold": 0.5}), begin(version=10))
     for row, reward in zip(drawn.rows, drawn.rewards, strict=True):
         i = int(row.id.removeprefix("pair"))
         assert row.responses == ((i, 2), (i, 3, 2)) and row.prompt_ids == PROMPT.token_ids
@@ -197,13 +197,35 @@ def test_a_fixed_pairs_row_has_the_chosen_response_and_reward_first():
 
 def test_the_seed_decides_the_order_of_fixed_pairs():
     first, again, other = (
-        [r.id for r in all_of(FixedPairs(pairs(20), 20, {}), begin(seed)).rows] for seed in (1, 1, 2)
+        [r.id for r in all_of(FixedRows.of_pairs(pairs(20), 20, {}), begin(seed)).rows] for seed in (1, 1, 2)
     )  # fmt: skip
     assert first == again != other
 
 
+def test_sides_taken_apart_come_one_by_one_with_their_labels():
+    given, state = pairs(3), begin(seed=3, version=4)
+    source = FixedRows.of_labelled(sides_of(given), 2)
+    drawn = [all_of(source, state) for _ in range(3)]
+    rows = [row for batch in drawn for row in batch.rows]
+    found = {(row.responses[0], float(row.extras[DESIRABLE][0][0])) for row in rows}
+    assert found == {(p.chosen_ids, 1.0) for p in given} | {(p.rejected_ids, 0.0) for p in given}
+    assert all(row.prompt_ids == PROMPT.token_ids and len(row.responses) == 1 for row in rows)
+    assert len({row.id for row in rows}) == 6 and all(batch.fixed for batch in drawn)
+    assert [batch.metrics["pairs"] for batch in drawn] == [1, 1, 1]
+    assert {batch.metrics["pair_passes"] for batch in drawn} == {1 / 3}  # the loop counts the rounds
+
+
+def test_labels_of_the_data_go_before_the_sides_of_its_pairs():
+    labelled = [LabelledResponse(f"l{i}", PROMPT, (i, 2), i == 0) for i in range(5)]
+    settings = METHODS["kto"].settings(unpaired=True, pairs_per_update=2)
+    for given, expected in ((labelled, 4), (None, 4)):
+        source = make_source(METHODS["kto"], settings, None, pairs(3), None, begin(), given)
+        assert len(all_of(source, begin()).rows) == expected
+        assert len(source.rows) == (6 if given is None else 5)
+
+
 def test_more_pairs_wanted_than_there_are():
-    assert len(all_of(FixedPairs(pairs(3), 32, {}), begin()).rows) == 3
+    assert len(all_of(FixedRows.of_pairs(pairs(3), 32, {}), begin()).rows) == 3
 
 
 def test_sample_metrics_are_means_over_samples():

@@ -12,7 +12,7 @@ import pytest
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed, Stopped
 from rlhf_bench.core.rounding import rounding_of
-from rlhf_bench.core.types import Evaluation, Pair, PairEvaluation, Prompt, Row
+from rlhf_bench.core.types import Evaluation, LabelledResponse, Pair, PairEvaluation, Prompt, Row
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Adam, SideGradients
 from rlhf_bench.methods.dpo import DPOSettings
@@ -44,7 +44,7 @@ class Arm:
 
     def __init__(self, limit, *, marks=(), column="flops", answers=("right", "wrong", "unfinished"), learner=None,
                  evaluator=None, save_to=None, pool_order=None, pool_part=None, scorer=None, checkpointer=None, skips=5, shape=TINY,
-                 pool=Pool, dtype="float32", **arm):  # fmt: skip
+                 pool=Pool, dtype="float32", pairs=PAIRS, labelled=None, **arm):  # fmt: skip
         recipe = parse_recipe({"name": "r", "task": {"kind": "arithmetic"}, "compute": {"limit": limit, "column": column, "skips_in_a_row": skips},
                                "model": {"dtype": dtype},
                                "data": {"candidates_per_prompt": 3},
@@ -54,13 +54,13 @@ class Arm:
         self.pool = pool(TOKENIZER, answers=answers, chunk=pool_part, order=pool_order)
         self.sync = Sync(self.pool)
         train = TASK.prompts("train", 10, 0)
-        inputs = Inputs(TASK, Codec(TOKENIZER), None, shape, train, {}, [], [], None, [], {})
+        inputs = Inputs(TASK, Codec(TOKENIZER), None, shape, train, {}, [], [], None, [], {}, labelled=labelled)
         self.aside = TemporaryDirectory()
         base_folder = Path(self.aside.name) / "base"
         base_folder.mkdir()
         (base_folder / "model.safetensors").write_bytes(b"weights")
         (base_folder / "config.json").write_text("{}")
-        start = StartingPoint(base_folder, PAIRS, {}, None, Cost(), Cost(), Cost(), {})
+        start = StartingPoint(base_folder, pairs, {}, None, Cost(), Cost(), Cost(), {})
         roles = Roles(self.pool, scorer or LengthScorer(), self.learner, self.evaluator, self.sync)
         self.updates, self.looks, self.skipped = [], [], []
         observer = ArmObserver(
@@ -653,6 +653,32 @@ def test_ktos_reference_point_is_measured_before_every_update_on_the_next_pairs_
             assert wanted in [[(row.prompt_ids, row.responses) for row in found] for found in asked]
     assert "reference" in [name for name, *_ in arm.learner.loaded]
     assert all(settings.reference_point == 0.0 for _, settings, _ in arm.learner.stepped)
+
+
+@pytest.mark.parametrize(
+    "labelled", [None, [LabelledResponse(f"l{i}", PAIRS[0].prompt, (6 + i, 2), i % 3 == 0) for i in range(9)]]
+)
+def test_kto_learns_from_single_responses_with_a_label(labelled):
+    """Of the data, or the sides of its pairs; each is measured under the reference once, and trained on by itself."""
+    arm = Arm(200.0, method="kto", unpaired=True, pairs_per_update=3, labelled=labelled)
+    assert arm.status == "done" and len(arm.updates) > 1 and set(arm.told("pairs")) == {3}
+    rows = [row for rows, *_ in arm.learner.stepped for row in rows]
+    assert all(len(row.responses) == 1 for row in rows)
+    wanted = {p.chosen_ids for p in PAIRS} | {p.rejected_ids for p in PAIRS}
+    assert {row.responses[0] for row in rows} <= ({one.response_ids for one in labelled} if labelled else wanted)
+    good = [float(row.extras["desirable"][0][0]) for row in arm.learner.stepped[0][0]]
+    assert arm.told("desirable")[0] == sum(good) / 6
+
+
+@pytest.mark.parametrize(
+    "arm", [{"method": "ppo", "feedback": "judge", "prompts_per_update": 4}, {"method": "dpo", "data": "on_policy"}]
+)
+def test_an_arm_needs_no_off_policy_pairs_to_check_its_weight_syncs(arm):
+    found = Arm(300.0, pairs=[], **arm)
+    prompt, (response,) = next(
+        (row.prompt_ids, row.responses) for name, rows in found.learner.measured for row in rows if row.id == "probe"
+    )
+    assert found.status == "done" and prompt == response == found.trainer.shared.inputs.train[0].token_ids
 
 
 def test_mismatched_responses_are_cut_to_what_the_context_has_room_for():
