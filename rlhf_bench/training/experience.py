@@ -1,5 +1,5 @@
-"""Where an update's data comes from: a fixed set of pairs or of responses with a label, or fresh samples of the policy. One class per way; that of pairs
-from the start policy has a file of its own."""
+"""Where an update's data comes from: a fixed set of pairs, or of responses with a label; or fresh samples of the policy. One class
+per way; that of pairs from the start policy has a file of its own."""
 
 from __future__ import annotations
 

@@ -245,8 +245,49 @@ def start() -> Measured:
     return Measured(seconds, unit="s", notes=f"an arm of offline DPO: {np.median(offline):.1f} s")
 
 
+class Drawing:
+    """An evaluator's engine of SmolLM2-135M-Instruct, and prompts of the quickstart."""
+
+    def __init__(self) -> None:
+        from actors.rollout.vllm_engine import VLLMEngine
+        from rlhf_bench.cli.options import open_cache
+        from rlhf_bench.models.loading import load_model
+        from rlhf_bench.recipe import load_recipe
+        from rlhf_bench.training.inputs import prepare_inputs
+
+        recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
+        inputs = prepare_inputs(recipe, open_cache())
+        self.engine = VLLMEngine(str(inputs.model), recipe.placement.evaluator, recipe.model.max_length, "float32", "object_store")
+        weights = load_model(str(inputs.model), "causal", "float32", 0).lm.named_parameters()
+        self.engine.load({name: parameter.detach().numpy() for name, parameter in weights}, 0)
+        self.prompts = [p.token_ids for p in inputs.held_out["in_distribution"]]
+        self.room, self.ends = recipe.data.max_response_tokens, inputs.codec.end_ids
+
+    def seconds(self, together: bool) -> float:
+        """Of two samples and the likeliest response to each prompt."""
+        sampled = [(ids, seed) for seed, ids in enumerate(ids for ids in self.prompts for _ in range(2))]
+        greedy = [(ids, None) for ids in self.prompts]
+        began = perf_counter()
+        for requests in [sampled + greedy] if together else [sampled, greedy]:
+            self.engine.generate(requests, self.room, 1.0, self.ends)
+        return perf_counter() - began
+
+
+def evaluation() -> Measured:
+    ray = local_ray()
+    drawing = start_actor(ray, Drawing)
+
+    def seconds(together: bool) -> float:
+        return ray.get(drawing.seconds.remote(together))
+
+    seconds(True), seconds(False)
+    mine, others = interleaved(RUNS, partial(seconds, True), partial(seconds, False))
+    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s", "16 prompts, 24 tokens at most")
+
+
 ROWS = (
     Row("rollout", "rollout pool, tokens/s", "bare vllm.LLM.generate", "at least", 0.97, rollouts),
     Row("weight_sync", "weight sync, bytes/s, 100M float32", "one thread's memory copy", "at least", 0.3, weight_sync),
+    Row("evaluation", "an evaluation's responses of SmolLM2 drawn together, seconds", "sampled, then greedy ones", "at most", 0.85, evaluation),
     Row("start", "`run` to PPO's first update, warm, seconds", "–", "at most", 45, start),
 )

@@ -248,10 +248,11 @@ class FilesReader:
             found, good = asked(row, self.settings.columns), label_of(row)
             completion = answered(row, COMPLETION, self.settings.columns, found)
             text = LabelledText(prompt_of(row, found, completion), completion, good, row.where)
-            sides = labelled.pair(text)
-            if not self._is_held_out(found):
+            sides, is_held_out = labelled.pair(text), self._is_held_out(found)
+            made = None if sides is None else (pair(row, text.prompt, *sides), is_held_out)
+            if not is_held_out:
                 kept.append(text)
-            return None if sides is None else (pair(row, text.prompt, *sides), self._is_held_out(found))
+            return made
 
         read_pairs = list(self._rows(place, "task.pairs", read))
         no_pairs = f"task.pairs: {place.source}: {labelled.problem}" if labelled.texts and not read_pairs else ""
