@@ -102,7 +102,9 @@ def _said(tokens: _Tokens, chat: bool, response: int, length: int, leaves_out: b
     longer = ", longer rows are left out" if leaves_out else ""
     yield "model", f"max_length {length}: room for prompts and answers of the data{longer}"
     answers = (
-        "nine of ten of the data's answers are no longer" if _answers(tokens) else "the data has no answers to measure"
+        "nine of ten of the data's answers are no longer; the model's own may be, and the run says how many were cut off"
+        if _answers(tokens)
+        else "the data has no answers to measure"
     )
     yield "data", f"max_response_tokens {response}: {answers}"
 
