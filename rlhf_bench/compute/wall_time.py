@@ -29,10 +29,10 @@ from rlhf_bench.methods.base import uses_reward_model
 from rlhf_bench.models.flops import ModelShape, forward_flops, generation_flops
 from rlhf_bench.recipe import Recipe, RolePlacement, RolloutPlacement
 
-# From parts that were timed on two cores (docs/benchmarks.md), or estimated from older rows there: no whole run has been held
-# against the forecast yet.
-CORE_UTILISATION = 0.65
-"""Share of a core's matrix products that forward and backward passes reach."""
+# From parts that were timed on two cores, or estimated from older rows; whole runs took 1.2 to 1.4 times as long (docs/benchmarks.md).
+CORE_UTILISATION = 0.57
+"""Share of a core's matrix products that forward and backward passes reach: 0.65 where these are slow, 0.57 where AVX-512 makes them
+fast, and what lies between them weighs more."""
 ENGINE_UTILISATION = 0.7
 """The same of what an engine computes for many sequences at once."""
 STEP_SECONDS, LAYER_SECONDS = 4e-3, 2e-4
