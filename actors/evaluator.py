@@ -56,6 +56,7 @@ class EvaluatorActor(Traced, Heartbeat):
         self.held_out = held_out
         self.reference = load_model(reference, "causal", self.dtype, 0).eval().requires_grad_(False).to(self.device)
         self.policy = load_model(reference, "causal", self.dtype, 0).eval().to(self.device)
+        self.engine_has_policy = False  # whether the engine has the policy's weights
         self.shape = ModelShape.of(self.policy.lm)
         self.scorer = Scorer(self.shape, held_out.tokens_per_micro_batch, self.device)
         self.reward_models = [
@@ -96,8 +97,12 @@ class EvaluatorActor(Traced, Heartbeat):
         of own pairs that is looked at; None for all of them."""
         began = perf_counter()
         arrays = ray.get(weights[0])
-        self._load_engine(arrays, version)
-        self._load_policy(arrays)
+        # A base policy is evaluated at several temperatures, and sampled for probes before.
+        if not (self.engine_has_policy and _equal(arrays, self._arrays(self.policy))):
+            self.engine_has_policy = False
+            self._load_engine(arrays, version)
+            self._load_policy(arrays)
+            self.engine_has_policy = True
         # Of the reference's own weights, its log-probabilities are known, and KL takes one model's pass.
         is_reference = _equal(arrays, self._arrays(self.reference))
         at, seed = temperature or self.held_out.settings.temperature, draws_seed(draws)
@@ -148,6 +153,7 @@ class EvaluatorActor(Traced, Heartbeat):
         if not pairs:
             return []
         self._load_engine(self._arrays(self.reference), 0)
+        self.engine_has_policy = True  # the policy is the reference so far
         found: list[list[tuple[int, ...]]] = [[] for _ in pairs]
         left = list(range(len(pairs)))
         for candidate in range(PROBE_CANDIDATES):

@@ -257,7 +257,9 @@ class Drawing:
 
         recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
         inputs = prepare_inputs(recipe, open_cache())
-        self.engine = VLLMEngine(str(inputs.model), recipe.placement.evaluator, recipe.model.max_length, "float32", "object_store")
+        self.engine = VLLMEngine(
+            str(inputs.model), recipe.placement.evaluator, recipe.model.max_length, "float32", "object_store"
+        )
         weights = load_model(str(inputs.model), "causal", "float32", 0).lm.named_parameters()
         self.engine.load({name: parameter.detach().numpy() for name, parameter in weights}, 0)
         self.prompts = [p.token_ids for p in inputs.held_out["in_distribution"]]
@@ -282,12 +284,21 @@ def evaluation() -> Measured:
 
     seconds(True), seconds(False)
     mine, others = interleaved(RUNS, partial(seconds, True), partial(seconds, False))
-    return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "s", "16 prompts, 24 tokens at most")
+    return Measured(
+        [a / b for a, b in zip(mine, others, strict=True)], mine, others, "s", "16 prompts, 24 tokens at most"
+    )
 
 
 ROWS = (
     Row("rollout", "rollout pool, tokens/s", "bare vllm.LLM.generate", "at least", 0.97, rollouts),
     Row("weight_sync", "weight sync, bytes/s, 100M float32", "one thread's memory copy", "at least", 0.3, weight_sync),
-    Row("evaluation", "an evaluation's responses of SmolLM2 drawn together, seconds", "sampled, then greedy ones", "at most", 0.85, evaluation),
+    Row(
+        "evaluation",
+        "an evaluation's responses of SmolLM2 drawn together, seconds",
+        "sampled, then greedy ones",
+        "at most",
+        0.85,
+        evaluation,
+    ),
     Row("start", "`run` to PPO's first update, warm, seconds", "–", "at most", 45, start),
 )

@@ -227,3 +227,22 @@ def test_an_expected_score_is_what_samples_tend_to(evaluations):
     assert 0 < known < 1
     assert share == pytest.approx(known, abs=4 * (known * (1 - known) / 2400) ** 0.5)
     assert exact.splits[SPLITS[0]].greedy_score == sampled.splits[SPLITS[0]].greedy_score
+
+
+def test_after_a_new_beginning_the_engine_samples_from_what_is_evaluated(evaluations):
+    """Without pairs nothing is sampled for probes, so at the beginning the engine still has the weights of the policy before."""
+    from dataclasses import replace
+
+    import ray
+
+    from rlhf_bench.models.loading import load_model
+
+    _, (base, moved), evaluator, _ = evaluations
+    held_out, reference = evaluator.begun
+    assert greedy_scores(again(evaluations, draws="before")) == greedy_scores(moved) != greedy_scores(base)
+    evaluator.begin(replace(held_out, pairs={}, own_pairs={}), reference)
+    weights = load_model(reference, "causal", "float32", 0).lm.named_parameters()
+    evaluator.submit(ray.put({name: p.detach().numpy() for name, p in weights}), 0, "base", draws="version 0")
+    ((_, found),) = evaluator.collect(wait=True)
+    evaluator.begin(held_out, reference)
+    assert found.splits == base.splits and found.numbers["kl"] == 0
