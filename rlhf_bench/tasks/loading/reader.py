@@ -249,10 +249,10 @@ class FilesReader:
             completion = answered(row, COMPLETION, self.settings.columns, found)
             text = LabelledText(prompt_of(row, found, completion), completion, good, row.where)
             sides, is_held_out = labelled.pair(text), self._is_held_out(found)
-            made = None if sides is None else (pair(row, text.prompt, *sides), is_held_out)
+            paired = None if sides is None else (pair(row, text.prompt, *sides), is_held_out)
             if not is_held_out:
                 kept.append(text)
-            return made
+            return paired
 
         read_pairs = list(self._rows(place, "task.pairs", read))
         no_pairs = f"task.pairs: {place.source}: {labelled.problem}" if labelled.texts and not read_pairs else ""
