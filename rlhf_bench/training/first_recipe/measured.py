@@ -61,8 +61,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens of prompts by split; and of prompt and longest answer, of pairs, demonstrations and labelled completions. Rows that cannot be encoded
-    are not among them."""
+    """Tokens of prompts by split; and of prompt and longest answer, of pairs, demonstrations and labelled completions. Rows that
+    cannot be encoded are not among them."""
 
     prompts: Mapping[str, Sequence[int]]
     demonstrations: Sequence[tuple[int, int]]
