@@ -57,6 +57,7 @@ class EvaluatorActor(Traced, Heartbeat):
         self.reference = load_model(reference, "causal", self.dtype, 0).eval().requires_grad_(False).to(self.device)
         self.policy = load_model(reference, "causal", self.dtype, 0).eval().to(self.device)
         self.engine_has_policy = False  # whether the engine has the policy's weights
+        self.greedy: dict[str, list[Completion]] = {}  # split -> the likeliest responses by the engine's weights
         self.shape = ModelShape.of(self.policy.lm)
         self.scorer = Scorer(self.shape, held_out.tokens_per_micro_batch, self.device)
         self.reward_models = [
@@ -103,6 +104,8 @@ class EvaluatorActor(Traced, Heartbeat):
             self._load_engine(arrays, version)
             self._load_policy(arrays)
             self.engine_has_policy = True
+        if temperature is None:  # what an evaluation costs does not depend on the one before
+            self.greedy.clear()
         # Of the reference's own weights, its log-probabilities are known, and KL takes one model's pass.
         is_reference = _equal(arrays, self._arrays(self.reference))
         at, seed = temperature or self.held_out.settings.temperature, draws_seed(draws)
@@ -173,6 +176,7 @@ class EvaluatorActor(Traced, Heartbeat):
         return {n: (p if p.dtype == torch.float32 else p.view(torch.uint16)).numpy() for n, p in parameters.items()}
 
     def _load_engine(self, arrays: Mapping[str, np.ndarray], version: int) -> None:
+        self.greedy.clear()
         self.engine.load(arrays, version)
         if self.engine.fault is not None:
             raise RunFailed(f"evaluation: of the weights of update {version}, {self.engine.fault}")
@@ -202,11 +206,13 @@ class EvaluatorActor(Traced, Heartbeat):
         settings = self.held_out.settings
         each = settings.samples_per_prompt
         repeated = [p for p in prompts for _ in range(each)]
-        # Together: a step of the engine reads all weights, however few sequences it decodes.
-        draws = [*range(len(repeated)), *(None for _ in prompts)]
-        found = self._draw([*repeated, *prompts], temperature, seed, draws)
+        # No temperature changes the likeliest tokens. What is drawn is drawn together: a step of the engine reads all weights,
+        # however few sequences it decodes.
+        greedy_too = [] if split in self.greedy else list(prompts)
+        draws = [*range(len(repeated)), *(None for _ in greedy_too)]
+        found = self._draw([*repeated, *greedy_too], temperature, seed, draws)
         sampled, likeliest = found[: len(repeated)], found[len(repeated) :]
-        greedy = self._judged(prompts, likeliest)
+        greedy = self._judged(prompts, self.greedy.setdefault(split, likeliest))
         judged = self._judged(repeated, sampled)
         scores = np.array([j.score for _, j in judged]).reshape(len(prompts), each)
         firsts = zip(prompts, judged[::each], strict=True)

@@ -203,6 +203,14 @@ def test_at_another_temperature_the_policy_is_sharper_and_its_likelihoods_are_le
     assert sharp.numbers["kl"] > 0 and greedy_scores(sharp) == greedy_scores(moved)
 
 
+def test_the_likeliest_responses_are_drawn_once_for_all_temperatures(evaluations):
+    *_, evaluator, _ = evaluations
+    evaluator.begin(*evaluator.begun)  # with nothing drawn yet
+    drawn = [again(evaluations, draws="version 1", temperature=t).cost["generated_tokens"] for t in (1.0, 0.2, 1.0)]
+    assert drawn[0] - drawn[2] >= len(SPLITS) * 12  # the same samples; and each likeliest response has a token or more
+    assert drawn[1] != drawn[2]
+
+
 def test_an_expected_score_is_what_samples_tend_to(evaluations):
     """The right response is one token and the end: its probability against the share of samples that it makes up."""
     from dataclasses import replace
