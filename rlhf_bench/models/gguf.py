@@ -39,6 +39,8 @@ def digest(key: str, file: Path) -> str:
 def convert(key: str, file: Path, folder: Path) -> None:
     """Write model, tokenizer and chat template into `folder`. It takes three times the float32 weights in memory.
     BadInput where the file is damaged, or holds no whole model that transformers knows."""
+    # With a model's class transformers imports DeepSpeed, which warns of a machine without a GPU. Ranks set this anew.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
