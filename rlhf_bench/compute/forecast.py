@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_bench.compute.memory import critic_shape, reward_models
@@ -36,10 +36,13 @@ class ArmForecast:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a typical prompt, and of the longest response that may be sampled."""
+    """Tokens of a typical prompt, and of the longest response that may be sampled; of the prompt's, how many all prompts begin
+    with, which rows of a micro-batch share; and of a micro-batch."""
 
     prompt: int
     response: int
+    shared: int = 0
+    micro_batch: int = 4096
 
 
 def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
@@ -56,9 +59,18 @@ def scoring(shape: ModelShape, n: Lengths, samples: int) -> Cost:
 
 
 def rows_of(n: Lengths, responses: int, rows: int) -> tuple[Layout, float]:
-    """A layout of one or two rows, and the factor from its cost to that of `rows` rows, which may be any number."""
-    layout = Layout.of([(n.prompt, [n.response] * responses)] * min(rows, 2))  # two neighbours may share a block
-    return layout, rows / len(layout.rows)
+    """A layout of a few rows, and the factor from its cost to that of `rows` rows, which may be any number."""
+    return _alike(n, [n.response] * responses, rows)
+
+
+def _alike(n: Lengths, responses: Sequence[int], rows: int) -> tuple[Layout, float]:
+    if n.shared:
+        fit = (n.micro_batch - n.shared) // (n.prompt - n.shared + sum(responses))
+    else:
+        fit = 2  # two neighbours may share a block
+    together = max(1, min(rows, fit))
+    layout = Layout.of([(n.prompt, responses)] * together, n.shared if together > 1 else 0)
+    return layout, rows / together
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,11 @@ def _work(arm: Any, shape: ModelShape, critic: ModelShape, rows: _Rows) -> _Work
     )
 
 
-def pair_forecast(arm: Any, shape: ModelShape, prompt: int, chosen: int, rejected: int) -> Cost:
-    """All that training on one pair costs over the arm's epochs. `prompt`, `chosen`, `rejected`: lengths in tokens."""
-    rows = _Rows(Layout.of([(prompt, [chosen, rejected])] * 2), 0.5, chosen + rejected)
+def pair_forecast(arm: Any, shape: ModelShape, n: Lengths, chosen: int, rejected: int) -> Cost:
+    """All that training on one pair costs over the arm's epochs, beside others of its lengths. `chosen`, `rejected`: theirs in
+    tokens."""
+    layout, many = _alike(n, [chosen, rejected], max(2, arm.pairs_per_update))
+    rows = _Rows(layout, many / max(2, arm.pairs_per_update), chosen + rejected)
     work = _work(arm, shape, shape, rows)
     share = 1 / getattr(arm, "adapt_every", 1)
     return work.measuring + times(work.learning + times(work.adapting, share), arm.epochs)
@@ -308,22 +322,20 @@ def look_flops(
         flops += many * forward_flops(shape.merged, looked, responses * n.response * len(looked.rows))
     if not evaluation.gradient_pairs:
         return flops
-    sides, many = rows_of(
-        n, 1, 2 * evaluation.gradient_pairs
-    )  # each a row of its own, see diagnostics/pair_gradients.py
+    # Each a row of its own, which shares nothing, see diagnostics/pair_gradients.py.
+    sides, many = rows_of(replace(n, shared=0), 1, 2 * evaluation.gradient_pairs)
     return flops + many * input_gradients_flops(shape, sides, n.response * len(sides.rows))
 
 
 def largest_step(recipe: Recipe, n: Lengths) -> int:
     """Tokens of the largest optimizer step of an arm or stage, at full length; a micro-batch may hold less of it."""
-    sft = recipe.sft
-    steps = [] if sft is None else [sft.examples_per_step * (n.prompt + n.response)]
-    steps += [
-        made.examples_per_step * (n.prompt + 2 * n.response)
-        for made in recipe.reward_models.values()
-        if made.name_or_path is None
-    ]
+
+    def step(rows: int, responses: int) -> int:
+        return n.shared + rows * (n.prompt - n.shared + responses * n.response)
+
+    steps = [] if recipe.sft is None else [step(recipe.sft.examples_per_step, 1)]
+    steps += [step(made.examples_per_step, 2) for made in recipe.reward_models.values() if made.name_or_path is None]
     for arm in recipe.arms.values():
         rows = -(-_per_update(arm) // getattr(arm, "minibatches_per_epoch", 1))
-        steps.append(rows * (n.prompt + arm.responses_per_row * n.response))
+        steps.append(step(rows, arm.responses_per_row))
     return max(steps)

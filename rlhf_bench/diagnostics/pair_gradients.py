@@ -54,7 +54,7 @@ def why_not_together(model: TokenLogprobs, device: str = "cpu") -> str | None:
     for sharing in (found for found in owners.values() if len(found) > 1):
         if {id(module) for module in sharing} != ends:
             return f"layers of type {type(sharing[0]).__name__} share their weights"
-    batch = micro_batch(TRIAL).to(device)
+    batch = micro_batch(TRIAL, apart=True).to(device)
     with torch.no_grad(), _calls(model.lm) as calls:
         hidden_states(model.lm.base_model, batch)
     seen: set[int] = set()
@@ -73,7 +73,7 @@ def gradients_together(
 ) -> tuple[list[SideGradients], float]:
     """Of each pair (chosen, rejected) by itself, with respect to all weights, and the FLOPs of the inner products. All `rows` are
     in one pass. Right where `why_not_together` has nothing to say. `.grad` is left alone."""
-    batch = micro_batch(sides_apart(rows)).to(device)
+    batch = micro_batch(sides_apart(rows), apart=True).to(device)
     places = batch.layout.rows
     pairs = [_Pair(up.start, up.tokens, down.tokens) for up, down in zip(places[::2], places[1::2], strict=True)]
     sums = _Sums(torch.zeros(len(pairs), 3, dtype=torch.float64, device=device), pairs)

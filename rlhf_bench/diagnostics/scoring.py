@@ -107,14 +107,16 @@ class Scorer:
         self.scored_tokens += sum(row.response_tokens for row in rows)
         if why_not_together(model, self.device) is not None:
             return [self._one_by_one(model, row) for row in rows]
-        (plan,) = split_by_tokens(rows, 1, min(self.tokens_per_micro_batch, GRADIENT_TOKENS))
+        (plan,) = split_by_tokens(rows, 1, min(self.tokens_per_micro_batch, GRADIENT_TOKENS), apart=True)
         found: dict[int, SideGradients] = {}
         for indices in plan:
             pairs = [rows[i] for i in indices]
             sides, products = gradients_together(model, pairs, self.device)
             found |= dict(zip(indices, sides, strict=True))
             tokens = sum(row.response_tokens for row in pairs)
-            self.flops += products + input_gradients_flops(self.shape, layout_of(sides_apart(pairs)), tokens)
+            self.flops += products + input_gradients_flops(
+                self.shape, layout_of(sides_apart(pairs), apart=True), tokens
+            )
         return [found[i] for i in range(len(rows))]
 
     def _one_by_one(self, model: Any, row: Row) -> SideGradients:

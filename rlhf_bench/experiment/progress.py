@@ -26,7 +26,7 @@ SHOWN = ("loss", "reward", "gold", "margin", "kl", "grad_norm")
 SECONDS_BETWEEN_LINES = 10.0
 """Of one arm, in a job's log."""
 SILENT_SECONDS = 15.0
-"""So long after the last line, another one says that the run is still at work."""
+"""Before so much time has passed since the last line, another one says that the run is still at work."""
 
 
 @dataclass
@@ -145,8 +145,9 @@ class ProgressDisplay:
 
     def _break_silence(self) -> None:
         """In a thread of its own: no phase of a job may look as if it hung."""
-        while not self._closed.wait(SILENT_SECONDS / 5):
-            if self.bar is None and perf_counter() - self._last_line > SILENT_SECONDS:
+        pause = SILENT_SECONDS / 10
+        while not self._closed.wait(pause):
+            if self.bar is None and perf_counter() - self._last_line > SILENT_SECONDS - 2 * pause:
                 doing = ", ".join(self.doing())
                 self.say(f"still at work{f': {doing}' if doing else ''}{self._left()}")
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows: each response sees its row's prompt and itself, and no other scores are computed.
+"""Attention over packed rows: each response sees its prompt and itself, and no other scores are computed.
 
 It is registered with transformers under the name `PACKED_ROWS`. Every model class that looks its attention up by name then
 works on packed rows: their layout (`layout.py`) is an argument of the forward call.
@@ -109,14 +109,16 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest else None
     kernel = _Kernel(scaling, softcap, window)
     # One split: the gradient of each slice on its own would be a tensor of the whole pack's size.
-    cuts = [length for block in layout.blocks for length in block.spans]
+    cuts = [layout.prefix, *(length for block in layout.blocks for length in block.spans)]
     pieces = zip(*(tensor.split(cuts, 2) for tensor in (query, key, value)), strict=True)
-    out: list[Tensor] = []
+    prefix = next(pieces)
+    ahead = prefix[1:]
+    out = [kernel(prefix[0], prefix[1], prefix[2], 0)] if layout.prefix else []
     for block in layout.blocks:
         if len(block.rows) == 1:
-            out += kernel.row([next(pieces) for _ in block.spans], block.rows[0].prompt)
+            out += kernel.row([next(pieces) for _ in block.spans], block.rows[0].prompt, ahead)
         else:
-            out.append(kernel.padded(next(pieces), layout.padded[block]))
+            out.append(kernel.padded(next(pieces), layout.padded[block], ahead))
     return torch.cat(out, 2).transpose(1, 2), None
 
 
@@ -126,14 +128,20 @@ class _Kernel:
     softcap: float | None
     window: int | None
 
-    def row(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]], prompt: int) -> list[Tensor]:
-        """One row in blocks. Query, key and value of prompt and first response; then of each other response."""
-        (_, keys, values), others = pieces[0], pieces[1:]
-        out = [self(*pieces[0], 0)]
+    def row(
+        self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]], prompt: int, ahead: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """One row in blocks. Query, key and value of prompt and first response; then of each other response. `ahead`: key and
+        value of the prefix."""
+        (query, *own), *others = pieces
+        before = ahead[0].shape[2]
+        keys, values = (torch.cat(two, 2) for two in zip(ahead, own, strict=True)) if before else own
+        out = [self(query, keys, values, before)]
+        stem = before + prompt
         if others:
-            keys, values = keys[:, :, :prompt], values[:, :, :prompt]
+            keys, values = keys[:, :, :stem], values[:, :, :stem]
         for query, key, value in others:
-            out.append(self(query, torch.cat([keys, key], 2), torch.cat([values, value], 2), prompt))
+            out.append(self(query, torch.cat([keys, key], 2), torch.cat([values, value], 2), stem))
         return out
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, before: int) -> Tensor:
@@ -144,8 +152,9 @@ class _Kernel:
         seen = torch.arange(key.shape[2], device=key.device)
         return self.masked(query, key, value, seen <= place, place - seen)
 
-    def padded(self, pieces: tuple[Tensor, ...], block: Padded) -> Tensor:
-        """Several rows padded to the longest, in one call: query, key and value of all of them."""
+    def padded(self, pieces: tuple[Tensor, ...], block: Padded, ahead: Sequence[Tensor]) -> Tensor:
+        """Several rows padded to the longest, in one call: query, key and value of all of them. `ahead`: key and value of the
+        prefix."""
         count, _, length, _ = block.sees.shape
 
         def pad(flat: Tensor) -> Tensor:
@@ -153,6 +162,10 @@ class _Kernel:
             return side_by_side.unflatten(0, (count, length)).transpose(1, 2)
 
         query, key, value = (pad(piece) for piece in pieces)
+        if ahead[0].shape[2]:
+            key, value = (
+                torch.cat([one.expand(count, -1, -1, -1), own], 2) for one, own in zip(ahead, (key, value), strict=True)
+            )
         out = self.masked(query, key, value, block.sees, block.distance)
         return _Unpad.apply(out.transpose(1, 2).flatten(0, 1), block.places).transpose(0, 1)[None]
 

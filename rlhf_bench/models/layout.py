@@ -11,6 +11,9 @@
 
 On a CPU, a long row is computed in these blocks, one call each. Short rows share one padded call, since a call costs more
 than padding wastes.
+
+Where all prompts of a pack begin alike, as behind one system message, the tokens that they share (the prefix) stand in it
+once, ahead of the rows, each of which sees them.
 """
 
 from __future__ import annotations
@@ -29,11 +32,13 @@ CALL_IN_SCORES = 4096
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where a row stands in the pack: its first position, the prompt's length, the responses' lengths in order."""
+    """Where a row stands in the pack: its first position, the length of its prompt behind the prefix, the responses' lengths in
+    order, and the prefix's length."""
 
     start: int
     prompt: int
     responses: tuple[int, ...]
+    prefix: int = 0
 
     @property
     def tokens(self) -> int:
@@ -43,7 +48,8 @@ class RowLayout:
     def scores(self) -> int:
         """Query × key places of its blocks."""
         first, *others = self.responses
-        return (self.prompt + first) ** 2 + sum(n * (self.prompt + n) for n in others)
+        stem, own = self.prefix + self.prompt, self.prompt + first
+        return own * (self.prefix + own) + sum(n * (stem + n) for n in others)
 
 
 @dataclass(frozen=True)
@@ -64,37 +70,39 @@ class Block:
     def scores(self) -> int:
         if len(self.rows) == 1:
             return self.rows[0].scores
-        return len(self.rows) * max(row.tokens for row in self.rows) ** 2
+        longest = max(row.tokens for row in self.rows)
+        return len(self.rows) * longest * (self.rows[0].prefix + longest)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All rows of a pack, one behind the other."""
+    """The prefix, and all rows of a pack, one behind the other."""
 
     rows: tuple[RowLayout, ...]
+    prefix: int = 0
 
     @classmethod
-    def of(cls, shapes: Sequence[tuple[int, Sequence[int]]]) -> Layout:
-        """Of prompt and response lengths."""
-        rows, at = [], 0
+    def of(cls, shapes: Sequence[tuple[int, Sequence[int]]], prefix: int = 0) -> Layout:
+        """Of prompt and response lengths. `prefix`: of a prompt's tokens, how many all of them begin with; fewer than any has."""
+        rows, at = [], prefix
         for prompt, responses in shapes:
-            rows.append(RowLayout(at, prompt, tuple(responses)))
+            rows.append(RowLayout(at, prompt - prefix, tuple(responses), prefix))
             at += rows[-1].tokens
-        return cls(tuple(rows))
+        return cls(tuple(rows), prefix)
 
     @property
     def tokens(self) -> int:
-        return sum(row.tokens for row in self.rows)
+        return self.prefix + sum(row.tokens for row in self.rows)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence: a prompt and one of its responses."""
-        return max(row.prompt + max(row.responses) for row in self.rows)
+        return self.prefix + max(row.prompt + max(row.responses) for row in self.rows)
 
     @property
     def scores(self) -> int:
         """Query × key places that the kernel computes on a CPU."""
-        return sum(block.scores for block in self.blocks)
+        return self.prefix**2 + sum(block.scores for block in self.blocks)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -103,9 +111,10 @@ class Layout:
         longest = fewest = 0
         for row in self.rows:
             tokens, scores = row.tokens, row.scores
-            if blocks and max(longest, tokens) ** 2 - min(fewest, scores) <= CALL_IN_SCORES:
+            widest = max(longest, tokens)
+            if blocks and widest * (self.prefix + widest) - min(fewest, scores) <= CALL_IN_SCORES:
                 blocks[-1].append(row)
-                longest, fewest = max(longest, tokens), min(fewest, scores)
+                longest, fewest = widest, min(fewest, scores)
             else:
                 blocks.append([row])
                 longest, fewest = tokens, scores
@@ -118,17 +127,19 @@ class Layout:
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Per position of the pack [N]: its row, 0 in a prompt or the response's number, and its position in the row."""
-        row: list[int] = []
-        part: list[int] = []
-        position: list[int] = []
+        """Per position of the pack [N]: its row, -1 in the prefix; 0 in a prompt or the response's number; and its position in the
+        sequence."""
+        row = [-1] * self.prefix
+        part = [0] * self.prefix
+        position = [*range(self.prefix)]
         for i, r in enumerate(self.rows):
+            stem = self.prefix + r.prompt
             row += [i] * r.tokens
             part += [0] * r.prompt
-            position += range(r.prompt)
+            position += range(self.prefix, stem)
             for k, n in enumerate(r.responses, 1):
                 part += [k] * n
-                position += range(r.prompt, r.prompt + n)
+                position += range(stem, stem + n)
         return torch.tensor(row), torch.tensor(part), torch.tensor(position)
 
     def block_mask(self, device: str, window: int | None) -> Any:
@@ -147,7 +158,8 @@ class Layout:
         row, part, position = (t.to(device) for t in self.segments)
 
         def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            same = (row[q] == row[k]) & ((part[k] == 0) | (part[k] == part[q])) & (q >= k)
+            own = (row[q] == row[k]) & ((part[k] == 0) | (part[k] == part[q]))
+            same = ((row[k] < 0) | own) & (q >= k)
             return same if window is None else same & (position[q] - position[k] < window)
 
         return create_block_mask(sees, None, None, self.tokens, self.tokens, device=device)
@@ -155,15 +167,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Padded:
-    """B rows side by side, padded to L tokens."""
+    """B rows side by side, padded to L tokens. Their keys stand behind those of the prefix, P in all."""
 
     places: Tensor  # [n] of the B·L places, those that hold a token
-    sees: Tensor  # [B, 1, L, L] bool, True where the query may see the key
-    distance: Tensor  # [B, 1, L, L] positions from key to query
+    sees: Tensor  # [B, 1, L, P + L] bool, True where the query may see the key
+    distance: Tensor  # [B, 1, L, P + L] positions from key to query
 
     @classmethod
     def of(cls, rows: Sequence[RowLayout]) -> Padded:
-        longest = max(row.tokens for row in rows)
+        longest, prefix = max(row.tokens for row in rows), rows[0].prefix
         # Segment 0 is the prompt, 1..k its responses, -1 padding; padding sees padding: no softmax over nothing.
         segment = torch.full((len(rows), longest), -1)
         position = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -176,5 +188,7 @@ class Padded:
         query, key = segment[:, :, None], segment[:, None, :]
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         sees = (((key == 0) & (query >= 0)) | (key == query)) & causal
-        distance = position[:, :, None] - position[:, None, :]
+        ahead = torch.arange(-prefix, 0).expand(len(rows), -1)
+        distance = position[:, :, None] - torch.cat([ahead, position], 1)[:, None, :]
+        sees = torch.cat([sees.new_ones(len(rows), longest, prefix), sees], 2)
         return cls((segment.flatten() >= 0).nonzero().squeeze(1), sees[:, None], distance[:, None])

@@ -7,6 +7,9 @@ sequences exactly (a test holds it), and spends the prompt's tokens once.
     pack:        p0 p1 p2 | a0 a1 a2 | b0 b1 || q0 q1 | c0 c1 ...
     position:    0  1  2  |  3  4  5 |  3  4 ||  0  1 |  2  3 ...
     predicts:          a0,b0 | a1 a2 |   b1                        (p2 predicts the first token of both responses)
+
+Prompts of chats begin alike: with the same system message, or the template's own. What all prompts of a pack share stands in it
+once, ahead of its rows, and each row sees it. That is the same sum once more: numbers and gradients are those of whole rows.
 """
 
 from __future__ import annotations
@@ -65,17 +68,40 @@ class ResponseSlice:
     extras: Mapping[str, Tensor]  # name -> [t] or [r]
 
 
-def layout_of(rows: Sequence[Row]) -> Layout:
-    return Layout.of([(len(row.prompt_ids), [len(tokens) for tokens in row.responses]) for row in rows])
+FEWEST_SHARED = 16
+"""Tokens. Attention to a prefix takes a call of its own and copies of its keys, which fewer tokens do not repay."""
 
 
-def micro_batch(rows: Sequence[Row], weight: float = 1.0) -> MicroBatch:
-    """Lay out rows. Raises ValueError for an empty prompt or response: nothing would predict or be predicted."""
+def shared_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with; 0 for a single one, and where they are too few to pay. Of each prompt a token is
+    left, which predicts its responses' first ones."""
+    if len(prompts) < 2:
+        return 0
+    least = min(map(len, prompts)) - 1
+    first, last = min(prompts), max(prompts)  # what these two share, all share: the others stand between them in order
+    alike = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), least)
+    return shared if (shared := min(alike, least)) >= FEWEST_SHARED else 0
+
+
+def prefix_of(rows: Sequence[Row]) -> int:
+    return shared_tokens([row.prompt_ids for row in rows])
+
+
+def layout_of(rows: Sequence[Row], *, apart: bool = False) -> Layout:
+    """`apart`: no row shares anything with another."""
+    shapes = [(len(row.prompt_ids), [len(tokens) for tokens in row.responses]) for row in rows]
+    return Layout.of(shapes, 0 if apart else prefix_of(rows))
+
+
+def micro_batch(rows: Sequence[Row], weight: float = 1.0, *, apart: bool = False) -> MicroBatch:
+    """Lay out rows as `layout_of`. Raises ValueError for an empty prompt or response: nothing would predict or be predicted."""
     for row in rows:
         if not row.prompt_ids or not row.responses or not all(row.responses):
             raise ValueError(f"row {row.id}: the prompt and every response need at least one token")
-    layout = layout_of(rows)
-    ids = np.concatenate([part for row in rows for part in (row.prompt_ids, *row.responses)])
+    layout = layout_of(rows, apart=apart)
+    shared = layout.prefix
+    of_rows = [part for row in rows for part in (row.prompt_ids[shared:], *row.responses)]
+    ids = np.concatenate([rows[0].prompt_ids[:shared], *of_rows])
     predictor, last, targets = [], [], []
     for row, place in zip(rows, layout.rows, strict=True):
         at = place.start + place.prompt
@@ -104,12 +130,16 @@ def micro_batch(rows: Sequence[Row], weight: float = 1.0) -> MicroBatch:
     )
 
 
-def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int) -> list[list[list[int]]]:
+def split_by_tokens(
+    rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int, *, apart: bool = False
+) -> list[list[list[int]]]:
     """Row indices by rank and micro-batch: `plan[rank][micro_batch] -> indices`.
 
     Rows go, longest first, to the rank with the fewest tokens; within a rank neighbours in length share a micro-batch as
-    long as they have at most `tokens_per_micro_batch` tokens together (a single longer row is a batch of its own).
+    long as they have at most `tokens_per_micro_batch` tokens together, what all rows share counted once (a single longer
+    row is a batch of its own).
     """
+    shared = 0 if apart else prefix_of(rows)
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].tokens, i))
     loads = [0] * ranks
     by_rank: list[list[int]] = [[] for _ in range(ranks)]
@@ -117,17 +147,18 @@ def split_by_tokens(rows: Sequence[Row], ranks: int, tokens_per_micro_batch: int
         rank = loads.index(min(loads))
         by_rank[rank].append(i)
         loads[rank] += rows[i].tokens
-    return [_chunk(rows, indices, tokens_per_micro_batch) for indices in by_rank]
+    return [_chunk(rows, indices, tokens_per_micro_batch, shared) for indices in by_rank]
 
 
-def _chunk(rows: Sequence[Row], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _chunk(rows: Sequence[Row], indices: Sequence[int], max_tokens: int, shared: int) -> list[list[int]]:
     chunks: list[list[int]] = []
     room = 0
     for i in indices:
-        if chunks and rows[i].tokens <= room:
+        own = rows[i].tokens - shared
+        if chunks and own <= room:
             chunks[-1].append(i)
         else:
             chunks.append([i])
-            room = max_tokens
-        room -= rows[i].tokens
+            room = max_tokens - shared
+        room -= own
     return chunks

@@ -117,9 +117,11 @@ def make_source(
     shape: ModelShape,
     state: ArmState,
     labelled: Sequence[LabelledResponse] | None = None,
+    micro_batch: int = 4096,
 ) -> Source:
     """The source that a method's `consumes` and its arm's `data` call for. Where drawn pairs are trained on several times,
-    they are drawn here. `shape`: of the policy. `labelled`: that come with the data; where none do, they are the pairs' sides."""
+    they are drawn here. `shape`: of the policy. `labelled`: responses that come with the data; where none do, they are the
+    pairs' sides. `micro_batch`: its tokens."""
     if method.consumes == "samples":
         return OnlineSamples(sampler, settings.prompts_per_update, settings.samples_per_prompt)
     if settings.data == "online":
@@ -128,7 +130,7 @@ def make_source(
         return FixedRows.of_labelled(sides_of(off_policy) if labelled is None else labelled, settings.rows_per_update)
     if settings.data == "offline":
         return FixedRows.of_pairs(_offline_pairs(settings, off_policy), settings.pairs_per_update, {})
-    drawn = StartPolicyPairs.of(sampler, settings, off_policy)
+    drawn = StartPolicyPairs.of(sampler, settings, off_policy, micro_batch)
     if not settings.rows_come_again:
         return drawn
     pairs, metrics = drawn.for_all_epochs(state, shape)

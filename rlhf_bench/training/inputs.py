@@ -24,6 +24,7 @@ from rlhf_bench.core.types import LabelledResponse, Pair, Prompt, Row
 from rlhf_bench.models.codec import Codec, build_codec
 from rlhf_bench.models.flops import ModelShape
 from rlhf_bench.models.loading import RANDOM_INIT
+from rlhf_bench.models.packing import shared_tokens
 from rlhf_bench.recipe import Recipe
 from rlhf_bench.tasks import Task, build_task
 from rlhf_bench.training.cache import Cache
@@ -228,7 +229,11 @@ def lengths_of(recipe: Recipe, inputs: Inputs) -> Lengths:
 
 
 def _lengths(recipe: Recipe, train: Sequence[Prompt]) -> Lengths:
-    return Lengths(round(float(np.mean([len(p.token_ids) for p in train]))), recipe.data.max_response_tokens)
+    prompts = [p.token_ids for p in train]
+    return Lengths(
+        round(float(np.mean([len(ids) for ids in prompts]))), recipe.data.max_response_tokens, shared_tokens(prompts),
+        recipe.compute.tokens_per_micro_batch,
+    )  # fmt: skip
 
 
 BASE_SEED, WEAKER_SEED, PAIR_SEED, REWARD_SEED, OWN_SEED = 101, 102, 103, 104, 105

@@ -99,8 +99,9 @@ class ArmTrainer:
         inputs, samples = self.shared.inputs, self.shared.start_samples
         sampler = RolloutSampler(self.roles, inputs, spec.recipe.data, spec.settings, spec.seed, samples)
         self.source = make_source(
-            spec.method, spec.settings, sampler, self.shared.start.pairs, inputs.shape, state, inputs.labelled
-        )
+            spec.method, spec.settings, sampler, self.shared.start.pairs, inputs.shape, state, inputs.labelled,
+            spec.recipe.compute.tokens_per_micro_batch,
+        )  # fmt: skip
         self.references = self._measure_references()
         state.updates_began_at = state.ledger.committed
         while state.marks_left and state.ledger.fraction >= state.marks_left[0]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_bench.compute.forecast import pair_forecast
+from rlhf_bench.compute.forecast import Lengths, pair_forecast
 from rlhf_bench.compute.ledger import Ledger
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed
 from rlhf_bench.core.types import Group, Pair, Prompt
 from rlhf_bench.diagnostics.distance import pairs_within
 from rlhf_bench.models.flops import ModelShape
+from rlhf_bench.models.packing import shared_tokens
 from rlhf_bench.training.batch import Batch
 from rlhf_bench.training.pairs import best_and_worst, mix_sides, pair_rewards, rows_of, start_prompts
 from rlhf_bench.training.rollouts import RolloutSampler, sample_metrics
@@ -47,11 +48,14 @@ class StartPolicyPairs:
     off_policy: Sequence[Pair]
     prompts: Sequence[Prompt]
     blocks: tuple[int, int]  # how many of them come first, and how many after those
+    micro_batch: int  # tokens
 
     @classmethod
-    def of(cls, sampler: RolloutSampler, settings: Any, off_policy: Sequence[Pair]) -> StartPolicyPairs:
+    def of(
+        cls, sampler: RolloutSampler, settings: Any, off_policy: Sequence[Pair], micro_batch: int
+    ) -> StartPolicyPairs:
         first, further = start_prompts(settings.data, off_policy, sampler.prompts)
-        return cls(sampler, settings, off_policy, [*first, *further], (len(first), len(further)))
+        return cls(sampler, settings, off_policy, [*first, *further], (len(first), len(further)), micro_batch)
 
     def draw(self, state: ArmState, ledger: Ledger) -> Iterator[Batch]:
         """An update's pairs, from as many draws as it takes; fewer where the budget has no room for another draw."""
@@ -107,10 +111,11 @@ class StartPolicyPairs:
         them to log. The plan depends on nothing but seed, settings and samples, so that a resumed arm makes the same."""
         column, ledger = state.ledger.column, state.ledger
         pairs, found, planned = list[Pair](), list[Drawn](), 0.0
+        shared = shared_tokens([p.token_ids for p in self.prompts])
         while True:
             found.append(self.more(state.sampler, ledger))
             self.check_yield(found)
-            costs = [self._training_cost(pair, shape) for pair in found[-1].pairs]
+            costs = [self._training_cost(pair, shape, shared) for pair in found[-1].pairs]
             cost = sum(getattr(c, column) for c in costs)
             if pairs and ledger.spent + planned + cost > ledger.limit:
                 break  # what was drawn last is left out, for there is no room to train on it
@@ -126,10 +131,10 @@ class StartPolicyPairs:
         passes = {"prompt_passes": len(groups) / len(self.prompts)}
         return pairs, _of_candidates(groups) | passes
 
-    def _training_cost(self, pair: Pair, shape: ModelShape) -> Cost:
-        return pair_forecast(
-            self.settings, shape, len(pair.prompt.token_ids), len(pair.chosen_ids), len(pair.rejected_ids)
-        )
+    def _training_cost(self, pair: Pair, shape: ModelShape, shared: int) -> Cost:
+        chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
+        n = Lengths(len(pair.prompt.token_ids), max(chosen, rejected), shared, self.micro_batch)
+        return pair_forecast(self.settings, shape, n, chosen, rejected)
 
     def _metrics(self, now: Sequence[Pair], groups: Sequence[Group], state: ArmState) -> dict[str, float]:
         drawn = state.sampler.calls * min(self.settings.pairs_per_update, len(self.prompts))

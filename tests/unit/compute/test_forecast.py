@@ -12,6 +12,7 @@ from rlhf_bench.compute.forecast import (
     arm_forecast,
     check_budget,
     data_use,
+    largest_step,
     look_flops,
     pair_forecast,
     reward_model_forecast,
@@ -68,6 +69,21 @@ def test_an_offline_update_is_one_look_at_the_reference_and_one_step():
     assert f.update == Cost(flops=pytest.approx(flops), trained_tokens=tokens, scored_tokens=tokens)
 
 
+def test_what_all_prompts_begin_with_is_paid_once_in_a_micro_batch():
+    """16 pairs in two micro-batches of eight."""
+    n, r = Lengths(40, 5, shared=30, micro_batch=30 + 8 * 20), recipe()
+    layout, tokens = Layout.of([(40, [5] * 2)] * 8, prefix=30), 8 * 2 * 5
+    flops = 2 * (forward_flops(SHAPE, layout, tokens) + training_flops(SHAPE, layout, tokens))
+    assert arm_forecast(r, r.arms["offline"], SHAPE, n).update.flops == pytest.approx(flops)
+    assert 16 * pair_forecast(r.arms["offline"], SHAPE, n, 5, 5).flops == pytest.approx(flops)
+    by_row, apart = (
+        arm_forecast(r, r.arms["offline"], SHAPE, replace(n, **x)).update for x in ({"micro_batch": 30}, {"shared": 0})
+    )
+    assert by_row.flops == pytest.approx(apart.flops, rel=0.02) and by_row.flops > 1.3 * flops  # one row shares nothing
+    saved = largest_step(r, replace(n, shared=0)) - largest_step(r, n)
+    assert saved > 0 and saved % 30 == 0
+
+
 def test_on_policy_candidates_are_paid_with_the_update_that_learns_from_them():
     offline, drawn, samples = forecast("offline"), forecast("on-policy"), 16 * 6
     sampled = drawn.update.flops - offline.update.flops
@@ -115,12 +131,12 @@ def test_training_on_a_pair_is_forecast_from_its_own_lengths():
     arm = recipe().arms["on-policy"]
     thrice = arm.model_copy(update={"epochs": 3})
     f = forecast("offline")
-    assert 16 * pair_forecast(arm, SHAPE, 7, 5, 5).flops == pytest.approx(f.update.flops)
-    assert 16 * pair_forecast(thrice, SHAPE, 7, 5, 5).flops == pytest.approx(f.update.flops + 2 * f.steady.flops)
-    assert pair_forecast(thrice, SHAPE, 7, 4, 9).trained_tokens == 3 * 13
+    assert 16 * pair_forecast(arm, SHAPE, N, 5, 5).flops == pytest.approx(f.update.flops)
+    assert 16 * pair_forecast(thrice, SHAPE, N, 5, 5).flops == pytest.approx(f.update.flops + 2 * f.steady.flops)
+    assert pair_forecast(thrice, SHAPE, N, 4, 9).trained_tokens == 3 * 13
     adaptive = METHODS["adaptive_flex_dpo"].settings(data="on_policy", adapt_every=4)
     flops = side_gradients_flops(SHAPE, Layout.of([(7, [5, 5])] * 2), 20) / 2 / 4
-    assert pair_forecast(adaptive, SHAPE, 7, 5, 5).flops - pair_forecast(arm, SHAPE, 7, 5, 5).flops == pytest.approx(
+    assert pair_forecast(adaptive, SHAPE, N, 5, 5).flops - pair_forecast(arm, SHAPE, N, 5, 5).flops == pytest.approx(
         flops, rel=0.1
     )
 
@@ -340,7 +356,7 @@ def test_with_adapters_a_forward_pass_keeps_about_as_much(rank, tmp_path):
     note = write_random_model(sizes, build_tokenizer(sizes.tokenizer, ["0123456789"]), 0, tmp_path)
     plain, model = (load_model(str(note), "causal", "float32", 0) for _ in range(2))
     add_adapters(model, LoraSettings(rank=rank), 0)
-    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    rows = [Row(str(n), (5 + n,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     assert kept_bytes(model, rows) == pytest.approx(kept_bytes(plain, rows), rel=0.15)
 
 
@@ -370,7 +386,7 @@ def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, i
     tokenizer = build_tokenizer(sizes.tokenizer, ["0123456789"])
     note = write_random_model(sizes, tokenizer, 0, tmp_path)
     model = load_model(str(note), "causal", dtype, 0)
-    rows = [Row(str(n), (5,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
+    rows = [Row(str(n), (5 + n,) * 40, ((6,) * 60, (7,) * 60)) for n in range(4)]
     r = recipe(
         ARMS, model={"dtype": dtype}, compute={"limit": 1e15, "tokens_per_micro_batch": sum(row.tokens for row in rows)}
     )

@@ -71,6 +71,12 @@ def one_by_one(model, rows):
     return [side_gradients(model, micro_batch([row])) for row in rows]
 
 
+def test_sides_of_one_prompt_share_nothing_of_it():
+    """Elsewhere rows share what their prompts begin with; here each side needs gradients of its own."""
+    model, row = build(FAMILIES["llama"]), Row("e", tuple(range(3, 28)), ((4, 5, 2), (7, 2)))
+    assert_same(gradients_together(model, [row])[0], one_by_one(model, [row]), 1e-4)
+
+
 def assert_same(found, expected, rel):
     for one, other in zip(found, expected, strict=True):
         assert (one.chosen_norm, one.rejected_norm) == pytest.approx((other.chosen_norm, other.rejected_norm), rel=rel)

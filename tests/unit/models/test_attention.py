@@ -14,6 +14,11 @@ from rlhf_bench.models.layout import Layout
 SHAPES = [(3, (4, 2)), (1, (1, 6)), (7, (3, 2, 5)), (2, (1,)), (30, (20, 25)), (4, (4, 3)), (5, (3, 1, 2, 4, 2, 1))]
 
 
+def behind(prefix):
+    """A layout of rows of these shapes, behind a prefix that all prompts begin with."""
+    return Layout.of([(prefix + prompt, responses) for prompt, responses in SHAPES], prefix)
+
+
 def path(shape, response):
     """Positions within the row that come before and up to each place of a response, and its own."""
     prompt, responses = shape
@@ -21,13 +26,13 @@ def path(shape, response):
     return [*range(prompt), *range(start, start + responses[response])]
 
 
-def by_hand(shapes, query, key, value, scale, window, softcap):
-    """Each place by itself: [H, N, D]."""
-    out, at = torch.zeros_like(query), 0
+def by_hand(shapes, prefix, query, key, value, scale, window, softcap):
+    """Each place by itself: [H, N, D]. `shapes`: prompts behind the prefix."""
+    out, at = torch.zeros_like(query), prefix
     for shape in shapes:
         prompt, responses = shape
         for k in range(len(responses)):
-            way = [at + i for i in path(shape, k)]
+            way = [*range(prefix), *(at + i for i in path(shape, k))]
             for n, place in enumerate(way):
                 seen = way[max(0, n + 1 - window) if window else 0 : n + 1]
                 scores = (query[:, place, None] * key[:, seen]).sum(-1) * scale
@@ -47,13 +52,14 @@ def numbers(tokens, heads=2, size=8, key_heads=None):
 @pytest.mark.parametrize("window", [None, 3, 100])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("call", [-1, 200, 10**6], ids=["a_call_per_row", "mixed", "one_call"])
-def test_each_place_sees_its_prompt_and_its_own_response_up_to_itself(call, softcap, window, monkeypatch):
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_each_place_sees_its_prompt_and_its_own_response_up_to_itself(prefix, call, softcap, window, monkeypatch):
     monkeypatch.setattr(layout_file, "CALL_IN_SCORES", call)
-    layout = Layout.of(SHAPES)
+    layout = behind(prefix)
     assert len(layout.blocks) == {-1: len(SHAPES), 10**6: 1}.get(call, len(layout.blocks))
     tensors = numbers(layout.tokens)
     found, _ = packed_attention(None, *tensors, layout=layout, scaling=0.4, sliding_window=window, softcap=softcap)
-    expected = by_hand(SHAPES, *(t[0] for t in tensors), 0.4, window, softcap)
+    expected = by_hand(SHAPES, prefix, *(t[0] for t in tensors), 0.4, window, softcap)
     torch.testing.assert_close(found[0].transpose(0, 1), expected)
     weights = torch.randn_like(expected)
     for one, other in zip(
@@ -66,11 +72,12 @@ def test_each_place_sees_its_prompt_and_its_own_response_up_to_itself(call, soft
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_the_gpus_kernel_is_given_the_same_mask(softcap, window):
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_the_gpus_kernel_is_given_the_same_mask(prefix, softcap, window):
     """FlexAttention as PyTorch computes it without compiling, on a CPU: the mask and the scores' bend are the same."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    layout = Layout.of(SHAPES)
+    layout = behind(prefix)
     with torch.no_grad():
         tensors = [t.float() for t in numbers(layout.tokens, heads=4, key_heads=2)]
         expected, _ = packed_attention(
@@ -90,13 +97,14 @@ def test_without_a_layout_it_is_causal_attention():
 @settings(deadline=None, max_examples=30)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 60), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1, max_size=20
-    )
+        st.tuples(st.integers(31, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4)), min_size=1, max_size=20
+    ),
+    st.integers(0, 30),
 )
-def test_blocks_are_all_rows_in_order_and_waste_no_more_than_a_call_each(shapes):
-    layout = Layout.of(shapes)
+def test_blocks_are_all_rows_in_order_and_waste_no_more_than_a_call_each(shapes, prefix):
+    layout = Layout.of(shapes, prefix)
     assert [row for block in layout.blocks for row in block.rows] == list(layout.rows)
-    needed = sum(row.scores for row in layout.rows)
+    needed = prefix**2 + sum(row.scores for row in layout.rows)
     joined = sum(len(block.rows) for block in layout.blocks if len(block.rows) > 1)
     assert needed <= layout.scores <= needed + joined * layout_file.CALL_IN_SCORES
 

@@ -39,7 +39,8 @@ CONFIGS = {
     "gpt2": GPT2Config(**SIZES),
 }
 SHORT = [Row("a", (1,) * 5, ((2,) * 4, (2,) * 3)), Row("b", (1,), ((2,) * 2, (2,) * 6)), Row("c", (1,), ((2,),) * 2)]
-LONG = [Row("a", (1,) * 60, ((2,) * 70, (2,) * 60)), Row("b", (1,) * 80, ((2,) * 40, (2,) * 50))]
+LONG = [Row("a", (1,) * 60, ((2,) * 70, (2,) * 60)), Row("b", (3,) * 80, ((2,) * 40, (2,) * 50))]
+ALIKE = [Row("a", (1,) * 60, ((2,) * 70,)), *(Row("b", (1,) * n, ((2,) * 4, (2,) * 3)) for n in (31, 32, 35))]
 # The fused kernel that attention runs on a CPU is missing from the counter's table; its GPU twins' formulas are there.
 FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
@@ -77,6 +78,10 @@ def counted(model, rows, backward, fused):
     return counter.get_total_flops()
 
 
+def test_what_all_prompts_begin_with_is_counted_once():
+    assert layout_of(ALIKE).tokens == sum(row.tokens for row in ALIKE) - 3 * 30
+
+
 def heads_of(rows, kind):
     return sum(r.response_tokens + (len(r.responses) if kind == "scalar" else 0) for r in rows)
 
@@ -85,7 +90,7 @@ def formula(of, model, kind, rows):
     return of(ModelShape.of(model.lm), layout_of(rows), heads_of(rows, kind))
 
 
-@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("rows", [SHORT, LONG, ALIKE], ids=["short", "long", "alike"])
 @pytest.mark.parametrize("kind", ["causal", "scalar"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_forward_pass(name, kind, rows):
@@ -94,7 +99,7 @@ def test_a_forward_pass(name, kind, rows):
         assert formula(forward_flops, model, kind, rows) == pytest.approx(counted(model, rows, False, False), rel=0.03)
 
 
-@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("rows", [SHORT, LONG, ALIKE], ids=["short", "long", "alike"])
 @pytest.mark.parametrize("kind", ["causal", "scalar"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_forward_and_backward(name, kind, rows):
@@ -151,7 +156,7 @@ def adapted(name, kind, rank):
 
 
 @pytest.mark.parametrize("rank", [2, 32])
-@pytest.mark.parametrize("rows", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("rows", [SHORT, LONG, ALIKE], ids=["short", "long", "alike"])
 @pytest.mark.parametrize("kind", ["causal", "scalar"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_adapters(name, kind, rows, rank):

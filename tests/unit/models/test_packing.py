@@ -1,5 +1,7 @@
 """Rows as trees: the same numbers and gradients as each response on its own, however rows are grouped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,12 +26,12 @@ from rlhf_bench.diagnostics.embeddings import next_token
 from rlhf_bench.methods import METHODS
 from rlhf_bench.methods.base import Objective, sum_by_response
 from rlhf_bench.methods.supervised import REWARD_MODEL, SFT
-from rlhf_bench.models import layout, lm_head
+from rlhf_bench.models import layout, lm_head, packing
 from rlhf_bench.models.attention import PACKED_ROWS, register
 from rlhf_bench.models.heads import ResponseValues, TokenLogprobs
 from rlhf_bench.models.layout import Layout
 from rlhf_bench.models.loading import load_model
-from rlhf_bench.models.packing import micro_batch, split_by_tokens
+from rlhf_bench.models.packing import micro_batch, prefix_of, split_by_tokens
 from rlhf_bench.training.objective import loss_sums
 
 register()
@@ -64,12 +66,21 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True, params=["as_it_is", "in_pieces"])
+SHARED = (15, 16, 17)
+
+
+@pytest.fixture(autouse=True, params=["as_it_is", "in_pieces", "shared_prefix", "shared_prefix_in_pieces"])
 def size_of_pieces(request, monkeypatch):
-    """Everything also with every row in attention calls of its own, and logits in chunks of a few tokens."""
-    if request.param == "in_pieces":
+    """Everything also with every row in attention calls of its own, and logits in chunks of a few tokens; and with prompts that
+    begin alike."""
+    if "in_pieces" in request.param:
         monkeypatch.setattr(layout, "CALL_IN_SCORES", -1)
         monkeypatch.setattr(lm_head, "LOGITS_IN_CHUNK", 4 * VOCABULARY)
+    if "shared" in request.param:
+        monkeypatch.setattr(packing, "FEWEST_SHARED", len(SHARED))
+        rows = [replace(row, prompt_ids=(*SHARED, *row.prompt_ids)) for row in ROWS]
+        monkeypatch.setitem(globals(), "ROWS", rows)
+        assert micro_batch(rows).layout.prefix == len(SHARED)
 
 
 def build(name, auto):
@@ -139,7 +150,10 @@ def test_a_tree_row_gives_the_log_probabilities_of_each_response_alone(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_as_many_responses_as_ppo_draws_share_a_prompt(name):
-    model, many = causal(name), Row("many", (1, 2, 3), ((4, 5), (6,), (7, 8, 9, 2), (4, 5, 2), (10, 2), (11, 12, 2)))
+    model, many = (
+        causal(name),
+        Row("many", ROWS[0].prompt_ids, ((4, 5), (6,), (7, 8, 9, 2), (4, 5, 2), (10, 2), (11, 12, 2))),
+    )
     rows = [ROWS[1], many, ROWS[2]]
     tokens = [torch.tensor(response) for _, response in every_response(rows)]
     each = torch.cat(
@@ -275,6 +289,32 @@ def test_the_layout_by_hand():
     assert sum_by_response(torch.tensor([1.0, 2.0, 4.0, 8.0]), batch.response_index, 3).tolist() == [3, 4, 8]
 
 
+def test_the_layout_behind_a_prefix_by_hand(monkeypatch):
+    monkeypatch.setattr(packing, "FEWEST_SHARED", 2)
+    batch = micro_batch([Row("r", (5, 6, 3, 4), ((7, 8), (9,))), Row("s", (5, 6, 3), ((7,),))])
+    assert batch.input_ids.tolist() == [[5, 6, 3, 4, 7, 8, 9, 3, 7]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 2, 3]]
+    assert batch.predictor.tolist() == [3, 4, 3, 7] and batch.last.tolist() == [5, 6, 8]
+    assert batch.layout == Layout.of([(4, [2, 1]), (3, [1])], prefix=2) and batch.layout.tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([(1, 2, 3), (1, 2, 4, 5)], 2),
+        ([(1, 2, 3), (1, 2, 3)], 2),  # a token is left, to predict the responses
+        ([(1, 2), (1, 2, 3)], 0),
+        ([(1, 2, 3)], 0),
+        ([(1, 2, 9), (1, 3, 9), (1, 2, 9)], 0),
+    ],
+)
+def test_what_prompts_begin_with_is_shared_where_it_pays(prompts, shared, monkeypatch):
+    monkeypatch.setattr(packing, "FEWEST_SHARED", 2)
+    rows = [Row(str(i), ids, ((7,),)) for i, ids in enumerate(prompts)]
+    assert prefix_of(rows) == micro_batch(rows).layout.prefix == shared
+    assert micro_batch(rows, apart=True).layout.prefix == 0
+
+
 def test_extras_follow_the_order_of_responses():
     rows = [
         Row("r", (1,), ((2,), (3, 4)), {"a": (np.array([1.0]), np.array([2.0, 3.0]))}),
@@ -298,7 +338,7 @@ def test_a_split_is_a_balanced_partition_within_the_budget(rows, ranks, budget):
     assert len(plan) == ranks
     assert sorted(i for rank in plan for part in rank for i in part) == list(range(len(rows)))
     for part in (part for rank in plan for part in rank):
-        assert part and (len(part) == 1 or sum(rows[i].tokens for i in part) <= budget)
+        assert part and (len(part) == 1 or micro_batch([rows[i] for i in part]).layout.tokens <= budget)
     loads = [sum(rows[i].tokens for part in rank for i in part) for rank in plan]
     assert max(loads) - min(loads) <= max(row.tokens for row in rows)
     assert plan == split_by_tokens(rows, ranks, budget)

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from rlhf_bench.compute.forecast import pair_forecast
+from rlhf_bench.compute.forecast import Lengths, pair_forecast
 from rlhf_bench.core.costs import Cost
 from rlhf_bench.core.errors import ArmFailed, BadInput
 from rlhf_bench.core.types import Pair, Prompt
@@ -259,8 +259,10 @@ def test_candidates_and_all_epochs_share_the_budget():
     draws = len(dear.pool.seeds)
     assert draws < len(cheap.pool.seeds) and dear.state.ledger.spent == draws * 3e7
     pairs = dear.source.rows
-    work = sum(pair_forecast(DPO.settings(data="on_policy", epochs=2), SHAPE, len(r.prompt_ids), *map(len, r.responses)).flops
-               for r in pairs)  # fmt: skip
+    settings = DPO.settings(data="on_policy", epochs=2)
+    work = sum(
+        pair_forecast(settings, SHAPE, Lengths(len(r.prompt_ids), 0), *map(len, r.responses)).flops for r in pairs
+    )
     assert dear.state.ledger.spent + work <= 4e8 < dear.state.ledger.spent + work * (1 + 1 / draws) + 3e7
 
 
