@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ STARTS = 3  # at most: on a busy machine Ray's agents may take longer than Ray w
 STOP_WAIT_SECONDS = 60  # for the driver to write its state; Ray's own default is 3
 END_WAIT_SECONDS = 10
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+TOO_LARGE = "Maximum request body size"  # in what `ray job submit` says then
 
 
 class Interrupted(Exception):
@@ -178,7 +180,8 @@ def _submit_and_follow(address: str, head: subprocess.Popen, entrypoint: Sequenc
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
     )
     if submitted.returncode != 0:
-        print(f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
+        why = too_large(working_directory) if TOO_LARGE in submitted.stdout else ""
+        print(why or f"`ray job submit` failed:\n{submitted.stdout}", file=sys.stderr)
         return 1
     client = JobSubmissionClient(address)
     # No warnings about its web socket in the middle of the job's log.
@@ -237,20 +240,35 @@ def _exit_code(client, submission: str) -> int:
     return job.driver_exit_code if job.driver_exit_code >= 0 else 128 - job.driver_exit_code
 
 
+def too_large(directory: Path) -> str:
+    """Of a tree that Ray does not take for its size: which of its folders and files is largest, and what to do."""
+    listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    files = [directory / name for name in listed if name] or [path for path in directory.rglob("*") if path.is_file()]
+    sizes = Counter[str]()
+    for file in files:
+        with suppress(OSError):  # listed, and gone meanwhile
+            sizes[file.relative_to(directory).parts[0]] += file.lstat().st_size
+    ((largest, size),) = sizes.most_common(1)
+    return (
+        f"failed: {directory} holds {sum(sizes.values()) / 2**20:.0f} MiB that git does not ignore, more than Ray copies into a "
+        f"job; most of it is {largest} ({size / 2**20:.0f} MiB): move it elsewhere, or name it in .gitignore"
+    )
+
+
 def _commit(directory: Path) -> str:
     """The commit that is checked out in `directory`, or "" where that is no git repository."""
+    return _git(directory, "rev-parse", "HEAD").strip()
+
+
+def _git(directory: Path, *command: str) -> str:
+    """What git says; "" where there is no git or no repository."""
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
+            ["git", *command], cwd=directory, capture_output=True, text=True, encoding="utf-8", errors="replace"
         )
     except FileNotFoundError:  # no git on this machine
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return found.stdout if found.returncode == 0 else ""
 
 
 def print_where_to_look(output: Path) -> None:

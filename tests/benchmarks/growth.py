@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.benchmarks.engines import write_large_model
 from tests.benchmarks.iteration import dispatched
-from tests.benchmarks.learner import PAIRS, Ours, pairs, write_model
+from tests.benchmarks.learner import PAIRS, SHORT, Ours, write_model
 from tests.benchmarks.row import Measured, Row
 
 RUNS = 5
@@ -36,7 +36,7 @@ def exponents(sizes: Sequence[float], seconds: Callable[[int], float], runs: int
 def learner() -> Measured:
     """Seconds of a step against the tokens in it."""
     with tempfile.TemporaryDirectory() as folder:
-        data = pairs("short")
+        data = SHORT.pairs()
         ours = Ours(write_model(Path(folder), "float32"), "float32", data)
         ours.run()
         counts = (PAIRS // 2, PAIRS, 2 * PAIRS, 4 * PAIRS)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +17,53 @@ import numpy as np
 
 from tests.benchmarks.row import Measured, Row, interleaved
 
-VOCABULARY, PAIRS, STEPS, BETA, RATE = 32_768, 8, 5, 0.1, 1e-4
-SHAPES = {"short": ((64, 192), (16, 96)), "long": ((512, 512), (64, 64))}
+VOCABULARY, PAIRS, BETA, RATE = 32_768, 8, 0.1, 1e-4
 TOGETHER = (8, 4, 2, 1)  # pairs in one of TRL's forward passes
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 RUNS, BUDGET = 5, 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and pairs to train it on: `steps` × `PAIRS` of random tokens, lengths between two bounds. All prompts begin with
+    the same `shared` tokens, as chats do with their system message."""
+
+    write: Callable[[Path, str], Path]
+    vocabulary: int
+    prompt: tuple[int, int]
+    response: tuple[int, int]
+    steps: int
+    shared: int = 0
+
+    def pairs(self) -> list[tuple[list[int], list[int], list[int]]]:
+        """Prompt, chosen, rejected; 1 ends a response."""
+        rng = np.random.default_rng(0)
+
+        def tokens(lengths: tuple[int, int]) -> list[int]:
+            return rng.integers(2, self.vocabulary, rng.integers(lengths[0], lengths[1] + 1)).tolist()
+
+        system = rng.integers(2, self.vocabulary, self.shared).tolist()
+        return [
+            (
+                [*system, *tokens(self.prompt)[self.shared :]],
+                [*tokens(self.response)[:-1], 1],
+                [*tokens(self.response)[:-1], 1],
+            )
+            for _ in range(self.steps * PAIRS)
+        ]
+
+
+def write_chat_model(folder: Path, dtype: str) -> Path:
+    """SmolLM2-135M-Instruct."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_bench.cli.options import open_cache
+    from rlhf_bench.training.local_model import local_model
+
+    given = local_model("model", "smollm2-135m-instruct", open_cache(), print).path
+    AutoModelForCausalLM.from_pretrained(given, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    return folder
 
 
 def write_model(folder: Path, dtype: str) -> Path:
@@ -38,15 +81,10 @@ def write_model(folder: Path, dtype: str) -> Path:
     return folder
 
 
-def pairs(kind: str) -> list[tuple[list[int], list[int], list[int]]]:
-    """Prompt, chosen, rejected: `STEPS` × `PAIRS` of them, of random tokens and lengths; 1 ends a response."""
-    rng = np.random.default_rng(0)
-    prompt, response = SHAPES[kind]
-
-    def tokens(lengths: tuple[int, int]) -> list[int]:
-        return rng.integers(2, VOCABULARY, rng.integers(lengths[0], lengths[1] + 1)).tolist()
-
-    return [(tokens(prompt), [*tokens(response)[:-1], 1], [*tokens(response)[:-1], 1]) for _ in range(STEPS * PAIRS)]
+SHORT = Case(write_model, VOCABULARY, (64, 192), (16, 96), steps=5)
+LONG = Case(write_model, VOCABULARY, (512, 512), (64, 64), steps=5)
+CHAT = Case(write_chat_model, 49_152, (40, 110), (8, 64), steps=2, shared=31)
+CHAT_LONG = Case(write_chat_model, 49_152, (512, 512), (64, 64), steps=1, shared=31)
 
 
 def rank(dtype: str, tokens_per_micro_batch: int = BUDGET) -> tuple[Any, Any]:
@@ -91,7 +129,7 @@ class Ours:
         self.losses, self.each = list[float](), list[float]()
 
     def run(self) -> float:
-        """`STEPS` optimizer steps from the same start; seconds."""
+        """All optimizer steps from the same start; seconds."""
         return self.seconds(self.batches)
 
     @property
@@ -140,8 +178,15 @@ class Theirs:
     """TRL's trainer on the same weights and pairs: reference log-probabilities precomputed, `together` pairs in a forward
     pass and gradients accumulated, fused AdamW, nothing logged or saved, padded no further than the longest of a batch."""
 
-    def __init__(self, folder: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]], together: int):
-        self.folder, self.dtype, self.together = folder, dtype, together
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        data: Sequence[tuple[list[int], list[int], list[int]]],
+        together: int,
+        words: int,
+    ):
+        self.folder, self.dtype, self.together, self.words = folder, dtype, together, words
         self.losses, self.each = list[float](), list[float]()
         self.texts = [
             {"prompt": _text(p), "chosen": f" {_text(c[:-1])} <eos>", "rejected": f" {_text(r[:-1])} <eos>"}
@@ -195,7 +240,7 @@ class Theirs:
                 report_to="none", disable_tqdm=True, dataloader_pin_memory=False, seed=0,
             )  # fmt: skip
             trainer = InOrder(
-                model=model, args=config, train_dataset=Dataset.from_list(self.texts), processing_class=tokenizer(),
+                model=model, args=config, train_dataset=Dataset.from_list(self.texts), processing_class=tokenizer(self.words),
                 callbacks=[clock],
             )  # fmt: skip
             trainer.train()
@@ -210,19 +255,19 @@ def _text(ids: Sequence[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def tokenizer() -> Any:
+def tokenizer(words: int = VOCABULARY) -> Any:
     """Token i is the word "w<i>", 1 is the end; so that texts come back as the very same tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    ids = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, words)}
+    plain = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>")
 
 
-def against_trl(kind: str, dtype: str) -> Measured:
-    """Seconds of `STEPS` steps of each, in turn, TRL with the number of pairs in a forward pass that is fastest here; losses
+def against_trl(case: Case, dtype: str) -> Measured:
+    """Seconds of a case's steps of each, in turn, TRL with the number of pairs in a forward pass that is fastest here; losses
     must agree, or nothing was compared. In bfloat16 on a CPU without instructions for it, where a step of TRL's takes
     minutes, a step of one run of each stands for a run, and TRL has one pair in a pass."""
     import torch
@@ -231,9 +276,9 @@ def against_trl(kind: str, dtype: str) -> Measured:
 
     slow = dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with tempfile.TemporaryDirectory() as folder:
-        model, data = write_model(Path(folder), dtype), pairs(kind)
+        model, data = case.write(Path(folder), dtype), case.pairs()
         ours = Ours(model, dtype, data)
-        tried = {together: Theirs(model, dtype, data, together) for together in ([1] if slow else TOGETHER)}
+        tried = {n: Theirs(model, dtype, data, n, case.vocabulary) for n in ([1] if slow else TOGETHER)}
         taken = {together: theirs.run() for together, theirs in tried.items()}
         best = min(taken, key=taken.__getitem__)
         theirs = tried[best]
@@ -241,14 +286,14 @@ def against_trl(kind: str, dtype: str) -> Measured:
         if slow:
             steps, mine, others = 1, ours.each, theirs.each
         else:
-            steps, (mine, others) = STEPS, interleaved(RUNS, ours.run, theirs.run)
-        helped = None if slow else in_a_process(ALLOCATOR, their_seconds, model, dtype, data, best)
+            steps, (mine, others) = case.steps, interleaved(RUNS, ours.run, theirs.run)
+        helped = None if slow else in_a_process(ALLOCATOR, their_seconds, model, dtype, data, best, case.vocabulary)
     apart = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
     if not apart <= LOSS_TOLERANCE[dtype]:
         raise SystemExit(f"losses differ by {apart:.2g}: {ours.losses} and {theirs.losses}")
     done = steps * PAIRS
     notes = [
-        f"losses of {STEPS} steps agree to {apart:.1g}",
+        f"losses agree to {apart:.1g}, steps {case.steps}",
         "TRL by pairs in a pass: " + ", ".join(f"{n}: {len(data) / s:.3g}" for n, s in taken.items()),
     ]
     if helped is not None:
@@ -259,20 +304,23 @@ def against_trl(kind: str, dtype: str) -> Measured:
     )  # fmt: skip
 
 
-def their_seconds(model: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]], pairs: int) -> float:
+def their_seconds(
+    model: Path, dtype: str, data: Sequence[tuple[list[int], list[int], list[int]]], pairs: int, words: int
+) -> float:
     """The faster of two runs."""
-    theirs = Theirs(model, dtype, data, pairs)
+    theirs = Theirs(model, dtype, data, pairs, words)
     return min(theirs.run(), theirs.run())
 
 
-def floor_flops(data: Sequence[tuple[list[int], list[int], list[int]]], shape: Any) -> float:
-    """The fewest operations of forward and backward: prompt once, head where a response token is predicted, scores that
-    are used and no others, nothing computed twice."""
+def floor_flops(case: Case, shape: Any) -> float:
+    """The fewest operations of forward and backward of all steps: a prompt once, what all prompts share once in a step, the head
+    where a response token is predicted, scores that are used and no others, nothing computed twice."""
     total = 0.0
-    for prompt, chosen, rejected in data:
+    for i, (prompt, chosen, rejected) in enumerate(case.pairs()):
         p, sides = len(prompt), (len(chosen), len(rejected))
-        tokens = p + sum(sides)
-        scores = p * (p + 1) / 2 + sum(n * p + n * (n + 1) / 2 for n in sides)
+        known = case.shared if i % PAIRS else 0
+        tokens = p - known + sum(sides)
+        scores = (p * (p + 1) - known * (known + 1)) / 2 + sum(n * p + n * (n + 1) / 2 for n in sides)
         total += 6 * (shape.matmul_weights * tokens + shape.head_weights * sum(sides))
         total += 3 * 4 * shape.layers * shape.attention_width * scores
     return total
@@ -290,40 +338,42 @@ def matrix_rate() -> float:
     return 5 * 2 * size**3 / (perf_counter() - began)
 
 
-def against_floor() -> Measured:
+def against_floor(case: Case) -> Measured:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with tempfile.TemporaryDirectory() as folder:
-        data = pairs("short")
-        ours = Ours(write_model(Path(folder), "float32"), "float32", data)
+        data = case.pairs()
+        ours = Ours(case.write(Path(folder), "float32"), "float32", data)
         ours.run()
-        flops = floor_flops(data, ours.group.shapes["policy"])
+        flops = floor_flops(case, ours.group.shapes["policy"])
         # Steps in the midst of a training: the first after a model is loaded also makes room for Adam's moments.
         rates, seconds = interleaved(RUNS, matrix_rate, lambda: ours.go_on(ours.batches))
     ratios = [flops / rate / s for rate, s in zip(rates, seconds, strict=True)]
     return Measured(ratios, [flops / s / 1e9 for s in seconds], [r / 1e9 for r in rates], "GFLOP/s")
 
 
-def against_trl_in_memory() -> Measured:
+def against_trl_in_memory(case: Case) -> Measured:
     """MiB that the first steps add, at their peak, to a process that has just loaded the model, each side with as few pairs
     in a forward pass as it can have. A process of its own for every measurement: memory that was freed may stay with a
     process, and hide what the next step needs."""
     with tempfile.TemporaryDirectory() as folder:
         # The second step is the first that has gradients, activations and the optimizer's state at once.
-        model, data = write_model(Path(folder), "float32"), pairs("short")[: 2 * PAIRS]
+        model, data = case.write(Path(folder), "float32"), case.pairs()[: 2 * PAIRS]
         ours = Ours(model, "float32", data)
         longest = max(sum(map(len, pair)) for pair in data)
         mine, others = interleaved(
-            RUNS, partial(ours.fresh_peak, longest), lambda: in_a_process({}, their_peak, model, data, 1)
+            RUNS,
+            partial(ours.fresh_peak, longest),
+            lambda: in_a_process({}, their_peak, model, data, 1, case.vocabulary),
         )
-        whole = ours.fresh_peak(BUDGET), in_a_process({}, their_peak, model, data, PAIRS)
+        whole = ours.fresh_peak(BUDGET), in_a_process({}, their_peak, model, data, PAIRS, case.vocabulary)
     notes = "a pair in a pass; with all of a step's pairs in one {:.0f} against {:.0f} MiB".format(*whole)
     return Measured([a / b for a, b in zip(mine, others, strict=True)], mine, others, "MiB", notes)
 
 
-def their_peak(model: Path, data: Sequence[tuple[list[int], list[int], list[int]]], together: int) -> float:
-    theirs = Theirs(model, "float32", data, together)
+def their_peak(model: Path, data: Sequence[tuple[list[int], list[int], list[int]]], together: int, words: int) -> float:
+    theirs = Theirs(model, "float32", data, together, words)
     theirs.run()
     return theirs.peak
 
@@ -360,19 +410,28 @@ def _status(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+TO_TRL = "DPO learner, pairs/s, "
+FLOOR = "fewest FLOPs at the machine's matrix rate"
 ROWS = (
-    Row("dpo", "DPO learner, pairs/s, float32", "TRL", "at least", 6.0, partial(against_trl, "short", "float32")),
+    Row("chat_dpo", f"{TO_TRL}float32, SmolLM2-135M-Instruct", "TRL", "at least", 2.0, partial(against_trl, CHAT, "float32")),
     Row(
-        "dpo_long", "the same, prompt 512, response 64", "TRL", "at least", 6.0, partial(against_trl, "long", "float32")
+        "chat_dpo_bfloat16", "the same, bfloat16", "TRL in bfloat16", "at least", 3.5,
+        partial(against_trl, CHAT, "bfloat16"),
     ),
     Row(
-        "dpo_bfloat16",
-        "the same, bfloat16",
-        "TRL in bfloat16",
-        "at least",
-        5.0,
-        partial(against_trl, "short", "bfloat16"),
+        "chat_dpo_long", "the same, float32, prompt 512, response 64", "TRL", "at least", 2.2,
+        partial(against_trl, CHAT_LONG, "float32"),
     ),
-    Row("memory", "peak memory of the learner's steps", "TRL", "at most", 0.5, against_trl_in_memory),
-    Row("floor", "learner step, speed", "fewest FLOPs at the machine's matrix rate", "at least", 0.6, against_floor),
-)
+    Row("chat_memory", "peak memory of its learner's steps", "TRL", "at most", 0.6, partial(against_trl_in_memory, CHAT)),
+    Row("chat_floor", "its learner's step, speed", FLOOR, "at least", 0.8, partial(against_floor, CHAT)),
+    Row("dpo", f"{TO_TRL}float32, 12.8M parameters", "TRL", "at least", 6.0, partial(against_trl, SHORT, "float32")),
+    Row(
+        "dpo_long", "the same, prompt 512, response 64", "TRL", "at least", 6.0, partial(against_trl, LONG, "float32")
+    ),
+    Row(
+        "dpo_bfloat16", "the same, bfloat16", "TRL in bfloat16", "at least", 5.0,
+        partial(against_trl, SHORT, "bfloat16"),
+    ),
+    Row("memory", "peak memory of its learner's steps", "TRL", "at most", 0.5, partial(against_trl_in_memory, SHORT)),
+    Row("floor", "its learner's step, speed", FLOOR, "at least", 0.6, partial(against_floor, SHORT)),
+)  # fmt: skip

@@ -35,7 +35,7 @@ time.sleep(120)
 
 
 def launch(directory: Path, driver: str) -> subprocess.Popen:
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (directory / "driver.py").write_text(driver)
     code = LAUNCH.format(cluster=str(Path(__file__).parents[2] / "cluster"), directory=str(directory))
     own = os.environ | {"LOCAL_JOB": str(directory)}
@@ -58,6 +58,23 @@ def test_a_job_whose_ray_was_killed_ends_with_one_line(tmp_path):
     finally:
         job.terminate()
         job.wait(timeout=60)
+
+
+def test_a_tree_that_is_too_large_for_a_job_is_refused_by_the_name_of_what_fills_it(tmp_path):
+    directory = tmp_path / "job"
+    (directory / "kept").mkdir(parents=True)
+    (directory / "ignored").mkdir()
+    (directory / ".gitignore").write_text("/ignored\n")
+    (directory / "kept" / "weights").write_bytes(os.urandom(101 * 2**20))  # which no packing makes smaller
+    (directory / "ignored" / "weights").write_bytes(bytes(200 * 2**20))
+    subprocess.run(["git", "init", "-q"], cwd=directory, check=True)
+    job = launch(directory, FAILS)
+    said = job.communicate(timeout=120)[0].splitlines()
+    assert job.returncode == 1 and "Traceback (most recent call last):" not in said
+    (line,) = [line for line in said if line.startswith("failed: ")]
+    assert (
+        "holds 101 MiB" in line and "most of it is kept (101 MiB): move it elsewhere, or name it in .gitignore" in line
+    )
 
 
 def test_exit_codes_pass_and_a_stop_leaves_time_to_write(tmp_path):

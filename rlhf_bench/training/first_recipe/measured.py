@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,6 +17,7 @@ from rlhf_bench.core.types import MAIN_SPLIT, Prompt
 from rlhf_bench.core.unusable import Unusable
 from rlhf_bench.models.codec import Codec, build_codec
 from rlhf_bench.models.flops import ModelShape
+from rlhf_bench.models.packing import shared_tokens
 from rlhf_bench.models.tokenizer import TokenizerSettings, build_tokenizer
 from rlhf_bench.models.validation import pretrained_model
 from rlhf_bench.tasks import Task
@@ -69,6 +71,7 @@ class _Tokens:
     pairs: Sequence[tuple[int, int]]
     held_out_pairs: Sequence[tuple[int, int]]
     labelled: Sequence[tuple[int, int]]
+    shared: int  # tokens that all training prompts begin with
 
 
 def measured(
@@ -83,7 +86,8 @@ def measured(
     response, length = _lengths(tokens, getattr(model.config, "max_position_embeddings", None), task.leaves_out)
     counts = _counts(tokens, response, length, task)
     fitting = [n for found in tokens.prompts.values() for n in found if n + response <= length]
-    widest = max(max(fitting) + SAMPLES * response, length)
+    widest = _up(max(max(fitting) + SAMPLES * response, length), 256)
+    lengths = Lengths(round(float(np.mean(fitting))), response, tokens.shared, widest)
     section = {
         "name_or_path": name,
         "max_length": length,
@@ -91,8 +95,8 @@ def measured(
         "tokenizer": {"kind": "pretrained", "name_or_path": name} | ({"chat_template": "own"} if chat else {}),
     }
     return Measured(
-        section, shape, Lengths(round(float(np.mean(fitting))), response), response, _up(widest, 256), **counts,
-        judge=judge, assumed=list(_said(tokens, chat, response, length, task.leaves_out)),
+        section, shape, lengths, response, widest, **counts, judge=judge,
+        assumed=list(_said(tokens, chat, response, length, task.leaves_out)),
     )  # fmt: skip
 
 
@@ -122,12 +126,17 @@ def _tokens(task: Task, codec: Codec, has_demonstrations: bool) -> _Tokens:
         count = most if there is None else min(most, there)
         return draw(count, DATA_SEED) if count else []
 
-    prompts = dict[str, list[int]]()
+    def encoded(prompts: Sequence[Prompt]) -> Iterator[tuple[int, ...]]:
+        for prompt in prompts:
+            with contextlib.suppress(Unusable):  # counted likewise
+                yield tuple(codec.prompt(prompt))
+
+    prompts = dict[str, list[tuple[int, ...]]]()
     for split in task.splits:
         rows = drawn(
             partial(task.prompts, split), MOST["train" if split == "train" else "held out"], _there(task, split)
         )
-        prompts[split] = [length for length, _ in sides([(prompt, ()) for prompt in rows])]
+        prompts[split] = list(encoded(rows))
     shown = drawn(task.demonstrations, MOST["held out"], _there(task, "train")) if has_demonstrations else []
     pairs = drawn(task.pairs, MOST[PAIRS] + MOST[HELD_OUT_PAIRS], _there(task, PAIRS)) if task.pairs else []
     apart = (
@@ -135,11 +144,12 @@ def _tokens(task: Task, codec: Codec, has_demonstrations: bool) -> _Tokens:
     )
     labelled = drawn(task.labelled, MOST[LABELLED], _there(task, LABELLED)) if task.labelled else []
     return _Tokens(
-        prompts,
+        {split: [len(ids) for ids in found] for split, found in prompts.items()},
         list(sides([(d.prompt, (d.response,)) for d in shown])),
         list(sides([(p.prompt, (p.chosen, p.rejected)) for p in pairs])),
         list(sides([(p.prompt, (p.chosen, p.rejected)) for p in apart])),
         list(sides([(one.prompt, (one.response,)) for one in labelled])),
+        shared_tokens(prompts["train"]),
     )
 
 
