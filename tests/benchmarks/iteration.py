@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.benchmarks.engines import bare_engine, local_ray, start_actor
 from tests.benchmarks.learner import VOCABULARY, resident_now, tokenizer, write_model
+from tests.benchmarks.online_arm import begun, one_update
 from tests.benchmarks.ppo import Loop, update
 from tests.benchmarks.row import Measured, Row, interleaved
 
@@ -48,23 +49,13 @@ def iteration(rollouts_ahead: int) -> Measured:
     """Sync, sampling, judging, scoring, three forward passes and a step of policy and critic, as PPO's loop makes them;
     against the sum of a bare vLLM and a bare torch loop over the same prompts and samples. A thread each. With
     `rollouts_ahead` the engine draws the next iteration's data while the learner is at the steps."""
-    from actors.fleet import start_fleet
-    from rlhf_bench.compute.engine_time import EngineTime
-    from rlhf_bench.compute.ledger import Ledger
-    from rlhf_bench.core.costs import Cost
-    from rlhf_bench.core.types import Evaluation, Pair, Prompt, Sampling
-    from rlhf_bench.methods import METHODS
+    from rlhf_bench.core.types import Prompt, Sampling
     from rlhf_bench.models.codec import Codec
     from rlhf_bench.models.flops import ModelShape
     from rlhf_bench.models.loading import load_model
     from rlhf_bench.recipe import parse_recipe
     from rlhf_bench.tasks import build_task
-    from rlhf_bench.training.arm import ArmObserver, ArmSpec, SharedByArms
-    from rlhf_bench.training.cache import Cache
-    from rlhf_bench.training.inputs import Inputs, StartingPoint
-    from rlhf_bench.training.loop import ArmTrainer
-    from rlhf_bench.training.rollouts import StartSamples
-    from rlhf_bench.training.state import ArmState
+    from rlhf_bench.training.inputs import Inputs
 
     os.environ["OMP_NUM_THREADS"] = "1"
     ray = local_ray()
@@ -85,23 +76,10 @@ def iteration(rollouts_ahead: int) -> Measured:
             for i in range(PROMPTS)
         ]
         shape = ModelShape.of(load_model(str(folder), "causal", "float32", 0).lm)
-        fleet = start_fleet(recipe, str(folder), shape, frozenset({1}), True, EngineTime(), print)
-        fleet.join()
-        roles = fleet.roles
-        fleet.scorer.load(folder, "float32")
-        inputs = Inputs(build_task(recipe.task), Codec(tokenizer()), folder, shape, prompts, {}, [], [], None, [], {})
-        pair = Pair("p", prompts[0], (5, 6, 1), (7, 1))
-        start = StartingPoint(folder, [pair], {}, None, Cost(), Cost(), Cost(), {})
-        settings, drawn_with, samples = recipe.arms["ppo"], [], StartSamples(Path(aside), "base")
-        spec = ArmSpec("ppo", recipe, METHODS["ppo"], settings, 1)
-        run = ArmTrainer(
-            spec=spec,
-            shared=SharedByArms(inputs, start, Evaluation({}, {}, {}, 0.0), {}, samples, Cache(Path(aside) / "cache")),
-            roles=roles,
-            observer=ArmObserver(lambda *_: None, lambda *_: None),
-            state=ArmState.begin("flops", 1e18, 1),
-        )
-        run.begin()
+        codec = Codec(tokenizer())
+        inputs = Inputs(build_task(recipe.task), codec, folder, shape, prompts, {}, [], [], None, [], {})
+        fleet, run = begun(recipe, inputs, Path(aside), scorer=folder)
+        drawn_with = []
         bare = bare_engine(folder, 1)
         fleet.sync.engines.append(bare)  # the same weights, sent by the same hand
         run.sync()
@@ -110,16 +88,8 @@ def iteration(rollouts_ahead: int) -> Measured:
 
         def ours() -> float:
             began = perf_counter()
-            state = run.state
-            taken = None if state.prefetched is None else run.completed(state.prefetched)
-            run.sync()
-            batch, owed = taken or run.completed(run.draw(state.ledger))
-            run.updates.pending.append(run.updates.hand_in(batch, owed, settings))
-            state.prefetched = run.draw(Ledger("flops", 1e18)) if settings.draws_ahead else None
-            run.updates.settle()
-            seconds = perf_counter() - began
-            drawn_with.append(batch)
-            return seconds
+            drawn_with.append(one_update(run))
+            return perf_counter() - began
 
         def theirs() -> float:
             drawn = drawn_with[-1]

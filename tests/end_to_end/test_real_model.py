@@ -47,8 +47,9 @@ RECIPE = {
     "placement": {"rollout": {"cache_mib": 64}, "evaluator": {"cache_mib": 64}},
 }  # fmt: skip
 ROLES = {"rollout": "RolloutActor", "scorer": "ScorerActor", "learner": "LearnerRank", "evaluator": "EvaluatorActor"}
-MEMORY = 0.15
-"""How far a forecast of a role's memory may be from its peak."""
+MEMORY, WITH_ADAPTERS = 0.15, 0.25
+"""How far a forecast of a role's memory may be from its peak. With adapters what twenty arms leave with the allocator, from a tenth
+to a quarter of a learner's memory, is a larger part."""
 
 
 FEW = ("ppo", "dpo-on-policy")
@@ -58,12 +59,13 @@ ADAPTERS = {"rank": 4, "alpha": 8}
 @dataclass(frozen=True)
 class Watched:
     """A run, what `check` had forecast for it without the weights in Ray's store, and the most memory that a process of each
-    role had for itself, in GiB."""
+    role had for itself, in GiB; and how far these may be apart."""
 
     run: Run
     arms: dict[str, dict]
     forecast: dict[str, float]
     peaks: dict[str, float]
+    bound: float
 
 
 @pytest.fixture(scope="module", params=[
@@ -96,7 +98,7 @@ def watched(request, smollm2, tmp_path_factory) -> Iterator[Watched]:
     assert done.code == 0, done.errors[-3000:]
     store = Path(smollm2, "model.safetensors").stat().st_size / (1 if dtype == "float32" else 2) / 2**30
     forecast = {role: gib - store * (role != "scorer") for role, gib in json.loads(checked.stdout)["peak_gib"].items()}
-    yield Watched(done, arms, forecast, peaks)
+    yield Watched(done, arms, forecast, peaks, WITH_ADAPTERS if adapters else MEMORY)
     for weights in (folder / "cache", done.directory / "checkpoints"):
         shutil.rmtree(weights)  # GiB that would lie on the disk until other runs of the tests have gone by
 
@@ -132,4 +134,4 @@ def test_every_method_learns_and_is_evaluated(watched):
 
 def test_the_forecast_of_memory_is_that_of_the_run(watched):
     apart = {role: watched.forecast[role] / peak - 1 for role, peak in watched.peaks.items()}
-    assert all(abs(share) <= MEMORY for share in apart.values()), (apart, watched.peaks)
+    assert all(abs(share) <= watched.bound for share in apart.values()), (apart, watched.peaks)

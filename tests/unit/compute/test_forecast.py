@@ -379,7 +379,7 @@ def kept_bytes(model, rows):
 @pytest.mark.parametrize(("width", "layers", "inner"), [(128, 4, 384), (256, 3, 1024)])
 def test_activations_are_those_that_a_forward_pass_keeps(dtype, width, layers, inner, tmp_path, monkeypatch):
     # As on a GPU: a CPU without instructions for 16 bits goes by way of float32, and keeps that.
-    monkeypatch.setattr(cpu_kernels, "_cpu_has_tiles", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "_bfloat16_is_faster", lambda: True)
     sizes = ModelSettings(
         hidden_size=width, layers=layers, heads=4, intermediate_size=inner, max_length=256, dtype=dtype
     )

@@ -194,12 +194,60 @@ def test_a_rotary_embedding_and_its_gradients(family):
         close(one, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_number_formats_are_left_to_transformers(dtype):
+def test_other_number_formats_are_left_to_transformers():
     torch.manual_seed(0)
     (ours,), theirs = with_cpu_kernels(nn.Sequential(Qwen2RMSNorm(8))), Qwen2RMSNorm(8)
-    x = torch.randn(3, 8, dtype=dtype)
-    assert torch.equal(ours.to(dtype)(x), theirs.to(dtype)(x))
+    x = torch.randn(3, 8, dtype=torch.float64)
+    assert torch.equal(ours.double()(x), theirs.double()(x))
+
+
+ROUNDING = {"rtol": 2**-7, "atol": 2**-9}  # of numbers of about 1: half the distance of two neighbours is 2**-9
+
+
+def rounded(*shape):
+    """Numbers of bfloat16, and the same in float64, which learn both."""
+    numbers = torch.randn(shape).bfloat16()
+    return numbers.requires_grad_(), numbers.detach().double().requires_grad_()
+
+
+def test_a_norm_in_bfloat16_is_the_exact_one_rounded_once():
+    torch.manual_seed(0)
+    (ours,), exact = with_cpu_kernels(nn.Sequential(Qwen2RMSNorm(24, eps=1e-3))), Qwen2RMSNorm(24, eps=1e-3).double()
+    assert ours.forward.__func__.__module__ == "rlhf_bench.models.cpu_kernels"
+    ours.weight, exact.weight = (nn.Parameter(w.detach()) for w in rounded(24))
+    x, same = rounded(5, 24)
+    weights = torch.randn(5, 24).bfloat16()
+    out = ours(x)
+    r = (same.square().mean(-1, keepdim=True) + 1e-3).rsqrt()
+    expected = same * r * exact.weight
+    torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-7)
+    found = torch.autograd.grad((out * weights).sum(), [x, ours.weight])
+    for one, other in zip(
+        found, torch.autograd.grad((expected * weights.double()).sum(), [same, exact.weight]), strict=True
+    ):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, **ROUNDING)
+
+
+def test_a_rotary_embedding_in_bfloat16():
+    ours, *_ = rotaries(with_cpu_kernels(AutoModelForCausalLM.from_config(CONFIGS["llama"])))
+    torch.manual_seed(0)
+    (q, exact_q), (k, exact_k), angles = (
+        rounded(1, 4, 5, 8),
+        rounded(1, 2, 5, 8),
+        torch.rand(1, 5, 4).repeat(1, 1, 2) * 6,
+    )
+    turns = [angles.cos().bfloat16(), angles.sin().bfloat16()]
+    found = ours(q, k, *turns)
+    expected = file_of("llama").apply_rotary_pos_emb(exact_q, exact_k, *(t.double() for t in turns))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2**-6, atol=2**-6)
+    for one, other in zip(
+        torch.autograd.grad(sum(t.sum() for t in found), [q, k]),
+        torch.autograd.grad(sum(t.sum() for t in expected), [exact_q, exact_k]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=2**-6, atol=2**-6)
 
 
 # bfloat16: on a CPU without its instructions products are computed in float32 and rounded
@@ -209,7 +257,7 @@ ROWS = [Row("a", (1, 5, 6), ((7, 8, 2), (9, 2))), Row("b", (1, 9), ((4, 4, 4, 2)
 
 @pytest.fixture(params=[False, True], ids=["without_instructions", "with_instructions"])
 def has_instructions(request, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "_cpu_has_tiles", lambda: request.param)
+    monkeypatch.setattr(cpu_kernels, "_bfloat16_is_faster", lambda: request.param)
     return request.param
 
 

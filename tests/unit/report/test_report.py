@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -14,6 +15,7 @@ from rlhf_bench.core.errors import BadInput
 from rlhf_bench.report import comparison_table, draw_properties, render_text_table, write_report
 from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.format import duration, quantity, visible
+from rlhf_bench.report.notes import notes
 from rlhf_bench.report.page import data_passes, run_details
 from rlhf_bench.report.plots.overview import compute_by_phase, time_by_activity
 from rlhf_bench.report.plots.style import style
@@ -261,6 +263,16 @@ def test_where_nothing_is_settled_the_verdict_says_so_and_what_would_settle_it(d
 def test_an_arm_that_spent_less_is_named(directory):
     edit(directory / "results.json", lambda r: r["arms"]["single"]["seeds"][0]["spent"].update(flops=0.5 * LIMIT))
     assert "Compute is not equal: the budget&#39;s share that was spent is single 50%." in page_of(directory)
+
+
+def test_arms_whose_means_end_below_the_base_policys_are_named(directory):
+    assert "Means below the base policy&#39;s: dpo sampled (0.400 against 0.500)." in page_of(directory)
+    summary = summarize(read_recorded(directory))
+    arms = tuple(replace(arm, greedy=0.2 if arm.name == "ppo" else 0.5) for arm in summary.arms)
+    found = notes(replace(summary, arms=arms, base=replace(summary.base, greedy=0.45)))
+    assert (
+        "Means below the base policy's: ppo greedy (0.200 against 0.450); dpo sampled (0.400 against 0.500)." in found
+    )
 
 
 def test_skipped_updates_are_counted_and_named(directory):
