@@ -138,7 +138,7 @@ def _passes(arm: Any, use: DataUse, rows: int) -> str:
 
 
 def _time(recipe: Recipe, time: ComparisonTime, speeds: Speeds) -> Iterator[str]:
-    yield f"time, with {_devices(recipe, speeds)}, all responses at full length, nothing from the cache:"
+    yield f"time, with {_devices(recipe, speeds)}, sampled responses at full length, nothing from the cache:"
     yield f"  before the arms: {_parts(time.before)}"
     for name, arm in time.arms.items():
         yield f"  {name}, a seed: {_parts(arm.parts)}"

@@ -37,12 +37,18 @@ class ArmForecast:
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of a typical prompt, and of the longest response that may be sampled; of the prompt's, how many all prompts begin
-    with, which rows of a micro-batch share; and of a micro-batch."""
+    with, which rows of a micro-batch share; of a micro-batch; and of a typical side of the data's pairs, where these are known."""
 
     prompt: int
     response: int
     shared: int = 0
     micro_batch: int = 4096
+    side: int | None = None
+
+    @property
+    def of_data(self) -> Lengths:
+        """Of rows whose responses come with the data."""
+        return self if self.side is None else replace(self, response=self.side)
 
 
 def sampling(shape: ModelShape, n: Lengths, samples: int, judged: bool) -> Cost:
@@ -142,6 +148,8 @@ def arm_forecast(
     forecast.
 
     Here and below, `reward` is the shape of a given reward model; None where it is trained and has the policy's shape."""
+    if arm.data == "offline":
+        n = n.of_data
     draw = drawing(recipe, arm, shape, n, reward or shape)
     drawn = draw.sampled + draw.scored
     responses = arm.responses_per_row
@@ -317,14 +325,16 @@ def look_flops(
         flops += many * sum(forward_flops(m, scored, each * len(scored.rows)) for m in members)
     own = {own_kind(arm).name for arm in arms} - {FIXED}
     fixed, others = (2 + PROBE_SETS, pairs), (2, pairs * len(own))
-    for responses, prompts in (fixed, others) if own else (fixed,):  # each prompt once, see diagnostics/panel.py
-        looked, many = rows_of(n, responses, prompts)
-        flops += many * forward_flops(shape.merged, looked, responses * n.response * len(looked.rows))
+    # Each prompt once, see diagnostics/panel.py.
+    for (responses, prompts), m in ((fixed, n.of_data), (others, n)) if own else ((fixed, n.of_data),):
+        looked, many = rows_of(m, responses, prompts)
+        flops += many * forward_flops(shape.merged, looked, responses * m.response * len(looked.rows))
     if not evaluation.gradient_pairs:
         return flops
     # Each a row of its own, which shares nothing, see diagnostics/pair_gradients.py.
-    sides, many = rows_of(replace(n, shared=0), 1, 2 * evaluation.gradient_pairs)
-    return flops + many * input_gradients_flops(shape, sides, n.response * len(sides.rows))
+    one = replace(n.of_data, shared=0)
+    sides, many = rows_of(one, 1, 2 * evaluation.gradient_pairs)
+    return flops + many * input_gradients_flops(shape, sides, one.response * len(sides.rows))
 
 
 def largest_step(recipe: Recipe, n: Lengths) -> int:

@@ -1,13 +1,14 @@
 """How long a comparison will take, from its FLOPs, the speed of its devices, and what each kind of work was measured to take.
 
-All responses are taken at full length, as in `forecast`. docs/compute.md has the formulas.
+All responses that are sampled are taken at full length, those of the data as they are, as in `forecast`. docs/compute.md has the
+formulas.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_bench.compute.forecast import (
@@ -98,10 +99,25 @@ def comparison_time(
     runs = len(recipe.arms) * len(recipe.seeds)
     return ComparisonTime(
         before=clock.before_arms(weaker, fixed),
-        arms={name: clock.arm(arm, fixed) for name, arm in recipe.arms.items()},
+        arms=_drawn_once({name: clock.arm(arm, fixed) for name, arm in recipe.arms.items()}, recipe),
         seeds=len(recipe.seeds),
         fleets=max(1, min(recipe.placement.fleets or 1, runs)),
     )
+
+
+def _drawn_once(arms: Mapping[str, ArmTime], recipe: Recipe) -> dict[str, ArmTime]:
+    """Arms with one seed that learn from the start policy's samples draw the very same ones, so that only the first of them
+    waits, and a later one for what it needs beyond."""
+    found, drawn = dict[str, ArmTime](), dict[str, float]()
+    for name, time in arms.items():
+        data, sampling = recipe.arms[name].data, time.parts.get("sampling", 0.0)
+        if data in ("offline", "online"):
+            found[name] = time
+            continue
+        before = drawn.get(data, 0.0)
+        found[name] = replace(time, parts={**time.parts, "sampling": max(0.0, sampling - before)})
+        drawn[data] = max(before, sampling)
+    return found
 
 
 def budget_for(
@@ -282,8 +298,9 @@ class _Clock:
 
     def reference(self, rows: int, responses: int) -> float:
         """One pass over all fixed rows, whose log-probabilities all arms and seeds share, see training/reference.py."""
-        learner, (layout, many) = self.recipe.placement.learner, rows_of(self.n, responses, rows)
-        flops = many * forward_flops(self.shape, layout, responses * self.n.response * len(layout.rows))
+        learner, n = self.recipe.placement.learner, self.n.of_data
+        layout, many = rows_of(n, responses, rows)
+        flops = many * forward_flops(self.shape, layout, responses * n.response * len(layout.rows))
         return self.products(flops, learner, learner.actors) + self.copies(LOAD_COPIES, learner)
 
     def reward_model(self, key: str) -> float:

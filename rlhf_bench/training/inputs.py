@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,9 @@ class _Survey:
 
 
 def lengths_of(recipe: Recipe, inputs: Inputs) -> Lengths:
-    return _lengths(recipe, inputs.train)
+    pairs = [*(inputs.pairs or ()), *inputs.held_out_pairs]
+    side = round(float(np.mean([len(ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]))) if pairs else None
+    return replace(_lengths(recipe, inputs.train), side=side)
 
 
 def _lengths(recipe: Recipe, train: Sequence[Prompt]) -> Lengths:

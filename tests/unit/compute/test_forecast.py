@@ -84,6 +84,16 @@ def test_what_all_prompts_begin_with_is_paid_once_in_a_micro_batch():
     assert saved > 0 and saved % 30 == 0
 
 
+def test_the_datas_own_responses_are_as_long_as_they_are():
+    r, n = recipe(), replace(N, side=3)
+    shorter = replace(N, response=3)
+    assert arm_forecast(r, r.arms["offline"], SHAPE, n) == arm_forecast(r, r.arms["offline"], SHAPE, shorter)
+    for sampled in ("on-policy", "online", "ppo"):
+        assert arm_forecast(r, r.arms[sampled], SHAPE, n) == arm_forecast(r, r.arms[sampled], SHAPE, N)
+    looks = [look_flops(r, SHAPE, x, [r.arms["offline"]]) for x in (shorter, n, N)]
+    assert looks[0] < looks[1] < looks[2]  # the policy's samples are at full length
+
+
 def test_on_policy_candidates_are_paid_with_the_update_that_learns_from_them():
     offline, drawn, samples = forecast("offline"), forecast("on-policy"), 16 * 6
     sampled = drawn.update.flops - offline.update.flops

@@ -58,11 +58,21 @@ def test_an_arm_of_fixed_pairs_neither_samples_nor_syncs():
     assert min(x for name, x in time(recipe()).arms["ppo"].parts.items() if name != "evaluation") > 0
 
 
+def test_samples_of_the_start_policy_are_drawn_by_the_first_arm_that_needs_them():
+    """The arm twice trains on each pair twice, so it draws for fewer prompts than the arm before it."""
+    both, alone = time(recipe()).arms, time(recipe({"twice": ARMS["twice"]})).arms["twice"]
+    assert both["on-policy"].parts["sampling"] > alone.parts["sampling"] > both["twice"].parts["sampling"] == 0
+    turned = time(recipe({name: ARMS[name] for name in ("twice", "on-policy")})).arms
+    drawn = sum(arm.parts["sampling"] for arm in turned.values())
+    assert turned["twice"].parts["sampling"] == alone.parts["sampling"]
+    assert drawn == pytest.approx(both["on-policy"].parts["sampling"])
+
+
 @pytest.mark.parametrize("name", ARMS)
 def test_ten_times_the_budget_trains_about_ten_times_as_long(name):
     """What the reward model costs is taken from both, and its making is not an arm's time."""
     one, ten = (
-        sum(time(recipe(limit=limit)).arms[name].parts[p] for p in ("sampling", "scoring", "learning"))
+        sum(time(recipe({name: ARMS[name]}, limit)).arms[name].parts[p] for p in ("sampling", "scoring", "learning"))
         for limit in (1e15, 1e16)
     )
     assert ten == pytest.approx(10 * one, rel=0.1)
