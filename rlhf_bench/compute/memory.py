@@ -169,9 +169,9 @@ def host_gib(
         if not place.gpus:
             shared = 0.0 if role == "scorer" else store
             tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
-            # In 16 bits they are there as the product gave them, in float32, and as probabilities.
-            each = FLOAT32 if BYTES[recipe.model.dtype] == FLOAT32 else 2 * FLOAT32 + BYTES[recipe.model.dtype]
-            logits = tokens * shape.vocabulary * each / 2**30 if role in ("learner", "evaluator") else 0.0
+            logits = tokens * shape.vocabulary * FLOAT32 / 2**30 if role in ("learner", "evaluator") else 0.0
+            if logits and BYTES[recipe.model.dtype] < FLOAT32:  # the head's product is taken in float32, of a copy
+                logits += shape.head_weights * FLOAT32 / 2**30
             found[role] = HOST_LIBRARIES_GIB[role] + resident[role] + shared + transient[role] + logits
     return found
 

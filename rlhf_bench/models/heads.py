@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_bench.core.types import Combine
-from rlhf_bench.models.cpu_kernels import faster_in_float32
 from rlhf_bench.models.lm_head import ChunkedLogprobs, ChunkedLoss, Head, LossOfRows
 from rlhf_bench.models.packing import MicroBatch
 
@@ -70,7 +69,9 @@ class TokenLogprobs(nn.Module):
         """Hidden states, and the head's weight, bias and cap, in the format that they are multiplied in."""
         head = self.lm.get_output_embeddings()
         weight, bias = head.weight, head.bias
-        if faster_in_float32(hidden):
+        # On a CPU also where bfloat16 is faster: a logit of 16 would be rounded to 1/16, and a response's log-probability by as much
+        # as a method moves it. On a GPU it is as the libraries have it.
+        if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
             hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         return hidden, weight, bias, getattr(self.lm.config, "final_logit_softcapping", None)
 
