@@ -37,7 +37,7 @@ PER_STEP, REWARD_PROMPTS = 16, 32
 RIGHT_OR_WRONG = ("exact", "number", "boxed", "ifeval")
 """Judges of files that know right from wrong; `overlap` only has a preferred answer."""
 SHORTER, FEWEST_PAIRS = 2, 16
-"""The forecast takes sampled responses at full length, and so finds room for fewer pairs than there is."""
+"""The forecast takes all responses at full length, and so finds room for fewer pairs than there is."""
 UPDATES = ((32, 12), (16, 12), (8, 12), (4, 3), (2, 2), (1, 1))
 """Rows of an update, and how many updates an arm should then have: few show little of how a method behaves."""
 
