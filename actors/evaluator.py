@@ -184,7 +184,7 @@ class EvaluatorActor(Traced, Heartbeat):
     def _load_policy(self, arrays: Mapping[str, np.ndarray]) -> None:
         own = dict(self.policy.lm.named_parameters())
         for name, array in arrays.items():
-            own[name].data.copy_(as_tensor(array))
+            own[name].detach().copy_(as_tensor(array))
 
     def _draw(
         self, prompts: Sequence[Prompt], temperature: float, seed: int, draws: Sequence[int | None]

@@ -311,11 +311,12 @@ def shared_flops(recipe: Recipe, shape: ModelShape, n: Lengths, weaker: bool) ->
 
 def look_flops(
     recipe: Recipe, shape: ModelShape, n: Lengths, arms: Collection[MethodSettings], reward: ModelShape | None = None,
-    gold: ModelShape | None = None,
+    gold: ModelShape | None = None, *, samples_alone: bool = False,
 ) -> float:  # fmt: skip
     """FLOPs of the forward passes, and of the gradients, of one evaluation: policy and reference on the samples of the main
     split, every reward model on all of these, held-out pairs with their probes, and pairs of the own kinds of `arms`: of the
-    evaluated one, or for the base policy of all. `gold`: the shape of a given gold reward model."""
+    evaluated one, or for the base policy of all. `gold`: the shape of a given gold reward model. `samples_alone`: without
+    pairs and gradients, as at another temperature."""
     evaluation, pairs = recipe.evaluation, recipe.data.held_out_pairs
     each = evaluation.samples_per_prompt
     compared, many = rows_of(n, each, min(evaluation.kl_prompts or evaluation.prompts, evaluation.prompts))
@@ -323,6 +324,8 @@ def look_flops(
     scored, many = rows_of(n, each, evaluation.prompts)
     for members in reward_models(recipe, shape, reward, gold).values():
         flops += many * sum(forward_flops(m, scored, each * len(scored.rows)) for m in members)
+    if samples_alone:
+        return flops
     own = {own_kind(arm).name for arm in arms} - {FIXED}
     fixed, others = (2 + PROBE_SETS, pairs), (2, pairs * len(own))
     # Each prompt once, see diagnostics/panel.py.

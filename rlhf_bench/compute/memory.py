@@ -121,10 +121,10 @@ def transient_gib(
         learning = max(learning, *(model.parameters * number for model in trained))
     if number < FLOAT32 and not learner.zero_stage:  # a step takes gradients in float32, when activations are gone
         learning = max(learning, *(model.trained * FLOAT32 for model in trained))
-    if (
-        shape.lora_rank and not learner.gpus
-    ):  # merged anew as they are sent, while the process still has what steps used
-        learning += shape.matmul_weights * number
+    if shape.lora_rank and not learner.gpus:
+        # Merged anew as they are sent, while the process still has what steps used; and as much again lies between the pieces of
+        # both before long, where neither fits (measured, docs/benchmarks.md).
+        learning += 2 * shape.matmul_weights * number
     sides = min(GRADIENT_TOKENS, 2 * recipe.evaluation.gradient_pairs * recipe.model.max_length)
     scoring = [one_layer(members[0]) for members in reward_models(recipe, shape, reward, gold).values()]
     looking = max(one_layer(shape), *scoring, kept(shape, sides) if sides else 0)
@@ -170,8 +170,8 @@ def host_gib(
             shared = 0.0 if role == "scorer" else store
             tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
             logits = tokens * shape.vocabulary * FLOAT32 / 2**30 if role in ("learner", "evaluator") else 0.0
-            if logits and BYTES[recipe.model.dtype] < FLOAT32:  # the head's product is taken in float32, of a copy
-                logits += shape.head_weights * FLOAT32 / 2**30
+            if logits and BYTES[recipe.model.dtype] < FLOAT32:  # policy's and reference's products are taken in float32, of copies
+                logits += 2 * shape.head_weights * FLOAT32 / 2**30
             found[role] = HOST_LIBRARIES_GIB[role] + resident[role] + shared + transient[role] + logits
     return found
 

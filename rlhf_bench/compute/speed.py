@@ -24,7 +24,7 @@ GPU_UTILISATION = 0.3
 SMALLEST, LARGEST, LONG_ENOUGH = 128, 1024, 0.01
 """Sides of the square matrices whose product is timed: they double until one product takes so many seconds. Without
 instructions for it, a CPU multiplies bfloat16 a hundred times slower than float32."""
-COPIED_BYTES, ROUNDS = 2**26, 5
+COPIED_BYTES, ROUNDS = 2**26, 15
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class TokenLogprobs(nn.Module):
     def __init__(self, causal_lm: nn.Module):
         super().__init__()
         self.lm = causal_lm
+        self._float32_head: tuple[tuple[int, int], Tensor] | None = None  # of a frozen one, and which weights it was made from
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0, loss_of: LossOfRows | None = None) -> Any:
         states = hidden_states(self.lm.base_model, batch)[batch.predictor]
@@ -72,8 +73,18 @@ class TokenLogprobs(nn.Module):
         # On a CPU also where bfloat16 is faster: a logit of 16 would be rounded to 1/16, and a response's log-probability by as much
         # as a method moves it. On a GPU it is as the libraries have it.
         if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
-            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
+            hidden, weight, bias = hidden.float(), self._in_float32(weight), None if bias is None else bias.float()
         return hidden, weight, bias, getattr(self.lm.config, "final_logit_softcapping", None)
+
+    def _in_float32(self, weight: Tensor) -> Tensor:
+        """A copy of the head's weight. That of a frozen head, as beside adapters, is kept: with a new one in every micro-batch the
+        allocator, which finds no hole for it among activations, takes more memory for each."""
+        if weight.requires_grad:
+            return weight.float()
+        made_from = (weight.data_ptr(), weight._version)
+        if self._float32_head is None or self._float32_head[0] != made_from:
+            self._float32_head = (made_from, weight.float())
+        return self._float32_head[1]
 
 
 class ResponseValues(nn.Module):

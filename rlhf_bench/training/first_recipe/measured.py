@@ -61,16 +61,20 @@ class Measured:
         return FixedData(max(1, self.pairs), self.labelled or None)
 
 
+_Rows = Sequence[tuple[int, Sequence[int]]]
+"""Tokens of a row's prompt and of each of its answers."""
+
+
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens of prompts by split; and of prompt and longest answer, of pairs, demonstrations and labelled completions. Rows that
-    cannot be encoded are not among them."""
+    """Tokens of prompts by split, and of pairs, demonstrations and labelled completions. Rows that cannot be encoded are not among
+    them."""
 
     prompts: Mapping[str, Sequence[int]]
-    demonstrations: Sequence[tuple[int, int]]
-    pairs: Sequence[tuple[int, int]]
-    held_out_pairs: Sequence[tuple[int, int]]
-    labelled: Sequence[tuple[int, int]]
+    demonstrations: _Rows
+    pairs: _Rows
+    held_out_pairs: _Rows
+    labelled: _Rows
     shared: int  # tokens that all training prompts begin with
 
 
@@ -87,7 +91,9 @@ def measured(
     counts = _counts(tokens, response, length, task)
     fitting = [n for found in tokens.prompts.values() for n in found if n + response <= length]
     widest = _up(max(max(fitting) + SAMPLES * response, length), 256)
-    lengths = Lengths(round(float(np.mean(fitting))), response, tokens.shared, widest)
+    sides = [answer for _, answers in (*tokens.pairs, *tokens.held_out_pairs) for answer in answers]
+    side = round(float(np.mean(sides))) if sides else None
+    lengths = Lengths(round(float(np.mean(fitting))), response, tokens.shared, widest, side)
     section = {
         "name_or_path": name,
         "max_length": length,
@@ -114,11 +120,11 @@ def _said(tokens: _Tokens, chat: bool, response: int, length: int, leaves_out: b
 
 
 def _tokens(task: Task, codec: Codec, has_demonstrations: bool) -> _Tokens:
-    def sides(rows: Sequence[tuple[Prompt, Sequence[str]]]) -> Iterator[tuple[int, int]]:
+    def sides(rows: Sequence[tuple[Prompt, Sequence[str]]]) -> Iterator[tuple[int, Sequence[int]]]:
         for prompt, texts in rows:
             try:
                 answers = [len(codec.answer(prompt, text).ids) for text in texts]
-                yield len(codec.prompt(prompt)), max(answers, default=0)
+                yield len(codec.prompt(prompt)), answers
             except Unusable:  # counted where the recipe's rows are encoded
                 continue
 
@@ -159,7 +165,7 @@ def _there(task: Task, what: str) -> int | None:
 
 
 def _answers(tokens: _Tokens) -> list[int]:
-    return [answer for _, answer in (*tokens.demonstrations, *tokens.pairs, *tokens.labelled)]
+    return [max(answers) for _, answers in (*tokens.demonstrations, *tokens.pairs, *tokens.labelled)]
 
 
 def _lengths(tokens: _Tokens, positions: int | None, leaves_out: bool) -> tuple[int, int]:
@@ -168,7 +174,7 @@ def _lengths(tokens: _Tokens, positions: int | None, leaves_out: bool) -> tuple[
     wanted = float(np.quantile(answers, 0.9)) if answers else WITHOUT_ANSWERS
     response = _up(int(min(max(wanted, RESPONSE_TOKENS[0]), RESPONSE_TOKENS[1])), 8)
     prompts = [n + response for found in tokens.prompts.values() for n in found]
-    rows = [n + max(answer, response) for n, answer in (*tokens.pairs, *tokens.held_out_pairs, *tokens.labelled)]
+    rows = [n + max(*answers, response) for n, answers in (*tokens.pairs, *tokens.held_out_pairs, *tokens.labelled)]
     if not prompts:
         raise BadInput("--data: no prompt can be encoded; run `rlhf-bench check` on a recipe of this data to see why")
     need = int(max(float(np.quantile(found, share, method="higher")) for found in (prompts, rows) if found))
@@ -181,10 +187,10 @@ def _lengths(tokens: _Tokens, positions: int | None, leaves_out: bool) -> tuple[
 def _counts(tokens: _Tokens, response: int, length: int, task: Task) -> dict[str, Any]:
     """Rows that fit, by kind."""
 
-    def fit(rows: Sequence[tuple[int, int]]) -> int:
-        return sum(n + max(answer, response) <= length for n, answer in rows)
+    def fit(rows: _Rows) -> int:
+        return sum(n + max(*answers, response) <= length for n, answers in rows)
 
-    prompts = {split: fit([(n, 0) for n in found]) for split, found in tokens.prompts.items()}
+    prompts = {split: fit([(n, (0,)) for n in found]) for split, found in tokens.prompts.items()}
     train, held_out = prompts.pop("train"), {split: count for split, count in prompts.items() if count}
     pairs, apart = fit(tokens.pairs), fit(tokens.held_out_pairs)
     if not apart:  # some of the pairs, whose prompts are then left out in training

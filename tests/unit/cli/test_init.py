@@ -10,7 +10,8 @@ from rlhf_bench.cli import main as cli
 from rlhf_bench.recipe import load_recipe, parse_recipe
 from rlhf_bench.training.cache import Cache
 from rlhf_bench.training.first_recipe.proposal import budget_of
-from rlhf_bench.training.inputs import prepare_inputs
+from rlhf_bench.training.first_recipe.task import measured_task
+from rlhf_bench.training.inputs import lengths_of, prepare_inputs
 from tests.support.given_models import write_weights
 
 SMALL = {
@@ -68,11 +69,24 @@ def test_of_many_pairs_those_are_used_that_the_budget_has_room_for(model, tmp_pa
     """The reference's log-probabilities of all of them are measured before an arm begins."""
     data = rows(tmp_path / "pairs.jsonl", *pairs(400))
     chosen = {}
-    for budget in ("5e7", "1e12"):
+    for budget in ("2e7", "1e12"):
         code, _, err = command(capsys, "init", f"{budget}.yaml", "--model", model, "--data", data, "--budget", budget)
         assert code == 0, err
         chosen[budget] = load_recipe(tmp_path / f"{budget}.yaml").data.off_policy_pairs
-    assert chosen["5e7"] < 100 < chosen["1e12"]
+    assert chosen["2e7"] < 100 < chosen["1e12"]
+
+
+def test_pairs_are_counted_at_their_own_length_as_check_counts_them(model, tmp_path, capsys):
+    """Room for a response is what nine of ten of the data's longest answers need."""
+    data = rows(tmp_path / "pairs.jsonl", *pairs(80), *(row | {"chosen": "1+" * 9 + "1"} for row in pairs(20)))
+    code, _, err = command(capsys, "init", "my.yaml", "--model", model, "--data", data, "--budget", "1e10")
+    assert code == 0, err
+    cache = Cache(tmp_path / "cache")
+    _, found = measured_task(data, None, {}, model, False, cache, print)
+    recipe = load_recipe(tmp_path / "my.yaml")
+    checked = lengths_of(recipe, prepare_inputs(recipe, cache))
+    assert found.lengths.side == pytest.approx(checked.side, rel=0.2)
+    assert found.lengths.side < found.lengths.response / 2 and found.lengths.response == checked.response
 
 
 def test_without_pairs_no_arm_needs_any(model, tmp_path, capsys):

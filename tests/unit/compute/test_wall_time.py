@@ -106,6 +106,15 @@ def test_looks_are_hidden_beside_long_training_and_waited_for_after_a_short_one(
     assert looks[1e17] < looks[1e12] <= all_three.parts["evaluation"]
 
 
+def test_a_base_policy_at_another_temperature_costs_a_part_of_the_first_look():
+    """It draws samples and measures KL; greedy responses, held-out pairs and their gradients are those of the first."""
+    once, twice, thrice = (
+        time(recipe(evaluation={"prompts": 8, "base_temperatures": others})).before["base evaluation"]
+        for others in ([], [0.3], [0.3, 0.6])
+    )
+    assert 0 < twice - once < once / 2 and thrice - twice == pytest.approx(twice - once)
+
+
 def test_trials_and_the_reward_model_are_counted_where_there_are_some():
     judged = {"ppo": ARMS["ppo"] | {"feedback": "judge"}}
     assert "reward model" in time(recipe()).before and "reward model" not in time(recipe(judged)).before

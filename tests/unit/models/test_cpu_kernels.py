@@ -296,18 +296,22 @@ def test_a_model_answers_as_the_same_model_in_float32_to_bfloat16s_precision(has
     assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.999
 
 
-def test_logits_are_not_rounded_to_bfloat16(has_instructions):
-    """Log-probabilities of about -100: one of bfloat16 would be off by a quarter."""
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logits_are_not_rounded_to_bfloat16_and_follow_the_weights(frozen, has_instructions):
+    """Log-probabilities of about -100: one of bfloat16 would be off by a quarter. A frozen head has a copy in float32, which is made
+    anew when other weights are loaded into it."""
     attention.register()
     sizes = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 32}
     config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, initializer_range=1.0)
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention.PACKED_ROWS, dtype=torch.bfloat16)
-    model, batch = TokenLogprobs(with_cpu_kernels(lm)), micro_batch(ROWS)
+    model, batch = TokenLogprobs(with_cpu_kernels(lm)).requires_grad_(not frozen), micro_batch(ROWS)
     states = 8 * torch.randn(len(batch.targets), 32).bfloat16()
-    exact = (states.double() @ lm.lm_head.weight.double().T).log_softmax(-1)
-    expected = exact.gather(1, batch.targets[:, None]).squeeze(1)
-    torch.testing.assert_close(model.of_states(states, batch).double(), expected, rtol=1e-5, atol=1e-4)
+    for weight in (lm.lm_head.weight.detach().clone(), torch.randn(16, 32).bfloat16()):
+        lm.lm_head.weight.detach().copy_(weight)
+        exact = (states.double() @ weight.double().T).log_softmax(-1)
+        expected = exact.gather(1, batch.targets[:, None]).squeeze(1)
+        torch.testing.assert_close(model.of_states(states, batch).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_float32_is_left_as_it_is(has_instructions):
