@@ -147,11 +147,9 @@ def _track_loads(tracker: Tracker, loads: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _closing_text(job: Job, summary: Summary, lacks: Sequence[str]) -> str:
-    from rlhf_bench.report import render_text_table
-    from rlhf_bench.report.notes import notes
-    from rlhf_bench.report.verdict import verdict
+    from rlhf_bench.report.terminal import closing_text
 
     trace = [f"profile: {job.trace} (open it at ui.perfetto.dev)"] if job.profile else []
     report = f"report: {job.spec.directory / 'report.html'}"
     ending = [f"MLflow lacks {lacks[0]}{f' (and {len(lacks) - 1} more)' if len(lacks) > 1 else ''}"] if lacks else []
-    return "\n".join([render_text_table(summary), "", verdict(summary), *notes(summary), "", *trace, report, *ending])
+    return "\n".join([closing_text(summary), "", *trace, report, *ending])

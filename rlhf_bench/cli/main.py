@@ -17,6 +17,7 @@ from rlhf_bench.cli.evaluate import evaluate
 from rlhf_bench.cli.export import export
 from rlhf_bench.cli.init import init
 from rlhf_bench.cli.judge import judge
+from rlhf_bench.cli.ls import ls
 from rlhf_bench.cli.manifest import manifest
 from rlhf_bench.cli.options import (
     say_problems,
@@ -25,6 +26,7 @@ from rlhf_bench.cli.options import (
 from rlhf_bench.cli.report import report
 from rlhf_bench.cli.run import run
 from rlhf_bench.cli.schema import schema
+from rlhf_bench.cli.show import show
 from rlhf_bench.cli.theory import theory
 from rlhf_bench.cli.track import track
 from rlhf_bench.cli.verify import verify
@@ -64,7 +66,7 @@ def everywhere(
     pass
 
 
-for command in (init, schema, run, check, manifest, report, evaluate, judge, verify, export, track, cache):
+for command in (init, schema, run, check, manifest, ls, show, report, evaluate, judge, verify, export, track, cache):
     app.command()(command)
 app.add_typer(theory, name="theory")
 

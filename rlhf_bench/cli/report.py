@@ -20,14 +20,15 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Render report.html and summary.json again from the recorded files, for example after an upgrade.
+    """Render report.html and summary.json again from the recorded files, for example after an upgrade, and print the verdict.
 
     Example: rlhf-bench report outputs/data_scenarios --page docs/results/data_scenarios.md
     """
-    from rlhf_bench.report import render_text_table, write_report
+    from rlhf_bench.report import write_report
     from rlhf_bench.report.archive import archive
     from rlhf_bench.report.docs_page import write_page
     from rlhf_bench.report.series import series_labels, write_series
+    from rlhf_bench.report.terminal import closing_text
 
     if page is not None:
         kept = page.parent / "data" / page.stem
@@ -40,5 +41,5 @@ def report(
     if labels:
         table = write_series(directory, labels)
     else:
-        table = f"{render_text_table(write_report(directory))}\nreport: {(directory / 'report.html').resolve()}"
+        table = f"{closing_text(write_report(directory))}\n\nreport: {(directory / 'report.html').resolve()}"
     write_line(summary_as_json(directory.resolve(), labels or []) if as_json else table)

@@ -170,7 +170,9 @@ def host_gib(
             shared = 0.0 if role == "scorer" else store
             tokens = min(tokens_in_chunk(shape.vocabulary), largest or recipe.compute.tokens_per_micro_batch)
             logits = tokens * shape.vocabulary * FLOAT32 / 2**30 if role in ("learner", "evaluator") else 0.0
-            if logits and BYTES[recipe.model.dtype] < FLOAT32:  # policy's and reference's products are taken in float32, of copies
+            if (
+                logits and BYTES[recipe.model.dtype] < FLOAT32
+            ):  # policy's and reference's products are taken in float32, of copies
                 logits += 2 * shape.head_weights * FLOAT32 / 2**30
             found[role] = HOST_LIBRARIES_GIB[role] + resident[role] + shared + transient[role] + logits
     return found

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from rlhf_bench.core.errors import BadInput
@@ -68,6 +69,21 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
         with suppress(OSError):  # what it says is of no effect from now on
             path.write_text("", encoding="utf-8")
         lock.release()
+
+
+def owner_at_work(directory: Path) -> Owner | None:
+    """Who holds DIR, as far as can be told without touching its lock: the one who last took it, if that process is still there.
+    One on another host is believed."""
+    owner = _owner(directory / LOCK)
+    if owner is None or owner.host != platform.node():
+        return owner
+    try:
+        began = psutil.Process(owner.process).create_time()
+        return (
+            owner if began <= datetime.fromisoformat(owner.since).timestamp() + 1 else None
+        )  # or another took its number
+    except (psutil.Error, ValueError):
+        return None
 
 
 def _claim(path: Path, say: Callable[[str], None]) -> None:

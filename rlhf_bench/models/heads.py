@@ -40,7 +40,9 @@ class TokenLogprobs(nn.Module):
     def __init__(self, causal_lm: nn.Module):
         super().__init__()
         self.lm = causal_lm
-        self._float32_head: tuple[tuple[int, int], Tensor] | None = None  # of a frozen one, and which weights it was made from
+        self._float32_head: tuple[tuple[int, int], Tensor] | None = (
+            None  # of a frozen one, and which weights it was made from
+        )
 
     def forward(self, batch: MicroBatch, temperature: float = 1.0, loss_of: LossOfRows | None = None) -> Any:
         states = hidden_states(self.lm.base_model, batch)[batch.predictor]

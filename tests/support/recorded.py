@@ -13,7 +13,7 @@ SPLIT = "in_distribution"
 LIMIT = 1e12
 
 
-def record(directory, arms, base, at_temperature, **recipe):
+def record(directory, arms, base, at_temperature, /, **recipe):
     """`arms`: name -> (sampled, greedy), each [seeds, prompts]; `base`: (sampled, greedy), each [prompts]; `at_temperature`:
     temperature -> the same of the base policy. Seeds count from 1. Returns the directory."""
     metrics, scores, results = [], [], {}
