@@ -38,8 +38,9 @@ def evaluate(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="this seed (repeatable)", show_default="all seeds")] = None,
 ) -> None:
-    """Measure finished policies and the base policy on outside benchmarks, by lm-eval (python -m pip install --editable
-    '.[benchmarks]').
+    r"""Measure finished policies and the base policy on outside benchmarks, by lm-eval.
+
+    It needs an extra: python -m pip install --editable '.\[benchmarks]'.
 
     The numbers go to benchmarks.json, summary.json, the report and MLflow, with intervals over seeds and prompts. What was measured
     before, of the same weights on the same prompts, is not measured again: a command that was cut short goes on where it was.

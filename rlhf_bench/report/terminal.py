@@ -45,5 +45,5 @@ def score_plot(summary: Summary) -> list[str]:
             row[place(summary.base.score)] = BASE_LINE
         row[place(arm.mean)] = MEAN
         lines.append(f"{arm.name:<{names}}  {''.join(row)}  {arm.mean:.3f}")
-    left, right = f"{low:.3f}", f"{high:.3f}"
-    return [*lines, f"{'':<{names}}  {left}{right:>{WIDTH - len(left)}}"]
+    first, last = f"{low:.3f}", f"{high:.3f}"
+    return [*lines, f"{'':<{names}}  {first}{last:>{WIDTH - len(first)}}"]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from jsonschema import Draft202012Validator
 from transformers import PreTrainedTokenizerFast
@@ -40,6 +41,21 @@ def main(monkeypatch, *arguments):
 def test_the_version_is_the_packages(monkeypatch, capsys):
     assert main(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"rlhf-bench {rlhf_bench.__version__}\n"
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(cli.app).commands))
+def test_help_shows_all_that_a_command_says_of_itself(command, monkeypatch, capsys):
+    """Words in brackets are no style of the text's: `.[benchmarks]` was shown as `.`."""
+
+    def without_layout(text):
+        return re.sub(r"[^\w.\[\]]", "", text)
+
+    found = typer.main.get_command(cli.app).commands[command]
+    assert main(monkeypatch, command, "--help") == 0
+    shown = without_layout(capsys.readouterr().out)
+    of_options = re.findall(r"\S*\[\S+", " ".join(option.help or "" for option in found.params))
+    for said in (found.help, *of_options):
+        assert without_layout(said.replace("\\[", "[")) in shown
 
 
 # init
