@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -182,16 +183,32 @@ def test_a_directory_may_go_on_with_what_changes_no_number_in_it(more, tmp_path)
     open_directory(tmp_path / "out", parse_recipe(SMALL | more), "data")
 
 
-@pytest.mark.parametrize(("more", "key"), [
-    ({"compute": {"limit": 2e9}}, "compute"), ({"tuning": TRIALS}, "tuning"), ({"evaluation": {"gradient_pairs": 3}}, "evaluation"),
-    ({"arms": {"a": {"method": "dpo", "beta": 0.3}}}, r"arms\.a"),
+@pytest.mark.parametrize(("more", "lines"), [
+    ({"compute": {"limit": 2e9}}, ["compute.limit is 1000000000.0 there, and 2000000000.0 here"]),
+    ({"tuning": TRIALS}, ["tuning is null there, and {.*… here"]),
+    ({"evaluation": {"gradient_pairs": 3, "prompts": 5}}, ["evaluation.prompts is .* there, and 5 here", "evaluation.gradient_pairs is .*, and 3 here"]),
+    ({"arms": {"a": {"method": "dpo", "beta": 0.3}}}, ["arms.a.beta is 0.1 there, and 0.3 here"]),
+    ({"arms": {"a": {"method": "ipo"}}}, ["arms.a.method is \"dpo\" there, and \"ipo\" here", ".*"]),
 ])  # fmt: skip
-def test_a_directory_of_another_recipe_is_refused_by_the_key_that_differs(more, key, tmp_path):
+def test_a_directory_of_another_recipe_is_refused_by_every_key_that_differs_with_both_values(more, lines, tmp_path):
     open_directory(tmp_path / "out", parse_recipe(SMALL), "data")
-    with pytest.raises(
-        BadInput, match=rf"^--output .*out: holds a comparison whose {key} differs .*choose another directory$"
-    ):
+    with pytest.raises(BadInput) as refused:
         open_directory(tmp_path / "out", parse_recipe(SMALL | more), "data")
+    told = list(refused.value.problems)
+    assert len(told) >= len(lines) and told[-1].endswith("; give it the recorded values, or choose another directory")
+    start = f"--output {tmp_path / 'out'}: holds a comparison of another recipe: "
+    assert all(line.startswith(start) for line in told)
+    for line in lines:
+        assert any(re.match(line, one.removeprefix(start)) for one in told), (line, told)
+
+
+def test_of_very_many_keys_that_differ_ten_are_named(tmp_path):
+    arms = {f"arm-{n}": {"method": "dpo", "beta": 0.1} for n in range(30)}
+    open_directory(tmp_path / "out", parse_recipe(SMALL | {"arms": arms}), "data")
+    others = {name: arm | {"beta": 0.2} for name, arm in arms.items()}
+    with pytest.raises(BadInput) as refused:
+        open_directory(tmp_path / "out", parse_recipe(SMALL | {"arms": others}), "data")
+    assert len(refused.value.problems) == 11 and "20 more keys differ" in refused.value.problems[-1]
 
 
 def test_a_directory_of_other_data_is_refused_and_stays_as_it_was(tmp_path):
