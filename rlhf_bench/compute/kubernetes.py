@@ -78,21 +78,16 @@ class WorkerGroup:
 
 
 def worker_groups(placement: Placement, scorer: bool, gpus_per_node: int, fleets: int = 1) -> list[WorkerGroup]:
-    """A group for every role that is pinned, or one for all roles that are colocated, for so many fleets.
+    """A group for every role, or one for all roles that are colocated, for so many fleets.
 
     Actors with GPUs share as few pods as nodes of `gpus_per_node` allow, evenly: within a pod NCCL goes from GPU to GPU.
-    Actors without have a pod each, which fits in anywhere. Raises BadInput where roles are neither pinned nor colocated.
+    Actors without have a pod each, which fits in anywhere.
     """
     roles = placement.roles(scorer)
     if placement.colocated:  # as rlhf_bench.compute.resources has it
         count = fleets * max(r.actors for r in roles.values())
         cpus, gpus = max(r.cpus for r in roles.values()), max(r.gpus for r in roles.values())
         return [_group("", count, cpus, gpus, sum(r.memory_gib for r in roles.values()), gpus_per_node)]
-    if not placement.pinned:
-        raise BadInput(
-            "placement.pinned: false leaves it open which role goes to which worker group; set placement.pinned=true, "
-            "or placement.colocated=true for one group with all roles"
-        )
     return [_group(name, fleets * r.actors, r.cpus, r.gpus, r.memory_gib, gpus_per_node) for name, r in roles.items()]
 
 
@@ -111,8 +106,10 @@ def rayjob(
     data: Mapping[str, Any], recipes: Sequence[Recipe], image: str, gpus_per_node: int = 8, paths: Paths = Paths()
 ) -> Document:
     """The RayJob. `data`: the recipe as plain data, extended and overridden; `recipes`: the comparisons it asks for, more
-    than one for a series. Raises BadInput where it cannot run as one."""
+    than one for a series. Roles that are not colocated are pinned, each to its group. Raises BadInput where it cannot run as one."""
     recipe = recipes[0]
+    if not recipe.placement.colocated:
+        data = {**data, "placement": {**(data.get("placement") or {}), "pinned": True}}
     if any(other.placement != recipe.placement for other in recipes):
         raise BadInput(
             "vary: a job has one cluster, and this series varies the placement; render one job for each value"
