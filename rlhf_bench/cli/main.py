@@ -13,6 +13,7 @@ import typer
 from rlhf_bench import __version__
 from rlhf_bench.cli.cache import cache
 from rlhf_bench.cli.check import check
+from rlhf_bench.cli.compare import compare
 from rlhf_bench.cli.evaluate import evaluate
 from rlhf_bench.cli.export import export
 from rlhf_bench.cli.init import init
@@ -66,7 +67,23 @@ def everywhere(
     pass
 
 
-for command in (init, schema, run, check, manifest, ls, show, report, evaluate, judge, verify, export, track, cache):
+for command in (
+    init,
+    schema,
+    run,
+    check,
+    manifest,
+    ls,
+    show,
+    compare,
+    report,
+    evaluate,
+    judge,
+    verify,
+    export,
+    track,
+    cache,
+):
     app.command()(command)
 app.add_typer(theory, name="theory")
 

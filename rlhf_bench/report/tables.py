@@ -44,9 +44,7 @@ def comparison_table(summary: Summary) -> list[Row]:
     """One row per arm, best mean score first, arms without a finished seed last. The base policy's rows end it: as arms begin
     with it, and at other temperatures, which show what sharpness alone gives."""
     ranked = sorted(summary.arms, key=lambda arm: -math.inf if math.isnan(arm.mean) else arm.mean, reverse=True)
-    return [_arm_row(arm, summary) for arm in ranked] + [
-        _base_row(b, summary) for b in (summary.base, *summary.base_at)
-    ]
+    return [arm_row(arm, summary) for arm in ranked] + [_base_row(b, summary) for b in (summary.base, *summary.base_at)]
 
 
 def text_table(rows: Sequence[Row], title: str, left: Collection[str]) -> list[str]:
@@ -142,7 +140,7 @@ def _improvement_cell(comparison: PairedComparison) -> str:
     return estimate_cell(found.probability, found.interval, 2) if found else ABSENT
 
 
-def _arm_row(arm: ArmResult, summary: Summary) -> Row:
+def arm_row(arm: ArmResult, summary: Summary) -> Row:
     return {
         "Arm": arm.name,
         "Method": arm.method,
@@ -172,7 +170,7 @@ def _base_row(base: BaseResult, summary: Summary) -> Row:
     }
     if summary.best_of:
         own[f"Best of {summary.best_of}"] = decimal(base.best_of_score)
-    return {heading: own.get(heading, "") for heading in _arm_row(_NO_ARM, summary)}
+    return {heading: own.get(heading, "") for heading in arm_row(_NO_ARM, summary)}
 
 
 _NAN = float("nan")

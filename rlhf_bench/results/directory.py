@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlhf_bench.core.differing import differing
 from rlhf_bench.core.errors import BadInput
 from rlhf_bench.core.files import clear_aside, make_private, write_text
 from rlhf_bench.core.given import Given
@@ -121,39 +122,20 @@ def _check_recipe(directory: Path, new: Mapping[str, Any]) -> None:
     old = read_yaml(text)
     if not isinstance(old, dict) or not isinstance(old.get("arms"), dict):
         raise ValueError(f"its {RECIPE} is no recipe")
-    differing = [line for k in sorted(new) if k not in MAY_DIFFER for line in _differing(k, old.get(k), new[k])]
+    found = [one for key in sorted(new) if key not in MAY_DIFFER for one in differing(old.get(key), new[key], key)]
     for arm in new["arms"]:
         if arm in old["arms"]:
-            differing += _differing(f"arms.{arm}", old["arms"][arm], new["arms"][arm])
-    if differing:
-        shown = differing[:MOST_DIFFERING]
-        if len(differing) > len(shown):
-            shown.append(f"{len(differing) - len(shown)} more keys differ")
+            found += differing(old["arms"][arm], new["arms"][arm], f"arms.{arm}")
+    if found:
+        shown = [f"{one.key} is {one.one} there, and {one.other} here" for one in found[:MOST_DIFFERING]]
+        if len(found) > len(shown):
+            shown.append(f"{len(found) - len(shown)} more keys differ")
         *others, last = (f"--output {directory}: holds a comparison of another recipe: {line}" for line in shown)
         raise BadInput(*others, f"{last}; give it the recorded values, or choose another directory")
 
 
 MOST_DIFFERING = 10
 """Keys that are named where a recipe is not the recorded one."""
-
-
-def _differing(key: str, old: Any, new: Any) -> Iterator[str]:
-    """Every key below `key` whose value is another one, with both."""
-    if old == new:
-        return
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys((*new, *old)):
-            yield from _differing(f"{key}.{name}", old.get(name), new.get(name))
-        return
-    yield f"{key} is {_shown(old)} there, and {_shown(new)} here"
-
-
-def _shown(value: Any) -> str:
-    written = json.dumps(value, ensure_ascii=False, default=str)
-    return written if len(written) <= LONGEST_SHOWN else f"{written[: LONGEST_SHOWN - 1]}…"
-
-
-LONGEST_SHOWN = 80
 
 
 END_OF_RECIPE = "\n...\n"
