@@ -46,7 +46,7 @@ def all_plots(recorded: RecordedComparison, summary: Summary) -> list[Plot]:
     with style():
         own = figures.draw(recorded, summary)
         further = [plot for section in sections(recorded, summary) for plot in section.draw()]
-    return [*own.comparison, *own.training, own.compute, own.time, *further]
+    return [own.final, *own.comparison, *own.training, own.compute, own.time, *further]
 
 
 def _texts(recorded: RecordedComparison, summary: Summary) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from rlhf_bench.core.files import number_or_nan, write_text
 from rlhf_bench.core.text import in_codes
 from rlhf_bench.report import tables
+from rlhf_bench.report.answer import answer
 from rlhf_bench.report.format import ABSENT, decimal, duration, each, quantity, visible
 from rlhf_bench.report.notes import notes
 from rlhf_bench.report.plots import overview as figures
@@ -103,6 +104,7 @@ def render_page(recorded: RecordedComparison, summary: Summary, property_plots: 
         absent=ABSENT,
         name=summary.name,
         verdict=verdict(summary),
+        answer=answer(summary),
         notes=notes(summary),
         budget=quantity(summary.limit, summary.unit),
         description=str(recorded.recipe.get("description") or ""),

@@ -50,6 +50,7 @@ TRAINING_BINS = 20
 class Plots:
     """The comparison's plots, in the page's order."""
 
+    final: Plot
     comparison: tuple[Plot, ...]
     training: tuple[Plot, ...]
     compute: Plot
@@ -60,6 +61,7 @@ def draw(recorded: RecordedComparison, summary: Summary) -> Plots:
     """Draw every plot of the comparison, within `style()`; a sweep's copies of an arm are left out."""
     summary = plotted(recorded, summary)
     return Plots(
+        final=final_scores(summary),
         comparison=(
             score_against_compute(recorded, summary),
             *([greedy_against_compute(recorded, summary)] if was_recorded(recorded, GREEDY_SCORE) else []),
@@ -82,6 +84,39 @@ def draw(recorded: RecordedComparison, summary: Summary) -> Plots:
         compute=compute_by_phase(recorded, summary),
         time=time_by_activity(recorded, summary),
     )  # fmt: skip
+
+
+def final_scores(summary: Summary) -> Plot:
+    """Every arm's mean score at the end with its 95% interval, and every seed's, best mean first."""
+    ranked = sorted(((a, look) for a, look in styled(summary) if a.finished), key=lambda one: -one[0].mean)
+    figure, axes = new_figure(height=1.0 + 0.42 * len(ranked))
+    for place, (arm, look) in enumerate(ranked):
+        for seed in arm.finished:
+            axes.plot(
+                [seed.score],
+                [place],
+                "|",
+                color=look["color"],
+                markersize=9,
+                alpha=0.6,
+                label=named(arm.name, seed.seed),
+            )
+        mean, ends = arm.mean, arm.interval
+        axes.errorbar(
+            [mean], [place], xerr=None if ends is None else np.clip([[mean - ends.low], [ends.high - mean]], 0, None), fmt=look["marker"],
+            color=look["color"], markersize=7, label=named(arm.name),
+        )  # fmt: skip
+    axes.axvline(summary.base.score, color=INK, linestyle="--", linewidth=1.2, label=named(BASE))
+    axes.set_yticks(range(len(ranked)), [arm.name for arm, _ in ranked])
+    axes.set_ylim(max(len(ranked), 1) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    label(axes, "held-out score at the end", "")
+    return Plot(
+        "Final scores",
+        "Mean over seeds with its 95% interval; small strokes are single seeds, the dashed line is the base policy.",
+        drawn(figure, "final-scores") if ranked else None,
+        "" if ranked else "No arm has finished a seed.",
+    )
 
 
 def score_against_compute(recorded: RecordedComparison, summary: Summary) -> Plot:

@@ -17,7 +17,7 @@ from rlhf_bench.report.docs_page import write_page
 from rlhf_bench.report.format import duration, quantity, visible
 from rlhf_bench.report.notes import notes
 from rlhf_bench.report.page import data_passes, run_details
-from rlhf_bench.report.plots.overview import compute_by_phase, time_by_activity
+from rlhf_bench.report.plots.overview import compute_by_phase, final_scores, time_by_activity
 from rlhf_bench.report.plots.style import style
 from rlhf_bench.report.tables import ledger_table, without_empty
 from rlhf_bench.results.reader import read_recorded
@@ -295,12 +295,44 @@ def test_many_responses_that_were_cut_off_are_named(directory):
     )
 
 
-def test_table_and_plots_come_first(page):
-    places = [
-        page.index(mark) for mark in ('aria-label="Comparison of the arms"', '<h2 id="plots">', '<h2 id="claims">')
-    ]
+def test_the_answer_comes_first_then_the_table_then_where_to_look(page):
+    marks = (
+        '<dl class="facts">', 'class="verdict"', "final-scores", 'aria-label="Comparison of the arms"', 'href="#plots"',
+        'href="#claims"', '<h2 id="plots">', '<h2 id="claims">',
+    )  # fmt: skip
+    places = [page.index(mark) for mark in marks]
     assert places == sorted(places)
-    assert page.index('href="#plots"') < page.index('href="#claims"') < places[0]
+
+
+def facts_of(page):
+    """Name -> (value, what is said about it)."""
+    found = re.findall(r"<dt>([^<]*)</dt><dd><strong>([^<]*)</strong><span class=\"how\">([^<]*)</span>", page)
+    return {name: (value, about) for name, value, about in found}
+
+
+def test_the_answers_facts_are_those_of_the_table_and_the_verdict(page, summary):
+    facts = facts_of(page)
+    assert facts["Highest mean score"] == ("ppo", "0.800 [0.552, 1.000] on held-out prompts")
+    value, about = facts["Lead settled over"]
+    settled = [one.against for one in summary.standing.over if one.above]
+    assert (value, about) == (settled[0] if settled else "nobody yet", about) and "seed" in about
+    value, about = facts["Gain over the base policy"]
+    assert value == "+0.300" and about.startswith("the base policy has 0.500; ")
+    assert facts["The same, most likely tokens"][0] == "–"  # not recorded
+    assert facts["Budget per seed"] == ("1 TFLOP", "arms spent 95% of it")
+
+
+def test_final_scores_are_drawn_with_interval_and_seeds_best_first(summary):
+    with style():
+        found = final_scores(summary)
+    points = {(p.series, p.seed): p for p in found.drawing.points}
+    leader = next(arm for arm in summary.arms if arm.name == "ppo")
+    mean = points["ppo", ""]
+    assert (mean.x, mean.y) == (pytest.approx(0.8), 0)
+    assert (mean.x_low, mean.x_high) == pytest.approx((leader.interval.low, leader.interval.high))
+    assert [points["ppo", str(seed)].x for seed in range(3)] == [0.7, 0.8, 0.9]
+    assert points["dpo", ""].y > points["single", ""].y > 0 and ("broken", "") not in points
+    assert points["base", ""].x == summary.base.score
 
 
 def test_generated_text_is_escaped_and_its_control_characters_are_visible(page):
