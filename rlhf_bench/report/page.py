@@ -68,18 +68,21 @@ def draw_properties(recorded: RecordedComparison, summary: Summary) -> Propertie
 
 def sections(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     """What the page says beyond the comparison itself, in its order."""
-    return (*properties(recorded, summary), *_further(recorded, summary))
+    return (*_evidence(summary), *properties(recorded, summary), *_further(recorded, summary))
+
+
+def _evidence(summary: Summary) -> tuple[Section, ...]:
+    """What others than the recipe's judge say of the policies."""
+    return (*judged_sections(summary), *benchmarks(summary))
 
 
 def _further(recorded: RecordedComparison, summary: Summary) -> tuple[Section, ...]:
     return (
-        *judged_sections(summary),
         field_section(recorded, summary),
         ranking(recorded, summary),
         *reward_models(recorded, summary),
         displacement(recorded, summary),
         sensitivity(recorded, summary),
-        *benchmarks(summary),
     )
 
 
@@ -115,7 +118,8 @@ def render_page(recorded: RecordedComparison, summary: Summary, property_plots: 
         equal_kl=tables.equal_kl_table(summary),
         equal_kl_at=summary.equal_kl,
         stability=tables.stability_table(summary),
-        sections=[*zip(by_property, property_plots(), strict=True), *further],
+        evidence=[(section, section.draw()) for section in _evidence(summary)],
+        diagnostics=[*zip(by_property, property_plots(), strict=True), *further],
         matrix=pairwise(recorded, summary),
         undrawn=len(summary.arms) - len(plotted(recorded, summary).arms),
         plots=plots,

@@ -63,3 +63,25 @@ def test_light_and_dark_follow_the_readers_screen(chromium, address):
         found[scheme] = [sum(page.evaluate(read.format(key))) for key in ("backgroundColor", "color")]
         page.close()
     assert found["light"][0] > found["light"][1] and found["dark"][0] < found["dark"][1]
+
+
+def test_every_link_of_the_contents_shows_what_it_names(chromium, address):
+    """Diagnostics are folded: a link opens its part."""
+    page = chromium.new_page()
+    page.goto(address)
+    for link in [one.get_attribute("href") for one in page.query_selector_all("nav a")]:
+        page.goto(address)
+        page.click(f'nav a[href="{link}"]')
+        assert page.query_selector(link).is_visible(), link
+        page.wait_for_function("e => e.getBoundingClientRect().top < innerHeight", arg=page.query_selector(link))
+    page.close()
+
+
+def test_on_paper_nothing_is_folded(chromium, address):
+    page = chromium.new_page()
+    page.goto(address)
+    seen = "document.querySelector('#training').checkVisibility()"
+    assert not page.evaluate(seen)
+    page.emulate_media(media="print")
+    assert page.evaluate(seen)
+    page.close()
