@@ -48,8 +48,9 @@ def _set_back_twice(told: Told, server: Server, tried: Attempts, expected: dict[
     with paused(tried.mark):
         server.set_back(copy)
     done = tried.end()
-    fine = done.code == 0 and _lacks(tried.directory) == [] and _stands(server.address, "chaos") == expected
-    said = f"{done.code}: {_lacks(tried.directory)} {done.errors}"
+    differing = _differing(_stands(server.address, "chaos"), expected)
+    fine = done.code == 0 and _lacks(tried.directory) == [] and not differing
+    said = f"{done.code}: {_lacks(tried.directory)} {differing} {done.errors}"
     told.tell("MLflow set back in the middle of a run", "has all of it", fine and in_the_middle, said)
     told.tell("MLflow set back when the arm has ended", "has all of it", fine, said)
 
@@ -65,8 +66,10 @@ def _set_back_after(told: Told, server: Server, tried: Attempts, expected: dict[
     server.set_back(copy)
     command = [sys.executable, "-m", "rlhf_bench", "track", str(tried.directory)]
     sent = subprocess.run(command, cwd=ROOT, env=tried.environment, capture_output=True, text=True, timeout=300)
-    fine = sent.returncode == 0 and _lacks(tried.directory) == [] and _stands(server.address, "away") == expected
-    told.tell("MLflow set back after the run", "track sends what it lacks", fine, sent.stdout + sent.stderr)
+    differing = _differing(_stands(server.address, "away"), expected)
+    fine = sent.returncode == 0 and _lacks(tried.directory) == [] and not differing
+    said = f"{differing} {sent.stdout}{sent.stderr}"
+    told.tell("MLflow set back after the run", "track sends what it lacks", fine, said)
 
 
 def _begin(tried: Attempts, server: Server, *overrides: str) -> Path:
@@ -94,3 +97,14 @@ def _stands(uri: str, experiment: str) -> dict[str, Any]:
     (run,) = (run for title, run in runs(uri, experiment).items() if title != "comparison")
     names = [name for name in run.data.metrics if "seconds" not in name]
     return {name: sorted(history(uri, run, name)) for name in names}
+
+
+def _differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Metrics that are not the same, with the points that only one side has."""
+    names = sorted(found.keys() | expected.keys())
+    apart = {name: (set(found.get(name, [])) ^ set(expected.get(name, []))) for name in names}
+    return [
+        f"{name}: {sorted(points)[:4]}"
+        for name, points in apart.items()
+        if points or (name in found) != (name in expected)
+    ]

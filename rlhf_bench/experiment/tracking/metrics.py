@@ -8,6 +8,7 @@ under `by_budget_permille/` thousandths of the budget, under `by_tokens/` respon
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,11 @@ def evaluation_metrics(point: EvalPoint, evaluation: Evaluation) -> Steps:
 
 
 def scored_metrics(point: EvalPoint, numbers: Mapping[str, float], scores: Sequence[tuple[str, str, float]]) -> Steps:
-    """Of an evaluation by its numbers that are of no split, and its scores: name, split and value of each."""
+    """Of an evaluation by its numbers that are of no split, and its scores: name, split and value of each. What has no value, such as
+    a correlation with lengths that are all equal, is null in the tables and left out here: so what is sent again from the tables
+    is what was sent at first."""
+    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    scores = [one for one in scores if math.isfinite(one[2])]
     at = {"mark": point.mark, "fraction": point.fraction}
     named = {mlflow_name(name, EVALUATION, split): value for name, split, value in scores}
     yield point.update, named | _named({**numbers, **at}, EVALUATION)

@@ -21,6 +21,7 @@ from rlhf_bench.experiment.tracking.metrics import (
     datasets,
     evaluation_metrics,
     finished_policies,
+    scored_metrics,
     update_metrics,
     used_by,
 )
@@ -45,6 +46,15 @@ SPENT = Cost(flops=4.0, generated_tokens=30, trained_tokens=12, scored_tokens=5)
 def summary():
     """Of a recorded comparison: 3 seeds of several arms."""
     return summarize(read_recorded(ROOT / "docs" / "results" / "data" / "verse"))
+
+
+def test_what_an_evaluation_has_no_value_for_is_left_out_as_the_tables_leave_it_out():
+    """A correlation with lengths that are all equal. It was counted as trouble, once: not where it was sent again from the tables."""
+    point = EvalPoint(0.5, 3, SPENT, 0.5, 1.0)
+    numbers = {"kl": 1.0, "reward_model/length_correlation": math.nan}
+    points = list(scored_metrics(point, numbers, [("score", "in_distribution", 0.25), ("score", "unseen", math.nan)]))
+    assert points == list(scored_metrics(point, {"kl": 1.0}, [("score", "in_distribution", 0.25)]))
+    assert all(math.isfinite(value) for _, metrics in points for value in metrics.values())
 
 
 def test_an_update_stands_at_its_number_and_what_is_compared_also_at_compute_and_tokens():
