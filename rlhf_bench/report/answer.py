@@ -23,7 +23,7 @@ class Fact:
 
 
 def answer(summary: Summary) -> list[Fact]:
-    """None where no arm has finished a seed."""
+    """Empty where no arm has finished a seed."""
     return list(_facts(summary)) if summary.standing.leader is not None else []
 
 
